@@ -1,0 +1,88 @@
+//! One anonymous, page-aligned, zeroed mapping, shared by the threads and devices that were told of it.
+
+use std::sync::Arc;
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+use crate::error::{Error, Result};
+
+/// A fixed block of memory whose address never changes while it lives.
+///
+/// Nothing in here hands out references: callers copy in, copy out, or take a raw pointer and argue for themselves
+/// who else may touch the bytes at that moment.
+#[derive(Debug)]
+pub struct Arena {
+    map: MmapRaw,
+}
+
+impl Arena {
+    /// Maps `bytes` zeroed bytes (at least one page), on huge pages where the system gives them.
+    pub fn new(bytes: usize) -> Result<Arc<Arena>> {
+        let bytes = bytes.max(4096);
+        let map = MmapOptions::new()
+            .len(bytes)
+            .map_anon()
+            .map_err(|e| Error::io("mmap", format!("{bytes} bytes"), e))?;
+        let map = MmapRaw::from(map);
+        // Only a hint: anonymous memory on huge pages reads about a third faster; without them all still works.
+        let _ = map.advise(Advice::HugePage);
+        Ok(Arc::new(Arena { map }))
+    }
+
+    /// Size in bytes.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// The address of `length` bytes at `offset`, valid while `self` lives.
+    ///
+    /// # Panics
+    /// When the range does not lie inside: an offset from a peer is checked before it gets here.
+    pub fn at(&self, offset: usize, length: usize) -> *mut u8 {
+        assert!(
+            offset.checked_add(length).is_some_and(|end| end <= self.len()),
+            "arena of {} bytes: {length} bytes at {offset} lie outside",
+            self.len()
+        );
+        // SAFETY: the assertion keeps `offset` within the mapping, so the result is inside the same allocation.
+        unsafe { self.map.as_mut_ptr().add(offset) }
+    }
+
+    /// Copies `into.len()` bytes from `offset` out. The bytes may be changing under us (a peer may write them): what
+    /// comes out is then some mixture, never an index that was validated before it changed.
+    pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        let from = self.at(offset, into.len());
+        // SAFETY: `at` proved the source range; `into` is a distinct exclusive slice, so they cannot overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Copies `bytes` to `offset`. The caller owns that range: no peer was granted it and no operation is reading it.
+    pub fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        let to = self.at(offset, bytes.len());
+        // SAFETY: `at` proved the target range; `bytes` is a shared slice elsewhere, so they cannot overlap.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_round_trip_and_start_zeroed() {
+        let arena = Arena::new(8192).unwrap();
+        let mut out = [1u8; 5];
+        arena.copy_out(8187, &mut out);
+        assert_eq!(out, [0; 5]);
+        arena.copy_in(8187, b"hello");
+        arena.copy_out(8187, &mut out);
+        assert_eq!(&out, b"hello");
+    }
+
+    #[test]
+    #[should_panic(expected = "lie outside")]
+    fn outside_is_refused() {
+        Arena::new(4096).unwrap().at(4090, 7);
+    }
+}

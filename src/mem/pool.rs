@@ -1,0 +1,166 @@
+//! A bounded pool of registered buffers: leased without a lock or an allocation, given back on drop.
+
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use super::{Arena, RegionId, RegionSlice, align_up};
+use crate::error::Result;
+
+/// Buffers of a few fixed sizes cut from one arena.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+    region: RegionId,
+}
+
+#[derive(Debug)]
+struct Inner {
+    arena: Arc<Arena>,
+    /// Ascending by size.
+    classes: Vec<Class>,
+}
+
+#[derive(Debug)]
+struct Class {
+    bytes: usize,
+    free: ArrayQueue<usize>,
+}
+
+impl Pool {
+    /// A pool with `count` buffers of `bytes` bytes for each `(bytes, count)`. Its arena still has to be registered:
+    /// `register` is called once with it and its answer stands in every lease.
+    pub fn new(
+        classes: &[(usize, usize)],
+        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+    ) -> Result<Pool> {
+        let mut sizes: Vec<(usize, usize)> =
+            classes.iter().filter(|c| c.1 > 0).map(|&(bytes, count)| (align_up(bytes), count)).collect();
+        sizes.sort_unstable();
+        let total = sizes.iter().map(|&(bytes, count)| bytes * count).sum();
+        let arena = Arena::new(total)?;
+        let mut offset = 0;
+        let mut built = Vec::with_capacity(sizes.len());
+        for (bytes, count) in sizes {
+            let free = ArrayQueue::new(count);
+            for _ in 0..count {
+                // The queue holds exactly `count`, so this push finds room.
+                let _ = free.push(offset);
+                offset += bytes;
+            }
+            built.push(Class { bytes, free });
+        }
+        let region = register(arena.clone())?;
+        Ok(Pool { inner: Arc::new(Inner { arena, classes: built }), region })
+    }
+
+    /// A buffer of at least `bytes` bytes from the smallest class that has one free; `None` when all are out, or none is
+    /// that large.
+    pub fn lease(&self, bytes: usize) -> Option<Buf> {
+        for (class, c) in self.inner.classes.iter().enumerate() {
+            if c.bytes >= bytes
+                && let Some(offset) = c.free.pop()
+            {
+                return Some(Buf { pool: self.clone(), class, offset, length: bytes });
+            }
+        }
+        None
+    }
+
+    /// The largest buffer it can ever lend, in bytes.
+    pub fn largest(&self) -> usize {
+        self.inner.classes.last().map_or(0, |c| c.bytes)
+    }
+
+    /// The arena that the buffers are cut from.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.inner.arena
+    }
+
+    /// The arena as the transport knows it.
+    pub fn region(&self) -> RegionId {
+        self.region
+    }
+}
+
+/// A leased buffer. Dropping it gives it back, so whoever may still have an operation on it keeps it.
+#[derive(Debug)]
+pub struct Buf {
+    pool: Pool,
+    class: usize,
+    offset: usize,
+    length: usize,
+}
+
+impl Buf {
+    /// Bytes asked for.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing was asked for.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// First byte within the pool's arena.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Copies `bytes` to `at` within the buffer.
+    ///
+    /// # Panics
+    /// When they don't fit.
+    pub fn copy_in(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.length, "buffer of {} bytes is too small", self.length);
+        self.pool.inner.arena.copy_in(self.offset + at, bytes);
+    }
+
+    /// Copies out from `at` within the buffer.
+    ///
+    /// # Panics
+    /// When the range lies outside.
+    pub fn copy_out(&self, at: usize, into: &mut [u8]) {
+        assert!(at + into.len() <= self.length, "buffer of {} bytes is too small", self.length);
+        self.pool.inner.arena.copy_out(self.offset + at, into);
+    }
+
+    /// The whole buffer as the transport knows it. The buffer must be kept until the operation is done.
+    pub fn slice(&self) -> RegionSlice {
+        RegionSlice {
+            arena: self.pool.inner.arena.clone(),
+            region: self.pool.region,
+            offset: self.offset,
+            length: self.length,
+        }
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        // The class holds as many places as buffers exist, so giving one back always finds room.
+        let _ = self.pool.inner.classes[self.class].free.push(self.offset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lends_until_empty_and_takes_back() {
+        let pool = Pool::new(&[(100, 2), (1000, 1)], |_| Ok(RegionId(0))).unwrap();
+        let a = pool.lease(100).unwrap();
+        let b = pool.lease(64).unwrap();
+        let c = pool.lease(10).unwrap();
+        assert_eq!(c.len(), 10);
+        assert!(pool.lease(1).is_none());
+        let offsets = [a.offset(), b.offset(), c.offset()];
+        assert!(offsets.iter().all(|o| o % 64 == 0));
+        drop(b);
+        assert!(pool.lease(129).is_none());
+        assert!(pool.lease(128).is_some());
+        assert!(pool.lease(1001).is_none());
+    }
+}

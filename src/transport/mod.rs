@@ -1,0 +1,285 @@
+//! Moving bytes: one trait, shaped like RDMA verbs, that every network emulates.
+//!
+//! A [`Transport`] belongs to one thread. It knows arenas, endpoints and bytes; it does not know messages, keys or
+//! members. A peer reaches our memory only through a [`RemoteRegion`] that [`Transport::authorise`] made for its
+//! endpoint, and every completion says what may be touched again.
+//!
+//! ```text
+//!  Opened ──connect(address, key)──▶ Connecting ──▶ Connected ──close / error──▶ Closed
+//!     └───────────────────────────────close / error────────────────────────────────▲
+//! ```
+//! Both sides `open`, exchange the addresses over an authenticated control connection, and `connect`.
+//! `Connected` and, at the end, exactly one `Closed` come out of [`Transport::poll`]; after `Closed` no remote access to
+//! what the endpoint was granted is possible and every payload it held has been dropped.
+
+pub mod park;
+pub mod tcp;
+#[cfg(feature = "verbs")]
+pub mod verbs;
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::mem::{Arena, Buf, RegionId, RegionSlice, RemoteRegion, Rights};
+
+/// Length of the header that may precede a body in one write, in bytes.
+pub const HEADER: usize = 64;
+/// The longest message that [`Transport::send`] takes, in bytes.
+pub const MAX_SEND: usize = 256;
+
+/// One connected peer on one transport. Never reused: a late completion can't be taken for its successor's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointId {
+    /// Place in the transport's table; small, reused.
+    pub index: u32,
+    /// Counts the reuses of that place.
+    pub generation: u32,
+}
+
+/// Who dials. On verbs both sides do the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Dials the other's address.
+    Active,
+    /// Waits to be dialled.
+    Passive,
+}
+
+/// A key that both ends derived from the authenticated control session; it never travels.
+pub type SessionKey = [u8; 32];
+
+/// What a transport can do by itself, what it emulates, and its limits.
+#[derive(Debug, Clone)]
+pub struct Caps {
+    /// `tcp`, `verbs`.
+    pub name: &'static str,
+    /// Remote reads and writes need no CPU of the peer.
+    pub one_sided: bool,
+    /// A key made for one endpoint is refused on every other.
+    pub keys_per_peer: bool,
+    /// Operations that one endpoint may have queued before [`Refusal::Full`].
+    pub queue_depth: usize,
+    /// Longest header + body of one write, or length of one read, in bytes.
+    pub max_write: usize,
+    /// What the transport really uses, for logs and reports: device, port, MTU, congestion control.
+    pub detail: String,
+}
+
+/// The body of a write.
+#[derive(Debug)]
+pub enum Payload {
+    /// Dropped (given back to its pool) when the write is done.
+    Owned(Buf),
+    /// Published memory; the owner does not change it until the write is done.
+    Pinned(RegionSlice),
+}
+
+impl Payload {
+    /// Length in bytes.
+    pub fn length(&self) -> usize {
+        match self {
+            Payload::Owned(buf) => buf.len(),
+            Payload::Pinned(slice) => slice.length,
+        }
+    }
+
+    /// The bytes, as the transport knows them.
+    pub fn slice(&self) -> RegionSlice {
+        match self {
+            Payload::Owned(buf) => buf.slice(),
+            Payload::Pinned(slice) => slice.clone(),
+        }
+    }
+}
+
+/// A gather write: `header`, then `body`, contiguous at `remote + offset`.
+#[derive(Debug)]
+pub struct Write {
+    /// Copied at the call.
+    pub header: Option<[u8; HEADER]>,
+    /// Not copied.
+    pub body: Option<Payload>,
+    /// Where the peer let us write.
+    pub remote: RemoteRegion,
+    /// First byte within `remote`.
+    pub offset: u64,
+    /// With a value the peer is told ([`Completion::Written`]) once all bytes lie in its memory; without one it is not.
+    pub imm: Option<u32>,
+    /// With a value [`Completion::Done`] tells when the body may be changed.
+    pub context: Option<u64>,
+}
+
+impl Write {
+    /// Header + body, in bytes.
+    pub fn length(&self) -> usize {
+        self.header.map_or(0, |h| h.len()) + self.body.as_ref().map_or(0, Payload::length)
+    }
+}
+
+/// A one-sided read of `local.length` bytes at `remote + offset` into `local`. Always answered by [`Completion::Done`].
+#[derive(Debug)]
+pub struct Read {
+    /// Where the peer lets us read.
+    pub remote: RemoteRegion,
+    /// First byte within `remote`.
+    pub offset: u64,
+    /// Where the bytes go; nobody else touches them until the read is done.
+    pub local: RegionSlice,
+    /// Comes back in the completion.
+    pub context: u64,
+}
+
+/// Why an operation was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The queue is full: poll, then try again.
+    Full,
+    /// The endpoint is not connected, or closed.
+    NotConnected,
+    /// The bytes do not lie inside the remote region, it does not grant the right, or they exceed a limit.
+    OutOfBounds(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Full => f.write_str("the queue is full"),
+            Refusal::NotConnected => f.write_str("the endpoint is not connected"),
+            Refusal::OutOfBounds(why) => f.write_str(why),
+        }
+    }
+}
+
+/// An operation that was not taken, given back whole.
+#[derive(Debug)]
+pub struct Rejected<T> {
+    /// What was asked for.
+    pub operation: T,
+    /// Why not.
+    pub refusal: Refusal,
+}
+
+/// A message that came by [`Transport::send`].
+#[derive(Clone, Copy)]
+pub struct Message {
+    length: u16,
+    bytes: [u8; MAX_SEND],
+}
+
+impl Message {
+    /// Copies `bytes`; `None` when there are more than [`MAX_SEND`].
+    pub fn new(bytes: &[u8]) -> Option<Message> {
+        let mut out = Message { length: u16::try_from(bytes.len()).ok()?, bytes: [0; MAX_SEND] };
+        out.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(out)
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Message").field(&self.bytes()).finish()
+    }
+}
+
+/// What [`Transport::poll`] reports.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // filled into a vector that is reused, never boxed
+pub enum Completion {
+    /// Operations may be posted now.
+    Connected {
+        /// Which endpoint.
+        endpoint: EndpointId,
+    },
+    /// The peer wrote `length` bytes into our memory with `imm`. They may be read from now on.
+    Written {
+        /// Which endpoint.
+        endpoint: EndpointId,
+        /// The number that came with the write.
+        imm: u32,
+        /// Header + body, in bytes.
+        length: u32,
+    },
+    /// The peer sent a message.
+    Received {
+        /// Which endpoint.
+        endpoint: EndpointId,
+        /// Its bytes.
+        message: Message,
+    },
+    /// A write's body may be changed again, or a read's bytes have arrived.
+    Done {
+        /// Which endpoint.
+        endpoint: EndpointId,
+        /// What the operation carried.
+        context: u64,
+    },
+    /// The endpoint is closed: by [`Transport::close`] or for the reason given. Operations not reported done are lost.
+    Closed {
+        /// Which endpoint.
+        endpoint: EndpointId,
+        /// Why; `None` after our own `close`.
+        reason: Option<Error>,
+    },
+}
+
+/// A network, as one thread uses it. Nothing in here blocks.
+///
+/// Operations of one endpoint take effect at the peer in the order in which they were posted; a write's bytes lie in
+/// place before its `Written` is reported there, and before the `Written` or `Received` of every later operation.
+pub trait Transport: Send {
+    /// What it can do.
+    fn caps(&self) -> &Caps;
+
+    /// Makes an arena known, for use in local slices and in [`Transport::authorise`]. It lives as long as the transport.
+    fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId>;
+
+    /// Prepares an endpoint to `peer` (a name for messages) and gives the address bytes that its other end needs.
+    fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)>;
+
+    /// Lets this endpoint's peer, and no other, reach `length` bytes at `offset` of a registered arena.
+    fn authorise(
+        &mut self,
+        endpoint: EndpointId,
+        region: RegionId,
+        offset: usize,
+        length: usize,
+        rights: Rights,
+    ) -> Result<RemoteRegion>;
+
+    /// Takes an authorisation back. Once this returns the peer's key is refused.
+    fn withdraw(&mut self, endpoint: EndpointId, remote: &RemoteRegion) -> Result<()>;
+
+    /// Connects an opened endpoint with the other's address bytes. `Connected` or `Closed` follows.
+    fn connect(&mut self, endpoint: EndpointId, address: &[u8], key: &SessionKey) -> Result<()>;
+
+    /// Queues a short message (at most [`MAX_SEND`] bytes).
+    fn send(&mut self, endpoint: EndpointId, message: Message) -> std::result::Result<(), Rejected<Message>>;
+
+    /// Queues a gather write.
+    fn write(&mut self, endpoint: EndpointId, write: Write) -> std::result::Result<(), Rejected<Write>>;
+
+    /// Queues a read.
+    fn read(&mut self, endpoint: EndpointId, read: Read) -> std::result::Result<(), Rejected<Read>>;
+
+    /// Rings the doorbell for all that was queued since the last flush.
+    fn flush(&mut self);
+
+    /// Makes progress and appends at most about `budget` completions.
+    fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize);
+
+    /// A descriptor that is readable when [`Transport::poll`] has work, once [`Transport::arm`] said that it may be slept on.
+    fn waitable(&self) -> RawFd;
+
+    /// Arms the descriptor. False when there is work already: poll again instead of sleeping.
+    fn arm(&mut self) -> bool;
+
+    /// Begins to close. `Closed` follows when no remote access is possible any more.
+    fn close(&mut self, endpoint: EndpointId);
+}

@@ -1,0 +1,63 @@
+//! Sleeping until a descriptor is readable, and waking a sleeper from another thread.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use crate::error::{Error, Result};
+
+/// Wakes a thread that sleeps in [`park`] on [`Waker::fd`]. Clones share one eventfd.
+#[derive(Debug, Clone)]
+pub struct Waker {
+    fd: Arc<OwnedFd>,
+}
+
+impl Waker {
+    /// A new eventfd.
+    pub fn new() -> Result<Waker> {
+        let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|e| Error::io("eventfd", "waker", e.into()))?;
+        Ok(Waker { fd: Arc::new(fd) })
+    }
+
+    /// Wakes the sleeper, now or at its next [`park`].
+    pub fn wake(&self) {
+        // EAGAIN means that the counter is full: the sleeper is as awake as it can be.
+        let _ = rustix::io::write(&*self.fd, &1u64.to_ne_bytes());
+    }
+
+    /// Forgets the wakes so far. Call it before looking at what the wakes announced.
+    pub fn drain(&self) {
+        let mut counter = [0u8; 8];
+        let _ = rustix::io::read(&*self.fd, &mut counter);
+    }
+
+    /// The descriptor to sleep on.
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// Sleeps until one of `fds` is readable, or for `timeout`. Wakes early on a signal.
+pub fn park(fds: &[RawFd], timeout: Duration) -> Result<()> {
+    let mut polled: Vec<PollFd<'_>> = fds
+        .iter()
+        .map(|&fd| {
+            // SAFETY: the callers own these descriptors (a waker's or a transport's) for the length of this call.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            PollFd::from_borrowed_fd(fd, PollFlags::IN)
+        })
+        .collect();
+    let timeout = Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    match poll(&mut polled, Some(&timeout)) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(Error::io("poll", "waiting for the network", io::Error::from(e))),
+    }
+}
