@@ -143,7 +143,11 @@ impl Error {
     }
 
     /// An [`Error::Config`].
-    pub fn config(setting: impl Into<String>, expected: impl Into<String>, found: impl fmt::Display) -> Error {
+    pub fn config(
+        setting: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl fmt::Display,
+    ) -> Error {
         Error::Config { setting: setting.into(), expected: expected.into(), found: found.to_string() }
     }
 

@@ -3,9 +3,12 @@
 //! See ARCHITECTURE.md for the layers and for the order in which to read the code.
 
 #[cfg(target_endian = "big")]
-compile_error!("windlass moves little-endian fp32 between hosts without conversion: big-endian hosts are not supported");
+compile_error!(
+    "windlass moves little-endian fp32 between hosts without conversion: big-endian hosts are not supported"
+);
 
 pub mod error;
 pub mod mem;
 pub mod time;
 pub mod transport;
+pub mod types;
