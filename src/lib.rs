@@ -7,8 +7,13 @@ compile_error!(
     "windlass moves little-endian fp32 between hosts without conversion: big-endian hosts are not supported"
 );
 
+pub mod cluster;
+pub mod config;
 pub mod error;
+pub mod kernels;
 pub mod mem;
+pub mod proto;
+pub mod store;
 pub mod time;
 pub mod transport;
 pub mod types;

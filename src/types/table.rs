@@ -19,6 +19,16 @@ pub const DEFAULT_SEGMENT_BYTES: u32 = 256 * 1024;
 /// Default number of hash buckets of a sparse table.
 pub const DEFAULT_SPARSE_BUCKETS: u32 = 256;
 
+/// One line of a sparse frame's directory: so many keys of that bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct DirectoryEntry {
+    /// Which bucket.
+    pub bucket: BucketId,
+    /// Number of its keys.
+    pub keys: u32,
+}
+
 /// Dense or sparse, with the sizes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TableKind {
