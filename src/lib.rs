@@ -5,6 +5,8 @@
 #[cfg(target_endian = "big")]
 compile_error!("windlass moves little-endian fp32 between hosts without conversion: big-endian hosts are not supported");
 
+pub mod app;
+pub mod data;
 pub mod error;
 pub mod mem;
 pub mod time;
