@@ -40,8 +40,8 @@ impl SplitMix64 {
 }
 
 /// The numbers `0..count` in an order that depends on (`seed`, `stream`) only (Fisher and Yates).
-pub fn permutation(count: usize, seed: u64, stream: u64) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..count as u32).collect();
+pub fn permutation(count: usize, seed: u64, stream: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
     let mut random = SplitMix64::new(seed, stream);
     for last in (1..order.len()).rev() {
         let other = random.below(last as u64 + 1) as usize;
@@ -67,7 +67,7 @@ mod tests {
         let order = permutation(1000, 7, 3);
         let mut sorted = order.clone();
         sorted.sort_unstable();
-        assert_eq!(sorted, (0..1000).collect::<Vec<u32>>());
+        assert_eq!(sorted, (0..1000).collect::<Vec<usize>>());
         assert_eq!(order, permutation(1000, 7, 3));
         assert_ne!(order, permutation(1000, 7, 4));
         assert_ne!(order, permutation(1000, 8, 3));

@@ -6,6 +6,9 @@
 //! range of keys, so that every segment of a dense table has popular features. Half of the popular features carry a
 //! weight, all others none. The label is drawn with the probability that the logistic model gives it, and one label in
 //! 32 is then turned round.
+//!
+//! The planted weights themselves, the best that any learner could find, reach an accuracy of about 0.80 and an AUC of
+//! about 0.87 on the held-out set; they differ a little from seed to seed.
 
 use super::Dataset;
 use super::logistic::sigmoid;
@@ -20,7 +23,7 @@ pub const TEST_ROWS: u64 = 5_000;
 
 const FEATURE_BITS: u32 = 20;
 /// Features of a rank from here on carry no weight: they occur too rarely for anything to be learnt about them.
-const PLANTED_RANKS: u64 = 1 << 12;
+const PLANTED_RANKS: u64 = 1 << 10;
 /// Row numbers of the held-out set begin here, far behind any training row.
 const FIRST_TEST_ROW: u64 = 1 << 40;
 /// One label in this many is turned round.
@@ -236,9 +239,9 @@ mod tests {
         };
         let right = (0..data.rows()).filter(|row| (score(*row) > 0.0) == (data.labels[*row] > 0.5)).count();
         let accuracy = right as f64 / data.rows() as f64;
-        assert!((0.80..0.97).contains(&accuracy), "{accuracy}");
+        assert!((0.77..0.83).contains(&accuracy), "{accuracy}");
         let planted = (0..FEATURES).filter(|key| set.planted(*key) != 0.0).count();
-        assert!((1_900..2_200).contains(&planted), "{planted}");
+        assert!((450..580).contains(&planted), "{planted}");
         assert_eq!(set.planted(FEATURES), 0.0);
     }
 
@@ -266,6 +269,6 @@ mod tests {
         data.labels.iter().for_each(|label| add(u64::from(label.to_bits())));
         data.keys.iter().for_each(|key| add(*key));
         data.values.iter().for_each(|value| add(u64::from(value.to_bits())));
-        assert_eq!(hash, 0x3c3d_9c11_2933_1275, "{hash:#x}");
+        assert_eq!(hash, 0x140d_3835_e899_7b7f, "{hash:#x}");
     }
 }

@@ -1,4 +1,4 @@
-//! Mini-batches and their gradients. Every sum has a fixed order, so a batch gives the same bits on every machine.
+//! A mini-batch and its gradient. Every sum has a fixed order, so a batch gives the same bits on every machine.
 
 use crate::data::Dataset;
 use crate::data::logistic::{loss, sigmoid};
@@ -16,6 +16,8 @@ pub struct Batch {
     /// For each entry, the position of its key in `keys`.
     positions: Vec<u32>,
     values: Vec<f32>,
+    /// For each entry, its key: what `refill` works on.
+    entry_keys: Vec<u64>,
 }
 
 impl Batch {
@@ -39,21 +41,21 @@ impl Batch {
         self.offsets.clear();
         self.positions.clear();
         self.values.clear();
+        self.entry_keys.clear();
         self.offsets.push(0);
-        let mut all = Vec::new();
         for row in rows {
             let (keys, values) = data.row(row);
-            all.extend_from_slice(keys);
+            self.entry_keys.extend_from_slice(keys);
             self.values.extend_from_slice(values);
             self.labels.push(data.labels[row]);
             self.offsets.push(self.values.len());
         }
-        self.keys.extend_from_slice(&all);
+        self.keys.extend_from_slice(&self.entry_keys);
         self.keys.sort_unstable();
         self.keys.dedup();
-        // Every key of `all` is in `keys`, so both arms give its position.
+        // Every key is found; where to insert it would be its position as well.
         let position = |key| self.keys.binary_search(key).unwrap_or_else(|at| at) as u32;
-        self.positions.extend(all.iter().map(position));
+        self.positions.extend(self.entry_keys.iter().map(position));
     }
 
     /// The keys of the batch, strictly ascending.

@@ -62,9 +62,8 @@ fn any_line() -> impl Strategy<Value = String> {
         (-1e6f32..1e6).prop_map(|v| v.to_string()),
         (-1e-30f32..1e30).prop_map(|v| format!("{v:e}")),
     ];
-    let features = prop::collection::btree_map(1u64..400, value, 0..12)
-        .prop_map(|row| Vec::from_iter(row))
-        .prop_shuffle();
+    let features =
+        prop::collection::btree_map(1u64..400, value, 0..12).prop_map(Vec::from_iter).prop_shuffle();
     let gap = || prop::sample::select(vec![" ", "  ", "\t", " \t "]);
     let tail = prop::sample::select(vec!["", " ", "\t", " # note 3:4", "#", "\r", " \r", " #\r"]);
     let row = (prop::sample::select(vec!["", " "]), label, features, gap(), tail).prop_map(
@@ -174,7 +173,9 @@ fn large_files_are_read_by_several_threads_with_the_same_result() {
 #[test]
 fn faults_name_line_column_and_what_was_expected() {
     let limited = IndexMode::OneBased { features: NonZeroU64::new(9) };
-    let table: &[(&[u8], IndexMode, u64, u64, &str, &str)] = &[
+    // Text, mode, line, column, part of what was expected, part of what was found.
+    type Case = (&'static [u8], IndexMode, u64, u64, &'static str, &'static str);
+    let table: &[Case] = &[
         (b"x 1:1", ONE_BASED, 1, 1, "label", "`x`"),
         (b"2 1:1", ONE_BASED, 1, 1, "label", "`2`"),
         (b"nan 1:1", ONE_BASED, 1, 1, "label", "`nan`"),
@@ -229,7 +230,7 @@ fn hashed_tokens_have_fixed_keys() {
     // The first 8 bytes of BLAKE3("abc"): 64 37 b3 ac 38 46 51 33.
     assert_eq!(hash_token(b"abc"), u64::from_le_bytes([0x64, 0x37, 0xb3, 0xac, 0x38, 0x46, 0x51, 0x33]));
     let data = parse(b"1 user:abc:2 77:1 0:3", hashed(0)).unwrap();
-    let mut expected = vec![(hash_token(b"user:abc"), 2.0), (77, 1.0), (0, 3.0)];
+    let mut expected = [(hash_token(b"user:abc"), 2.0), (77, 1.0), (0, 3.0)];
     expected.sort_by_key(|entry| entry.0);
     assert_eq!(data.keys, expected.iter().map(|entry| entry.0).collect::<Vec<_>>());
     assert_eq!(data.values, expected.iter().map(|entry| entry.1).collect::<Vec<_>>());
