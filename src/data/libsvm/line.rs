@@ -89,7 +89,7 @@ impl LineParser {
         if value.bytes.is_empty() || value.bytes == b"?" {
             return Ok(());
         }
-        let value = number(value.bytes).filter(|number: &f32| number.is_finite()).ok_or_else(|| {
+        let value = finite(value.bytes).ok_or_else(|| {
             value
                 .fault("a finite fp32 number (a missing value is left out, or written `index:` or `index:?`)")
         })?;
@@ -166,6 +166,17 @@ fn label(token: Token<'_>) -> Result<f32, Fault> {
         Some(1.0) => Ok(1.0),
         Some(-1.0 | 0.0) => Ok(0.0),
         _ => Err(token.fault("a label: −1, 0 or +1")),
+    }
+}
+
+/// A finite fp32 number, rounded to nearest.
+fn finite(bytes: &[u8]) -> Option<f32> {
+    /// Every number of this many digits is below 2^24, so fp32 holds it exactly.
+    const EXACT_DIGITS: usize = 7;
+    match parse_u64(bytes) {
+        // Most data sets are full of ones: spare them the general parser.
+        Some(whole) if bytes.len() <= EXACT_DIGITS => Some(whole as f32),
+        _ => number(bytes).filter(|number: &f32| number.is_finite()),
     }
 }
 

@@ -59,6 +59,7 @@ fn any_line() -> impl Strategy<Value = String> {
         Just(String::new()),
         Just("?".to_string()),
         Just("1".to_string()),
+        (0u32..30_000_000).prop_map(|v| v.to_string()),
         (-1e6f32..1e6).prop_map(|v| v.to_string()),
         (-1e-30f32..1e30).prop_map(|v| format!("{v:e}")),
     ];
