@@ -45,5 +45,5 @@ macro_rules! all_cases {
 }
 
 mod on_tcp {
-    all_cases!(Some(crate::tcp::Loopback));
+    all_cases!(Some(crate::tcp::Loopback::default()));
 }

@@ -89,7 +89,11 @@ pub fn pair(fabric: &dyn Fabric) -> Pair {
 
 impl Net {
     pub fn new(fabric: &dyn Fabric, ends: usize) -> Net {
-        Net { ends: (0..ends).map(|_| End::new(fabric.transport())).collect(), keys: 0 }
+        Net::of((0..ends).map(|_| End::new(fabric.transport())).collect())
+    }
+
+    pub fn of(ends: Vec<End>) -> Net {
+        Net { ends, keys: 0 }
     }
 
     pub fn key(&mut self) -> SessionKey {

@@ -1,5 +1,7 @@
 //! Taking operations from the caller: what can be refused here is, with the operation given back whole.
 
+#![allow(clippy::result_large_err)] // a rejected operation is given back whole, without an allocation
+
 use std::sync::Arc;
 
 use super::endpoint::{Connection, PendingRead};
