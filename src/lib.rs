@@ -6,6 +6,7 @@
 compile_error!("windlass moves little-endian fp32 between hosts without conversion: big-endian hosts are not supported");
 
 pub mod error;
+pub mod launch;
 pub mod mem;
 pub mod time;
 pub mod transport;
