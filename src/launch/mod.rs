@@ -74,6 +74,9 @@ pub struct TreeConfig {
     pub job: String,
     /// The command line of the guard process: a program whose `main` calls [`guard_main`].
     pub guard: Vec<OsString>,
+    /// Exit codes by which a child says that it failed because another one did (a lost peer, an aborted job). They
+    /// are the cause of the tree's end only if nothing better comes up while the cause settles.
+    pub consequences: Vec<i32>,
     /// How long servers may take to end after the workers, and children to end after SIGTERM before SIGKILL.
     pub grace: Duration,
     /// How long, after the first failure, a weightier cause may replace it: a peer of a killed process can fail,
@@ -84,12 +87,13 @@ pub struct TreeConfig {
 }
 
 impl TreeConfig {
-    /// A configuration with a grace of 5 s, 300 ms to settle on a cause and 2 s for reports.
+    /// A configuration with a grace of 5 s, 300 ms to settle on a cause, 2 s for reports and no `consequences`.
     pub fn new(command: impl Into<String>, job: impl Into<String>, guard: Vec<OsString>) -> TreeConfig {
         TreeConfig {
             command: command.into(),
             job: job.into(),
             guard,
+            consequences: Vec::new(),
             grace: Duration::from_secs(5),
             settle: Duration::from_millis(300),
             report: Duration::from_secs(2),

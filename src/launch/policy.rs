@@ -70,6 +70,8 @@ enum Phase {
 enum Weight {
     /// A server ended with 0 while workers were still there: fine if they end well or the job is called finished.
     Early,
+    /// The process says, by its exit code, that it failed because another did.
+    Consequence,
     /// A failure that the process itself reported: it may report what another did to it.
     Reported,
     /// Killed from outside: no peer's failure does that.
@@ -96,6 +98,7 @@ struct Member {
 pub(super) struct Policy {
     command: String,
     times: Times,
+    consequences: Vec<i32>,
     phase: Phase,
     members: Vec<Member>,
     cause: Option<Cause>,
@@ -106,10 +109,11 @@ pub(super) struct Policy {
 
 impl Policy {
     /// A tree without children yet.
-    pub(super) fn new(command: &str, times: Times) -> Policy {
+    pub(super) fn new(command: &str, times: Times, consequences: &[i32]) -> Policy {
         Policy {
             command: command.to_owned(),
             times,
+            consequences: consequences.to_vec(),
             phase: Phase::Running,
             members: Vec::new(),
             cause: None,
@@ -249,11 +253,11 @@ impl Policy {
                 weight: Weight::Early,
             }),
             Exit::Code(0) => None,
-            Exit::Code(code) => Some(Cause {
-                text: format!("{who} failed with exit code {code}"),
-                code,
-                weight: Weight::Reported,
-            }),
+            Exit::Code(code) => {
+                let consequence = self.consequences.contains(&code);
+                let weight = if consequence { Weight::Consequence } else { Weight::Reported };
+                Some(Cause { text: format!("{who} failed with exit code {code}"), code, weight })
+            }
         }
     }
 

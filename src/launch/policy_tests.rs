@@ -5,11 +5,13 @@ use super::*;
 const SETTLE: Duration = Duration::from_millis(300);
 const REPORT: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(5);
+/// The exit code of a child that lost a peer.
+const LOST: i32 = 4;
 const KILL: Exit = Exit::Signal(9);
 
 /// A server (child 0) and two workers (1 and 2), with pids 100 to 102.
 fn tree() -> (Policy, Instant) {
-    let mut policy = Policy::new("run", Times { grace: GRACE, settle: SETTLE, report: REPORT });
+    let mut policy = Policy::new("run", Times { grace: GRACE, settle: SETTLE, report: REPORT }, &[LOST]);
     policy.started("server 0", ChildRole::Server, 100);
     policy.started("worker 0", ChildRole::Worker, 101);
     policy.started("worker 1", ChildRole::Worker, 102);
@@ -66,6 +68,15 @@ fn a_kill_seen_while_settling_is_the_cause_of_the_failure_seen_before() {
 }
 
 #[test]
+fn who_failed_because_of_another_is_the_cause_only_if_nobody_else_failed() {
+    let (mut policy, t) = tree();
+    policy.exited(1, Exit::Code(LOST), t);
+    assert_eq!(policy.outcome().code, LOST);
+    policy.exited(0, Exit::Code(101), t);
+    assert_eq!(policy.outcome().code, 101);
+}
+
+#[test]
 fn after_settling_the_cause_stays() {
     let (mut policy, t) = tree();
     policy.exited(1, Exit::Code(3), t);
@@ -78,9 +89,9 @@ fn after_settling_the_cause_stays() {
 #[test]
 fn a_death_by_sigpipe_weighs_no_more_than_an_exit_code() {
     let (mut policy, t) = tree();
-    policy.exited(1, Exit::Code(4), t);
+    policy.exited(1, Exit::Code(7), t);
     policy.exited(2, Exit::Signal(SIGPIPE), t);
-    assert_eq!(policy.outcome().code, 4);
+    assert_eq!(policy.outcome().code, 7);
 }
 
 #[test]

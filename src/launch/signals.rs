@@ -2,8 +2,8 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::low_level::{pipe, unregister};
@@ -18,8 +18,7 @@ const CAUGHT: [i32; 5] = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 /// Catches the signals while it lives; afterwards they have their usual effect again.
 pub(super) struct Signals {
     sources: Vec<Source>,
-    /// True once nobody reads the sockets any more.
-    released: Arc<AtomicBool>,
+    _usual: NotUsual,
 }
 
 struct Source {
@@ -30,23 +29,12 @@ struct Source {
 
 impl Signals {
     pub(super) fn catch() -> Result<Signals> {
-        let mut caught = Signals { sources: Vec::new(), released: Arc::new(AtomicBool::new(false)) };
+        let failed = |signal: i32| move |e| Error::io("catch", format!("signal {signal}"), e);
+        let mut caught = Signals { sources: Vec::new(), _usual: NotUsual::begin().map_err(failed(SIGTERM))? };
         for signal in CAUGHT {
-            let source =
-                caught.register(signal).map_err(|e| Error::io("catch", format!("signal {signal}"), e))?;
-            caught.sources.push(source);
+            caught.sources.push(register(signal).map_err(failed(signal))?);
         }
         Ok(caught)
-    }
-
-    fn register(&self, signal: i32) -> io::Result<Source> {
-        let (socket, writer) = UnixStream::pair()?;
-        socket.set_nonblocking(true)?;
-        if signal != SIGCHLD {
-            // Removing an action leaves the handler in place, which would swallow the signal for ever after.
-            flag::register_conditional_default(signal, Arc::clone(&self.released))?;
-        }
-        Ok(Source { signal, registered: pipe::register(signal, writer)?, socket })
     }
 
     /// What to poll for reading.
@@ -73,6 +61,48 @@ impl Drop for Signals {
         for source in &self.sources {
             unregister(source.registered);
         }
-        self.released.store(true, Ordering::SeqCst);
+    }
+}
+
+fn register(signal: i32) -> io::Result<Source> {
+    let (socket, writer) = UnixStream::pair()?;
+    socket.set_nonblocking(true)?;
+    Ok(Source { signal, registered: pipe::register(signal, writer)?, socket })
+}
+
+/// Keeps the signals from their usual effect while it lives.
+///
+/// Removing the last action for a signal leaves a handler in place that does nothing, so without this SIGTERM would
+/// be without effect after the first tree. Handlers belong to the process, hence the statics.
+struct NotUsual;
+
+/// How many [`NotUsual`] there are, and the flag that says to the handler that there are none.
+static HOLDERS: Mutex<usize> = Mutex::new(0);
+static USUAL: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+impl NotUsual {
+    fn begin() -> io::Result<NotUsual> {
+        let mut holders = HOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+        match USUAL.get() {
+            Some(usual) => usual.store(false, Ordering::SeqCst),
+            None => {
+                let usual = USUAL.get_or_init(Arc::default);
+                for signal in CAUGHT.into_iter().filter(|&signal| signal != SIGCHLD) {
+                    flag::register_conditional_default(signal, Arc::clone(usual))?;
+                }
+            }
+        }
+        *holders += 1;
+        Ok(NotUsual)
+    }
+}
+
+impl Drop for NotUsual {
+    fn drop(&mut self) {
+        let mut holders = HOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+        *holders -= 1;
+        if let Some(usual) = USUAL.get().filter(|_| *holders == 0) {
+            usual.store(true, Ordering::SeqCst);
+        }
     }
 }

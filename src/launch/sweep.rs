@@ -14,13 +14,21 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// Between two passes: what was killed needs a moment to lose its environment.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Passes in a row that must find nothing: in the middle of an exec a process shows no environment for a moment.
+const QUIET: u32 = 2;
+
 /// Kills every process that carries `WINDLASS_JOB=<job>`, until none is found.
 ///
 /// Processes of other users are neither readable nor ours to kill, and are passed over.
 pub(super) fn sweep(job: &str) {
     let marker = format!("{JOB_VARIABLE}={job}").into_bytes();
     let started = Instant::now();
-    while pass(&marker) > 0 && started.elapsed() < LIMIT {
+    let mut quiet = 0;
+    loop {
+        quiet = if pass(&marker) == 0 { quiet + 1 } else { 0 };
+        if quiet == QUIET || started.elapsed() >= LIMIT {
+            break;
+        }
         std::thread::sleep(PAUSE);
     }
 }

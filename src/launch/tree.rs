@@ -114,7 +114,7 @@ struct Running<'a> {
     /// Standard output and standard error.
     outputs: [Output; 2],
     buffer: Vec<u8>,
-    /// Declared last but ended by `clean_up`, after the groups and before the zombies that reserve their ids.
+    /// `None` once everything has been cleaned up.
     guard: Option<Guard>,
 }
 
@@ -144,10 +144,11 @@ enum Ready {
 
 impl<'a> Running<'a> {
     fn start(tree: &'a Tree, children: &[Child]) -> Result<Running<'a>> {
-        let TreeConfig { command, grace, settle, report, .. } = &tree.config;
+        let TreeConfig { command, consequences, grace, settle, report, .. } = &tree.config;
+        let times = Times { grace: *grace, settle: *settle, report: *report };
         let mut running = Running {
             tree,
-            policy: Policy::new(command, Times { grace: *grace, settle: *settle, report: *report }),
+            policy: Policy::new(command, times, consequences),
             members: Vec::new(),
             outputs: [Output::to(io::stdout())?, Output::to(io::stderr())?],
             buffer: vec![0; READ],
@@ -354,8 +355,10 @@ impl<'a> Running<'a> {
                 return Ok(outcome);
             }
             for ready in self.wait(deadline)? {
-                if let Ready::Output(which) = ready {
-                    self.write(which);
+                match ready {
+                    Ready::Output(which) => self.write(which),
+                    Ready::Request => self.take_requests(), // too late to change anything
+                    Ready::Signal | Ready::Stream(..) => {}
                 }
             }
             if let Some(signal) = self.tree.signals.take().first() {
@@ -383,7 +386,7 @@ impl<'a> Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        // Without a guard this has been done; on the way of an error it has not.
+        // Only on the way of an error.
         if self.guard.is_some() {
             self.clean_up();
         }

@@ -1,11 +1,16 @@
 //! What the tree promises, one case each.
 
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use windlass::launch::{Tree, TreeConfig, new_job};
 
-use crate::rig::{Supervisor, alive, carriers, children, kill, run, until, within};
+use crate::rig::{
+    PATIENCE, Supervisor, alive, carriers, children, command, kill, run, status, until, within,
+};
 
 type Case = (&'static str, fn());
 
@@ -28,11 +33,16 @@ cases![
     a_stopped_child_is_ended_too,
     a_killed_supervisor_leaves_nothing,
     a_killed_supervisor_in_the_middle_of_stopping_leaves_nothing,
+    without_a_guard_the_kernel_ends_the_children,
     daemonised_descendants_are_ended,
     children_get_no_descriptors_of_ours,
     a_reader_that_leaves_stops_the_tree,
     a_reader_that_stalls_does_not_keep_the_tree_from_stopping,
     ignored_sigchld_loses_no_exit_code,
+    a_second_tree_catches_signals_too,
+    after_the_tree_signals_have_their_usual_effect,
+    a_tree_within_a_tree_goes_with_it,
+    a_supervisor_killed_while_it_starts_leaves_nothing,
     a_program_that_is_missing_is_named,
     a_guard_that_is_none_is_refused,
 ];
@@ -190,6 +200,22 @@ fn a_killed_supervisor_leaves_nothing() {
     tree.end();
 }
 
+/// The one child of the supervisor that does not carry the job's marker.
+fn guard(tree: &Supervisor) -> i32 {
+    let mut unmarked = children(tree.pid());
+    unmarked.retain(|pid| !carriers(&tree.job).contains(pid));
+    assert_eq!(unmarked.len(), 1, "{unmarked:?}");
+    unmarked[0]
+}
+
+fn without_a_guard_the_kernel_ends_the_children() {
+    let tree = Supervisor::start(&[&server(), "worker=echo pid $$; exec sleep 1000"]);
+    let worker = tree.number("pid ");
+    kill(guard(&tree), Signal::KILL);
+    tree.signal(Signal::KILL);
+    within(Duration::from_secs(5), "the children's end", || !alive(worker) && carriers(&tree.job).is_empty());
+}
+
 fn a_killed_supervisor_in_the_middle_of_stopping_leaves_nothing() {
     let deaf = format!("trap '' TERM; {FAMILY}; wait");
     let tree = Supervisor::start(&[&worker(&deaf)]);
@@ -217,60 +243,76 @@ fn children_get_no_descriptors_of_ours() {
 }
 
 fn a_reader_that_leaves_stops_the_tree() {
-    let this = std::env::current_exe().unwrap();
-    let job = windlass::launch::new_job().unwrap();
-    let mut supervisor = Command::new(this)
-        .args(["supervisor", &job, "worker=while :; do echo again; sleep 0.01; done"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let job = new_job().unwrap();
+    let mut supervisor = command(&job, &["worker=while :; do echo again; sleep 0.01; done"]).spawn().unwrap();
     drop(supervisor.stdout.take());
-    let mut code = None;
-    until("the supervisor's end", || {
-        code = supervisor.try_wait().unwrap();
-        code.is_some()
-    });
-    assert_eq!(code.unwrap().code(), Some(141));
+    assert_eq!(status(&mut supervisor, PATIENCE).code(), Some(141));
     assert_eq!(carriers(&job), Vec::<i32>::new());
 }
 
 fn a_reader_that_stalls_does_not_keep_the_tree_from_stopping() {
-    let this = std::env::current_exe().unwrap();
-    let job = windlass::launch::new_job().unwrap();
-    let mut supervisor = Command::new(this)
-        .args(["supervisor", &job, "grace=200", "worker=yes >&2 & exec yes"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let job = new_job().unwrap();
+    let mut supervisor = command(&job, &["grace=200", "worker=yes >&2 & exec yes"]).spawn().unwrap();
     // Nobody reads: the pipe fills up, then the queue, then the children's pipes.
     let pipe = supervisor.stdout.as_ref().unwrap();
     until("a full pipe", || rustix::io::ioctl_fionread(pipe).unwrap() > 60_000);
     kill(supervisor.id() as i32, Signal::TERM);
-    let mut code = None;
-    within(Duration::from_secs(5), "the supervisor's end", || {
-        code = supervisor.try_wait().unwrap();
-        code.is_some()
-    });
-    assert_eq!(code.unwrap().code(), Some(143));
+    assert_eq!(status(&mut supervisor, Duration::from_secs(5)).code(), Some(143));
     assert_eq!(carriers(&job), Vec::<i32>::new());
 }
 
 fn ignored_sigchld_loses_no_exit_code() {
-    let this = std::env::current_exe().unwrap();
-    let job = windlass::launch::new_job().unwrap();
-    let status = Command::new("/bin/sh")
-        .args(["-c", "trap '' CHLD; exec \"$0\" \"$@\""])
-        .arg(this)
-        .args(["supervisor", &job, "worker=exit 7"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
+    let tree = command(&new_job().unwrap(), &["worker=exit 7"]);
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", "trap '' CHLD; exec \"$0\" \"$@\""]).arg(tree.get_program()).args(tree.get_args());
+    let status = shell.stdin(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     assert_eq!(status.code(), Some(7));
+}
+
+fn a_second_tree_catches_signals_too() {
+    let tree = Supervisor::start(&["again=", "worker=echo here; exec sleep 1000"]);
+    tree.until_says("here");
+    tree.signal(Signal::TERM);
+    assert_eq!(tree.end().status.code(), Some(143));
+}
+
+fn after_the_tree_signals_have_their_usual_effect() {
+    let tree = Supervisor::start(&["linger=", "worker=exit 0"]);
+    tree.until_says("over");
+    tree.signal(Signal::TERM);
+    assert_eq!(tree.end().status.signal(), Some(15));
+}
+
+fn a_tree_within_a_tree_goes_with_it() {
+    let inner = new_job().unwrap();
+    let tree = command(&inner, &[]);
+    let program = tree.get_program().to_str().unwrap();
+    // The inner worker's child has a session of its own: only the inner job's marker leads to it.
+    let script = "setsid sleep 1000 & echo inner pid $!; wait";
+    let outer =
+        Supervisor::start(&[&worker(&format!("exec '{program}' supervisor {inner} 'worker={script}'"))]);
+    let innermost = outer.number("inner pid ");
+    outer.signal(Signal::KILL);
+    within(Duration::from_secs(5), "the inner tree's end", || !alive(innermost));
+    within(Duration::from_secs(5), "the rest's end", || {
+        carriers(&inner).is_empty() && carriers(&outer.job).is_empty()
+    });
+}
+
+fn a_supervisor_killed_while_it_starts_leaves_nothing() {
+    for delay in 0..15 {
+        let job = new_job().unwrap();
+        let mut supervisor = command(&job, &[&server(), &worker(FAMILY), &worker(FAMILY)]).spawn().unwrap();
+        // No synchronisation: the delays spread the kill over the start, whatever the speed of the machine.
+        std::thread::sleep(Duration::from_millis(delay));
+        supervisor.kill().unwrap();
+        supervisor.wait().unwrap();
+        within(Duration::from_secs(5), "the tree's end", || carriers(&job).is_empty());
+        // Whoever still lived would still hold the output.
+        let mut rest = Vec::new();
+        supervisor.stdout.take().unwrap().read_to_end(&mut rest).unwrap();
+        assert_eq!(carriers(&job), Vec::<i32>::new());
+    }
 }
 
 fn a_program_that_is_missing_is_named() {
@@ -280,14 +322,8 @@ fn a_program_that_is_missing_is_named() {
 }
 
 fn a_guard_that_is_none_is_refused() {
-    use windlass::launch::{Tree, TreeConfig};
-    let config = TreeConfig::new(
-        "run",
-        windlass::launch::new_job().unwrap(),
-        vec!["/bin/echo".into(), "hello!".into()],
-    );
-    let child = crate::shell("worker 0".into(), windlass::launch::ChildRole::Worker, "exit 0", true);
-    let error = Tree::new(config).unwrap().run(&[child]).unwrap_err();
+    let config = TreeConfig::new("run", new_job().unwrap(), vec!["/bin/echo".into(), "hello!".into()]);
+    let error = Tree::new(config).unwrap().run(&[crate::worker("worker 0", "exit 0")]).unwrap_err();
     assert!(error.to_string().contains("start the guard (/bin/echo)"), "{error}");
 }
 

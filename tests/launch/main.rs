@@ -3,6 +3,8 @@
 //! This program has no standard harness because it starts itself again: as `supervisor` (a tree of `/bin/sh -c`
 //! children, described by its arguments) and as `guard`. Without these words it runs the tests, as cargo expects.
 
+#![allow(clippy::unwrap_used)] // a test that can't go on fails
+
 mod cases;
 mod rig;
 
@@ -47,38 +49,55 @@ fn run_tests(arguments: &[String]) -> i32 {
     i32::from(!failed.is_empty())
 }
 
-/// `supervisor JOB [grace=MS] [report=MS] {server|worker|raw}=SCRIPT…`: runs the tree and returns its exit code. `raw` is
-/// a worker without a prefix. A line on standard input is a call of the handle: `stop CODE REASON` or `finished`.
+/// `supervisor JOB [grace=MS] [report=MS] [again=] [linger=] {server|worker|raw}=SCRIPT…`: runs the tree and returns its
+/// exit code.
+///
+/// `raw` is a worker without a prefix; with `again` another tree has run before; with `linger` the process says `over`
+/// and stays. A line on standard input is a call of the handle: `stop CODE REASON` or `finished`.
 fn supervisor(arguments: &[String]) -> i32 {
     let this = std::env::current_exe().unwrap();
     let mut config = TreeConfig::new("run", &arguments[0], vec![this.into(), "guard".into()]);
-    let mut children = Vec::new();
+    let (mut children, mut linger) = (Vec::new(), false);
     for argument in &arguments[1..] {
         let (word, value) = argument.split_once('=').unwrap();
         match word {
             "grace" => config.grace = Duration::from_millis(value.parse().unwrap()),
             "report" => config.report = Duration::from_millis(value.parse().unwrap()),
-            role => {
-                let (name, role) = if role == "server" {
-                    ("server", ChildRole::Server)
-                } else {
-                    ("worker", ChildRole::Worker)
-                };
-                let rank = children.iter().filter(|child: &&Child| child.role == role).count();
-                children.push(shell(format!("{name} {rank}"), role, value, word != "raw"));
-            }
+            "again" => assert_eq!(run_tree(config.clone(), &[worker("worker 0", "exit 0")]), 0),
+            "linger" => linger = true,
+            "server" => children.push(shell(count(&children, "server"), ChildRole::Server, value, true)),
+            _ => children.push(shell(count(&children, "worker"), ChildRole::Worker, value, word == "worker")),
         }
     }
+    let code = run_tree(config, &children);
+    let own = std::process::id() as i32;
+    assert_eq!(rig::children(own), Vec::<i32>::new(), "zombies, or worse");
+    if linger {
+        println!("over");
+        std::thread::sleep(rig::PATIENCE);
+    }
+    code
+}
+
+fn run_tree(config: TreeConfig, children: &[Child]) -> i32 {
     let tree = Tree::new(config).unwrap();
     let handle = tree.handle();
     std::thread::spawn(move || obey(&handle));
-    match tree.run(&children) {
+    match tree.run(children) {
         Ok(outcome) => outcome.code,
         Err(error) => {
             eprintln!("error: {error}");
             99
         }
     }
+}
+
+fn count(children: &[Child], kind: &str) -> String {
+    format!("{kind} {}", children.iter().filter(|child| child.name.starts_with(kind)).count())
+}
+
+fn worker(name: &str, script: &str) -> Child {
+    shell(name.into(), ChildRole::Worker, script, true)
 }
 
 fn shell(name: String, role: ChildRole, script: &str, prefix: bool) -> Child {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// After which a test that waits gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running supervisor with what it has written so far.
 pub struct Supervisor {
@@ -28,22 +28,37 @@ pub struct Ended {
     pub stderr: String,
 }
 
+/// A command that runs a tree; the arguments are those of `supervisor` in main.rs, after the job.
+pub fn command(job: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg("supervisor").arg(job).args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Waits until `process` has ended.
+pub fn status(process: &mut Child, limit: Duration) -> ExitStatus {
+    let mut status = None;
+    within(limit, "the supervisor's end", || {
+        status = process.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
 impl Supervisor {
-    /// Starts a tree; the arguments are those of `supervisor` in main.rs, after the job.
+    /// Starts a tree with both outputs captured.
     pub fn start(arguments: &[&str]) -> Supervisor {
         let job = windlass::launch::new_job().unwrap();
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .arg("supervisor")
-            .arg(&job)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut process = command(&job, arguments).spawn().unwrap();
         let stdout = Capture::of(process.stdout.take().unwrap());
         let stderr = Capture::of(process.stderr.take().unwrap());
         Supervisor { stdin: process.stdin.take(), process, job, stdout, stderr }
+    }
+
+    /// The supervisor's process id.
+    pub fn pid(&self) -> i32 {
+        self.process.id() as i32
     }
 
     /// Waits until standard output contains `text`.
@@ -75,15 +90,11 @@ impl Supervisor {
     /// Waits for the end, and then that nothing of the job is left: no process that carries it, nobody who holds the
     /// output's pipes.
     pub fn end(mut self) -> Ended {
-        let mut status = None;
-        until("the supervisor's end", || {
-            status = self.process.try_wait().unwrap();
-            status.is_some()
-        });
-        if status.unwrap().code().is_some() {
+        let status = status(&mut self.process, PATIENCE);
+        if status.code().is_some() {
             assert_eq!(carriers(&self.job), Vec::<i32>::new(), "left behind");
         }
-        Ended { status: status.unwrap(), stdout: self.stdout.all(), stderr: self.stderr.all() }
+        Ended { status, stdout: self.stdout.all(), stderr: self.stderr.all() }
     }
 }
 
@@ -177,12 +188,5 @@ impl Capture {
         let thread = self.thread.take().unwrap();
         until("the end of the output", || thread.is_finished());
         self.so_far()
-    }
-}
-
-impl Supervisor {
-    /// The supervisor's process id.
-    pub fn pid(&self) -> i32 {
-        self.process.id() as i32
     }
 }
