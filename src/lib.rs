@@ -9,6 +9,7 @@ compile_error!(
 
 pub mod error;
 pub mod mem;
+pub mod proto;
 pub mod time;
 pub mod transport;
 pub mod types;
