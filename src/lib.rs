@@ -7,6 +7,7 @@ compile_error!(
     "windlass moves little-endian fp32 between hosts without conversion: big-endian hosts are not supported"
 );
 
+pub mod control;
 pub mod error;
 pub mod mem;
 pub mod proto;

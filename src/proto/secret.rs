@@ -18,7 +18,8 @@ impl Secret {
     /// A fresh one from the system's random source.
     pub fn generate() -> Result<Secret> {
         let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).map_err(|e| Error::io("getrandom", "job secret", e.into()))?;
+        getrandom::fill(&mut bytes)
+            .map_err(|e| Error::io("getrandom", "job secret", std::io::Error::other(e.to_string())))?;
         Ok(Secret { bytes: bytes.into() })
     }
 

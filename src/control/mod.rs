@@ -1,0 +1,6 @@
+//! The control plane's links: authenticated, framed, kept alive. One thread owns a [`Hub`] and polls it.
+
+mod hub;
+mod link;
+
+pub use hub::{Event, Hub, HubConfig, HubWaker, Limits, LinkId};
