@@ -1,0 +1,3 @@
+//! The processes that serve.
+
+pub mod coordinator;
