@@ -229,10 +229,8 @@ impl Engine {
         for frame in &plan.frames {
             sent.clear();
             sent.extend(plan.order[frame.keys.clone()].iter().map(|&n| keys[n as usize]));
-            let parts: [&[u8]; 2] = [
-                bytemuck::cast_slice(&plan.directory[frame.directory.clone()]),
-                bytemuck::cast_slice(&sent),
-            ];
+            let parts: [&[u8]; 2] =
+                [bytemuck::cast_slice(&plan.directory[frame.directory.clone()]), bytemuck::cast_slice(&sent)];
             let body = self.stage(&parts, deadline, ticket)?;
             let header = self.header(RequestKind::Pull, table);
             let header = header.sparse(frame.directory.len(), sent.len(), body.len());
@@ -273,7 +271,8 @@ impl Engine {
     /// Pulls of this clock that Bsp lets see only earlier ones must be answered before it ends.
     fn answer_pulls(&mut self, deadline: Deadline) -> Result<()> {
         self.drive(deadline, "the answers to this clock's pulls", |engine| {
-            let left = engine.pending.iter().any(|(_, p)| p.under_bsp && !p.after_push && p.open > 0 && p.is_pull());
+            let left =
+                engine.pending.iter().any(|(_, p)| p.under_bsp && !p.after_push && p.open > 0 && p.is_pull());
             (!left).then_some(())
         })
     }
@@ -293,7 +292,8 @@ impl Engine {
     /// Whether a ticket is done. A wait that can only end after the caller's own next call is refused.
     pub fn is_done(&self, ticket: usize, waiting: bool) -> Result<bool> {
         let pending = &self.pending[ticket];
-        let done = pending.open == 0 && pending.commits_at.iter().all(|&l| self.links[l].closed > pending.clock);
+        let done =
+            pending.open == 0 && pending.commits_at.iter().all(|&l| self.links[l].closed > pending.clock);
         if done {
             return Ok(true);
         }
@@ -316,7 +316,12 @@ impl Engine {
         let pending = &self.pending[ticket];
         let what = if pending.is_pull() { "a pull from" } else { "a push to" };
         let behind: Vec<&str> = match pending.is_pull() {
-            true => self.asked.iter().filter(|(_, a)| a.ticket == ticket).map(|(_, a)| &*self.links[a.link].peer).collect(),
+            true => self
+                .asked
+                .iter()
+                .filter(|(_, a)| a.ticket == ticket)
+                .map(|(_, a)| &*self.links[a.link].peer)
+                .collect(),
             false => pending
                 .commits_at
                 .iter()

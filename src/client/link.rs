@@ -133,7 +133,11 @@ impl Link {
             };
             let Some(frame) = next else { break };
             if let Some(frame) = self.fill(frame, transport)? {
-                if from_pulls { self.pulls.push_front(frame) } else { self.queue.push_front(frame) }
+                if from_pulls {
+                    self.pulls.push_front(frame)
+                } else {
+                    self.queue.push_front(frame)
+                }
                 break;
             }
         }
@@ -156,7 +160,10 @@ impl Link {
             Ok(()) => {}
             Err(rejected) if rejected.refusal == Refusal::Full => return Ok(Some(frame)),
             Err(rejected) => {
-                return Err(Error::PeerLost { peer: self.peer.clone(), reason: rejected.refusal.to_string() });
+                return Err(Error::PeerLost {
+                    peer: self.peer.clone(),
+                    reason: rejected.refusal.to_string(),
+                });
             }
         }
         self.sequence += 1;
@@ -202,7 +209,12 @@ impl Link {
             let slot = left.trailing_zeros();
             left &= left - 1;
             let Some(filled) = self.filled.get_mut(slot as usize).and_then(Option::take) else {
-                return Err(Error::protocol(&self.peer, "freed", "slots that were filled", format!("slot {slot}")));
+                return Err(Error::protocol(
+                    &self.peer,
+                    "freed",
+                    "slots that were filled",
+                    format!("slot {slot}"),
+                ));
             };
             self.free |= 1 << slot;
             returned.extend(filled.ticket);
@@ -220,7 +232,10 @@ impl Link {
             Ok(()) => self.ring_told = self.ring_read,
             Err(rejected) if rejected.refusal == Refusal::Full => {}
             Err(rejected) => {
-                return Err(Error::PeerLost { peer: self.peer.clone(), reason: rejected.refusal.to_string() });
+                return Err(Error::PeerLost {
+                    peer: self.peer.clone(),
+                    reason: rejected.refusal.to_string(),
+                });
             }
         }
         Ok(())

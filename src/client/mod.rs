@@ -202,7 +202,8 @@ impl Inner {
         let slowest = peers.iter().map(|p| p.clock).min().unwrap_or(0);
         let ranks: Vec<String> =
             peers.iter().filter(|p| p.clock == slowest).map(|p| p.rank.to_string()).collect();
-        let waited_for = format!("{waited_for}; furthest behind, in clock {slowest}: worker {}", ranks.join(", "));
+        let waited_for =
+            format!("{waited_for}; furthest behind, in clock {slowest}: worker {}", ranks.join(", "));
         Error::Timeout { waited_for, after }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::types::{BucketId, DirectoryEntry, Key, KeyRange, PartitionMap, SortedKeys, TableSpec};
+use crate::types::{BucketId, DirectoryEntry, KeyRange, PartitionMap, SortedKeys, TableSpec};
 
 /// Part of one dense bucket, small enough for one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +96,8 @@ impl SparsePlan {
         let mut bytes = 0;
         for (at, &(shard, bucket, number)) in order.iter().enumerate() {
             let shard = shard as usize;
-            let fits = plan.frames.last().is_some_and(|f| f.shard == shard) && bytes + 16 + row_bytes <= limit;
+            let fits =
+                plan.frames.last().is_some_and(|f| f.shard == shard) && bytes + 16 + row_bytes <= limit;
             let same = fits && plan.directory.last().is_some_and(|d| d.bucket == bucket);
             if !fits {
                 let entries = plan.directory.len();
@@ -193,7 +194,9 @@ mod tests {
         let map = PartitionMap::new(&view(), &spec);
         assert!(dense(&spec, &map, KeyRange::new(9, 11).unwrap(), 10).is_err());
         let sparse = TableSpec::sparse("w", 1);
-        assert!(dense(&sparse, &PartitionMap::new(&view(), &sparse), KeyRange::new(0, 1).unwrap(), 1).is_err());
+        assert!(
+            dense(&sparse, &PartitionMap::new(&view(), &sparse), KeyRange::new(0, 1).unwrap(), 1).is_err()
+        );
         assert!(SparsePlan::new(&spec, &map, SortedKeys::new(&[1]).unwrap(), 4, 100).is_err());
     }
 }

@@ -77,7 +77,10 @@ impl Ticket {
     pub fn wait_into(mut self, values: &mut [f32]) -> Result<Version> {
         self.wait()?;
         let Some(id) = self.id else {
-            return Err(Error::Misuse { call: "wait_into", reason: "the values were taken already".to_owned() });
+            return Err(Error::Misuse {
+                call: "wait_into",
+                reason: "the values were taken already".to_owned(),
+            });
         };
         let version = self.inner.engine().take(id, values)?;
         self.id = None;

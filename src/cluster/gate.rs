@@ -111,7 +111,12 @@ impl<P> Gate<P> {
     }
 
     /// A worker ended `clock`.
-    pub fn mark(&mut self, rank: Rank, clock: Clock, verdicts: &mut Vec<Verdict<P>>) -> Result<(), OutOfOrder> {
+    pub fn mark(
+        &mut self,
+        rank: Rank,
+        clock: Clock,
+        verdicts: &mut Vec<Verdict<P>>,
+    ) -> Result<(), OutOfOrder> {
         self.in_clock(rank, clock)?;
         self.workers[rank as usize].marked += 1;
         let slowest =
@@ -122,7 +127,12 @@ impl<P> Gate<P> {
     }
 
     /// A worker pushes nothing from `clock`, its present one, on.
-    pub fn finish(&mut self, rank: Rank, clock: Clock, verdicts: &mut Vec<Verdict<P>>) -> Result<(), OutOfOrder> {
+    pub fn finish(
+        &mut self,
+        rank: Rank,
+        clock: Clock,
+        verdicts: &mut Vec<Verdict<P>>,
+    ) -> Result<(), OutOfOrder> {
         self.in_clock(rank, clock)?;
         self.workers[rank as usize].finished = Some(clock);
         self.advance(verdicts);

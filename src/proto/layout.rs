@@ -43,7 +43,11 @@ impl SparseBody {
         let dim = if header.kind == RequestKind::Push { dim as usize } else { 0 };
         let body = SparseBody { entries: header.first as usize, keys: header.count as usize, dim };
         if body.entries == 0 || body.entries > body.keys {
-            return Err(Malformed::new("first", format!("1 to {} directory entries", body.keys), body.entries));
+            return Err(Malformed::new(
+                "first",
+                format!("1 to {} directory entries", body.keys),
+                body.entries,
+            ));
         }
         // No overflow: both factors are below 2^32 and `dim` is at most 2^14.
         if body.length() != header.length as usize {

@@ -1,9 +1,14 @@
 //! What peers say to each other: the headers of the data path, and (later in this module) the control messages.
 
+pub mod control;
+pub mod handshake;
 mod layout;
 mod reply;
 mod request;
+pub mod secret;
+mod wire;
 
+pub use control::ThreadStats;
 pub use layout::SparseBody;
 pub use reply::{ReplyHeader, ReplyKind};
 pub use request::{RequestHeader, RequestKind};
@@ -33,7 +38,11 @@ impl Fields<'_> {
     fn check(&self) -> Result<(), Malformed> {
         let computed = crc32c::crc32c(&self.0[..60]);
         if computed != self.u32(60) {
-            return Err(Malformed::new("check", format!("{computed:#010x}"), format!("{:#010x}", self.u32(60))));
+            return Err(Malformed::new(
+                "check",
+                format!("{computed:#010x}"),
+                format!("{:#010x}", self.u32(60)),
+            ));
         }
         Ok(())
     }

@@ -128,12 +128,12 @@ impl Control {
             Event::Message { link, message } if link == self.coordinator => {
                 return self.from_coordinator(message);
             }
-            Event::Message { link, message } => self.from_worker(link, message),
+            Event::Message { link, message } => self.from_worker(link, message)?,
             Event::Down { link, reason, .. } if link == self.coordinator => return Err(reason),
             Event::Down { link, reason, .. } => {
                 if let Some(worker) = self.workers.remove(&link) {
                     debug!("{}: {reason}", worker.name);
-                    self.threads.iter().for_each(|t| drop(t.tell(Command::Lost(worker.rank))));
+                    self.tell_all(|| Command::Lost(worker.rank))?;
                 }
             }
             Event::Refused { .. } => {} // the hub has said so
@@ -163,12 +163,12 @@ impl Control {
             ControlMessage::View(view) => {
                 info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);
                 let server = self.rank.unwrap_or(0);
-                self.threads.iter().for_each(|t| drop(t.tell(Command::Begin(server, view.clone()))));
+                self.tell_all(|| Command::Begin(server, view.clone()))?;
                 self.view = Some(view);
             }
             ControlMessage::CreateTable { table, spec } => {
                 self.tables.insert(table, self.threads.len());
-                self.threads.iter().for_each(|t| drop(t.tell(Command::CreateTable(table, spec.clone()))));
+                self.tell_all(|| Command::CreateTable(table, spec.clone()))?;
             }
             ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
             ControlMessage::Shutdown => return Ok(true),
@@ -177,13 +177,30 @@ impl Control {
         Ok(false)
     }
 
+    fn tell_all(&self, command: impl Fn() -> Command) -> Result<()> {
+        for (number, thread) in self.threads.iter().enumerate() {
+            if !thread.tell(command()) {
+                return Err(Error::Aborted { reason: format!("thread {number} is gone or does not keep up") });
+            }
+        }
+        Ok(())
+    }
+
     fn name(&self) -> String {
         self.rank.map_or("?".to_owned(), |r| r.to_string())
     }
 
-    fn from_worker(&mut self, link: LinkId, message: ControlMessage) {
+    fn from_worker(&mut self, link: LinkId, message: ControlMessage) -> Result<()> {
         match message {
-            ControlMessage::OpenEndpoint { request, thread, transport, address, ring, ring_entries, receive } => {
+            ControlMessage::OpenEndpoint {
+                request,
+                thread,
+                transport,
+                address,
+                ring,
+                ring_entries,
+                receive,
+            } => {
                 let wish = self.wish(link, thread, &transport, address, (ring, ring_entries), receive);
                 let asked = wish.and_then(|wish| {
                     let token = self.ask(link, request);
@@ -197,7 +214,7 @@ impl Control {
             }
             ControlMessage::StatsQuery { request } => {
                 let token = self.ask(link, request);
-                self.threads.iter().for_each(|t| drop(t.tell(Command::Stats(token))));
+                self.tell_all(|| Command::Stats(token))?;
             }
             _ => {
                 // Nothing else is a worker's to say here.
@@ -205,6 +222,7 @@ impl Control {
                 self.workers.remove(&link);
             }
         }
+        Ok(())
     }
 
     /// What a worker asks for, checked; the error is the reason of the refusal.
@@ -227,7 +245,9 @@ impl Control {
         }
         let ring = RemoteRegion::decode(&ring).ok_or("the reply ring's region is malformed")?;
         let receive = RemoteRegion::decode(&receive).ok_or("the receive memory's region is malformed")?;
-        if !(4..=RING_LIMIT).contains(&ring_entries) || !ring.contains(0, u64::from(ring_entries) * HEADER as u64) {
+        if !(4..=RING_LIMIT).contains(&ring_entries)
+            || !ring.contains(0, u64::from(ring_entries) * HEADER as u64)
+        {
             return Err(format!("a reply ring of {ring_entries} entries in {} bytes", ring.length));
         }
         Ok(OpenRequest {
@@ -278,7 +298,7 @@ impl Control {
                 };
                 self.say(link, &answer);
             }
-            Report::Stats(token, _, stats) => {
+            Report::Stats(token, stats) => {
                 let threads = self.threads.len();
                 let Some(asked) = self.asked.get_mut(&token) else { return Ok(()) };
                 asked.stats.push(stats);

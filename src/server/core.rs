@@ -79,7 +79,14 @@ pub struct Core {
 
 impl Core {
     /// A thread's state at the beginning of a job.
-    pub fn new(id: ShardId, view: View, shard: Shard, staging: Staging, replies: Pool, pull_credits: usize) -> Core {
+    pub fn new(
+        id: ShardId,
+        view: View,
+        shard: Shard,
+        staging: Staging,
+        replies: Pool,
+        pull_credits: usize,
+    ) -> Core {
         Core {
             id,
             gate: Gate::new(view.workers),
@@ -142,7 +149,12 @@ impl Core {
     pub fn message(&mut self, rank: Rank, bytes: &[u8]) -> Result<()> {
         let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };
         let read: [u8; 8] = bytes.try_into().map_err(|_| {
-            Error::protocol(&link.peer, "message", "a ring credit of 8 bytes", format!("{} bytes", bytes.len()))
+            Error::protocol(
+                &link.peer,
+                "message",
+                "a ring credit of 8 bytes",
+                format!("{} bytes", bytes.len()),
+            )
         })?;
         link.acknowledged(u64::from_le_bytes(read))
     }
@@ -182,7 +194,8 @@ impl Core {
         self.stats.pushes += 1;
         self.stats.pushed_bytes += u64::from(header.length);
         let consistency = self.shard.consistency(header.table);
-        let consistency = consistency.ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        let consistency =
+            consistency.ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
         if header.clock != self.gate.clock_of(rank) {
             return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
         }
@@ -199,7 +212,10 @@ impl Core {
     fn take(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
         self.applied.clear();
         let body_at = self.staging.slot_at(rank, slot) + HEADER;
-        let spec = self.shard.spec(header.table).ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        let spec = self
+            .shard
+            .spec(header.table)
+            .ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
         match spec.kind {
             TableKind::Dense { .. } => {
                 if u64::from(header.length) != u64::from(header.count) * 4 {
@@ -223,13 +239,20 @@ impl Core {
     }
 
     fn pull(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
-        let spec = self.shard.spec(header.table).ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        let spec = self
+            .shard
+            .spec(header.table)
+            .ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
         let floats = u64::from(header.count) * u64::from(spec.width());
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         if floats * 4 > self.replies.largest() as u64 {
-            return Err(Malformed::new("count", format!("at most {} bytes", self.replies.largest()), floats * 4));
+            return Err(Malformed::new(
+                "count",
+                format!("at most {} bytes", self.replies.largest()),
+                floats * 4,
+            ));
         }
         let mut waiting = Waiting { header, needed, directory: Vec::new(), keys: Vec::new() };
         if dense {
@@ -246,7 +269,11 @@ impl Core {
                 return Err(Malformed::new("argument", "a place in the receive region", header.argument));
             }
             if link.waiting.len() >= self.pull_credits {
-                return Err(Malformed::new("pull", format!("at most {} outstanding", self.pull_credits), "one more"));
+                return Err(Malformed::new(
+                    "pull",
+                    format!("at most {} outstanding", self.pull_credits),
+                    "one more",
+                ));
             }
             link.waiting.push_back(waiting);
         }
@@ -344,7 +371,10 @@ impl Core {
             Ok(()) => {}
             Err(rejected) if rejected.refusal == Refusal::Full => return Ok(false),
             Err(rejected) => {
-                return Err(Error::PeerLost { peer: link.peer.clone(), reason: rejected.refusal.to_string() });
+                return Err(Error::PeerLost {
+                    peer: link.peer.clone(),
+                    reason: rejected.refusal.to_string(),
+                });
             }
         }
         self.stats.pulls += 1;
@@ -379,7 +409,8 @@ impl Staging {
         let mut bytes = [0u8; HEADER];
         self.arena.copy_out(self.slot_at(rank, slot), &mut bytes);
         let header = RequestHeader::decode(&bytes)?;
-        if u64::from(header.length) + HEADER as u64 != u64::from(length) || length as usize > self.slot_bytes {
+        if u64::from(header.length) + HEADER as u64 != u64::from(length) || length as usize > self.slot_bytes
+        {
             let expected = format!("{} as the slot was filled", i64::from(length) - HEADER as i64);
             return Err(Malformed::new("length", expected, header.length));
         }

@@ -1,6 +1,7 @@
 //! A server process: one control thread, and one reactor per shard.
 
 mod control;
+pub mod coordinator;
 mod core;
 mod link;
 mod reactor;
@@ -170,7 +171,10 @@ impl ServerBuilder {
 }
 
 fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(|e| Error::io("start thread", name, e))
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(|e| Error::io("start thread", name, e))
 }
 
 /// One running reactor.

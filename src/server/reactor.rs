@@ -93,8 +93,8 @@ pub enum Report {
     TableCreated(TableId, Result<()>),
     /// To [`Command::Open`]: token and outcome.
     Opened(u64, Result<Opened>),
-    /// To [`Command::Stats`]: token, thread and figures.
-    Stats(u64, u32, ThreadStats),
+    /// To [`Command::Stats`]: token and figures.
+    Stats(u64, ThreadStats),
     /// The thread has ended because of a failure that is not a peer's.
     Failed(Error),
 }
@@ -251,7 +251,7 @@ impl Reactor {
                 Ok(Command::Lost(rank)) => self.drop_rank(rank),
                 Ok(Command::Stats(token)) => {
                     let stats = self.core.as_ref().map(Core::stats).unwrap_or_default();
-                    self.report(Report::Stats(token, self.id.thread, stats));
+                    self.report(Report::Stats(token, stats));
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Ok(false),
                 Err(TryRecvError::Empty) => return Ok(true),
@@ -266,7 +266,9 @@ impl Reactor {
         let slots = room.min(self.sizes.slots).min(MAX_SLOTS);
         if slots == 0 {
             return Err(Error::Limit {
-                resource: format!("staging bytes of a server thread ({workers} workers × {slot_bytes} bytes)"),
+                resource: format!(
+                    "staging bytes of a server thread ({workers} workers × {slot_bytes} bytes)"
+                ),
                 limit: self.sizes.staging_bytes as u64,
                 asked: (workers * slot_bytes) as u64,
             });

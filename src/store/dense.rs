@@ -123,7 +123,13 @@ impl Dense {
 }
 
 /// A step on part of a segment: the state's planes are cut to that part, stepped, and put back.
-fn step_part(segment: &mut Segment, first: usize, count: usize, optimizer: &dyn Optimizer, scratch: &mut Vec<f32>) {
+fn step_part(
+    segment: &mut Segment,
+    first: usize,
+    count: usize,
+    optimizer: &dyn Optimizer,
+    scratch: &mut Vec<f32>,
+) {
     let whole = segment.parameters.len();
     for plane in 0..optimizer.state_width() {
         let at = plane * whole + first;

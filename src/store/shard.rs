@@ -7,7 +7,9 @@ use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::SparseBucket;
 use crate::error::{Error, Malformed, Result};
 use crate::mem::Floats;
-use crate::types::{Aggregate, BucketId, Consistency, DirectoryEntry, Key, TableId, TableKind, TableSpec, Version};
+use crate::types::{
+    Aggregate, BucketId, Consistency, DirectoryEntry, Key, TableId, TableKind, TableSpec, Version,
+};
 
 /// Values for part of one dense bucket.
 #[derive(Debug, Clone, Copy)]
@@ -91,9 +93,9 @@ impl Shard {
         let width = optimizer.state_width();
         let body = match &spec.kind {
             TableKind::Dense { .. } => Body::Dense(Dense::new(spec, buckets, width)?),
-            TableKind::Sparse { dim, .. } => Body::Sparse(
-                buckets.iter().map(|&b| (b, SparseBucket::new(*dim as usize, width))).collect(),
-            ),
+            TableKind::Sparse { dim, .. } => {
+                Body::Sparse(buckets.iter().map(|&b| (b, SparseBucket::new(*dim as usize, width))).collect())
+            }
         };
         self.tables.insert(id, Table { spec: spec.clone(), optimizer, body });
         Ok(())
@@ -249,7 +251,8 @@ fn check_directory(
         last = Some(bucket);
         let keys = done.checked_add(count as usize).and_then(|end| piece.keys.get(done..end));
         let keys = keys.filter(|k| !k.is_empty());
-        let keys = keys.ok_or_else(|| Malformed::new("directory", "counts of 1 or more that add up", count))?;
+        let keys =
+            keys.ok_or_else(|| Malformed::new("directory", "counts of 1 or more that add up", count))?;
         if let Some(key) = keys.iter().find(|&&k| spec.bucket_of(k) != bucket) {
             return Err(Malformed::new("keys", format!("keys of bucket {bucket}"), key));
         }
