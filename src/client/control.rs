@@ -66,6 +66,7 @@ enum Call {
     Peers(Sender<Result<Vec<PeerStatus>>>),
     Stats(Sender<Result<Vec<ServerStats>>>),
     Finish,
+    Abort(String),
 }
 
 /// The handle by which callers reach the control thread.
@@ -149,6 +150,12 @@ impl ControlThread {
         let _ = self.calls.send_timeout(Call::Finish, timeout);
         self.stop();
         self.shared.failure().map_or(Ok(()), Err)
+    }
+
+    /// Ends the job for everybody, with a reason.
+    pub fn abort(&self, reason: String) {
+        let _ = self.calls.try_send(Call::Abort(reason)); // a full inbox: the closing link says it
+        self.stop();
     }
 
     fn stop(&self) {
@@ -284,6 +291,10 @@ impl State {
                     self.hub.send(link, &ControlMessage::StatsQuery { request })?;
                 }
                 Ok(())
+            }
+            Call::Abort(reason) => {
+                self.finishing = true;
+                self.hub.send(self.coordinator, &ControlMessage::Abort { reason })
             }
             Call::Finish => {
                 self.finishing = true;

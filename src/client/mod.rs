@@ -163,6 +163,11 @@ impl Client {
         self.inner.control.finish(self.inner.config.wait_timeout)
     }
 
+    /// Ends the job for everybody: each node gets `reason` as its error.
+    pub fn abort(self, reason: &str) {
+        self.inner.control.abort(reason.to_owned());
+    }
+
     /// Up to 64 bytes that the other workers' [`Client::peers`] show of this one.
     pub fn set_status(&self, status: &[u8]) -> Result<()> {
         self.inner.control.set_status(status)

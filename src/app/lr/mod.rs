@@ -1,8 +1,16 @@
-//! Sparse logistic regression: the model's arithmetic and the figures by which it is judged.
+//! Sparse logistic regression: `windlass train lr`.
 
 pub mod batches;
 pub mod math;
 pub mod metrics;
+mod options;
+mod progress;
+mod report;
+mod source;
+mod train;
+
+pub use options::Options;
+pub use train::train;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,237 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use super::lr;
+use super::node::{NetworkOptions, NodeOptions};
+use super::run::{self, Plan};
+use crate::config::{Environment, variable};
+use crate::error::{Error, Result};
+use crate::launch;
+use crate::proto::secret::Secret;
+use crate::server::Server;
+use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+
+/// Features of this build, for `--version`.
+const VERSION: &str = if cfg!(feature = "verbs") {
+    concat!(env!("CARGO_PKG_VERSION"), " (features: verbs)")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " (features: none)")
+};
+
+/// A parameter server for HPC clusters
+///
+/// Exit codes: 0 done, 2 wrong usage, 10 + n for failure n: 11 setting, 12 system, 13 timeout, 14 lost peer, 15 refused,
+/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device. `run` gives the code of the
+/// process that failed first, 128 + n if it was killed by signal n.
+#[derive(Debug, Parser)]
+#[command(name = "windlass", version = VERSION, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a job on this machine: a coordinator, servers, and CMD once for each worker
+    Run(RunOptions),
+    /// Train a model
+    #[command(subcommand)]
+    Train(Train),
+    /// Run the coordinator of a job that is started by hand
+    Coordinator(CoordinatorOptions),
+    /// Run one server of a job
+    Server(ServerOptions),
+    /// Make a job's secret and print it
+    Secret,
+    #[command(hide = true)]
+    Guard,
+}
+
+#[derive(Debug, Subcommand)]
+enum Train {
+    /// Sparse logistic regression on LIBSVM files, or on a built-in data set
+    ///
+    /// Alone it starts its own job on this machine; in a job (WINDLASS_COORDINATOR is set, or --coordinator is given) it
+    /// is one of its workers.
+    Lr(Box<lr::Options>),
+}
+
+#[derive(Debug, Args)]
+struct RunOptions {
+    /// Number of servers
+    #[arg(long, default_value_t = 2)]
+    servers: u32,
+    /// Number of workers
+    #[arg(long, default_value_t = 4)]
+    workers: u32,
+    /// Threads of each server
+    #[arg(long, default_value_t = 1)]
+    threads: u32,
+    /// Program that each server runs, in place of `windlass server`
+    #[arg(long, value_name = "PROGRAM")]
+    server_cmd: Option<OsString>,
+    #[command(flatten)]
+    network: NetworkOptions,
+    /// A worker's command line
+    #[arg(last = true, required = true)]
+    worker: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct CoordinatorOptions {
+    /// Where to listen
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7077")]
+    listen: SocketAddr,
+    /// File with the job's secret: 64 hexadecimal digits, mode 0600 [else WINDLASS_SECRET]
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Number of servers; the job begins when they are there
+    #[arg(long, default_value_t = 1)]
+    servers: u32,
+    /// Number of workers [default: what the first worker says]
+    #[arg(long)]
+    workers: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+struct ServerOptions {
+    #[command(flatten)]
+    node: NodeOptions,
+    /// This server's rank [WINDLASS_RANK; default: the coordinator chooses]
+    #[arg(long)]
+    rank: Option<u32>,
+    /// Number of threads, each with a shard of its own [WINDLASS_THREADS; default: 1]
+    #[arg(long)]
+    threads: Option<u32>,
+    /// Memory for requests that wait, for each thread, in MiB
+    #[arg(long, default_value_t = 256)]
+    staging_mib: usize,
+}
+
+/// Runs the program; what it gives is its exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let environment = Environment::capture();
+    let filter = environment.text(variable::LOG).unwrap_or("warn");
+    let logged = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+    if let Err(error) = logged {
+        eprintln!("windlass: no log: {error}");
+    }
+    match obey(cli.command, &environment) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("windlass: {error}");
+            ExitCode::from(run::exit_code(&error))
+        }
+    }
+}
+
+fn obey(command: Command, environment: &Environment) -> Result<u8> {
+    match command {
+        Command::Run(options) => start(options, environment),
+        Command::Train(Train::Lr(options)) => train(*options, environment),
+        Command::Coordinator(options) => coordinate(&options, environment).map(|()| 0),
+        Command::Server(options) => serve(&options, environment).map(|()| 0),
+        Command::Secret => {
+            println!("{}", Secret::generate()?.to_hex());
+            Ok(0)
+        }
+        Command::Guard => Ok(launch::guard_main() as u8),
+    }
+}
+
+fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
+    let plan = Plan {
+        command: "windlass run".to_owned(),
+        servers: options.servers,
+        workers: options.workers,
+        threads: options.threads,
+        network: options.network,
+        worker: options.worker,
+        server: options.server_cmd.map(|program| vec![program]),
+        prefix: true,
+    };
+    Ok(run::run(&plan, environment)?.code as u8)
+}
+
+fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
+    if options.node.coordinator.is_some() || environment.text(variable::COORDINATOR).is_some() {
+        lr::train(&options, environment)?;
+        return Ok(0);
+    }
+    options.check()?;
+    let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
+    let worker = std::iter::once(exe.into_os_string()).chain(std::env::args_os().skip(1)).collect();
+    let plan = Plan {
+        command: "windlass train lr".to_owned(),
+        servers: options.servers,
+        workers: options.workers.unwrap_or(4),
+        threads: options.threads,
+        network: options.node.network.clone(),
+        worker,
+        server: None,
+        prefix: false,
+    };
+    Ok(run::run(&plan, environment)?.code as u8)
+}
+
+fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result<()> {
+    let node = NodeOptions { secret_file: options.secret_file.clone(), ..NodeOptions::default() };
+    let secret = node.secret(environment)?;
+    let job = environment.text(variable::JOB).unwrap_or_default();
+    let mut config = CoordinatorServerConfig::new(secret, job, options.servers, options.workers);
+    config.ip = options.listen.ip();
+    config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
+    let coordinator = CoordinatorServer::bind(config)?;
+    eprintln!("windlass coordinator: listening on {}", coordinator.address());
+    let outcome = coordinator.run()?;
+    eprintln!(
+        "windlass coordinator: done, with {} servers, {} workers, {} tables",
+        outcome.servers, outcome.workers, outcome.tables
+    );
+    Ok(())
+}
+
+fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
+    let threads = match options.threads {
+        Some(threads) => threads,
+        None => environment.value(variable::THREADS, "a number")?.unwrap_or(1),
+    };
+    let rank = match options.rank {
+        Some(rank) => Some(rank),
+        None => environment.value(variable::RANK, "a number")?,
+    };
+    let network = options.node.network.network(environment, threads as usize)?;
+    Server::builder(&options.node.coordinator(environment)?, options.node.secret(environment)?)
+        .job(environment.text(variable::JOB).unwrap_or_default())
+        .rank(rank)
+        .threads(threads)
+        .network(network)
+        .staging_bytes(options.staging_mib << 20)
+        .start()?
+        .run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

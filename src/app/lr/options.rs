@@ -1,0 +1,149 @@
+//! What can be set about a training run.
+
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::app::node::NodeOptions;
+use crate::data::libsvm::IndexMode;
+use crate::error::{Error, Result};
+use crate::types::{Consistency, OptimizerSpec, TableSpec};
+
+/// Dense or sparse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TableChoice {
+    /// Only the keys that occur.
+    Sparse,
+    /// All keys from 0 to the number of features.
+    Dense,
+}
+
+/// The update rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerChoice {
+    /// FTRL-Proximal, per-coordinate rates.
+    Ftrl,
+    /// Plain stochastic gradient descent.
+    Sgd,
+}
+
+/// Options of `windlass train lr`.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Training data in LIBSVM format [default: a built-in data set]
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Test data in LIBSVM format [default: the built-in set's held-out rows, or the training data]
+    #[arg(long, value_name = "FILE")]
+    pub test: Option<PathBuf>,
+    /// Take indices as any tokens and hash them to --features keys [default: whole numbers from 1]
+    #[arg(long, requires = "features")]
+    pub hash: bool,
+    /// Number of features [default: the largest index that occurs; built-in: 1048576]
+    #[arg(long, value_name = "N")]
+    pub features: Option<NonZeroU64>,
+    /// The table that holds the weights
+    #[arg(long, value_enum, default_value_t = TableChoice::Sparse)]
+    pub table: TableChoice,
+    /// Size of a dense table's segments
+    #[arg(long, value_name = "BYTES", default_value_t = crate::types::DEFAULT_SEGMENT_BYTES)]
+    pub segment_bytes: u32,
+    /// The servers' update rule
+    #[arg(long, value_enum, default_value_t = OptimizerChoice::Ftrl)]
+    pub optimizer: OptimizerChoice,
+    /// ftrl: scale of the learning rate
+    #[arg(long, default_value_t = 0.1)]
+    pub alpha: f32,
+    /// ftrl: added to the root of the squared gradients
+    #[arg(long, default_value_t = 0.1)]
+    pub beta: f32,
+    /// ftrl: weight of |w|; gradients are means, so what suits depends on batch and workers
+    #[arg(long, default_value_t = 0.05)]
+    pub l1: f32,
+    /// ftrl: weight of w²/2
+    #[arg(long, default_value_t = 0.0)]
+    pub l2: f32,
+    /// sgd: learning rate
+    #[arg(long, default_value_t = 0.3)]
+    pub rate: f32,
+    /// When a pull is answered: bsp, ssp:N or asp
+    #[arg(long, default_value = "bsp", value_parser = Consistency::from_str)]
+    pub consistency: Consistency,
+    /// Passes over the data
+    #[arg(long, default_value_t = 12)]
+    pub epochs: u32,
+    /// Examples in a mini-batch of one worker
+    #[arg(long, default_value_t = 64)]
+    pub batch: u32,
+    /// Seed of the order of the examples, and of the built-in data set
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Number of servers (when it starts its own job)
+    #[arg(long, default_value_t = 2)]
+    pub servers: u32,
+    /// Number of workers [WINDLASS_WORKERS; default: 4]
+    #[arg(long)]
+    pub workers: Option<u32>,
+    /// Threads of each server (when it starts its own job)
+    #[arg(long, default_value_t = 1)]
+    pub threads: u32,
+    /// This worker's rank (in a job) [WINDLASS_RANK]
+    #[arg(long)]
+    pub rank: Option<u32>,
+    /// Seconds that any one wait may last while all nodes are alive
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
+    /// Write the weights there: little-endian fp32 in key order
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Write the results there, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    #[command(flatten)]
+    pub node: NodeOptions,
+}
+
+impl Options {
+    /// What can be refused before anything is started.
+    pub fn check(&self) -> Result<()> {
+        for path in [&self.data, &self.test].into_iter().flatten() {
+            File::open(path).map_err(|e| Error::io("open", path.display(), e))?;
+        }
+        if self.test.is_some() && self.data.is_none() {
+            return Err(Error::config("--test", "--data beside it", "the built-in data set"));
+        }
+        if self.epochs == 0 || self.batch == 0 {
+            return Err(Error::config("--epochs and --batch", "at least 1", 0));
+        }
+        self.spec(1).validate()
+    }
+
+    /// How indices become keys.
+    pub fn index_mode(&self) -> IndexMode {
+        match self.hash {
+            true => IndexMode::Hashed { features: self.features },
+            false => IndexMode::OneBased { features: self.features },
+        }
+    }
+
+    /// The table of `features` weights.
+    pub fn spec(&self, features: u64) -> TableSpec {
+        let optimizer = match self.optimizer {
+            OptimizerChoice::Ftrl => OptimizerSpec::ftrl(self.alpha, self.beta, self.l1, self.l2),
+            OptimizerChoice::Sgd => OptimizerSpec::sgd(self.rate),
+        };
+        let spec = match self.table {
+            TableChoice::Sparse => TableSpec::sparse("weights", 1),
+            TableChoice::Dense => {
+                TableSpec::dense("weights", &[features.max(1)]).segment_bytes(self.segment_bytes)
+            }
+        };
+        spec.optimizer(optimizer).consistency(self.consistency)
+    }
+}

@@ -1,0 +1,149 @@
+//! The result of a training run, for people and as JSON.
+
+use std::path::Path;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::options::{Options, OptimizerChoice, TableChoice};
+use crate::client::ServerStats;
+use crate::error::{Error, Result};
+
+/// All that `--report` writes.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub accuracy: f64,
+    /// Nothing when the test set has one class only.
+    pub auc: Option<f64>,
+    pub logloss: f64,
+    /// What the three above were measured on.
+    pub measured_on: String,
+    pub examples_per_second: f64,
+    pub seconds: f64,
+    /// Payload of all pushes, keys included, in bytes.
+    pub bytes_pushed: u64,
+    /// Payload of all answers to pulls, in bytes.
+    pub bytes_pulled: u64,
+    /// Parameters held: for each server one number for each thread.
+    pub bytes_per_server: Vec<Vec<u64>>,
+    pub reconnects: u64,
+    pub duplicates_dropped: u64,
+    pub max_clock_lag: u64,
+    /// Whether the weights are the same bits on any number of servers and threads.
+    pub reproducible: bool,
+    pub transport: String,
+    /// SHA-256 of the weights as little-endian fp32 in key order.
+    pub weights_sha256: String,
+    pub non_zero_weights: u64,
+    /// Built-in data set only.
+    pub planted: Option<Planted>,
+    pub settings: Settings,
+}
+
+/// How far the learnt weights are from the planted ones, over the keys that occur in training.
+#[derive(Debug, Clone, Serialize)]
+pub struct Planted {
+    pub cosine: f64,
+    pub relative_l2: f64,
+}
+
+/// What the run was asked for.
+#[derive(Debug, Clone, Serialize)]
+pub struct Settings {
+    pub data: String,
+    pub test: Option<String>,
+    pub hash: bool,
+    pub features: u64,
+    pub table: TableChoice,
+    pub segment_bytes: u32,
+    pub optimizer: OptimizerChoice,
+    pub alpha: f32,
+    pub beta: f32,
+    pub l1: f32,
+    pub l2: f32,
+    pub rate: f32,
+    pub consistency: String,
+    pub epochs: u32,
+    pub batch: u32,
+    pub seed: u64,
+    pub servers: usize,
+    pub threads: usize,
+    pub workers: u32,
+    pub timeout: u64,
+    pub version: &'static str,
+}
+
+impl Settings {
+    /// Of a run over `features` features.
+    pub fn new(options: &Options, features: u64, workers: u32, servers: &[ServerStats]) -> Settings {
+        let shown = |path: &Path| path.display().to_string();
+        Settings {
+            data: options.data.as_deref().map_or("built-in".to_owned(), shown),
+            test: options.test.as_deref().map(shown),
+            hash: options.hash,
+            features,
+            table: options.table,
+            segment_bytes: options.segment_bytes,
+            optimizer: options.optimizer,
+            alpha: options.alpha,
+            beta: options.beta,
+            l1: options.l1,
+            l2: options.l2,
+            rate: options.rate,
+            consistency: options.consistency.to_string(),
+            epochs: options.epochs,
+            batch: options.batch,
+            seed: options.seed,
+            servers: servers.len(),
+            threads: servers.iter().map(|s| s.threads.len()).max().unwrap_or(0),
+            workers,
+            timeout: options.timeout,
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+}
+
+impl Report {
+    /// Writes it as JSON.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|e| Error::io("encode", "the report", std::io::Error::other(e)))?;
+        std::fs::write(path, text + "\n").map_err(|e| Error::io("write", path.display(), e))
+    }
+
+    /// A table for people.
+    pub fn print(&self) {
+        let auc = self.auc.map_or("undefined (one class)".to_owned(), |a| format!("{a:.4}"));
+        let held: Vec<String> = self.bytes_per_server.iter().map(|s| format!("{s:?}")).collect();
+        let mut rows = vec![
+            ("measured on", self.measured_on.clone()),
+            ("accuracy", format!("{:.4}", self.accuracy)),
+            ("auc", auc),
+            ("logloss", format!("{:.4}", self.logloss)),
+            ("seconds", format!("{:.2}", self.seconds)),
+            ("examples per second", format!("{:.0}", self.examples_per_second)),
+            ("bytes pushed, pulled", format!("{}, {}", self.bytes_pushed, self.bytes_pulled)),
+            ("bytes per server", held.join(" ")),
+            ("reconnects", self.reconnects.to_string()),
+            ("duplicates dropped", self.duplicates_dropped.to_string()),
+            ("max clock lag", self.max_clock_lag.to_string()),
+            ("reproducible", self.reproducible.to_string()),
+            ("transport", self.transport.clone()),
+            ("weights", format!("{} of {} not zero", self.non_zero_weights, self.settings.features)),
+            ("weights sha256", self.weights_sha256.clone()),
+        ];
+        if let Some(planted) = &self.planted {
+            let text = format!("cosine {:.4}, relative distance {:.4}", planted.cosine, planted.relative_l2);
+            rows.push(("to the planted weights", text));
+        }
+        for (name, value) in rows {
+            println!("{name:<22} {value}");
+        }
+    }
+}
+
+/// SHA-256 of the weights as little-endian fp32, in hexadecimal.
+pub fn weights_sha256(weights: &[f32]) -> String {
+    let digest = Sha256::digest(bytemuck::cast_slice::<f32, u8>(weights));
+    digest.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,228 @@
+//! One worker of a training run.
+
+use std::time::{Duration, Instant};
+
+use super::batches::Batches;
+use super::math::Batch;
+use super::metrics::{Quality, quality};
+use super::options::{Options, TableChoice};
+use super::progress::{Progress, Told, features};
+use super::report::{Planted, Report, Settings, weights_sha256};
+use super::source;
+use crate::client::{Client, ClientConfig, Table};
+use crate::config::{Environment, variable};
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::types::{KeyRange, SortedKeys};
+
+/// Takes part in the job as a worker, from joining to leaving. Worker 0 reports.
+pub fn train(options: &Options, environment: &Environment) -> Result<()> {
+    options.check()?;
+    let rank = match options.rank {
+        Some(rank) => rank,
+        None => environment
+            .value(variable::RANK, "a number")?
+            .ok_or_else(|| Error::config("--rank", "this worker's rank", "nothing"))?,
+    };
+    let workers = match options.workers {
+        Some(workers) => workers,
+        None => environment
+            .value(variable::WORKERS, "a number")?
+            .ok_or_else(|| Error::config("--workers", "the number of workers", "nothing"))?,
+    };
+    let secret = options.node.secret(environment)?;
+    let mut config = ClientConfig::new(&options.node.coordinator(environment)?, secret, rank, workers);
+    config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
+    config.network = options.node.network.network(environment, 1)?;
+    config.wait_timeout = Duration::from_secs(options.timeout.max(1));
+    let client = Client::connect(config)?;
+    let outcome = Worker { client: client.clone(), options }.run();
+    match outcome {
+        Ok(()) => client.finalize(),
+        Err(error) => {
+            // The others are told why, and not only that a link closed.
+            client.abort(&format!("worker {rank}: {error}"));
+            Err(error)
+        }
+    }
+}
+
+struct Worker<'a> {
+    client: Client,
+    options: &'a Options,
+}
+
+impl Worker<'_> {
+    fn run(&self) -> Result<()> {
+        let data = source::training_part(self.options, self.client.rank(), self.client.workers())?;
+        let features = self.features(&data)?;
+        let weights = Weights::open(&self.client, self.options, features)?;
+        self.client.barrier()?;
+        let start = Instant::now();
+        let examples = self.learn(&data, &weights)?;
+        self.client.finish()?;
+        self.client.barrier()?;
+        let seconds = start.elapsed().as_secs_f64();
+        if self.client.rank() == 0 {
+            self.report(&weights, examples, seconds)?;
+        }
+        Ok(())
+    }
+
+    /// The number of features: given, or one more than the largest key that any worker has.
+    fn features(&self, data: &Dataset) -> Result<u64> {
+        let told = Told { features: data.max_key().map_or(0, |k| k + 1), ..Told::default() };
+        self.client.set_status(&told.encode())?;
+        // A heartbeat goes ahead of the question, so behind the barrier every worker's figure is known.
+        self.client.peers()?;
+        self.client.barrier()?;
+        let known = features(&self.client.peers()?).max(1);
+        match source::known_features(self.options) {
+            Some(given) => Ok(given),
+            None if known <= 1 << 32 => Ok(known),
+            None => Err(Error::config("--features", "given, with --hash, for indices beyond 2^32", known)),
+        }
+    }
+
+    /// Goes over the data; gives the number of examples that all workers have seen together, as far as known here.
+    fn learn(&self, data: &Dataset, weights: &Weights) -> Result<u64> {
+        let rank = self.client.rank();
+        let mut batches = Batches::new(data, self.options.batch as usize, self.options.seed, rank);
+        let rows = data.rows() as u64 * u64::from(self.options.epochs);
+        let mut told = Told { features: weights.features, ..Told::default() };
+        let mut progress = (rank == 0).then(|| Progress::new(rows * u64::from(self.client.workers())));
+        let (mut batch, mut local, mut gradient) = (Batch::default(), Vec::new(), Vec::new());
+        for epoch in 0..self.options.epochs {
+            batches.shuffle(epoch);
+            for index in 0..batches.count() {
+                batches.fill(index, &mut batch);
+                weights.pull(batch.keys(), &mut local)?;
+                gradient.resize(batch.keys().len(), 0.0);
+                told.loss += batch.gradient(&local, &mut gradient);
+                told.examples += batch.rows() as u64;
+                weights.push(batch.keys(), &gradient)?;
+                self.client.clock()?;
+                self.client.set_status(&told.encode())?;
+                if let Some(progress) = &mut progress {
+                    progress.show(&self.client)?;
+                }
+            }
+        }
+        if let Some(progress) = &progress {
+            progress.end();
+        }
+        // So that worker 0 can add up what all have seen.
+        self.client.peers()?;
+        Ok(told.examples)
+    }
+
+    fn report(&self, weights: &Weights, _own: u64, seconds: f64) -> Result<()> {
+        let options = self.options;
+        let learnt = weights.all()?;
+        let peers = self.client.peers()?;
+        let examples: u64 = peers.iter().map(|p| Told::decode(&p.status).examples).sum();
+        let servers = self.client.server_stats()?;
+        let (test, measured_on) = source::test_set(options)?;
+        let Quality { accuracy, auc, logloss } = judge(&test, &learnt).ok_or_else(|| {
+            Error::config("test data", "at least one example", "none")
+        })?;
+        let threads = || servers.iter().flat_map(|s| &s.threads);
+        let report = Report {
+            accuracy,
+            auc,
+            logloss,
+            measured_on: measured_on.to_owned(),
+            examples_per_second: examples as f64 / seconds,
+            seconds,
+            bytes_pushed: threads().map(|t| t.pushed_bytes).sum(),
+            bytes_pulled: threads().map(|t| t.pulled_bytes).sum(),
+            bytes_per_server: servers
+                .iter()
+                .map(|s| s.threads.iter().map(|t| t.parameter_bytes).collect())
+                .collect(),
+            reconnects: threads().map(|t| t.reconnects).sum(),
+            duplicates_dropped: threads().map(|t| t.duplicates_dropped).sum(),
+            max_clock_lag: threads().map(|t| t.max_clock_lag).max().unwrap_or(0),
+            reproducible: options.consistency.folds_by_rank(),
+            transport: self.client.transport(),
+            weights_sha256: weights_sha256(&learnt),
+            non_zero_weights: learnt.iter().filter(|w| **w != 0.0).count() as u64,
+            planted: source::distance(options, &learnt)
+                .map(|d| Planted { cosine: d.cosine, relative_l2: d.relative_l2 }),
+            settings: Settings::new(options, weights.features, self.client.workers(), &servers),
+        };
+        report.print();
+        if let Some(path) = &options.save {
+            std::fs::write(path, bytemuck::cast_slice::<f32, u8>(&learnt))
+                .map_err(|e| Error::io("write", path.display(), e))?;
+        }
+        options.report.as_deref().map_or(Ok(()), |path| report.write(path))
+    }
+}
+
+/// The model, in a sparse or a dense table.
+struct Weights {
+    table: Table,
+    features: u64,
+    kind: TableChoice,
+}
+
+impl Weights {
+    fn open(client: &Client, options: &Options, features: u64) -> Result<Weights> {
+        let table = client.table(&options.spec(features))?;
+        Ok(Weights { table, features, kind: options.table })
+    }
+
+    /// The weights of `keys`.
+    fn pull(&self, keys: &[u64], weights: &mut Vec<f32>) -> Result<()> {
+        match self.kind {
+            TableChoice::Sparse => {
+                weights.resize(keys.len(), 0.0);
+                self.table.pull(SortedKeys::new(keys)?, weights)?;
+            }
+            TableChoice::Dense => {
+                let all = self.all()?;
+                weights.clear();
+                weights.extend(keys.iter().map(|&k| all[k as usize]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Pushes a gradient; what it does not name is zero.
+    fn push(&self, keys: &[u64], gradient: &[f32]) -> Result<()> {
+        let ticket = match self.kind {
+            TableChoice::Sparse => self.table.push(SortedKeys::new(keys)?, gradient)?,
+            TableChoice::Dense => {
+                let mut all = vec![0.0; self.features as usize];
+                keys.iter().zip(gradient).for_each(|(&k, &g)| all[k as usize] = g);
+                self.table.push_range(KeyRange::new(0, self.features)?, &all)?
+            }
+        };
+        // The end of the clock commits it; a failure shows at the next pull.
+        drop(ticket);
+        Ok(())
+    }
+
+    /// All weights, by key.
+    fn all(&self) -> Result<Vec<f32>> {
+        let mut weights = vec![0.0; self.features as usize];
+        match self.kind {
+            TableChoice::Dense => self.table.pull_range(KeyRange::new(0, self.features)?, &mut weights)?,
+            TableChoice::Sparse => {
+                let keys: Vec<u64> = (0..self.features).collect();
+                self.table.pull(SortedKeys::new(&keys)?, &mut weights)?
+            }
+        };
+        Ok(weights)
+    }
+}
+
+fn judge(test: &Dataset, weights: &[f32]) -> Option<Quality> {
+    let batch = Batch::new(test, 0..test.rows());
+    let local: Vec<f32> =
+        batch.keys().iter().map(|&k| weights.get(k as usize).copied().unwrap_or(0.0)).collect();
+    let mut scores = Vec::new();
+    batch.scores(&local, &mut scores);
+    quality(&scores, batch.labels())
+}

@@ -1,0 +1,88 @@
+//! Options that every process of a job has, from flags and, where a flag is missing, from the launcher's variables.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::config::{Environment, Network, Polling, TransportKind, parse_ports, variable};
+use crate::error::{Error, Result};
+use crate::launch::allowed_cores;
+use crate::proto::secret::Secret;
+use crate::transport::interface;
+
+/// Where the job is, and which network to use.
+#[derive(Debug, Clone, Default, Args)]
+pub struct NodeOptions {
+    /// Address of the job's coordinator [WINDLASS_COORDINATOR]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub coordinator: Option<String>,
+    /// File with the job's secret: 64 hexadecimal digits, mode 0600 [else WINDLASS_SECRET]
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub network: NetworkOptions,
+}
+
+/// Which network to use.
+#[derive(Debug, Clone, Default, Args)]
+pub struct NetworkOptions {
+    /// What carries the data: tcp or verbs [WINDLASS_TRANSPORT; default: tcp]
+    #[arg(long, value_name = "KIND")]
+    pub transport: Option<TransportKind>,
+    /// Network interface to bind, by name or IP address [WINDLASS_INTERFACE; default: 127.0.0.1]
+    #[arg(long, value_name = "NAME|IP")]
+    pub interface: Option<String>,
+    /// Ports to listen on [WINDLASS_PORT_RANGE; default: any]
+    #[arg(long, value_name = "A-B")]
+    pub port_range: Option<String>,
+    /// RDMA device and port [WINDLASS_RDMA_DEVICE; default: the first active port]
+    #[arg(long, value_name = "NAME[:PORT]")]
+    pub rdma_device: Option<String>,
+    /// Seconds of silence after which a peer is lost
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub peer_timeout: u64,
+}
+
+impl NodeOptions {
+    /// The coordinator's address.
+    pub fn coordinator(&self, environment: &Environment) -> Result<String> {
+        let given = self.coordinator.clone().or_else(|| environment.text(variable::COORDINATOR).map(str::to_owned));
+        given.ok_or_else(|| Error::config("--coordinator", "HOST:PORT", "nothing"))
+    }
+
+    /// The job's secret.
+    pub fn secret(&self, environment: &Environment) -> Result<Secret> {
+        match (&self.secret_file, environment.text(variable::SECRET)) {
+            (Some(file), _) => Secret::from_file(file),
+            (None, Some(text)) => Secret::from_hex(text),
+            (None, None) => Err(Error::config("--secret-file", "a file with the job's secret", "nothing")),
+        }
+    }
+}
+
+impl NetworkOptions {
+    /// The network to use; `own_pollers` threads of this process will wait for it.
+    pub fn network(&self, environment: &Environment, own_pollers: usize) -> Result<Network> {
+        let text = |flag: &Option<String>, name| flag.clone().or_else(|| environment.text(name).map(str::to_owned));
+        let defaults = Network::default();
+        let transport = match self.transport {
+            Some(kind) => Some(kind),
+            None => environment.value(variable::TRANSPORT, "tcp or verbs")?,
+        };
+        let interface = match text(&self.interface, variable::INTERFACE) {
+            Some(name) => interface::resolve(&name)?,
+            None => defaults.interface,
+        };
+        let ports = text(&self.port_range, variable::PORT_RANGE).map(|t| parse_ports(&t)).transpose()?;
+        let pollers = environment.value(variable::POLLERS, "a number")?.unwrap_or(own_pollers);
+        Ok(Network {
+            transport: transport.unwrap_or(defaults.transport),
+            interface,
+            ports,
+            rdma_device: text(&self.rdma_device, variable::RDMA_DEVICE),
+            peer_timeout: Duration::from_secs(self.peer_timeout.max(1)),
+            polling: Polling::adaptive(pollers, allowed_cores()),
+        })
+    }
+}

@@ -1,0 +1,130 @@
+//! A job on this machine: a coordinator in this process, servers and workers as its children.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::thread;
+
+use crate::config::{Environment, variable};
+use crate::error::{Error, Result};
+use crate::launch::{self, Child, ChildRole, Outcome, Tree, TreeConfig};
+use crate::proto::secret::Secret;
+use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+
+use super::node::NetworkOptions;
+
+/// What to start.
+pub struct Plan {
+    /// What messages start with: `windlass run`.
+    pub command: String,
+    pub servers: u32,
+    pub workers: u32,
+    pub threads: u32,
+    pub network: NetworkOptions,
+    /// A worker's command line.
+    pub worker: Vec<OsString>,
+    /// A server's command line; our own `server` without it.
+    pub server: Option<Vec<OsString>>,
+    /// Prefix lines with the process's name. Without it worker 0 speaks for all, and draws on a terminal.
+    pub prefix: bool,
+}
+
+/// Runs the job until all its processes have ended.
+pub fn run(plan: &Plan, environment: &Environment) -> Result<Outcome> {
+    let within = |what: &str, given: u32, most: u32| match given {
+        0 => Err(Error::config(what, format!("1 to {most}"), 0)),
+        n if n > most => Err(Error::config(what, format!("1 to {most}"), n)),
+        _ => Ok(()),
+    };
+    within("--servers", plan.servers, 1024)?;
+    within("--workers", plan.workers, 4096)?;
+    within("--threads", plan.threads, 256)?;
+    let network = plan.network.network(environment, 1)?;
+    let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
+    let secret = Secret::generate()?;
+    let job = launch::new_job()?;
+    let mut config =
+        CoordinatorServerConfig::new(secret.clone(), &job, plan.servers, Some(plan.workers));
+    config.ip = network.interface;
+    config.ports = network.ports.clone();
+    config.limits.peer_timeout = network.peer_timeout;
+    let coordinator = CoordinatorServer::bind(config)?;
+    let children = children(plan, environment, &exe, &coordinator.address().to_string(), &secret);
+    let mut tree = TreeConfig::new(&plan.command, &job, vec![exe.into(), "guard".into()]);
+    tree.consequences = CONSEQUENCES.to_vec();
+    let tree = Tree::new(tree)?;
+    let handle = tree.handle();
+    let stop = coordinator.stop_handle();
+    let serving = thread::Builder::new()
+        .name("wl-coord".to_owned())
+        .spawn(move || match coordinator.run() {
+            Ok(_) => handle.job_finished(),
+            Err(error) => handle.stop(error.to_string(), i32::from(exit_code(&error))),
+        })
+        .map_err(|e| Error::io("start thread", "wl-coord", e))?;
+    let outcome = tree.run(&children);
+    stop.stop();
+    if serving.join().is_err() {
+        return Err(Error::Aborted { reason: "the coordinator's thread panicked".to_owned() });
+    }
+    outcome
+}
+
+/// Exit codes by which a process says that another one failed.
+const CONSEQUENCES: [i32; 2] = [10 + 4, 10 + 9];
+
+/// A failure's exit code: 10 + [`Error::code`].
+pub fn exit_code(error: &Error) -> u8 {
+    // Codes are small and listed in one place.
+    10 + error.code() as u8
+}
+
+fn children(
+    plan: &Plan,
+    environment: &Environment,
+    exe: &std::path::Path,
+    coordinator: &str,
+    secret: &Secret,
+) -> Vec<Child> {
+    let pollers = plan.servers * plan.threads + plan.workers;
+    let mut common = vec![
+        (variable::COORDINATOR, coordinator.to_owned()),
+        (variable::SECRET, secret.to_hex()),
+        (variable::WORKERS, plan.workers.to_string()),
+        (variable::SERVERS, plan.servers.to_string()),
+        (variable::THREADS, plan.threads.to_string()),
+        (variable::POLLERS, pollers.to_string()),
+    ];
+    let mut pass = |name, flag: Option<String>| {
+        common.extend(flag.or_else(|| environment.text(name).map(str::to_owned)).map(|value| (name, value)));
+    };
+    pass(variable::TRANSPORT, plan.network.transport.map(|t| t.to_string()));
+    pass(variable::INTERFACE, plan.network.interface.clone());
+    pass(variable::PORT_RANGE, plan.network.port_range.clone());
+    pass(variable::RDMA_DEVICE, plan.network.rdma_device.clone());
+    let own_server = || vec![OsString::from(exe), OsString::from("server")];
+    let server = plan.server.clone().unwrap_or_else(own_server);
+    let mut children = Vec::new();
+    for (role, count, command) in
+        [(ChildRole::Server, plan.servers, &server), (ChildRole::Worker, plan.workers, &plan.worker)]
+    {
+        for rank in 0..count {
+            let name = match role {
+                ChildRole::Server => format!("server {rank}"),
+                ChildRole::Worker => format!("worker {rank}"),
+            };
+            let mut environment = common.clone();
+            environment.push((variable::RANK, rank.to_string()));
+            environment.push((variable::LOCAL_INDEX, children.len().to_string()));
+            children.push(Child {
+                inherit_stderr: !plan.prefix && name == "worker 0",
+                name,
+                role,
+                program: command.first().map(PathBuf::from).unwrap_or_default(),
+                arguments: command.iter().skip(1).cloned().collect(),
+                environment: environment.into_iter().map(|(n, v)| (n.into(), v.into())).collect(),
+                prefix: plan.prefix,
+            });
+        }
+    }
+    children
+}
