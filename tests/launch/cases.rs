@@ -1,6 +1,6 @@
 //! What the tree promises, one case each.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -121,7 +121,9 @@ fn who_ignores_sigterm_is_killed() {
     ]);
     tree.until_says("ready");
     tree.signal(Signal::TERM);
-    assert_eq!(tree.end().status.code(), Some(143));
+    let ended = tree.end();
+    assert_eq!(ended.status.code(), Some(143));
+    assert_eq!(ended.stderr, "run: received SIGTERM; stopping\n");
 }
 
 fn a_server_lives_until_the_workers_are_done() {
@@ -181,20 +183,18 @@ fn a_stopped_child_is_ended_too() {
     assert!(ended.stdout.contains("continued"), "{}", ended.stdout);
 }
 
-/// A worker with a child in its own group, one in a session of its own, and one that has closed everything.
-const FAMILY: &str = "sleep 1000 & echo child $!; setsid sleep 1000 & echo session $!; \
+/// A worker with a child in its own group that has no environment, one in a session of its own, and one that has a
+/// session and has closed everything.
+const FAMILY: &str = "env -i sleep 1000 & echo bare $!; setsid sleep 1000 & echo session $!; \
     setsid sh -c 'exec sleep 1000 </dev/null >/dev/null 2>&1' & echo daemon $!; echo pid $$; wait";
 
 fn a_killed_supervisor_leaves_nothing() {
     let tree = Supervisor::start(&["server=echo server $$; exec sleep 1000", &worker(FAMILY)]);
-    let family =
-        ["server ", "child ", "session ", "daemon ", "pid "].map(|label| tree.number(&format!("] {label}")));
-    let guards: Vec<i32> =
-        children(tree.pid()).into_iter().filter(|pid| !carriers(&tree.job).contains(pid)).collect();
-    assert_eq!(guards.len(), 1, "the guard");
+    let family = ["server ", "bare ", "session ", "daemon "].map(|label| tree.sleeper(&format!("] {label}")));
+    let guard = guard(&tree);
     tree.signal(Signal::KILL);
     within(Duration::from_secs(5), "the family's end", || {
-        !family.iter().chain(&guards).any(|&pid| alive(pid))
+        !family.iter().chain([&guard]).any(|&pid| alive(pid))
     });
     assert_eq!(carriers(&tree.job), Vec::<i32>::new());
     tree.end();
@@ -227,8 +227,12 @@ fn a_killed_supervisor_in_the_middle_of_stopping_leaves_nothing() {
 }
 
 fn daemonised_descendants_are_ended() {
-    let tree = Supervisor::start(&["worker=setsid sleep 1000 & echo session $!; sleep 1000 & echo child $!"]);
-    let left = ["session ", "child "].map(|label| tree.number(label));
+    // The worker ends when the test has seen its family.
+    let tree = Supervisor::start(&[&worker(
+        &FAMILY.replace("wait", "trap 'exit 0' USR1; while :; do sleep 0.01; done"),
+    )]);
+    let left = ["bare ", "session ", "daemon "].map(|label| tree.sleeper(label));
+    kill(tree.number("pid "), Signal::USR1);
     assert_eq!(tree.end().status.code(), Some(0));
     within(Duration::from_secs(1), "their end", || !left.iter().any(|&pid| alive(pid)));
 }
@@ -252,12 +256,13 @@ fn a_reader_that_leaves_stops_the_tree() {
 
 fn a_reader_that_stalls_does_not_keep_the_tree_from_stopping() {
     let job = new_job().unwrap();
-    let mut supervisor = command(&job, &["grace=200", "worker=yes >&2 & exec yes"]).spawn().unwrap();
+    let mut supervisor =
+        command(&job, &["report=10", "grace=200", "worker=yes >&2 & exec yes"]).spawn().unwrap();
     // Nobody reads: the pipe fills up, then the queue, then the children's pipes.
     let pipe = supervisor.stdout.as_ref().unwrap();
     until("a full pipe", || rustix::io::ioctl_fionread(pipe).unwrap() > 60_000);
-    kill(supervisor.id() as i32, Signal::TERM);
-    assert_eq!(status(&mut supervisor, Duration::from_secs(5)).code(), Some(143));
+    supervisor.stdin.as_mut().unwrap().write_all(b"stop 9 enough\n").unwrap();
+    assert_eq!(status(&mut supervisor, Duration::from_secs(5)).code(), Some(9));
     assert_eq!(carriers(&job), Vec::<i32>::new());
 }
 
@@ -291,7 +296,9 @@ fn a_tree_within_a_tree_goes_with_it() {
     let script = "setsid sleep 1000 & echo inner pid $!; wait";
     let outer =
         Supervisor::start(&[&worker(&format!("exec '{program}' supervisor {inner} 'worker={script}'"))]);
-    let innermost = outer.number("inner pid ");
+    let innermost = outer.sleeper("inner pid ");
+    // Only the inner supervisor: an inner guard among them would be swept before it could do its work.
+    assert_eq!(carriers(&outer.job).len(), 1);
     outer.signal(Signal::KILL);
     within(Duration::from_secs(5), "the inner tree's end", || !alive(innermost));
     within(Duration::from_secs(5), "the rest's end", || {

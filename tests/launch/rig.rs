@@ -77,6 +77,15 @@ impl Supervisor {
         found.unwrap()
     }
 
+    /// The process whose number stands behind `label`, once it has become the `sleep` that it is meant to be.
+    pub fn sleeper(&self, label: &str) -> i32 {
+        let pid = self.number(label);
+        until("sleep", || {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+        });
+        pid
+    }
+
     /// Calls the tree's handle.
     pub fn call(&mut self, line: &str) {
         self.stdin.as_mut().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
