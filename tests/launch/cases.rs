@@ -55,18 +55,19 @@ fn lines_carry_the_name_of_their_child() {
         "server=echo serving; sleep 0.01",
         "worker=echo $GREETING; printf 'no end'",
         "worker=echo one; echo two; echo three >&2; printf '\\377\\n'",
-        "raw=printf 'as it is'",
+        "raw=printf 'as it is\\n'",
     ]);
     assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
     for line in [
         "[server 0] serving\n",
         "[worker 0] hello\n",
         "[worker 0] no end\n",
-        "[worker 1] one\n[worker 1] two\n",
+        "[worker 1] one\n",
+        "[worker 1] two\n",
     ] {
         assert!(ended.stdout.contains(line), "{line:?} is not in {:?}", ended.stdout);
     }
-    assert!(ended.stdout.contains("as it is"));
+    assert!(ended.stdout.lines().any(|line| line == "as it is"));
     assert_eq!(ended.stderr, "[worker 1] three\n");
 }
 
