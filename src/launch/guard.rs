@@ -106,7 +106,7 @@ fn spawn(program: &OsString, arguments: &[OsString]) -> io::Result<Guard> {
 
 /// The whole life of the guard process; the result is its exit code.
 ///
-/// It speaks on standard input and output as [`Guard`] expects and is of no use by hand.
+/// It speaks on standard input and output as the supervisor expects and is of no use by hand.
 pub fn guard_main() -> i32 {
     // `killall windlass` must not take the guard before it has done its work; flags nobody reads ignore the signals.
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
