@@ -159,10 +159,8 @@ impl<'a> Running<'a> {
     }
 
     fn add(&mut self, child: &Child) -> Result<()> {
-        let spawned = spawn(child, &self.tree.config.job)?;
-        if let Some(guard) = &mut self.guard {
-            guard.watch(spawned.pid);
-        }
+        let Some(guard) = &self.guard else { return Ok(()) }; // the tree is at its end already
+        let spawned = spawn(child, &self.tree.config.job, guard)?;
         self.policy.started(&child.name, child.role, spawned.process.id());
         let name = child.prefix.then_some(child.name.as_str());
         let stream =

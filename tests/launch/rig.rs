@@ -156,6 +156,14 @@ pub fn carriers(job: &str) -> Vec<i32> {
     processes().filter(carries).filter(|&pid| alive(pid)).collect()
 }
 
+/// The living processes whose command line contains `word`.
+pub fn mentioning(word: &str) -> Vec<i32> {
+    let mentions = |pid: &i32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|all| String::from_utf8_lossy(&all).contains(word))
+    };
+    processes().filter(mentions).filter(|&pid| alive(pid)).collect()
+}
+
 /// The living and dead children of a process.
 pub fn children(parent: i32) -> Vec<i32> {
     let is_child = |pid: &i32| {
