@@ -1,18 +1,22 @@
 //! The guard: a small process that outlives a supervisor that was killed, and ends what that left.
 //!
-//! The supervisor holds the only writer of the guard's standard input and tells it, a line each, the job and the
-//! process groups as they are made. End of file means that the supervisor is gone. An orderly end needs no message:
+//! The supervisor alone holds the other end of the guard's standard input. The first line tells the job; then each
+//! child, before it becomes its program, announces its process group: no moment is left in which the supervisor can be
+//! killed and a group be unknown. End of file means that the supervisor is gone. An orderly end needs no message:
 //! the supervisor cleans up itself and then kills the guard.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, Signal, kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
@@ -28,7 +32,7 @@ const START: Duration = Duration::from_secs(30);
 /// The supervisor's end.
 pub(super) struct Guard {
     process: Child,
-    pipe: Option<ChildStdin>,
+    link: UnixStream,
 }
 
 impl Guard {
@@ -40,13 +44,14 @@ impl Guard {
         let mut guard = spawn(program, arguments)
             .map_err(|e| Error::io("start the guard", program.to_string_lossy(), e))?;
         guard.await_ready().map_err(|e| Error::io("start the guard", program.to_string_lossy(), e))?;
-        guard.tell("job", &config.job);
+        let job = format!("job {}\n", config.job);
+        guard.link.write_all(job.as_bytes()).map_err(|e| Error::io("tell", "the guard", e))?;
         Ok(guard)
     }
 
-    /// Tells the guard of a process group.
-    pub(super) fn watch(&mut self, group: Pid) {
-        self.tell("group", &group.as_raw_nonzero().to_string());
+    /// The socket on which a child calls [`announce`].
+    pub(super) fn link(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
     }
 
     fn await_ready(&mut self) -> io::Result<()> {
@@ -60,14 +65,6 @@ impl Guard {
         answer.read_exact(&mut said)?;
         if said == READY { Ok(()) } else { Err(wrong("this is no guard")) }
     }
-
-    fn tell(&mut self, word: &str, value: &str) {
-        // A guard that somebody killed takes nothing more. The supervisor and the kernel's parent-death signal are
-        // then what is left, and the job is not ended for that.
-        if let Some(pipe) = &mut self.pipe {
-            let _ = pipe.write_all(format!("{word} {value}\n").as_bytes());
-        }
-    }
 }
 
 impl Drop for Guard {
@@ -78,13 +75,30 @@ impl Drop for Guard {
     }
 }
 
+/// Tells the guard, in the child itself between fork and exec, of the process group `group`.
+///
+/// Async-signal-safe: one system call and a buffer on the stack. A guard that somebody killed takes nothing more; the
+/// supervisor and the kernel's parent-death signal are then what is left, and the job is not ended for that.
+pub(super) fn announce(link: BorrowedFd<'_>, group: Pid) {
+    let mut line = *b"group           \n";
+    let (mut rest, mut at) = (group.as_raw_nonzero().get().unsigned_abs(), line.len() - 1);
+    while rest > 0 {
+        at -= 1;
+        line[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    let _ = send(link, &line, SendFlags::NOSIGNAL);
+}
+
 fn spawn(program: &OsString, arguments: &[OsString]) -> io::Result<Guard> {
+    // A socket and not a pipe: what writes to a guard that is gone gets an error and no SIGPIPE.
+    let (link, its_end) = UnixStream::pair()?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         // Inside another job it would carry that one's marker, and be swept before it can clean up here.
         .env_remove(JOB_VARIABLE)
-        .stdin(Stdio::piped())
+        .stdin(Stdio::from(OwnedFd::from(its_end)))
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
     // SAFETY: between fork and exec only the forking thread exists, so the closure must be async-signal-safe: it makes
@@ -99,14 +113,12 @@ fn spawn(program: &OsString, arguments: &[OsString]) -> io::Result<Guard> {
             Ok(())
         });
     }
-    let mut process = command.spawn()?;
-    let pipe = process.stdin.take();
-    Ok(Guard { process, pipe })
+    Ok(Guard { process: command.spawn()?, link })
 }
 
 /// The whole life of the guard process; the result is its exit code.
 ///
-/// It speaks on standard input and output as [`Guard`] expects and is of no use by hand.
+/// It speaks on standard input and output as the supervisor expects and is of no use by hand.
 pub fn guard_main() -> i32 {
     // `killall windlass` must not take the guard before it has done its work; flags nobody reads ignore the signals.
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
@@ -123,7 +135,7 @@ pub fn guard_main() -> i32 {
     for line in BufReader::new(io::stdin()).lines().map_while(io::Result::ok) {
         match line.split_once(' ') {
             Some(("job", name)) => job = Some(name.to_owned()),
-            Some(("group", group)) => groups.extend(group.parse().ok().and_then(Pid::from_raw)),
+            Some(("group", group)) => groups.extend(group.trim().parse().ok().and_then(Pid::from_raw)),
             _ => {}
         }
     }

@@ -14,7 +14,7 @@
 //!    made their own session or daemonised go too. Only a process that leaves its group *and* clears its
 //!    environment escapes.
 //!
-//! [`policy`] decides what to do and is sans-io; [`tree`] owns the file descriptors and the loop.
+//! `policy` decides what to do and is sans-io; `tree` owns the file descriptors and the loop.
 
 mod guard;
 mod output;

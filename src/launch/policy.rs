@@ -17,7 +17,7 @@ use super::{ChildRole, Outcome};
 
 /// How long the kernel may take over SIGKILL before the child is given up: one that hangs in a dead file system may
 /// never go.
-const DYING: Duration = Duration::from_secs(5);
+pub(super) const DYING: Duration = Duration::from_secs(5);
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

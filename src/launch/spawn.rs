@@ -1,13 +1,14 @@
 //! Starts one child: its own process group, bound to the life of the supervisor, its output in our pipes.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
+use super::guard::{Guard, announce};
 use super::{Child, JOB_VARIABLE};
 use crate::error::{Error, Result};
 
@@ -21,7 +22,7 @@ pub(super) struct Spawned {
 }
 
 /// Starts `child` as a part of `job`. It is killed when the calling *thread* ends.
-pub(super) fn spawn(child: &Child, job: &str) -> Result<Spawned> {
+pub(super) fn spawn(child: &Child, job: &str, guard: &Guard) -> Result<Spawned> {
     let subject = format!("{}: {}", child.name, child.program.display());
     let failed = |e| Error::io("start", &subject, e);
     let mut command = Command::new(&child.program);
@@ -33,7 +34,7 @@ pub(super) fn spawn(child: &Child, job: &str) -> Result<Spawned> {
         .stdout(Stdio::piped())
         .stderr(if child.inherit_stderr { Stdio::inherit() } else { Stdio::piped() })
         .process_group(0);
-    die_with_us(&mut command);
+    die_with_us(&mut command, guard.link().as_raw_fd());
     let mut process = command.spawn().map_err(failed)?;
     let pid = Pid::from_child(&process);
     let stdout = process.stdout.take().map(OwnedFd::from);
@@ -49,15 +50,22 @@ pub(super) fn spawn(child: &Child, job: &str) -> Result<Spawned> {
     Ok(Spawned { process, pid, stdout, stderr })
 }
 
-fn die_with_us(command: &mut Command) {
+fn die_with_us(command: &mut Command, link: RawFd) {
     let supervisor = getpid();
     // SAFETY: between fork and exec only the forking thread exists, so the closure must be async-signal-safe: it makes
-    // two system calls (prctl, getppid), compares two integers and builds its error from an errno; no heap, no locks.
+    // four system calls (prctl, getppid, getpid, send), compares integers, fills a buffer on the stack and builds its
+    // error from an errno; no heap, no locks. `link` is open then: the child is forked in `Command::spawn`, which
+    // `spawn` calls while it borrows the guard, and a fork copies every descriptor.
     unsafe {
         command.pre_exec(move || {
             set_parent_process_death_signal(Some(Signal::KILL))?;
             // A supervisor that died before the prctl sends nothing any more.
-            if getppid() == Some(supervisor) { Ok(()) } else { Err(io::Error::from(Errno::SRCH)) }
+            if getppid() != Some(supervisor) {
+                return Err(io::Error::from(Errno::SRCH));
+            }
+            // The process group exists by now, and its number is that of its leader, which is this process.
+            announce(BorrowedFd::borrow_raw(link), getpid());
+            Ok(())
         });
     }
 }

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 
 use super::guard::Guard;
 use super::output::Output;
-use super::policy::{Action, Exit, Policy, Times};
+use super::policy::{Action, DYING, Exit, Policy, Times};
 use super::relay::LineCutter;
 use super::signals::Signals;
 use super::spawn::spawn;
@@ -23,8 +23,6 @@ use crate::error::{Error, Result};
 
 /// How much of one pipe is read at a time: what a pipe holds by default.
 const READ: usize = 64 * 1024;
-/// How long children that got SIGKILL are waited for before they are left to init.
-const DYING: Duration = Duration::from_secs(5);
 
 /// A process tree that can be run once. From [`Tree::new`] on, SIGINT, SIGTERM, SIGHUP and SIGQUIT to this process
 /// are kept for it instead of ending the process.
@@ -161,10 +159,8 @@ impl<'a> Running<'a> {
     }
 
     fn add(&mut self, child: &Child) -> Result<()> {
-        let spawned = spawn(child, &self.tree.config.job)?;
-        if let Some(guard) = &mut self.guard {
-            guard.watch(spawned.pid);
-        }
+        let Some(guard) = &self.guard else { return Ok(()) }; // the tree is at its end already
+        let spawned = spawn(child, &self.tree.config.job, guard)?;
         self.policy.started(&child.name, child.role, spawned.process.id());
         let name = child.prefix.then_some(child.name.as_str());
         let stream =

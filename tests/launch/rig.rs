@@ -77,6 +77,15 @@ impl Supervisor {
         found.unwrap()
     }
 
+    /// The process whose number stands behind `label`, once it has become the `sleep` that it is meant to be.
+    pub fn sleeper(&self, label: &str) -> i32 {
+        let pid = self.number(label);
+        until("sleep", || {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+        });
+        pid
+    }
+
     /// Calls the tree's handle.
     pub fn call(&mut self, line: &str) {
         self.stdin.as_mut().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
@@ -145,6 +154,14 @@ pub fn carriers(job: &str) -> Vec<i32> {
             .is_ok_and(|all| all.split(|&byte| byte == 0).any(|v| v == marker))
     };
     processes().filter(carries).filter(|&pid| alive(pid)).collect()
+}
+
+/// The living processes whose command line contains `word`.
+pub fn mentioning(word: &str) -> Vec<i32> {
+    let mentions = |pid: &i32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|all| String::from_utf8_lossy(&all).contains(word))
+    };
+    processes().filter(mentions).filter(|&pid| alive(pid)).collect()
 }
 
 /// The living and dead children of a process.
