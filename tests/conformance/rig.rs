@@ -167,7 +167,7 @@ impl Net {
             if self.step() {
                 continue;
             }
-            let armed = self.ends.iter_mut().fold(true, |all, end| end.transport.arm() && all);
+            let armed = self.ends.iter_mut().all(|end| end.transport.arm());
             if armed {
                 let fds: Vec<_> = self.ends.iter().map(|e| e.transport.waitable()).collect();
                 let start = Instant::now();

@@ -1,5 +1,6 @@
 //! The suite over loopback TCP, and what only TCP has: strangers at the listener, streams that break off, raw frames.
 
+mod allocations;
 mod deadlines;
 mod frames;
 mod raw;
