@@ -13,6 +13,9 @@
 //! | `progress` | what `poll` does |
 //! | `socket` | system calls |
 //!
+//! `Done` of a write means that the kernel has its bytes, not that the peer does. `close` throws away what is queued, and
+//! may cost the peer what it was sent and has not received.
+//!
 //! A read's bytes are taken from the granted memory when the answer leaves, which may be after a later operation of the
 //! same peer took effect: as on verbs, who needs the order waits for `Done`.
 
@@ -46,6 +49,7 @@ use accept::Lobby;
 use dial::Dialer;
 use endpoint::{Endpoints, PendingRead, State};
 use grants::Grant;
+use preamble::Secret;
 use progress::{LISTENER, TIMER};
 use socket::Timer;
 
@@ -180,7 +184,7 @@ impl Tcp {
             return Err(Error::protocol(&endpoint.peer, "address", "the active side's", "another"));
         }
         let until = Instant::now() + self.config.connect_timeout;
-        endpoint.state = State::Expecting { key: *key, until, refused: 0 };
+        endpoint.state = State::Expecting { key: Secret(*key), until, refused: 0 };
         self.clock_stale = true;
         self.judge_waiting(id);
         Ok(())
