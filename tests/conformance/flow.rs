@@ -1,11 +1,12 @@
 //! Back-pressure, budgets, fairness, and much of everything.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
-use windlass::mem::Rights;
-use windlass::transport::{Completion, Message, Payload, Read, Refusal, Write};
+use windlass::mem::{Pool, RemoteRegion, Rights};
+use windlass::transport::{Completion, EndpointId, HEADER, Message, Payload, Read, Refusal, Write};
 
-use crate::rig::{Fabric, Net, Random, header, pair, write_to};
+use crate::rig::{Fabric, LIMIT, Net, Pair, Random, header, pair, write_to};
 
 pub fn full_gives_the_operation_back(fabric: &dyn Fabric) {
     let mut p = pair(fabric);
@@ -94,124 +95,181 @@ pub fn nobody_starves(fabric: &dyn Fabric) {
     assert!(worst < 2000, "{worst} completions of the fast sender before one of the slow");
 }
 
+/// Writes, sends and reads in random order and size, in both directions at once, everything compared.
+pub fn seeded_transfer(fabric: &dyn Fabric) {
+    for seed in [1, 2, 3] {
+        println!("seed {seed}");
+        let mut transfer = Transfer::new(fabric, seed);
+        let limit = Instant::now() + LIMIT;
+        while transfer.posted < OPERATIONS || !transfer.idle() {
+            assert!(Instant::now() < limit, "too slow: {} operations", transfer.posted);
+            transfer.post(0);
+            transfer.post(1);
+            if transfer.random.below(3) == 0 {
+                transfer.net.step();
+            }
+            transfer.check(0);
+            transfer.check(1);
+        }
+    }
+}
+
+const OPERATIONS: u64 = 3000;
+/// Each end's arena: slots that the peer writes, bytes that the peer reads, room for what it reads itself.
+const SLOTS: usize = 32;
+const SLOT: usize = 300_000;
+const CONSTANT: usize = SLOTS * SLOT;
+const CONSTANT_LENGTH: usize = 1 << 20;
+const LOCAL: usize = CONSTANT + CONSTANT_LENGTH;
+const LONGEST_READ: usize = 100_000;
+const READS: usize = 4;
+
 enum Expected {
     Written { imm: u32, offset: usize, bytes: Vec<u8> },
     Received(Vec<u8>),
 }
 
-/// Writes, sends and reads in random order and size, in both directions at once, everything compared.
-pub fn seeded_transfer(fabric: &dyn Fabric) {
-    for seed in [1, 2, 3] {
-        transfer(fabric, seed);
-    }
+struct ExpectedRead {
+    context: u64,
+    from: usize,
+    to: usize,
+    length: usize,
 }
 
-const SLOTS: usize = 32;
-const SLOT: usize = 300_000;
-/// End 1 reads here what nobody writes.
-const CONSTANT: usize = SLOTS * SLOT;
+struct Transfer {
+    net: Net,
+    ids: [EndpointId; 2],
+    random: Random,
+    constant: Vec<u8>,
+    /// What each end granted the other.
+    slots: [RemoteRegion; 2],
+    constants: [RemoteRegion; 2],
+    pools: [Pool; 2],
+    /// What each end has still to report, in order.
+    expected: [VecDeque<Expected>; 2],
+    reads: [VecDeque<ExpectedRead>; 2],
+    /// Operations taken.
+    posted: u64,
+    /// Writes of each end, and reads of both.
+    writes: [usize; 2],
+    reads_posted: usize,
+}
 
-fn transfer(fabric: &dyn Fabric, seed: u64) {
-    println!("seed {seed}");
-    let mut random = Random(seed);
-    let mut p = pair(fabric);
-    let ids = [p.a, p.b];
-    let constant = random.bytes(1 << 20);
-    let mut remote = Vec::new();
-    let mut constants = Vec::new();
-    for end in [0, 1] {
-        p.net.ends[end].fill(CONSTANT, &constant);
-        remote.push(p.net.ends[end].grant(ids[end], 0, SLOTS * SLOT, Rights::Write));
-        constants.push(p.net.ends[end].grant(ids[end], CONSTANT, 1 << 20, Rights::Read));
+impl Transfer {
+    fn new(fabric: &dyn Fabric, seed: u64) -> Transfer {
+        let mut random = Random(seed);
+        let Pair { mut net, a, b } = pair(fabric);
+        let ids = [a, b];
+        let constant = random.bytes(CONSTANT_LENGTH);
+        for end in &net.ends {
+            end.fill(CONSTANT, &constant);
+        }
+        let slots = [0, 1].map(|e: usize| net.ends[e].grant(ids[e], 0, SLOTS * SLOT, Rights::Write));
+        let constants =
+            [0, 1].map(|e: usize| net.ends[e].grant(ids[e], CONSTANT, CONSTANT_LENGTH, Rights::Read));
+        let pools = [0, 1].map(|e: usize| net.ends[e].pool(SLOT, 8));
+        let (expected, reads) = Default::default();
+        let (posted, writes, reads_posted) = (0, [0; 2], 0);
+        Transfer {
+            net,
+            ids,
+            random,
+            constant,
+            slots,
+            constants,
+            pools,
+            expected,
+            reads,
+            posted,
+            writes,
+            reads_posted,
+        }
     }
-    let pools = [0, 1].map(|end: usize| p.net.ends[end].pool(SLOT, 8));
-    // Expected at end e, in order; slots in use at end e are those of its queued writes: at most SLOTS.
-    let mut expected: [VecDeque<Expected>; 2] = Default::default();
-    let mut reads: [VecDeque<(u64, usize, usize, usize)>; 2] = Default::default();
-    let mut reads_made = 0;
-    let (mut slot, mut posted, total) = ([0usize; 2], 0u64, 3000);
-    let limit = std::time::Instant::now() + crate::rig::LIMIT;
-    while posted < total || expected.iter().any(|e| !e.is_empty()) || reads.iter().any(|r| !r.is_empty()) {
-        assert!(std::time::Instant::now() < limit, "seed {seed} takes too long after {posted} operations");
-        for end in [0, 1] {
-            let other = 1 - end;
-            if posted >= total || expected[other].len() >= SLOTS {
+
+    fn idle(&self) -> bool {
+        self.expected.iter().all(VecDeque::is_empty) && self.reads.iter().all(VecDeque::is_empty)
+    }
+
+    /// Posts one operation at `end`, if there is room for it.
+    fn post(&mut self, end: usize) {
+        // A slot is used again only after its write was compared: no more than SLOTS are under way.
+        if self.posted >= OPERATIONS || self.expected[1 - end].len() >= SLOTS {
+            return;
+        }
+        let taken = match self.random.below(10) {
+            0..3 => self.post_send(end),
+            3..5 if self.reads[end].len() < READS => self.post_read(end),
+            _ => self.post_write(end),
+        };
+        self.posted += u64::from(taken);
+    }
+
+    fn post_send(&mut self, end: usize) -> bool {
+        let length = self.random.below(257);
+        let bytes = self.random.bytes(length);
+        let taken = self.net.ends[end].transport.send(self.ids[end], Message::new(&bytes).unwrap()).is_ok();
+        if taken {
+            self.expected[1 - end].push_back(Expected::Received(bytes));
+        }
+        taken
+    }
+
+    fn post_read(&mut self, end: usize) -> bool {
+        let length = self.random.below(LONGEST_READ);
+        let from = self.random.below(CONSTANT_LENGTH - length);
+        let to = LOCAL + self.reads_posted % (2 * READS) * LONGEST_READ;
+        let context = self.posted;
+        let local = self.net.ends[end].slice(to, length);
+        let read = Read { remote: self.constants[1 - end], offset: from as u64, local, context };
+        let taken = self.net.ends[end].transport.read(self.ids[end], read).is_ok();
+        if taken {
+            self.reads[end].push_back(ExpectedRead { context, from, to, length });
+            self.reads_posted += 1;
+        }
+        taken
+    }
+
+    fn post_write(&mut self, end: usize) -> bool {
+        let shift = self.random.below(19);
+        let length = self.random.below((1 << shift).min(SLOT - HEADER) + 1);
+        let Some(mut buf) = self.pools[end].lease(length) else { return false };
+        let body = self.random.bytes(length);
+        buf.copy_in(0, &body);
+        let head = (self.random.below(2) == 0).then(|| header(self.posted as u8));
+        let offset = self.writes[end] % SLOTS * SLOT;
+        let imm = self.posted as u32;
+        let bytes = [head.map_or(Vec::new(), |h| h.to_vec()), body].concat();
+        let remote = write_to(self.slots[1 - end], offset as u64);
+        let write = Write { header: head, body: Some(Payload::Owned(buf)), imm: Some(imm), ..remote };
+        let taken = self.net.ends[end].transport.write(self.ids[end], write).is_ok();
+        if taken {
+            self.expected[1 - end].push_back(Expected::Written { imm, offset, bytes });
+            self.writes[end] += 1;
+        }
+        taken
+    }
+
+    /// Compares all that `end` has reported.
+    fn check(&mut self, end: usize) {
+        for completion in std::mem::take(&mut self.net.ends[end].seen) {
+            if let Completion::Done { context: done, .. } = completion {
+                let ExpectedRead { context, from, to, length } = self.reads[end].pop_front().unwrap();
+                assert_eq!(done, context);
+                assert!(self.net.ends[end].bytes(to, length) == self.constant[from..from + length]);
                 continue;
             }
-            match random.below(10) {
-                0..3 => {
-                    let length = random.below(257);
-                    let bytes = random.bytes(length);
-                    let message = Message::new(&bytes).unwrap();
-                    if p.net.ends[end].transport.send(ids[end], message).is_ok() {
-                        expected[other].push_back(Expected::Received(bytes));
-                        posted += 1;
-                    }
+            match (completion, self.expected[end].pop_front()) {
+                (Completion::Received { message, .. }, Some(Expected::Received(bytes))) => {
+                    assert_eq!(message.bytes(), bytes);
                 }
-                3..5 if reads[end].len() < 4 => {
-                    let length = random.below(100_000);
-                    let from = random.below((1 << 20) - length);
-                    let to = CONSTANT + (1 << 20) + reads_made % 8 * 100_000;
-                    let local = p.net.ends[end].slice(to, length);
-                    let read = Read { remote: constants[other], offset: from as u64, local, context: posted };
-                    if p.net.ends[end].transport.read(ids[end], read).is_ok() {
-                        reads[end].push_back((posted, from, length, to));
-                        reads_made += 1;
-                        posted += 1;
-                    }
+                (
+                    Completion::Written { imm, length, .. },
+                    Some(Expected::Written { imm: wanted, offset, bytes }),
+                ) => {
+                    assert_eq!((imm, length as usize), (wanted, bytes.len()));
+                    assert!(self.net.ends[end].bytes(offset, bytes.len()) == bytes, "write {imm}");
                 }
-                _ => {
-                    let shift = random.below(19);
-                    let length = random.below((1 << shift).min(SLOT - 64) + 1);
-                    let Some(mut buf) = pools[end].lease(length) else { continue };
-                    let body = random.bytes(length);
-                    buf.copy_in(0, &body);
-                    let head = (random.below(2) == 0).then(|| header(posted as u8));
-                    let offset = slot[end] % SLOTS * SLOT;
-                    let bytes = [head.map_or(Vec::new(), |h| h.to_vec()), body].concat();
-                    let imm = posted as u32;
-                    let write = Write {
-                        header: head,
-                        body: Some(Payload::Owned(buf)),
-                        imm: Some(imm),
-                        ..write_to(remote[other], offset as u64)
-                    };
-                    if p.net.ends[end].transport.write(ids[end], write).is_ok() {
-                        slot[end] += 1;
-                        expected[other].push_back(Expected::Written { imm, offset, bytes });
-                        posted += 1;
-                    }
-                }
-            }
-        }
-        if random.below(3) == 0 {
-            p.net.step();
-        }
-        for end in [0, 1] {
-            let seen = std::mem::take(&mut p.net.ends[end].seen);
-            for completion in seen {
-                match completion {
-                    Completion::Done { context, .. } => {
-                        let (number, from, length, to) = reads[end].pop_front().unwrap();
-                        assert_eq!(context, number);
-                        assert!(p.net.ends[end].bytes(to, length) == constant[from..from + length]);
-                    }
-                    Completion::Received { message, .. } => match expected[end].pop_front() {
-                        Some(Expected::Received(bytes)) => assert_eq!(message.bytes(), bytes),
-                        _ => panic!("seed {seed}: a message out of order"),
-                    },
-                    Completion::Written { imm, length, .. } => match expected[end].pop_front() {
-                        Some(Expected::Written { imm: wanted, offset, bytes }) => {
-                            assert_eq!((imm, length as usize), (wanted, bytes.len()));
-                            assert!(
-                                p.net.ends[end].bytes(offset, bytes.len()) == bytes,
-                                "seed {seed}: {imm}"
-                            );
-                        }
-                        _ => panic!("seed {seed}: a write out of order"),
-                    },
-                    other => panic!("seed {seed}: {other:?}"),
-                }
+                (other, _) => panic!("out of order: {other:?}"),
             }
         }
     }

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 
-use super::preamble::{self, DIAL, NONCE};
+use super::preamble::{self, DIAL, NONCE, Secret};
 use super::socket;
-use crate::transport::{EndpointId, SessionKey, Side};
+use crate::transport::{EndpointId, Side};
 
 /// What a pending connection owes us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl Pending {
     }
 
     /// Compares the proof and, if it is right, answers with our own: then the connection is the peer's.
-    pub fn judge(self, key: &SessionKey) -> Option<TcpStream> {
+    pub fn judge(self, key: &Secret) -> Option<TcpStream> {
         let mut given = [0; NONCE];
         given.copy_from_slice(&self.input[..NONCE]);
         if preamble::proof(key, Side::Active, &self.dial, &self.nonce) != blake3::Hash::from_bytes(given) {

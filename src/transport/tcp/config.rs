@@ -7,6 +7,10 @@ use std::time::Duration;
 use crate::config::Network;
 use crate::error::{Error, Result};
 
+/// Times that make sense; the kernel takes no keepalive above 32767 s.
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(12 * 3600);
+
 /// Settings of one TCP transport.
 #[derive(Debug, Clone)]
 pub struct TcpConfig {
@@ -72,6 +76,16 @@ impl TcpConfig {
         if self.listen && self.max_pending == 0 {
             return wrong("max_pending", "at least 1", &self.max_pending);
         }
+        let times = [
+            ("preamble_timeout", self.preamble_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("lost_after", self.lost_after),
+        ];
+        for (setting, time) in times {
+            if !(SHORTEST..=LONGEST).contains(&time) {
+                return wrong(setting, "1 ms to 12 h", &format!("{time:?}"));
+            }
+        }
         Ok(())
     }
 }
@@ -99,5 +113,8 @@ mod tests {
         assert!(refused(&|c| c.queue_depth = 0).starts_with("tcp.queue_depth"));
         assert!(refused(&|c| c.max_write = 1 << 32).starts_with("tcp.max_write"));
         assert!(refused(&|c| c.max_pending = 0).starts_with("tcp.max_pending"));
+        assert!(refused(&|c| c.preamble_timeout = Duration::ZERO).starts_with("tcp.preamble_timeout"));
+        assert!(refused(&|c| c.connect_timeout = Duration::MAX).starts_with("tcp.connect_timeout"));
+        assert!(refused(&|c| c.lost_after = Duration::MAX).starts_with("tcp.lost_after"));
     }
 }

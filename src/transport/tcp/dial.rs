@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 
-use super::preamble::{self, DIAL, NONCE};
+use super::preamble::{self, DIAL, NONCE, Secret};
 use super::socket;
 use crate::error::{Error, Result};
 use crate::transport::{EndpointId, SessionKey, Side};
@@ -26,7 +26,7 @@ pub(super) struct Dialer {
     pub stream: TcpStream,
     pub until: Instant,
     address: SocketAddr,
-    key: SessionKey,
+    key: Secret,
     dial: [u8; DIAL],
     waiting: Waiting,
     input: [u8; NONCE],
@@ -47,7 +47,7 @@ impl Dialer {
             stream,
             until,
             address,
-            key: *key,
+            key: Secret(*key),
             dial: preamble::dial(endpoint, &preamble::nonce()?),
             waiting: Waiting::Connect,
             input: [0; NONCE],

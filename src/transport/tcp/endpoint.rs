@@ -13,11 +13,12 @@ use mio::net::TcpStream;
 
 use super::dial::Dialer;
 use super::grants::Grants;
+use super::preamble::Secret;
 use super::rx::Rx;
 use super::tx::Tx;
 use crate::error::Error;
 use crate::mem::RegionSlice;
-use crate::transport::{EndpointId, SessionKey, Side};
+use crate::transport::{EndpointId, Side};
 
 /// A read whose answer has not come.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl Connection {
 #[allow(clippy::large_enum_variant)] // lies in its endpoint's box, and nearly every endpoint is connected
 pub(super) enum State {
     Opened,
-    Expecting { key: SessionKey, until: Instant, refused: u32 },
+    Expecting { key: Secret, until: Instant, refused: u32 },
     Dialing(Box<Dialer>),
     Connected(Connection),
 }

@@ -13,6 +13,9 @@
 //! | `progress` | what `poll` does |
 //! | `socket` | system calls |
 //!
+//! `Done` of a write means that the kernel has its bytes, not that the peer does. `close` throws away what is queued, and
+//! may cost the peer what it was sent and has not received.
+//!
 //! A read's bytes are taken from the granted memory when the answer leaves, which may be after a later operation of the
 //! same peer took effect: as on verbs, who needs the order waits for `Done`.
 
@@ -46,6 +49,7 @@ use accept::Lobby;
 use dial::Dialer;
 use endpoint::{Endpoints, PendingRead, State};
 use grants::Grant;
+use preamble::Secret;
 use progress::{LISTENER, TIMER};
 use socket::Timer;
 
@@ -97,12 +101,12 @@ impl Tcp {
         let fd = timer.as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE).map_err(register)?;
         let (mut listener, mut local) = (None, None);
-        let mut detail = "dials only".to_owned();
+        let mut detail = format!("congestion control {}", socket::congestion(config.bind)?);
         if config.listen {
-            let (mut l, congestion) = socket::listen(config.bind, config.ports.as_ref())?;
+            let mut l = socket::listen(config.bind, config.ports.as_ref())?;
             let address = l.local_addr().map_err(|e| Error::io("getsockname", config.bind, e))?;
             poll.registry().register(&mut l, LISTENER, Interest::READABLE).map_err(register)?;
-            detail = format!("listens on {address}, congestion control {congestion}");
+            detail = format!("{address}, {detail}");
             (listener, local) = (Some(l), Some(address));
         }
         let caps = Caps {
@@ -180,7 +184,7 @@ impl Tcp {
             return Err(Error::protocol(&endpoint.peer, "address", "the active side's", "another"));
         }
         let until = Instant::now() + self.config.connect_timeout;
-        endpoint.state = State::Expecting { key: *key, until, refused: 0 };
+        endpoint.state = State::Expecting { key: Secret(*key), until, refused: 0 };
         self.clock_stale = true;
         self.judge_waiting(id);
         Ok(())

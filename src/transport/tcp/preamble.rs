@@ -10,6 +10,8 @@
 //! side's nonce. The key never travels; a recorded proof is worthless against fresh nonces, and the label keeps one
 //! side's proof from being sent back as the other's.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 use crate::transport::{EndpointId, SessionKey, Side};
 
@@ -20,6 +22,16 @@ pub(super) const NONCE: usize = 32;
 
 const MAGIC: [u8; 4] = *b"WLTC";
 const VERSION: u16 = 1;
+
+/// A session key that no debug output shows.
+#[derive(Clone, Copy)]
+pub(super) struct Secret(pub SessionKey);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
 
 /// Fresh random bytes.
 pub(super) fn nonce() -> Result<[u8; NONCE]> {
@@ -55,12 +67,12 @@ pub(super) fn dialled(bytes: &[u8; DIAL]) -> Option<EndpointId> {
 }
 
 /// The proof that `side` owes. Comparing two [`blake3::Hash`] takes constant time.
-pub(super) fn proof(key: &SessionKey, side: Side, dial: &[u8; DIAL], nonce: &[u8; NONCE]) -> blake3::Hash {
+pub(super) fn proof(key: &Secret, side: Side, dial: &[u8; DIAL], nonce: &[u8; NONCE]) -> blake3::Hash {
     let label: &[u8; 32] = match side {
         Side::Active => b"windlass tcp preamble 1: active ",
         Side::Passive => b"windlass tcp preamble 1: passive",
     };
-    let mut hasher = blake3::Hasher::new_keyed(key);
+    let mut hasher = blake3::Hasher::new_keyed(&key.0);
     hasher.update(label).update(dial).update(nonce);
     hasher.finalize()
 }
@@ -86,12 +98,12 @@ mod tests {
 
     #[test]
     fn a_proof_depends_on_everything() {
-        let (key, first, second) = ([1; 32], dial(ID, &[2; 32]), [3; 32]);
+        let (key, first, second) = (Secret([1; 32]), dial(ID, &[2; 32]), [3; 32]);
         let proved = proof(&key, Side::Active, &first, &second);
         assert_eq!(proved, proof(&key, Side::Active, &first, &second));
         let other = EndpointId { generation: 4, ..ID };
         for different in [
-            proof(&[9; 32], Side::Active, &first, &second),
+            proof(&Secret([9; 32]), Side::Active, &first, &second),
             proof(&key, Side::Passive, &first, &second),
             proof(&key, Side::Active, &dial(ID, &[9; 32]), &second),
             proof(&key, Side::Active, &dial(other, &[2; 32]), &second),
