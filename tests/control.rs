@@ -1,5 +1,8 @@
 //! The control plane over real sockets on 127.0.0.1: a whole job, failures, and strangers of all kinds.
 
+// The helpers are tests too.
+#![allow(clippy::unwrap_used)]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
@@ -530,7 +533,7 @@ fn a_dial_that_nobody_answers_ends_with_the_reason() {
 fn busy_ports_are_passed_over_and_a_full_range_is_named() {
     let taken = TcpListener::bind((LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
-    let last = port.checked_add(8).unwrap_or(u16::MAX);
+    let last = port.saturating_add(8);
     let mut hub = Hub::new(config(Role::Server, Some(0))).unwrap();
     let error = hub.listen(LOCALHOST, Some(port..=port)).unwrap_err().to_string();
     assert!(error.contains(&format!("127.0.0.1:{port}")) && error.contains("in use"), "{error}");

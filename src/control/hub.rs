@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::link::{Dial, Link, Phase, ReadEnd, Session};
 use crate::error::{Error, Result};
@@ -28,6 +29,8 @@ const BATCH: usize = 256;
 /// Connections accepted and bytes read from one link in one poll: the others have their turn.
 const ACCEPT_TURN: usize = 64;
 const READ_TURN: usize = 64 * 1024;
+/// Connections that may wait to be accepted; the system caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
 /// How long a closed link may take to write what is queued, and its peer to close.
 const LINGER: Duration = Duration::from_secs(1);
 /// Pauses between attempts to dial.
@@ -210,8 +213,7 @@ impl Hub {
         };
         let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the range is empty");
         for port in ports {
-            // mio sets SO_REUSEADDR.
-            match TcpListener::bind(SocketAddr::new(ip, port)) {
+            match bind(SocketAddr::new(ip, port)) {
                 Ok(listener) => return self.adopt(listener, &shown),
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = e,
                 Err(e) => return Err(Error::io("bind", shown, e)),
@@ -398,6 +400,16 @@ use accept::Warnings;
 
 fn find(links: &mut [Option<Link>], id: LinkId) -> Option<&mut Link> {
     links.get_mut(id.index())?.as_mut().filter(|link| link.generation == id.generation())
+}
+
+/// With a backlog for a thousand nodes that start at once: 128 (mio's) overflows, and who is dropped waits a second for TCP to
+/// try again.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(TcpListener::from_std(socket.into()))
 }
 
 fn nonce() -> Result<Nonce> {

@@ -413,9 +413,12 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The first whole message in `bytes`, if it is all there: kind, body, and all of its bytes. `used` counts what the peer
+/// A message's kind, its body, and all of its bytes.
+type Message<'a> = (u8, &'a [u8], &'a [u8]);
+
+/// The first whole message in `bytes`, if it is all there. `used` counts what the peer
 /// has sent before.
-fn next_message<'a>(bytes: &'a [u8], used: usize, peer: &str) -> Result<Option<(u8, &'a [u8], &'a [u8])>> {
+fn next_message<'a>(bytes: &'a [u8], used: usize, peer: &str) -> Result<Option<Message<'a>>> {
     let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
     let length = usize::from(u16::from_le_bytes(*length));
     if length == 0 || used + 2 + length > PRE_AUTH_LIMIT {
