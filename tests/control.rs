@@ -591,3 +591,48 @@ fn a_peer_that_does_not_read_meets_a_limit_and_large_messages_pass() {
     }
     assert!(sent >= 4, "{sent}");
 }
+
+#[test]
+fn a_crowd_of_nodes_gets_in_through_few_places() {
+    let mut limited = config(Role::Server, Some(0));
+    limited.limits.pre_auth = 4;
+    let mut server = Hub::new(limited).unwrap();
+    let address = server.listen(LOCALHOST, None).unwrap().to_string();
+    let mut crowd = Hub::new(config(Role::Worker, Some(0))).unwrap();
+    for _ in 0..300 {
+        crowd.dial(&address, "the server").unwrap();
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let end = Instant::now() + PATIENCE;
+    while ours.len() < 300 && Instant::now() < end {
+        crowd.poll(&mut ours, Duration::from_millis(1)).unwrap();
+        server.poll(&mut theirs, Duration::from_millis(1)).unwrap();
+    }
+    assert!(ours.iter().all(|event| matches!(event, Event::Up { .. })), "{ours:?}");
+    assert_eq!(ours.len(), 300);
+}
+
+#[test]
+fn a_node_that_was_stopped_for_a_while_reads_before_it_judges() {
+    let mut quick = config(Role::Server, Some(0));
+    quick.limits.peer_timeout = Duration::from_millis(200);
+    let mut server = Hub::new(quick).unwrap();
+    let address = server.listen(LOCALHOST, None).unwrap();
+    let mut worker = Node::dial(config(Role::Worker, Some(0)), address);
+    let mut events = Vec::new();
+    while worker.events.is_empty() {
+        server.poll(&mut events, Duration::from_millis(1)).unwrap();
+        worker.hub.poll(&mut worker.events, Duration::from_millis(1)).unwrap();
+    }
+    // The server is stopped for twice its limit; the worker speaks at the end of it.
+    let end = Instant::now() + Duration::from_millis(400);
+    while Instant::now() < end {
+        worker.hub.poll(&mut worker.events, end.saturating_duration_since(Instant::now())).unwrap();
+    }
+    worker.send(ControlMessage::PeersQuery);
+    events.clear();
+    while events.is_empty() {
+        server.poll(&mut events, PATIENCE).unwrap();
+    }
+    assert!(matches!(&events[..], [Event::Message { .. }]), "{events:?}");
+}

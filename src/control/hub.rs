@@ -1,7 +1,12 @@
 //! Listens, dials, authenticates, frames and keeps alive, on the one thread that polls it.
 //!
-//! What strangers can take is bounded: connections before authentication ([`Limits::pre_auth`]; when they are all taken,
-//! the oldest gives way, and a legitimate dialler that it hits dials again), their bytes (4 KiB) and their time.
+//! What strangers can take is bounded: connections before authentication ([`Limits::pre_auth`]), their bytes (4 KiB) and
+//! their time. When all places are taken, the oldest that has had a moment gives way; a legitimate dialler that this hits
+//! dials again.
+
+mod accept;
+mod dial;
+mod drive;
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,6 +18,8 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use accept::Warnings;
 
 use super::link::{Dial, Link, Phase, ReadEnd, Session};
 use crate::error::{Error, Result};
@@ -36,6 +43,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Pauses between attempts to dial.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MOST: Duration = Duration::from_millis(500);
+/// The longest silence of our own.
+const KEEPALIVE_MOST: Duration = Duration::from_millis(500);
 /// Pause after the system refused to accept (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,7 +59,8 @@ pub struct Limits {
     pub links: usize,
     /// Bytes queued for one link that does not read.
     pub output_bytes: usize,
-    /// Silence after which an authenticated peer is lost. The hub speaks four times as often.
+    /// Silence after which an authenticated peer is lost. The hub speaks four times as often, and at least twice a second,
+    /// so that two hubs need not have the same limit if theirs are longer than a second.
     pub peer_timeout: Duration,
     /// How long a dial is retried.
     pub connect_timeout: Duration,
@@ -66,6 +76,13 @@ impl Default for Limits {
             peer_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+impl Limits {
+    /// How long a link may have nothing to say.
+    fn keepalive(&self) -> Duration {
+        (self.peer_timeout / 4).min(KEEPALIVE_MOST)
     }
 }
 
@@ -164,6 +181,8 @@ pub struct Hub {
     listener: Option<TcpListener>,
     /// Connections may be waiting: edge-triggered, so nobody tells us twice.
     accept_at: Option<Instant>,
+    /// The next to be let in, as soon as there is a place before authentication.
+    parked: Option<(TcpStream, SocketAddr)>,
     links: Vec<Option<Link>>,
     free: Vec<usize>,
     generation: u32,
@@ -190,6 +209,7 @@ impl Hub {
             waker,
             listener: None,
             accept_at: None,
+            parked: None,
             links: Vec::new(),
             free: Vec::new(),
             generation: 0,
@@ -222,7 +242,7 @@ impl Hub {
         Err(Error::io("bind", shown, last))
     }
 
-    /// Dials `address` (`HOST:PORT`), which messages call `peer`; Up or Down follows. While nobody listens there it is tried
+    /// Dials `address` (`HOST:PORT`), which messages call `peer`; Up or Down follows; who it is that answered, Up says. While nobody listens there it is tried
     /// again, until the connect deadline. Blocks while a host name is resolved.
     pub fn dial(&mut self, address: &str, peer: &str) -> Result<LinkId> {
         let addresses: Vec<SocketAddr> = address
@@ -267,7 +287,7 @@ impl Hub {
         let mut frame = Vec::new();
         session.writer.encode(message, &mut frame)?;
         link.output.extend(&frame);
-        link.speak_at = now + limits.peer_timeout / 4;
+        link.speak_at = now + limits.keepalive();
         if let Err(reason) = link.flush() {
             // What the peer said before it closed is read first, by the next poll; then Down follows.
             link.broken = Some(reason);
@@ -299,7 +319,7 @@ impl Hub {
             // Dropping it closes it, whatever the deregistration says.
             let _ = self.poll.registry().deregister(&mut listener);
         }
-        self.accept_at = None;
+        (self.accept_at, self.parked) = (None, None);
         let end = self.clock.now() + patience;
         let all: Vec<LinkId> = self.ids().collect();
         all.into_iter().for_each(|id| self.close(id));
@@ -357,7 +377,7 @@ impl Hub {
             }
         }
         leftovers.into_iter().for_each(|id| self.read(id, now));
-        if self.accept_at.is_some_and(|at| at <= now) {
+        if self.parked.is_some() || self.accept_at.is_some_and(|at| at <= now) {
             self.accept(now);
         }
         self.timers(now);
@@ -391,12 +411,6 @@ impl Hub {
         self.read(id, now);
     }
 }
-
-mod accept;
-mod dial;
-mod drive;
-
-use accept::Warnings;
 
 fn find(links: &mut [Option<Link>], id: LinkId) -> Option<&mut Link> {
     links.get_mut(id.index())?.as_mut().filter(|link| link.generation == id.generation())

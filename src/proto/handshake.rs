@@ -200,11 +200,6 @@ impl Dialler {
         Ok(Fed { used, established: None })
     }
 
-    /// Whether the acceptor has answered at all.
-    pub fn heard(&self) -> bool {
-        self.used > 0
-    }
-
     fn challenge(&mut self, body: &[u8], whole: &[u8], out: &mut Vec<u8>) -> Result<()> {
         let mut reader = Reader::new(body, &self.peer);
         let version = read_version(&mut reader)?;
@@ -294,11 +289,6 @@ impl Acceptor {
             }
         }
         Ok(Fed { used, established: None })
-    }
-
-    /// Whom the dialler claims to be, before it has proved anything.
-    pub fn claimed(&self) -> Option<&Identity> {
-        self.greeted.as_ref().map(|(identity, _)| identity)
     }
 
     /// The dialler for messages: its claimed identity, if it has said one, and its address.
