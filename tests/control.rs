@@ -593,23 +593,109 @@ fn a_peer_that_does_not_read_meets_a_limit_and_large_messages_pass() {
 }
 
 #[test]
-fn a_crowd_of_nodes_gets_in_through_few_places() {
+fn a_crowd_of_nodes_gets_in_through_few_places_and_survives_a_pause() {
     let mut limited = config(Role::Server, Some(0));
     limited.limits.pre_auth = 4;
+    limited.limits.peer_timeout = Duration::from_secs(1);
     let mut server = Hub::new(limited).unwrap();
     let address = server.listen(LOCALHOST, None).unwrap().to_string();
     let mut crowd = Hub::new(config(Role::Worker, Some(0))).unwrap();
-    for _ in 0..300 {
-        crowd.dial(&address, "the server").unwrap();
-    }
+    let links: Vec<LinkId> = (0..300).map(|_| crowd.dial(&address, "the server").unwrap()).collect();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let end = Instant::now() + PATIENCE;
-    while ours.len() < 300 && Instant::now() < end {
+    let all_up = |events: &[Event]| events.iter().filter(|e| matches!(e, Event::Up { .. })).count() == 300;
+    while !(all_up(&ours) && all_up(&theirs)) && Instant::now() < end {
         crowd.poll(&mut ours, Duration::from_millis(1)).unwrap();
         server.poll(&mut theirs, Duration::from_millis(1)).unwrap();
     }
     assert!(ours.iter().all(|event| matches!(event, Event::Up { .. })), "{ours:?}");
-    assert_eq!(ours.len(), 300);
+    assert!(all_up(&ours) && all_up(&theirs), "{theirs:?}");
+
+    // The server stops for longer than its limit, and more have spoken than it hears in one poll.
+    let pause = Instant::now() + Duration::from_millis(1100);
+    while Instant::now() < pause {
+        crowd.poll(&mut ours, pause.saturating_duration_since(Instant::now())).unwrap();
+    }
+    links.iter().for_each(|&link| crowd.send(link, &ControlMessage::PeersQuery).unwrap());
+    theirs.clear();
+    while theirs.len() < 300 && Instant::now() < end {
+        server.poll(&mut theirs, Duration::from_millis(10)).unwrap();
+    }
+    assert!(theirs.iter().all(|event| matches!(event, Event::Message { .. })), "{theirs:?}");
+    assert_eq!(theirs.len(), 300);
+}
+
+#[test]
+fn a_stranger_keeps_its_place_for_a_moment() {
+    let mut limited = config(Role::Server, Some(0));
+    limited.limits.pre_auth = 1;
+    let mut server = Hub::new(limited).unwrap();
+    let address = server.listen(LOCALHOST, None).unwrap();
+    let start = Instant::now();
+    let first = TcpStream::connect(address).unwrap();
+    let second = TcpStream::connect(address).unwrap();
+    let mut events = Vec::new();
+    while events.is_empty() {
+        server.poll(&mut events, PATIENCE).unwrap();
+    }
+    assert!(start.elapsed() >= Duration::from_millis(20), "{:?}", start.elapsed());
+    let [Event::Refused { address, reason: Error::Limit { .. } }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(*address, first.local_addr().unwrap());
+    assert!(is_closed(&first) && !is_closed(&second));
+}
+
+#[test]
+fn a_dialler_that_was_not_answered_dials_again() {
+    let listener = TcpListener::bind((LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut node = Node::dial(config(Role::Worker, Some(0)), address);
+    let thread = std::thread::spawn(move || {
+        // The first acceptor goes away after it has seen some of the Hello.
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 8]).unwrap();
+        drop((stream, listener));
+        let mut next = Hub::new(config(Role::Coordinator, None)).unwrap();
+        next.listen(LOCALHOST, Some(address.port()..=address.port())).unwrap();
+        let mut events = Vec::new();
+        while events.is_empty() {
+            next.poll(&mut events, PATIENCE).unwrap();
+        }
+        next
+    });
+    node.up();
+    drop(thread.join().unwrap());
+}
+
+#[test]
+fn last_words_are_heard_even_if_the_answer_can_not_be_sent() {
+    let mut server = Hub::new(config(Role::Server, Some(0))).unwrap();
+    let address = server.listen(LOCALHOST, None).unwrap();
+    let client = std::thread::spawn(move || handshake(address, identity(Role::Worker, Some(0))));
+    let mut events = Vec::new();
+    while events.is_empty() {
+        server.poll(&mut events, PATIENCE).unwrap();
+    }
+    let Event::Up { link, .. } = events.remove(0) else { panic!("not up") };
+    let (mut stream, established) = client.join().unwrap();
+    // The peer has something unread when it closes: a reset follows its last words.
+    server.send(link, &ControlMessage::HeartbeatAck).unwrap();
+    let mut frame = Vec::new();
+    let last_words = ControlMessage::Abort { reason: "enough".into() };
+    FrameWriter::new(established.send_key).encode(&last_words, &mut frame).unwrap();
+    stream.write_all(&frame).unwrap();
+    stream.peek(&mut [0]).unwrap();
+    drop(stream);
+    for _ in 0..3 {
+        server.send(link, &ControlMessage::HeartbeatAck).unwrap();
+    }
+    let end = Instant::now() + PATIENCE;
+    while events.len() < 2 && Instant::now() < end {
+        server.poll(&mut events, PATIENCE).unwrap();
+    }
+    let [Event::Message { message, .. }, Event::Down { peer: Some(_), .. }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(*message, last_words);
 }
 
 #[test]

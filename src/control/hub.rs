@@ -288,9 +288,8 @@ impl Hub {
         session.writer.encode(message, &mut frame)?;
         link.output.extend(&frame);
         link.speak_at = now + limits.keepalive();
-        if let Err(reason) = link.flush() {
-            // What the peer said before it closed is read first, by the next poll; then Down follows.
-            link.broken = Some(reason);
+        if link.flush().is_err() {
+            // What the peer said before it closed is read first, by the next poll; reading then finds the end.
             self.unread.push_back(id);
         }
         Ok(())
@@ -402,8 +401,8 @@ impl Hub {
                 Phase::Closing { .. } => self.finish_writing(id),
                 _ => {
                     if let Some(link) = find(&mut self.links, id) {
-                        // What the peer said before it closed is still read.
-                        link.broken = link.flush().err();
+                        // What the peer said before it closed is read first; reading then finds the end.
+                        let _ = link.flush();
                     }
                 }
             }

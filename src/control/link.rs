@@ -68,8 +68,6 @@ pub(super) struct Link {
     pub speak_at: Instant,
     /// Was up once.
     pub authenticated: bool,
-    /// Writing failed; reported when all that the peer sent has been read.
-    pub broken: Option<Error>,
     pub input: Vec<u8>,
     pub output: VecDeque<u8>,
 }

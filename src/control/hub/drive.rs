@@ -17,13 +17,7 @@ impl Hub {
             return;
         }
         match end {
-            Ok(ReadEnd::Empty) => {
-                if let Some(Error::PeerLost { reason, .. }) =
-                    find(&mut self.links, id).and_then(|link| link.broken.take())
-                {
-                    self.ended(id, &reason, now);
-                }
-            }
+            Ok(ReadEnd::Empty) => {}
             Ok(ReadEnd::More) => self.unread.push_back(id),
             Ok(ReadEnd::Closed) => self.ended(id, "connection closed", now),
             Err(Error::PeerLost { reason, .. }) => self.ended(id, &reason, now),
@@ -227,7 +221,6 @@ impl Hub {
             connect_deadline: deadline,
             speak_at: deadline,
             authenticated: false,
-            broken: None,
             input: Vec::new(),
             output: VecDeque::new(),
         }
