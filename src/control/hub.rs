@@ -1,7 +1,12 @@
 //! Listens, dials, authenticates, frames and keeps alive, on the one thread that polls it.
 //!
-//! What strangers can take is bounded: connections before authentication ([`Limits::pre_auth`]; when they are all taken,
-//! the oldest gives way, and a legitimate dialler that it hits dials again), their bytes (4 KiB) and their time.
+//! What strangers can take is bounded: connections before authentication ([`Limits::pre_auth`]), their bytes (4 KiB) and
+//! their time. When all places are taken, the oldest that has had a moment gives way; a legitimate dialler that this hits
+//! dials again.
+
+mod accept;
+mod dial;
+mod drive;
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,6 +17,9 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use accept::Warnings;
 
 use super::link::{Dial, Link, Phase, ReadEnd, Session};
 use crate::error::{Error, Result};
@@ -28,11 +36,15 @@ const BATCH: usize = 256;
 /// Connections accepted and bytes read from one link in one poll: the others have their turn.
 const ACCEPT_TURN: usize = 64;
 const READ_TURN: usize = 64 * 1024;
+/// Connections that may wait to be accepted; the system caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
 /// How long a closed link may take to write what is queued, and its peer to close.
 const LINGER: Duration = Duration::from_secs(1);
 /// Pauses between attempts to dial.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MOST: Duration = Duration::from_millis(500);
+/// The longest silence of our own.
+const KEEPALIVE_MOST: Duration = Duration::from_millis(500);
 /// Pause after the system refused to accept (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -47,7 +59,8 @@ pub struct Limits {
     pub links: usize,
     /// Bytes queued for one link that does not read.
     pub output_bytes: usize,
-    /// Silence after which an authenticated peer is lost. The hub speaks four times as often.
+    /// Silence after which an authenticated peer is lost. The hub speaks four times as often, and at least twice a second,
+    /// so that two hubs need not have the same limit if theirs are longer than a second.
     pub peer_timeout: Duration,
     /// How long a dial is retried.
     pub connect_timeout: Duration,
@@ -63,6 +76,13 @@ impl Default for Limits {
             peer_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+impl Limits {
+    /// How long a link may have nothing to say.
+    fn keepalive(&self) -> Duration {
+        (self.peer_timeout / 4).min(KEEPALIVE_MOST)
     }
 }
 
@@ -161,6 +181,8 @@ pub struct Hub {
     listener: Option<TcpListener>,
     /// Connections may be waiting: edge-triggered, so nobody tells us twice.
     accept_at: Option<Instant>,
+    /// The next to be let in, as soon as there is a place before authentication.
+    parked: Option<(TcpStream, SocketAddr)>,
     links: Vec<Option<Link>>,
     free: Vec<usize>,
     generation: u32,
@@ -187,6 +209,7 @@ impl Hub {
             waker,
             listener: None,
             accept_at: None,
+            parked: None,
             links: Vec::new(),
             free: Vec::new(),
             generation: 0,
@@ -210,8 +233,7 @@ impl Hub {
         };
         let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the range is empty");
         for port in ports {
-            // mio sets SO_REUSEADDR.
-            match TcpListener::bind(SocketAddr::new(ip, port)) {
+            match bind(SocketAddr::new(ip, port)) {
                 Ok(listener) => return self.adopt(listener, &shown),
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = e,
                 Err(e) => return Err(Error::io("bind", shown, e)),
@@ -220,7 +242,7 @@ impl Hub {
         Err(Error::io("bind", shown, last))
     }
 
-    /// Dials `address` (`HOST:PORT`), which messages call `peer`; Up or Down follows. While nobody listens there it is tried
+    /// Dials `address` (`HOST:PORT`), which messages call `peer`; Up or Down follows; who it is that answered, Up says. While nobody listens there it is tried
     /// again, until the connect deadline. Blocks while a host name is resolved.
     pub fn dial(&mut self, address: &str, peer: &str) -> Result<LinkId> {
         let addresses: Vec<SocketAddr> = address
@@ -265,10 +287,9 @@ impl Hub {
         let mut frame = Vec::new();
         session.writer.encode(message, &mut frame)?;
         link.output.extend(&frame);
-        link.speak_at = now + limits.peer_timeout / 4;
-        if let Err(reason) = link.flush() {
-            // What the peer said before it closed is read first, by the next poll; then Down follows.
-            link.broken = Some(reason);
+        link.speak_at = now + limits.keepalive();
+        if link.flush().is_err() {
+            // What the peer said before it closed is read first, by the next poll; reading then finds the end.
             self.unread.push_back(id);
         }
         Ok(())
@@ -297,7 +318,7 @@ impl Hub {
             // Dropping it closes it, whatever the deregistration says.
             let _ = self.poll.registry().deregister(&mut listener);
         }
-        self.accept_at = None;
+        (self.accept_at, self.parked) = (None, None);
         let end = self.clock.now() + patience;
         let all: Vec<LinkId> = self.ids().collect();
         all.into_iter().for_each(|id| self.close(id));
@@ -355,7 +376,7 @@ impl Hub {
             }
         }
         leftovers.into_iter().for_each(|id| self.read(id, now));
-        if self.accept_at.is_some_and(|at| at <= now) {
+        if self.parked.is_some() || self.accept_at.is_some_and(|at| at <= now) {
             self.accept(now);
         }
         self.timers(now);
@@ -380,8 +401,8 @@ impl Hub {
                 Phase::Closing { .. } => self.finish_writing(id),
                 _ => {
                     if let Some(link) = find(&mut self.links, id) {
-                        // What the peer said before it closed is still read.
-                        link.broken = link.flush().err();
+                        // What the peer said before it closed is read first; reading then finds the end.
+                        let _ = link.flush();
                     }
                 }
             }
@@ -390,14 +411,18 @@ impl Hub {
     }
 }
 
-mod accept;
-mod dial;
-mod drive;
-
-use accept::Warnings;
-
 fn find(links: &mut [Option<Link>], id: LinkId) -> Option<&mut Link> {
     links.get_mut(id.index())?.as_mut().filter(|link| link.generation == id.generation())
+}
+
+/// With a backlog for a thousand nodes that start at once: 128 (mio's) overflows, and who is dropped waits a second for TCP to
+/// try again.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(TcpListener::from_std(socket.into()))
 }
 
 fn nonce() -> Result<Nonce> {

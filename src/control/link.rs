@@ -58,6 +58,8 @@ pub(super) struct Link {
     pub stream: Option<TcpStream>,
     pub phase: Phase,
     pub dial: Option<Dial>,
+    /// When the link was made.
+    pub since: Instant,
     /// When the phase must be over; in `Up` when the next frame must have come.
     pub deadline: Instant,
     /// When a dial must have reached its peer.
@@ -66,8 +68,6 @@ pub(super) struct Link {
     pub speak_at: Instant,
     /// Was up once.
     pub authenticated: bool,
-    /// Writing failed; reported when all that the peer sent has been read.
-    pub broken: Option<Error>,
     pub input: Vec<u8>,
     pub output: VecDeque<u8>,
 }

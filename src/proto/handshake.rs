@@ -200,11 +200,6 @@ impl Dialler {
         Ok(Fed { used, established: None })
     }
 
-    /// Whether the acceptor has answered at all.
-    pub fn heard(&self) -> bool {
-        self.used > 0
-    }
-
     fn challenge(&mut self, body: &[u8], whole: &[u8], out: &mut Vec<u8>) -> Result<()> {
         let mut reader = Reader::new(body, &self.peer);
         let version = read_version(&mut reader)?;
@@ -294,11 +289,6 @@ impl Acceptor {
             }
         }
         Ok(Fed { used, established: None })
-    }
-
-    /// Whom the dialler claims to be, before it has proved anything.
-    pub fn claimed(&self) -> Option<&Identity> {
-        self.greeted.as_ref().map(|(identity, _)| identity)
     }
 
     /// The dialler for messages: its claimed identity, if it has said one, and its address.
@@ -413,9 +403,12 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The first whole message in `bytes`, if it is all there: kind, body, and all of its bytes. `used` counts what the peer
+/// A message's kind, its body, and all of its bytes.
+type Message<'a> = (u8, &'a [u8], &'a [u8]);
+
+/// The first whole message in `bytes`, if it is all there. `used` counts what the peer
 /// has sent before.
-fn next_message<'a>(bytes: &'a [u8], used: usize, peer: &str) -> Result<Option<(u8, &'a [u8], &'a [u8])>> {
+fn next_message<'a>(bytes: &'a [u8], used: usize, peer: &str) -> Result<Option<Message<'a>>> {
     let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
     let length = usize::from(u16::from_le_bytes(*length));
     if length == 0 || used + 2 + length > PRE_AUTH_LIMIT {

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How long a stranger keeps its place in a crowd: many times what a handshake takes.
+const GRACE: Duration = Duration::from_millis(20);
+
 /// Keeps a flood of strangers from flooding the log: those without a name are counted and reported once a second.
 #[derive(Default)]
 pub(super) struct Warnings {
@@ -14,20 +17,33 @@ impl Hub {
     pub(super) fn accept(&mut self, now: Instant) {
         self.accept_at = None;
         for _ in 0..ACCEPT_TURN {
-            let Some(listener) = &self.listener else { return };
+            let Some((stream, address)) = self.parked.take().or_else(|| self.next_stranger(now)) else {
+                return;
+            };
+            if !self.make_way(now) {
+                self.parked = Some((stream, address));
+                return;
+            }
+            self.admit(stream, address, now);
+        }
+        self.accept_at = Some(now);
+    }
+
+    fn next_stranger(&mut self, now: Instant) -> Option<(TcpStream, SocketAddr)> {
+        let listener = self.listener.as_ref()?;
+        loop {
             match listener.accept() {
-                Ok((stream, address)) => self.admit(stream, address, now),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(stranger) => return Some(stranger),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(e)
                     if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
                 Err(e) => {
                     tracing::warn!("control: accept: {e}");
                     self.accept_at = Some(now + ACCEPT_PAUSE);
-                    return;
+                    return None;
                 }
             }
         }
-        self.accept_at = Some(now);
     }
 
     fn admit(&mut self, mut stream: TcpStream, address: SocketAddr, now: Instant) {
@@ -35,7 +51,6 @@ impl Hub {
             let reason = self.no_more_links();
             return self.refused(address, None, reason, now);
         }
-        self.make_way(now);
         let acceptor = match nonce().and_then(|n| Acceptor::new(self.local.clone(), &address.to_string(), n))
         {
             Ok(acceptor) => acceptor,
@@ -57,32 +72,31 @@ impl Hub {
         }
     }
 
-    /// When all places before authentication are taken, the oldest connection that has said nothing gives way, or else the
-    /// oldest.
-    fn make_way(&mut self, now: Instant) {
-        let mut taken = 0;
-        let mut oldest: Option<(bool, Instant, LinkId)> = None;
-        for (index, link) in self.links.iter().enumerate() {
-            let Some(link) = link else { continue };
-            if link.authenticated || link.dial.is_some() {
-                continue;
-            }
+    /// Whether there is a place before authentication. When all are taken, the oldest gives way, unless even that one has
+    /// just come: then newcomers wait in the backlog, so that a crowd of legitimate nodes is served in turn.
+    fn make_way(&mut self, now: Instant) -> bool {
+        let strangers = self.links.iter().enumerate().filter_map(|(index, link)| {
+            let link = link.as_ref().filter(|link| !link.authenticated && link.dial.is_none())?;
+            Some((link.since, LinkId::new(index, link.generation)))
+        });
+        let (mut taken, mut oldest) = (0, None);
+        for stranger in strangers {
             taken += 1;
-            let greeted = matches!(&link.phase, Phase::Accepting(acceptor) if acceptor.claimed().is_some());
-            let candidate = (greeted, link.deadline, LinkId::new(index, link.generation));
-            if oldest.is_none_or(|o| candidate < o) {
-                oldest = Some(candidate);
-            }
+            oldest = Some(oldest.map_or(stranger, |o| stranger.min(o)));
         }
-        if let (true, Some((_, _, id))) = (taken >= self.limits.pre_auth, oldest) {
-            let address = find(&mut self.links, id).map(|link| link.address);
-            self.remove(id);
-            if let Some(address) = address {
-                let limit = self.limits.pre_auth as u64;
-                let resource = "connections before authentication".into();
-                self.refused(address, None, Error::Limit { resource, limit, asked: limit + 1 }, now);
-            }
+        let Some((since, id)) = oldest.filter(|_| taken >= self.limits.pre_auth) else { return true };
+        if now < since + GRACE {
+            self.accept_at = Some(since + GRACE);
+            return false;
         }
+        let address = find(&mut self.links, id).map(|link| link.address);
+        self.remove(id);
+        if let Some(address) = address {
+            let limit = self.limits.pre_auth as u64;
+            let resource = "connections before authentication".into();
+            self.refused(address, None, Error::Limit { resource, limit, asked: limit + 1 }, now);
+        }
+        true
     }
 
     /// Reports somebody who was not let in.

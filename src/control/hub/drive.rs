@@ -17,13 +17,7 @@ impl Hub {
             return;
         }
         match end {
-            Ok(ReadEnd::Empty) => {
-                if let Some(Error::PeerLost { reason, .. }) =
-                    find(&mut self.links, id).and_then(|link| link.broken.take())
-                {
-                    self.ended(id, &reason, now);
-                }
-            }
+            Ok(ReadEnd::Empty) => {}
             Ok(ReadEnd::More) => self.unread.push_back(id),
             Ok(ReadEnd::Closed) => self.ended(id, "connection closed", now),
             Err(Error::PeerLost { reason, .. }) => self.ended(id, &reason, now),
@@ -36,9 +30,9 @@ impl Hub {
         let Some(link) = find(&mut self.links, id) else { return };
         match &link.phase {
             Phase::Closing { .. } => self.remove(id),
-            // Not a refusal: the acceptor was full or is just going away.
-            Phase::Dialling(dialler) if !dialler.heard() => self.again(id, &how, now),
-            Phase::Dialling(_) | Phase::Accepting(_) => {
+            // Not a refusal, which would have come as such: the acceptor was full, or is just going away.
+            Phase::Dialling(_) => self.again(id, &format!("{how} during the handshake"), now),
+            Phase::Accepting(_) => {
                 let reason = link.lost(&format!("{how} during the handshake"));
                 self.fail(id, reason);
             }
@@ -86,7 +80,7 @@ impl Hub {
         link.authenticated = true;
         link.phase = Phase::Up(Box::new(Session { peer: peer.clone(), reader, writer }));
         link.deadline = now + self.limits.peer_timeout;
-        link.speak_at = now + self.limits.peer_timeout / 4;
+        link.speak_at = now + self.limits.keepalive();
         let address = link.address;
         self.pending.push(Event::Up { link: id, peer, address, export });
     }
@@ -222,11 +216,11 @@ impl Hub {
             stream: None,
             phase,
             dial,
+            since: self.clock.now(),
             deadline,
             connect_deadline: deadline,
             speak_at: deadline,
             authenticated: false,
-            broken: None,
             input: Vec::new(),
             output: VecDeque::new(),
         }
