@@ -1,0 +1,319 @@
+//! TCP, emulating one-sided operations: the peer's transport, not the peer's caller, places a write's bytes and answers a
+//! read. One connection per endpoint, non-blocking, one thread.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `config` | settings and limits |
+//! | `frame` | the 32 bytes before every payload |
+//! | `address` | what `open` hands out |
+//! | `preamble`, `accept`, `dial` | authentication: the bytes, the passive side, the active side |
+//! | `grants` | what a peer may reach |
+//! | `rx`, `tx` | moving frames |
+//! | `endpoint` | state, and the table |
+//! | `progress` | what `poll` does |
+//! | `socket` | system calls |
+//!
+//! A read's bytes are taken from the granted memory when the answer leaves, which may be after a later operation of the
+//! same peer took effect: as on verbs, who needs the order waits for `Done`.
+
+mod accept;
+mod address;
+mod config;
+mod dial;
+mod endpoint;
+mod frame;
+mod grants;
+mod post;
+mod preamble;
+mod progress;
+mod rx;
+mod socket;
+mod tx;
+
+pub use config::TcpConfig;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mio::net::TcpListener;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use accept::Lobby;
+use dial::Dialer;
+use endpoint::{Endpoints, PendingRead, State};
+use grants::Grant;
+use progress::{LISTENER, TIMER};
+use socket::Timer;
+
+use super::{Caps, Completion, EndpointId, Message, Read, Rejected, SessionKey, Side, Transport, Write};
+use crate::error::{Error, Result};
+use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
+
+/// Reads that one endpoint may have without an answer. Part of the protocol: a peer that asks for more is closed, so that
+/// it can't make us queue answers it does not take.
+const MAX_READS: usize = 64;
+/// Events taken from the system at once; more wait there.
+const EVENTS: usize = 256;
+
+/// The TCP transport of one thread.
+#[derive(Debug)]
+pub struct Tcp {
+    config: TcpConfig,
+    caps: Caps,
+    poll: Poll,
+    events: Events,
+    timer: Timer,
+    /// What needs the timer has changed since it was set.
+    clock_stale: bool,
+    listener: Option<TcpListener>,
+    /// Where the listener listens.
+    local: Option<SocketAddr>,
+    /// The listener may have more to accept.
+    accept_more: bool,
+    /// Accepting failed for want of a resource.
+    accept_stalled: bool,
+    lobby: Lobby,
+    arenas: Vec<Arc<Arena>>,
+    endpoints: Endpoints,
+    next_key: u32,
+    /// Connections with something to receive, or to send; whoever had a turn goes to the back.
+    rx_ready: VecDeque<u32>,
+    tx_ready: VecDeque<u32>,
+    /// Completions in the order in which they came about.
+    outbox: VecDeque<Completion>,
+}
+
+impl Tcp {
+    /// A transport without endpoints; it listens at once if `config.listen`.
+    pub fn new(config: TcpConfig) -> Result<Tcp> {
+        config.check()?;
+        let poll = Poll::new().map_err(|e| Error::io("epoll_create", "tcp", e))?;
+        let register = |e| Error::io("epoll_ctl", "tcp", e);
+        let timer = Timer::new()?;
+        let fd = timer.as_raw_fd();
+        poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE).map_err(register)?;
+        let (mut listener, mut local) = (None, None);
+        let mut detail = "dials only".to_owned();
+        if config.listen {
+            let (mut l, congestion) = socket::listen(config.bind, config.ports.as_ref())?;
+            let address = l.local_addr().map_err(|e| Error::io("getsockname", config.bind, e))?;
+            poll.registry().register(&mut l, LISTENER, Interest::READABLE).map_err(register)?;
+            detail = format!("listens on {address}, congestion control {congestion}");
+            (listener, local) = (Some(l), Some(address));
+        }
+        let caps = Caps {
+            name: "tcp",
+            one_sided: false,
+            keys_per_peer: true,
+            queue_depth: config.queue_depth,
+            max_write: config.max_write,
+            detail,
+        };
+        let places = if config.listen { config.max_pending } else { 0 };
+        Ok(Tcp {
+            caps,
+            poll,
+            events: Events::with_capacity(EVENTS),
+            timer,
+            clock_stale: false,
+            listener,
+            local,
+            accept_more: false,
+            accept_stalled: false,
+            lobby: Lobby::new(places),
+            arenas: Vec::new(),
+            endpoints: Endpoints::default(),
+            next_key: 1,
+            rx_ready: VecDeque::new(),
+            tx_ready: VecDeque::new(),
+            outbox: VecDeque::new(),
+            config,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.local
+    }
+
+    /// Connections that have not authenticated themselves.
+    pub fn pending_connections(&self) -> usize {
+        self.lobby.len()
+    }
+
+    fn misuse<T>(call: &'static str, reason: &str) -> Result<T> {
+        Err(Error::Misuse { call, reason: reason.to_owned() })
+    }
+
+    fn dial(&mut self, id: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
+        let Some(endpoint) = self.endpoints.get(id) else {
+            return Self::misuse("connect", "the endpoint is closed");
+        };
+        let Some((address, remote)) = address::decode(address) else {
+            let expected = "4 or 6, IP address, port, endpoint";
+            let found = format!("{} bytes", address.len());
+            return Err(Error::protocol(&endpoint.peer, "address", expected, found));
+        };
+        let stream = socket::dial(address, self.config.lost_after)
+            .map_err(|e| Error::io("connect", format!("{} at {address}", endpoint.peer), e))?;
+        let until = Instant::now() + self.config.connect_timeout;
+        let mut dialer = Box::new(Dialer::new(stream, address, remote, key, until)?);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(&mut dialer.stream, Token(id.index as usize), interest)
+            .map_err(|e| Error::io("epoll_ctl", address, e))?;
+        endpoint.state = State::Dialing(dialer);
+        self.clock_stale = true;
+        Ok(())
+    }
+
+    fn expect(&mut self, id: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
+        let Some(endpoint) = self.endpoints.get(id) else {
+            return Self::misuse("connect", "the endpoint is closed");
+        };
+        if address != address::ACTIVE {
+            return Err(Error::protocol(&endpoint.peer, "address", "the active side's", "another"));
+        }
+        let until = Instant::now() + self.config.connect_timeout;
+        endpoint.state = State::Expecting { key: *key, until, refused: 0 };
+        self.clock_stale = true;
+        self.judge_waiting(id);
+        Ok(())
+    }
+}
+
+impl Transport for Tcp {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
+        let id = u32::try_from(self.arenas.len()).map_err(|_| Error::Limit {
+            resource: "registered arenas".to_owned(),
+            limit: u32::MAX.into(),
+            asked: self.arenas.len() as u64 + 1,
+        })?;
+        self.arenas.push(arena);
+        Ok(RegionId(id))
+    }
+
+    fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
+        match (side, self.local) {
+            (Side::Active, _) => Ok((self.endpoints.open(side, peer), address::ACTIVE.to_vec())),
+            (Side::Passive, Some(local)) => {
+                let id = self.endpoints.open(side, peer);
+                Ok((id, address::encode(local, id)))
+            }
+            (Side::Passive, None) => Self::misuse(
+                "open",
+                "a passive endpoint needs a listener: make the transport with `listen: true`",
+            ),
+        }
+    }
+
+    fn authorise(
+        &mut self,
+        endpoint: EndpointId,
+        region: RegionId,
+        offset: usize,
+        length: usize,
+        rights: Rights,
+    ) -> Result<RemoteRegion> {
+        let Some(arena) = self.arenas.get(region.0 as usize) else {
+            return Self::misuse("authorise", "the region was not registered with this transport");
+        };
+        if offset.checked_add(length).is_none_or(|end| end > arena.len()) {
+            return Err(Error::Limit {
+                resource: format!("arena {}", region.0),
+                limit: arena.len() as u64,
+                asked: (offset as u64).saturating_add(length as u64),
+            });
+        }
+        let Some(endpoint) = self.endpoints.get(endpoint) else {
+            return Self::misuse("authorise", "the endpoint is closed");
+        };
+        // One counter for all endpoints; it skips what is in use here when it comes round after 2^32 grants.
+        while endpoint.grants.has(self.next_key) {
+            self.next_key = self.next_key.wrapping_add(1);
+        }
+        let key = self.next_key;
+        self.next_key = key.wrapping_add(1);
+        endpoint.grants.add(Grant { key, region, arena: arena.clone(), offset, length, rights });
+        Ok(RemoteRegion { address: 0, length: length as u64, key, rights })
+    }
+
+    fn withdraw(&mut self, endpoint: EndpointId, remote: &RemoteRegion) -> Result<()> {
+        let Some(e) = self.endpoints.get(endpoint) else {
+            // A closed endpoint reaches nothing.
+            return Ok(());
+        };
+        if !e.grants.remove(remote.key) {
+            return Self::misuse("withdraw", "the endpoint has no such authorisation");
+        }
+        // A payload on its way to or from that memory can't be finished, nor left out of the stream.
+        if let State::Connected(c) = &e.state
+            && (c.rx.writes_to(remote.key) || c.tx.answers_from(remote.key))
+        {
+            let error = Error::protocol(&e.peer, "key", "a grant that stands", "one withdrawn while in use");
+            self.end(endpoint.index, Some(error));
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, endpoint: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
+        match self.endpoints.get(endpoint) {
+            None => Self::misuse("connect", "the endpoint is closed"),
+            Some(e) if !matches!(e.state, State::Opened) => {
+                Self::misuse("connect", "the endpoint was connected before; open another")
+            }
+            Some(e) if e.side == Side::Active => self.dial(endpoint, address, key),
+            Some(_) => self.expect(endpoint, address, key),
+        }
+    }
+
+    fn send(&mut self, endpoint: EndpointId, message: Message) -> std::result::Result<(), Rejected<Message>> {
+        self.post_send(endpoint, message)
+    }
+
+    fn write(&mut self, endpoint: EndpointId, write: Write) -> std::result::Result<(), Rejected<Write>> {
+        self.post_write(endpoint, write)
+    }
+
+    fn read(&mut self, endpoint: EndpointId, read: Read) -> std::result::Result<(), Rejected<Read>> {
+        self.post_read(endpoint, read)
+    }
+
+    fn flush(&mut self) {
+        self.send_round();
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {
+        self.collect();
+        self.receive_round(budget);
+        self.send_round();
+        self.set_clock();
+        let count = self.outbox.len().min(budget);
+        completions.extend(self.outbox.drain(..count));
+    }
+
+    fn waitable(&self) -> RawFd {
+        self.poll.as_raw_fd()
+    }
+
+    fn arm(&mut self) -> bool {
+        // Deadlines of what was begun since the last poll must be able to wake the sleeper too.
+        self.set_clock();
+        self.outbox.is_empty() && self.rx_ready.is_empty() && self.tx_ready.is_empty() && !self.accept_more
+    }
+
+    fn close(&mut self, endpoint: EndpointId) {
+        if self.endpoints.get(endpoint).is_some() {
+            self.end(endpoint.index, None);
+        }
+    }
+}
