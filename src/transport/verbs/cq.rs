@@ -21,8 +21,8 @@ pub(super) enum Work {
     Send,
     /// A posted receive buffer.
     Receive,
-    /// The last work request of a queue pair: all before it have been flushed.
-    Marker,
+    /// What the transport itself sends: greeting, goodbye, marker.
+    Control,
 }
 
 /// Which work request a completion belongs to. All that can be trusted in an error completion besides its status.
@@ -52,7 +52,7 @@ impl WorkId {
         let work = match id >> 62 {
             0 => Work::Send,
             1 => Work::Receive,
-            _ => Work::Marker,
+            _ => Work::Control,
         };
         WorkId {
             work,
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn identities_round_trip() {
-        for work in [Work::Send, Work::Receive, Work::Marker] {
+        for work in [Work::Send, Work::Receive, Work::Control] {
             for (index, generation, sequence) in [(0, 0, 0), (u16::MAX, 0x3fff, u32::MAX), (1, 2, 3)] {
                 let id = WorkId { work, index, generation, sequence };
                 assert_eq!(WorkId::decode(id.encode()), id);

@@ -1,10 +1,10 @@
 //! One endpoint: its queue pair, the memory that it may touch, and the operations under way.
 //!
 //! ```text
-//!  Opened ──connect──▶ Connecting ──greeted──▶ Connected
-//!    │                   │  ▲ reset               │
-//!    │                   ▼  │                     │ close / error
-//!    │                 Draining ◀─────────────────┘
+//!  Opened ──connect──▶ Connecting ──greeted──▶ Connected ──close──▶ Leaving
+//!    │                   │  ▲ reset               │ error            │ goodbye sent,
+//!    │             error ▼  │                     ▼                  ▼ error, or too long
+//!    │                 Draining ◀────────────────────────────────────┘
 //!    └──close──▶ (dropped) ◀── all flushed
 //! ```
 //! Everything that a work request names is owned here and declared after the queue pair, so that dropping an endpoint
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::address::Address;
 use super::cq::{Arrival, CompletionQueue, Entry, Status, Work, WorkId};
 use super::device::{Context, Port};
-use super::greeting::{Greeting, MARK};
+use super::greeting::{GOODBYE, Greeting, PROOF};
 use super::memory::{Domain, Region};
 use super::qp::{self, Piece, QueuePair, SendRequest, Settings, Verb};
 use crate::error::{Error, Result};
@@ -29,8 +29,20 @@ use crate::transport::{
 
 /// Operations between two that are signalled.
 const SIGNAL_EVERY: u32 = 32;
+/// How long the goodbye may take; the peer learns of our close from the control connection, too.
+const LEAVE: Duration = Duration::from_secs(1);
 /// How long flushed work may take to come back before the queue pair is destroyed without it.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// Work requests that an endpoint posts besides its operations, by their sequence number.
+mod control {
+    pub const GREETING: u32 = 0;
+    pub const GOODBYE: u32 = 1;
+    /// The last work request of a queue pair that failed: when it is flushed, so is all before it.
+    pub const MARKER: u32 = 2;
+}
+/// How many of them there are.
+pub(super) const CONTROLS: u32 = 3;
 
 /// What the endpoints of one transport share.
 pub(super) struct Shared {
@@ -55,6 +67,8 @@ enum Phase {
         refusal: Option<Error>,
     },
     Connected,
+    /// Closing on our side, the goodbye is on its way.
+    Leaving(Deadline),
     Draining(Drain),
 }
 
@@ -98,7 +112,8 @@ pub(super) struct Endpoint {
     grants: HashMap<u32, Region>,
     /// Our arenas, registered in this endpoint's domain when first used; by region id.
     locals: Vec<Option<Region>>,
-    /// `depth` slots for headers and messages on their way out, then `receives` for messages on their way in.
+    /// `depth` slots for headers and messages on their way out, one for the greeting, then `receives` for messages on
+    /// their way in.
     scratch: Region,
     operations: VecDeque<Operation>,
     domain: Arc<Domain>,
@@ -127,7 +142,7 @@ impl Endpoint {
     /// A queue pair in INIT with all receive buffers posted, so that a peer which is connected earlier finds them.
     pub fn new(shared: &Shared, id: EndpointId, peer: &str) -> Result<Endpoint> {
         let domain = Domain::new(&shared.context)?;
-        let slots = (shared.depth + shared.receives) as usize;
+        let slots = (shared.depth + 1 + shared.receives) as usize;
         let arena = Arena::new(slots * MAX_SEND)?;
         let scratch = Region::new(&domain, &arena, 0, slots * MAX_SEND, None)?;
         let qp = QueuePair::new(&shared.context, &domain, &shared.completions, shared.settings)?;
@@ -173,8 +188,18 @@ impl Endpoint {
         self.local.encode().to_vec()
     }
 
-    pub fn is_draining(&self) -> bool {
+    fn is_draining(&self) -> bool {
         matches!(self.phase, Phase::Draining(_))
+    }
+
+    /// Whether the goodbye is on its way.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.phase, Phase::Leaving(_))
+    }
+
+    /// Whether `Closed` is to come soon, by a completion or by the clock.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Leaving(_) | Phase::Draining(_))
     }
 
     pub fn is_opened(&self) -> bool {
@@ -209,16 +234,27 @@ impl Endpoint {
         self.qp.connect(&shared.port, &self.local, remote)?;
         let (first, proof) = (greeting.first, greeting.proof);
         self.phase = Phase::Connecting { greeting, refusal: None };
-        if first {
-            self.send_proof(shared, &proof);
-        }
-        Ok(())
+        if first { self.send_proof(shared, &proof) } else { Ok(()) }
     }
 
-    fn send_proof(&mut self, shared: &Shared, proof: &[u8; 32]) {
-        let piece = self.stage(shared, proof);
-        self.push(shared, Verb::Send(Some(MARK)), [piece, Piece::default()], (0, 0), true, None, None);
-        self.flush();
+    fn send_proof(&mut self, shared: &Shared, proof: &[u8; 32]) -> Result<()> {
+        let piece = self.stage(shared.depth, proof);
+        self.control(control::GREETING, Some(PROOF), piece)
+    }
+
+    /// Posts a work request of the transport itself.
+    fn control(&mut self, which: u32, imm: Option<u32>, piece: Piece) -> Result<()> {
+        let request = SendRequest {
+            id: self.work_id(Work::Control, which),
+            verb: Verb::Send(imm),
+            pieces: [piece, Piece::default()],
+            remote: (0, 0),
+            signalled: true,
+            fenced: false,
+        };
+        // SAFETY: the piece is empty or the greeting's own slot of `scratch`, which outlives the queue pair and is written
+        // again only after the queue pair was drained.
+        unsafe { self.qp.post_sends(&[request]) }
     }
 
     /// Registers part of an arena for the peer.
@@ -253,7 +289,7 @@ impl Endpoint {
     /// Queues a message.
     pub fn send(&mut self, shared: &Shared, message: &Message) -> std::result::Result<(), Refusal> {
         self.check_room(shared)?;
-        let piece = self.stage(shared, message.bytes());
+        let piece = self.stage(self.next_slot(shared), message.bytes());
         self.push(shared, Verb::Send(None), [piece, Piece::default()], (0, 0), false, None, None);
         Ok(())
     }
@@ -275,7 +311,7 @@ impl Endpoint {
             None => Piece::default(),
         };
         self.check_room(shared)?;
-        let header = write.header.map_or(Piece::default(), |h| self.stage(shared, &h));
+        let header = write.header.map_or(Piece::default(), |h| self.stage(self.next_slot(shared), &h));
         let remote = (write.remote.address + write.offset, write.remote.key);
         let signalled = write.context.is_some();
         let pieces = [header, body];
@@ -370,10 +406,14 @@ impl Endpoint {
         Ok(Piece { address: slice.as_ptr() as u64, length: length_u32(slice.length), key })
     }
 
-    /// Copies `bytes` to the slot of the next operation, which the device has done with: there are fewer operations under
-    /// way than slots.
-    fn stage(&self, shared: &Shared, bytes: &[u8]) -> Piece {
-        let offset = (self.next % shared.depth) as usize * MAX_SEND;
+    /// The slot of the next operation. The device has done with it: there are fewer operations under way than slots.
+    fn next_slot(&self, shared: &Shared) -> u32 {
+        self.next % shared.depth
+    }
+
+    /// Copies `bytes` to a slot on their way out.
+    fn stage(&self, slot: u32, bytes: &[u8]) -> Piece {
+        let offset = slot as usize * MAX_SEND;
         self.scratch.arena().copy_in(offset, bytes);
         Piece {
             address: self.scratch.address() + offset as u64,
@@ -475,11 +515,7 @@ impl Endpoint {
     /// Takes one completion in.
     pub fn complete(&mut self, shared: &Shared, entry: Entry, out: &mut Vec<Completion>) {
         match entry.id.work {
-            Work::Marker => {
-                if let Phase::Draining(drain) = &mut self.phase {
-                    drain.sends_flushed = true;
-                }
-            }
+            Work::Control => self.control_done(entry),
             Work::Send if entry.status == Status::Success => self.retire(entry.id.sequence, out),
             Work::Send => self.failed(entry.status),
             Work::Receive => {
@@ -506,38 +542,56 @@ impl Endpoint {
                 out.push(Completion::Done { endpoint: self.id, context });
             }
         }
-        // Only the greeting is completed while connecting: the peer now knows that we refuse it.
-        if let Phase::Connecting { refusal: refusal @ Some(_), .. } = &mut self.phase {
-            let refusal = refusal.take();
-            self.fail(After::Closed(refusal), true);
+    }
+
+    fn control_done(&mut self, entry: Entry) {
+        match (entry.id.sequence, &mut self.phase) {
+            (control::MARKER, Phase::Draining(drain)) => drain.sends_flushed = true,
+            _ if entry.status != Status::Success => self.failed(entry.status),
+            (control::GREETING, Phase::Connecting { refusal: refusal @ Some(_), .. }) => {
+                // The peer has our proof, and sees for itself that the keys differ.
+                let refusal = refusal.take();
+                self.fail(After::Closed(refusal), true);
+            }
+            (control::GOODBYE, Phase::Leaving(_)) => self.fail(After::Closed(None), true),
+            _ => {}
         }
     }
 
     fn arrived(&mut self, shared: &Shared, entry: Entry, out: &mut Vec<Completion>) {
         let endpoint = self.id;
         match (entry.arrival, &self.phase) {
-            (Arrival::Message { length, imm: Some(MARK) }, Phase::Connecting { .. }) => {
+            (Arrival::Message { length, imm: Some(PROOF) }, Phase::Connecting { .. }) => {
                 let message = self.received(shared, entry.id.sequence, length);
                 self.greeted(shared, message.as_ref().map_or(&[], Message::bytes), out);
             }
-            (Arrival::Message { length, imm: None }, Phase::Connected | Phase::Draining(_)) => {
-                if let Some(message) = self.received(shared, entry.id.sequence, length) {
-                    out.push(Completion::Received { endpoint, message });
+            (Arrival::Message { imm: Some(GOODBYE), .. }, _) => self.left(),
+            (arrival, Phase::Connected | Phase::Leaving(_) | Phase::Draining(_)) => match arrival {
+                Arrival::Message { length, imm: None } => {
+                    if let Some(message) = self.received(shared, entry.id.sequence, length) {
+                        out.push(Completion::Received { endpoint, message });
+                    }
                 }
-            }
-            (Arrival::Written { length, imm }, Phase::Connected | Phase::Draining(_)) => {
-                out.push(Completion::Written { endpoint, imm, length });
-            }
-            (arrival, _) => {
-                let found = format!("{arrival:?}");
-                let error = Error::protocol(
-                    &self.peer,
-                    "verbs arrival",
-                    "a message or a write after the greeting",
-                    found,
-                );
-                self.fail(After::Closed(Some(error)), true);
-            }
+                Arrival::Written { length, imm } => out.push(Completion::Written { endpoint, imm, length }),
+                Arrival::Message { .. } | Arrival::Nothing => self.unexpected(arrival),
+            },
+            (arrival, _) => self.unexpected(arrival),
+        }
+    }
+
+    fn unexpected(&mut self, arrival: Arrival) {
+        let expected = "a proof, then messages and writes";
+        self.abandon(Error::protocol(&self.peer, "verbs arrival", expected, format!("{arrival:?}")));
+    }
+
+    /// The peer said goodbye.
+    fn left(&mut self) {
+        match self.phase {
+            Phase::Leaving(_) => self.fail(After::Closed(None), true),
+            _ => self.abandon(Error::PeerLost {
+                peer: self.peer.clone(),
+                reason: "it closed the connection".to_owned(),
+            }),
         }
     }
 
@@ -561,15 +615,21 @@ impl Endpoint {
             (false, Some(error)) => {
                 // Failing at once could flush our proof before it was sent.
                 *refusal = Some(error);
-                self.send_proof(shared, &proof);
+                self.answer(shared, &proof);
             }
             (_, None) => {
                 self.phase = Phase::Connected;
                 out.push(Completion::Connected { endpoint: self.id });
                 if !first {
-                    self.send_proof(shared, &proof);
+                    self.answer(shared, &proof);
                 }
             }
+        }
+    }
+
+    fn answer(&mut self, shared: &Shared, proof: &[u8; 32]) {
+        if let Err(error) = self.send_proof(shared, proof) {
+            self.abandon(error);
         }
     }
 
@@ -591,7 +651,8 @@ impl Endpoint {
             };
             return self.fail(After::Again(greeting), true);
         }
-        self.fail(After::Closed(Some(reason)), known);
+        let reason = if matches!(self.phase, Phase::Leaving(_)) { None } else { Some(reason) };
+        self.fail(After::Closed(reason), known);
     }
 
     fn reason(&self, status: Status) -> Error {
@@ -617,12 +678,19 @@ impl Endpoint {
         }
     }
 
-    /// Begins to close: nothing is accepted from the peer any more. The first reason stays.
+    /// Begins to close; what was queued and not posted is lost. The first reason stays.
     pub fn close(&mut self) {
         match &mut self.phase {
             Phase::Draining(Drain { after: after @ After::Again(_), .. }) => *after = After::Closed(None),
-            Phase::Draining(_) => {}
-            _ => self.fail(After::Closed(None), true),
+            Phase::Draining(_) | Phase::Leaving(_) => {}
+            Phase::Connected => {
+                self.queued.clear();
+                match self.control(control::GOODBYE, Some(GOODBYE), Piece::default()) {
+                    Ok(()) => self.phase = Phase::Leaving(Deadline::after(Instant::now(), LEAVE)),
+                    Err(_) => self.fail(After::Closed(None), true),
+                }
+            }
+            Phase::Opened | Phase::Connecting { .. } => self.fail(After::Closed(None), true),
         }
     }
 
@@ -633,18 +701,10 @@ impl Endpoint {
         }
     }
 
+    /// Nothing is accepted from the peer any more, and all posted work is flushed.
     fn fail(&mut self, after: After, cause_known: bool) {
         self.queued.clear();
-        let marker = SendRequest {
-            id: self.work_id(Work::Marker, 0),
-            verb: Verb::Send(None),
-            pieces: [Piece::default(); 2],
-            remote: (0, 0),
-            signalled: true,
-            fenced: false,
-        };
-        // SAFETY: the marker names no memory.
-        let marked = self.qp.fail().and_then(|()| unsafe { self.qp.post_sends(&[marker]) });
+        let marked = self.qp.fail().and_then(|()| self.control(control::MARKER, None, Piece::default()));
         // Without a marker there is nothing to wait for: the queue pair is destroyed at once.
         let given = if marked.is_ok() { DRAIN } else { Duration::ZERO };
         let deadline = Deadline::after(Instant::now(), given);
@@ -659,6 +719,12 @@ impl Endpoint {
                 if greeting.deadline.passed(now) {
                     let error = self.not_greeted(greeting);
                     self.fail(After::Closed(Some(error)), true);
+                }
+                Progress::Pending
+            }
+            Phase::Leaving(deadline) => {
+                if deadline.passed(now) {
+                    self.fail(After::Closed(None), true);
                 }
                 Progress::Pending
             }
@@ -715,7 +781,7 @@ impl Shared {
 
 /// Where a receive buffer lies in `scratch`.
 fn receive_offset(shared: &Shared, slot: u32) -> usize {
-    (shared.depth + slot % shared.receives) as usize * MAX_SEND
+    (shared.depth + 1 + slot % shared.receives) as usize * MAX_SEND
 }
 
 /// Lengths were checked against [`Shared::max_write`], or are those of a message.

@@ -17,8 +17,11 @@ use crate::error::{Error, Result};
 use crate::time::Deadline;
 use crate::transport::SessionKey;
 
-/// The number that marks a message of the greeting.
-pub(super) const MARK: u32 = 0x57_4c_56_31;
+/// The number that a proof is sent with; messages of the layer above are sent without one.
+pub(super) const PROOF: u32 = 0x57_4c_56_31;
+/// The number that an empty message is sent with before a queue pair is closed. Only a courtesy: a peer that dies says
+/// nothing.
+pub(super) const GOODBYE: u32 = 0x57_4c_56_32;
 
 /// What one end knows about its greeting.
 pub(super) struct Greeting {

@@ -32,13 +32,14 @@ use std::time::{Duration, Instant};
 
 use self::cq::{CompletionQueue, Entry, WorkId};
 use self::device::Port;
-use self::endpoint::{Endpoint, Progress, Shared};
+use self::endpoint::{CONTROLS, Endpoint, Progress, Shared};
 use self::qp::Settings;
 use super::{
     Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
 };
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
+use crate::time::Deadline;
 
 /// How a [`Verbs`] transport is set up.
 #[derive(Debug, Clone)]
@@ -104,7 +105,7 @@ pub struct Verbs {
     shared: Shared,
     /// Endpoints with queued work.
     dirty: Vec<u32>,
-    /// Endpoints that are connecting or draining.
+    /// Endpoints that are connecting or ending.
     watched: Vec<u32>,
     /// Completions taken from the queue but not yet looked at.
     entries: VecDeque<Entry>,
@@ -130,8 +131,8 @@ impl Verbs {
         let (context, port) = Port::find(config.device.as_deref(), config.port, config.gid_index)?;
         let depth = config.queue_depth.max(64).next_power_of_two() as u32;
         let receives = config.receives as u32;
-        // One more send for the marker that ends a drain.
-        let per_endpoint = depth + 1 + receives;
+        let sends = depth + CONTROLS;
+        let per_endpoint = sends + receives;
         let longest = context.attributes.max_cqe.max(0) as u32;
         let endpoints = config.endpoints.min((longest / per_endpoint) as usize);
         if endpoints == 0 {
@@ -145,7 +146,7 @@ impl Verbs {
         let attributes = &context.attributes;
         let reads = attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(0, 16) as u8;
         let settings = Settings {
-            sends: depth + 1,
+            sends,
             receives,
             reads,
             timeout: config.timeout,
@@ -213,11 +214,11 @@ impl Verbs {
     /// Notes what the call on `id` left to be done: work to flush, or an end to watch for.
     fn after(&mut self, id: EndpointId) {
         let Some((endpoint, _)) = self.parts(id) else { return };
-        let (queued, draining) = (endpoint.has_queued(), endpoint.is_draining());
+        let (queued, ending) = (endpoint.has_queued(), endpoint.is_ending());
         if queued && !self.dirty.contains(&id.index) {
             self.dirty.push(id.index);
         }
-        if draining {
+        if ending {
             self.watch(id.index);
         }
     }
@@ -238,11 +239,11 @@ impl Verbs {
         let Some(endpoint) = place.endpoint.as_deref_mut() else { return };
         let had = endpoint.has_returned();
         endpoint.complete(&self.shared, entry, out);
-        let (returned, draining) = (endpoint.has_returned(), endpoint.is_draining());
+        let (returned, ending) = (endpoint.has_returned(), endpoint.is_ending());
         if returned && !had {
             self.returned.push(index);
         }
-        if draining {
+        if ending {
             self.watch(index);
         }
     }
@@ -302,6 +303,27 @@ impl Verbs {
             self.fail_all(&error);
         }
         !self.entries.is_empty()
+    }
+}
+
+/// How long dropping a transport may take to say goodbye.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+impl Drop for Verbs {
+    /// Says goodbye to the connected peers, for at most a tenth of a second.
+    fn drop(&mut self) {
+        let deadline = Deadline::after(Instant::now(), FAREWELL);
+        for endpoint in self.places.iter_mut().filter_map(|p| p.endpoint.as_deref_mut()) {
+            endpoint.close();
+        }
+        let mut ignored = Vec::new();
+        while self.places.iter().any(|p| p.endpoint.as_ref().is_some_and(|e| e.is_leaving())) {
+            if deadline.passed(Instant::now()) {
+                break;
+            }
+            self.poll(&mut ignored, 256);
+            ignored.clear();
+        }
     }
 }
 
@@ -378,14 +400,18 @@ impl Transport for Verbs {
             let reason = format!("region {} was never registered", region.0);
             return Err(Error::Misuse { call: "authorise", reason });
         };
-        if endpoint.is_draining() {
+        if endpoint.is_ending() {
             return Err(Error::Misuse { call: "authorise", reason: "the endpoint is closing".to_owned() });
         }
         endpoint.authorise(arena, offset, length, rights)
     }
 
     fn withdraw(&mut self, endpoint: EndpointId, remote: &RemoteRegion) -> Result<()> {
-        self.known(endpoint, "withdraw")?.0.withdraw(remote)
+        match self.parts(endpoint) {
+            Some((known, _)) => known.withdraw(remote),
+            // A closed endpoint reaches nothing.
+            None => Ok(()),
+        }
     }
 
     fn connect(&mut self, endpoint: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
@@ -431,7 +457,7 @@ impl Transport for Verbs {
         for index in dirty.drain(..) {
             let Some(endpoint) = self.places[index as usize].endpoint.as_deref_mut() else { continue };
             endpoint.flush();
-            if endpoint.is_draining() {
+            if endpoint.is_ending() {
                 self.watch(index);
             }
         }
@@ -444,11 +470,13 @@ impl Transport for Verbs {
             self.shared.completions.take_events();
         }
         completions.extend(self.ready.drain(..));
-        let mut left = budget.max(1);
+        let mut left = budget;
         while left > 0 && self.fetch(left) {
-            while let Some(entry) = self.entries.pop_front() {
+            while left > 0
+                && let Some(entry) = self.entries.pop_front()
+            {
                 self.complete(entry, completions);
-                left = left.saturating_sub(1);
+                left -= 1;
             }
         }
         self.replenish();
@@ -465,11 +493,10 @@ impl Transport for Verbs {
         if let Err(error) = self.shared.completions.arm() {
             self.fail_all(&error);
         }
-        // A drain ends within moments, by a completion or by the clock: it is not worth sleeping.
-        let draining = |&i: &u32| {
-            self.places[i as usize].endpoint.as_ref().is_some_and(|endpoint| endpoint.is_draining())
-        };
-        let busy = !self.ready.is_empty() || self.watched.iter().any(draining);
+        // An endpoint ends within moments, by a completion or by the clock: it is not worth sleeping.
+        let ending =
+            |&i: &u32| self.places[i as usize].endpoint.as_ref().is_some_and(|endpoint| endpoint.is_ending());
+        let busy = !self.ready.is_empty() || self.watched.iter().any(ending);
         // What came before the queue was armed makes no event.
         !self.fetch(64) && !busy
     }
