@@ -1,18 +1,20 @@
 //! The address bytes that one end of a connection gives the other.
 //!
 //! ```text
-//!  0       1      2     3       4       6            8        12       16       32            36
-//!  | version | link | mtu | reads | lid   | reserved 0 | number | psn    | gid    | max message |
+//!  0         1      2     3       4     6      7            8        12    16    32            36
+//!  | version | link | mtu | reads | lid | side | reserved 0 | number | psn | gid | max message |
 //! ```
 //! All numbers are little-endian. `link`: 0 InfiniBand, 1 RoCE v1, 2 RoCE v2. `mtu`: 1 to 5 for 256 to 4096 bytes.
-//! `reads`: how many reads of the peer this end serves at once.
+//! `reads`: how many reads of the peer this end serves at once. `side`: 0 passive, 1 active.
 
 use super::device::{GidKind, Port};
 use crate::error::{Error, Result};
+use crate::transport::Side;
 
 /// Where a queue pair is reached, and what it can take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
+    pub side: Side,
     pub kind: GidKind,
     /// 1 to 5.
     pub mtu: u8,
@@ -34,8 +36,9 @@ impl Address {
     pub const ENCODED: usize = 36;
 
     /// The address of a queue pair at `port`.
-    pub fn new(port: &Port, number: u32, psn: u32, reads: u8) -> Address {
+    pub fn new(port: &Port, side: Side, number: u32, psn: u32, reads: u8) -> Address {
         Address {
+            side,
             kind: port.gid.kind,
             mtu: port.mtu,
             reads,
@@ -54,6 +57,7 @@ impl Address {
         out[2] = self.mtu;
         out[3] = self.reads;
         out[4..6].copy_from_slice(&self.lid.to_le_bytes());
+        out[6] = u8::from(self.side == Side::Active);
         out[8..12].copy_from_slice(&self.number.to_le_bytes());
         out[12..16].copy_from_slice(&self.psn.to_le_bytes());
         out[16..32].copy_from_slice(&self.gid);
@@ -72,6 +76,7 @@ impl Address {
         };
         within("verbs address version", "1", bytes[0].into(), bytes[0] == VERSION)?;
         within("verbs address mtu", "1 to 5", bytes[2].into(), (1..=5).contains(&bytes[2]))?;
+        within("verbs address side", "0 or 1", bytes[6].into(), bytes[6] <= 1)?;
         within("verbs address number", "1 to 2^24 - 1", word(8), (1..1 << 24).contains(&word(8)))?;
         within("verbs address psn", "below 2^24", word(12), word(12) < 1 << 24)?;
         within("verbs address max message", "1 or more", word(32), word(32) > 0)?;
@@ -80,6 +85,7 @@ impl Address {
         let mut gid = [0; 16];
         gid.copy_from_slice(&bytes[16..32]);
         Ok(Address {
+            side: if bytes[6] == 1 { Side::Active } else { Side::Passive },
             kind,
             mtu: bytes[2],
             reads: bytes[3],
@@ -98,6 +104,7 @@ mod tests {
 
     fn sample() -> Address {
         Address {
+            side: Side::Active,
             kind: GidKind::RoceV2,
             mtu: 5,
             reads: 16,
@@ -112,7 +119,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = [
-            1, 2, 5, 16, 2, 1, 0, 0, 0x0c, 0x0b, 0x0a, 0, 0xef, 0xcd, 0xab, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            1, 2, 5, 16, 2, 1, 1, 0, 0x0c, 0x0b, 0x0a, 0, 0xef, 0xcd, 0xab, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             0xff, 0xff, 10, 9, 0, 1, 0, 0, 0x80, 0,
         ];
         assert_eq!(sample().encode(), bytes);
@@ -124,7 +131,7 @@ mod tests {
         let good = sample().encode();
         assert!(Address::decode(&good[..35], "peer").is_err());
         assert!(Address::decode(&[], "peer").is_err());
-        for (at, value) in [(0, 2), (1, 3), (2, 0), (2, 6), (11, 1), (15, 1)] {
+        for (at, value) in [(0, 2), (1, 3), (2, 0), (2, 6), (6, 2), (11, 1), (15, 1)] {
             let mut bad = good;
             bad[at] = value;
             let error = Address::decode(&bad, "worker 3").unwrap_err();

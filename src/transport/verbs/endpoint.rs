@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionSlice, RemoteRegion, Rights};
 use crate::time::Deadline;
 use crate::transport::{
-    Completion, EndpointId, MAX_SEND, Message, Payload, Read, Refusal, SessionKey, Write,
+    Completion, EndpointId, MAX_SEND, Message, Payload, Read, Refusal, SessionKey, Side, Write,
 };
 
 /// Operations between two that are signalled.
@@ -140,7 +140,7 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     /// A queue pair in INIT with all receive buffers posted, so that a peer which is connected earlier finds them.
-    pub fn new(shared: &Shared, id: EndpointId, peer: &str) -> Result<Endpoint> {
+    pub fn new(shared: &Shared, id: EndpointId, side: Side, peer: &str) -> Result<Endpoint> {
         let domain = Domain::new(&shared.context)?;
         let slots = (shared.depth + 1 + shared.receives) as usize;
         let arena = Arena::new(slots * MAX_SEND)?;
@@ -149,7 +149,7 @@ impl Endpoint {
         let psn = getrandom::u32()
             .map_err(|e| Error::io("getrandom", "PSN", std::io::Error::other(e.to_string())))?
             & 0x00ff_ffff;
-        let local = Address::new(&shared.port, qp.number(), psn, shared.settings.reads);
+        let local = Address::new(&shared.port, side, qp.number(), psn, shared.settings.reads);
         let mut endpoint = Endpoint {
             qp,
             grants: HashMap::new(),

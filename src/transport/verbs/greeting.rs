@@ -1,13 +1,14 @@
 //! How two connected queue pairs find out that the other is there, and is the right one.
 //!
 //! ```text
-//!   first                                    second           (the larger address is first)
+//!   first                                    second           (the active side is first; of two alike the larger address)
 //!     │── proof(key, first, second) ──────────▶│  again from the start while the second is not yet connected
 //!     │◀──────── proof(key, second, first) ────│  Connected, if the first's proof was right
 //!   Connected, if the second's proof was right
 //! ```
-//! A queue pair accepts packets only after its own `connect`, so the first one's message may find nobody and use up its
-//! retries; the queue pair is then reset and the message sent again, until the time to connect is over. The proofs tie the
+//! A queue pair accepts packets only after its own `connect`, so the first one's message may find nobody and be sent again
+//! after the ACK timeout: it is best if the passive side connects before it gives its address away. When the retries are
+//! used up, the queue pair is reset and the message sent again, until the time to connect is over. The proofs tie the
 //! queue pairs to the control session that carried the addresses.
 
 use std::time::{Duration, Instant};
@@ -15,13 +16,13 @@ use std::time::{Duration, Instant};
 use super::address::Address;
 use crate::error::{Error, Result};
 use crate::time::Deadline;
-use crate::transport::SessionKey;
+use crate::transport::{SessionKey, Side};
 
 /// The number that a proof is sent with; messages of the layer above are sent without one.
-pub(super) const PROOF: u32 = 0x57_4c_56_31;
+pub(super) const PROOF: u32 = 0x574c_5631;
 /// The number that an empty message is sent with before a queue pair is closed. Only a courtesy: a peer that dies says
 /// nothing.
-pub(super) const GOODBYE: u32 = 0x57_4c_56_32;
+pub(super) const GOODBYE: u32 = 0x574c_5632;
 
 /// What one end knows about its greeting.
 pub(super) struct Greeting {
@@ -47,7 +48,11 @@ impl Greeting {
             return Err(Error::protocol(peer, "verbs address", "the peer's", "our own"));
         }
         Ok(Greeting {
-            first: ours > theirs,
+            first: match (local.side, remote.side) {
+                (Side::Active, Side::Passive) => true,
+                (Side::Passive, Side::Active) => false,
+                _ => ours > theirs,
+            },
             proof: proof(key, &ours, &theirs).into(),
             expected: proof(key, &theirs, &ours),
             deadline: Deadline::after(Instant::now(), given),
@@ -76,6 +81,7 @@ mod tests {
 
     fn address(number: u32) -> Address {
         Address {
+            side: Side::Passive,
             kind: GidKind::RoceV2,
             mtu: 3,
             reads: 1,
@@ -100,6 +106,18 @@ mod tests {
         assert!(!a.accepts(&b.proof[..31]));
         assert!(!a.accepts(&greeting(2, 1, 6).proof), "another key");
         assert!(!a.accepts(&greeting(3, 1, 5).proof), "another queue pair");
+    }
+
+    #[test]
+    fn the_active_side_is_first() {
+        for (a, b) in [(1, 2), (2, 1)] {
+            let (active, passive) = (Address { side: Side::Active, ..address(a) }, address(b));
+            let first = |local: &Address, remote: &Address| {
+                Greeting::new(local, remote, &[0; 32], "peer", Duration::ZERO).unwrap().first
+            };
+            assert!(first(&active, &passive));
+            assert!(!first(&passive, &active));
+        }
     }
 
     #[test]

@@ -364,7 +364,7 @@ impl Transport for Verbs {
         Ok(RegionId(id))
     }
 
-    fn open(&mut self, _side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
+    fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
         let Some(index) = self.free.pop() else {
             return Err(Error::Limit {
                 resource: format!("endpoints of {} (verbs endpoints)", self.caps.detail),
@@ -374,7 +374,7 @@ impl Transport for Verbs {
         };
         let place = &mut self.places[index as usize];
         let id = EndpointId { index, generation: place.generation };
-        match Endpoint::new(&self.shared, id, peer) {
+        match Endpoint::new(&self.shared, id, side, peer) {
             Ok(endpoint) => {
                 let address = endpoint.address();
                 place.endpoint = Some(Box::new(endpoint));
