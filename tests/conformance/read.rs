@@ -42,6 +42,23 @@ pub fn many_outstanding(fabric: &dyn Fabric) {
     }
 }
 
+/// Answers that leave in several turns, with as many requests behind them as the transport takes.
+pub fn many_large_outstanding(fabric: &dyn Fabric) {
+    let mut p = pair(fabric);
+    let length = 4 << 20;
+    let bytes = Random(3).bytes(5 << 20);
+    p.net.ends[1].fill(0, &bytes);
+    let remote = p.net.ends[1].grant(p.b, 0, 5 << 20, Rights::Read);
+    for i in 0..100u64 {
+        let local = p.net.ends[0].slice(0, length);
+        p.net.read(0, p.a, Read { remote, offset: i * 7, local, context: i });
+    }
+    for i in 0..100 {
+        assert_eq!(p.net.done(0, p.a), i);
+    }
+    assert!(p.net.ends[0].bytes(0, length) == bytes[99 * 7..99 * 7 + length]);
+}
+
 pub fn sees_an_earlier_write(fabric: &dyn Fabric) {
     let mut p = pair(fabric);
     let remote = p.net.ends[1].grant(p.b, 0, 1 << 20, Rights::ReadWrite);

@@ -129,8 +129,8 @@ impl Net {
         });
     }
 
-    /// Flushes and polls every end once; whether anything was reported.
-    pub fn step(&mut self) -> bool {
+    /// Flushes and polls every end once.
+    pub fn step(&mut self) {
         let mut progress = false;
         for end in &mut self.ends {
             let before = end.seen.len();
@@ -141,7 +141,6 @@ impl Net {
         if !progress {
             std::thread::yield_now();
         }
-        progress
     }
 
     /// Steps `count` times: for showing that nothing more comes.
@@ -160,14 +159,15 @@ impl Net {
         }
     }
 
-    /// Like [`Net::until`], but sleeps on the descriptors whenever every end allows it, and takes it for a lost wake-up
-    /// when a sleep ends by its time.
+    /// Like [`Net::until`], but after every step it sleeps on the descriptors if every end allows it, and takes it for a
+    /// lost wake-up when a sleep ends by its time.
     pub fn until_sleeping(&mut self, what: &str, mut done: impl FnMut(&mut Net) -> bool) {
         while !done(self) {
-            if self.step() {
-                continue;
+            self.step();
+            if done(self) {
+                return;
             }
-            let armed = self.ends.iter_mut().fold(true, |all, end| end.transport.arm() && all);
+            let armed = self.ends.iter_mut().all(|end| end.transport.arm());
             if armed {
                 let fds: Vec<_> = self.ends.iter().map(|e| e.transport.waitable()).collect();
                 let start = Instant::now();

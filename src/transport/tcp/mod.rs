@@ -97,12 +97,12 @@ impl Tcp {
         let fd = timer.as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE).map_err(register)?;
         let (mut listener, mut local) = (None, None);
-        let mut detail = "dials only".to_owned();
+        let mut detail = format!("congestion control {}", socket::congestion(config.bind)?);
         if config.listen {
-            let (mut l, congestion) = socket::listen(config.bind, config.ports.as_ref())?;
+            let mut l = socket::listen(config.bind, config.ports.as_ref())?;
             let address = l.local_addr().map_err(|e| Error::io("getsockname", config.bind, e))?;
             poll.registry().register(&mut l, LISTENER, Interest::READABLE).map_err(register)?;
-            detail = format!("listens on {address}, congestion control {congestion}");
+            detail = format!("{address}, {detail}");
             (listener, local) = (Some(l), Some(address));
         }
         let caps = Caps {

@@ -25,9 +25,10 @@ pub(super) const LISTENER: Token = Token(usize::MAX - 2);
 pub(super) const TIMER: Token = Token(usize::MAX - 1);
 /// Connections accepted in one poll, so that a flood of them leaves room for the peers.
 const ACCEPTS: usize = 32;
-/// How often deadlines are looked at while something is being connected, and while all is connected.
+/// How often deadlines are looked at while something is being connected.
 const TICK_CONNECTING: Duration = Duration::from_millis(100);
-const TICK_CONNECTED: Duration = Duration::from_secs(2);
+/// How often, at least, a connection is asked for its health within the time after which silence is loss.
+const CHECKS: u32 = 5;
 
 impl Tcp {
     /// Asks the system what became ready.
@@ -332,7 +333,7 @@ impl Tcp {
         for endpoint in self.endpoints.iter() {
             match endpoint.state {
                 State::Opened => {}
-                State::Connected(_) => period = TICK_CONNECTED,
+                State::Connected(_) => period = (self.config.lost_after / CHECKS).max(TICK_CONNECTING),
                 State::Expecting { .. } | State::Dialing(_) => {
                     period = TICK_CONNECTING;
                     break;

@@ -46,8 +46,8 @@ pub(super) enum Turn {
 enum Then {
     /// A write of grant `key`.
     Written { key: u32, imm: Option<u32>, length: u32 },
-    /// The answer to our read.
-    ReadDone { context: u64 },
+    /// The answer to our oldest read, which counts as outstanding until all its bytes are here.
+    ReadDone,
 }
 
 /// A payload on its way into memory.
@@ -186,9 +186,8 @@ impl Rx {
                 to.tx.answer(read, key, bytes);
             }
             Frame::ReadResponse { length, read } => {
-                let pending = answered(length, read, to)?;
-                let then = Then::ReadDone { context: pending.context };
-                self.incoming = Some(Incoming { rest: pending.local, then });
+                let rest = answered(length, read, to)?;
+                self.incoming = Some(Incoming { rest, then: Then::ReadDone });
             }
         }
         self.start += FRAME;
@@ -219,12 +218,16 @@ fn finish(then: Then, to: &mut Context<'_>) {
             to.out.push_back(Completion::Written { endpoint, imm, length });
         }
         Then::Written { imm: None, .. } => {}
-        Then::ReadDone { context } => to.out.push_back(Completion::Done { endpoint, context }),
+        Then::ReadDone => {
+            if let Some(PendingRead { context, .. }) = to.reads.pop_front() {
+                to.out.push_back(Completion::Done { endpoint, context });
+            }
+        }
     }
 }
 
-/// The read that an answer belongs to: answers come in the order of the requests.
-fn answered(length: u32, read: u64, to: &mut Context<'_>) -> Result<PendingRead> {
+/// Where an answer goes: answers come in the order of the requests.
+fn answered(length: u32, read: u64, to: &Context<'_>) -> Result<RegionSlice> {
     let Some(pending) = to.reads.front() else {
         return Err(Error::protocol(
             to.peer,
@@ -239,7 +242,7 @@ fn answered(length: u32, read: u64, to: &mut Context<'_>) -> Result<PendingRead>
     if pending.local.length != length as usize {
         return Err(Error::protocol(to.peer, "length", pending.local.length.to_string(), length));
     }
-    to.reads.pop_front().ok_or_else(|| Error::protocol(to.peer, "read", "a read that was asked for", read))
+    Ok(pending.local.clone())
 }
 
 fn denied(peer: &str, d: Denied) -> Error {

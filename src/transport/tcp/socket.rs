@@ -80,6 +80,13 @@ pub(super) fn set_congestion(socket: &SockRef<'_>) -> String {
     format!("{} (system's)", name.trim_end_matches('\0'))
 }
 
+/// What [`set_congestion`] comes to on this host.
+pub(super) fn congestion(ip: IpAddr) -> Result<String> {
+    let probe = Socket::new(Domain::for_address(SocketAddr::new(ip, 0)), Type::STREAM, Some(Protocol::TCP))
+        .map_err(|e| Error::io("socket", ip, e))?;
+    Ok(set_congestion(&SockRef::from(&probe)))
+}
+
 /// Options of every connection. Buffer sizes are left to the kernel: naming one would end its tuning and cap it at
 /// `net.core.{r,w}mem_max`, which is below what a 100 Gb/s path needs. An idle connection to a vanished host is noticed
 /// by keepalive within about `lost_after`; one with bytes under way by [`is_lost`].
@@ -106,21 +113,17 @@ pub(super) fn dial(address: SocketAddr, lost_after: Duration) -> io::Result<mio:
     Ok(mio::net::TcpStream::from_std(socket.into()))
 }
 
-/// A listener on the first free port of `ports` (any free port without them), and its congestion control.
-pub(super) fn listen(
-    ip: IpAddr,
-    ports: Option<&RangeInclusive<u16>>,
-) -> Result<(mio::net::TcpListener, String)> {
-    let attempt = |port: u16| -> io::Result<(mio::net::TcpListener, String)> {
+/// A listener on the first free port of `ports` (any free port without them).
+pub(super) fn listen(ip: IpAddr, ports: Option<&RangeInclusive<u16>>) -> Result<mio::net::TcpListener> {
+    let attempt = |port: u16| -> io::Result<mio::net::TcpListener> {
         let address = SocketAddr::new(ip, port);
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         // Otherwise a port would stay unusable for a minute after its last connection.
         socket.set_reuse_address(true)?;
-        let congestion = set_congestion(&SockRef::from(&socket));
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Ok((mio::net::TcpListener::from_std(socket.into()), congestion))
+        Ok(mio::net::TcpListener::from_std(socket.into()))
     };
     let ports = ports.cloned().unwrap_or(0..=0);
     let subject = format!("{ip}, ports {}-{}", ports.start(), ports.end());
@@ -230,7 +233,7 @@ mod tests {
     #[test]
     fn a_range_of_ports_is_used_up_and_then_refused() {
         let ip = IpAddr::from([127, 0, 0, 1]);
-        let (first, _) = listen(ip, None).unwrap();
+        let first = listen(ip, None).unwrap();
         let port = first.local_addr().unwrap().port();
         let error = listen(ip, Some(&(port..=port))).unwrap_err();
         assert!(error.to_string().contains(&port.to_string()), "{error}");

@@ -5,11 +5,12 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use windlass::error::Error;
+use windlass::mem::{RemoteRegion, Rights};
 use windlass::transport::tcp::TcpConfig;
-use windlass::transport::{Completion, Side};
+use windlass::transport::{Completion, Side, Write};
 
-use super::raw::{dial, expecting, is_closed, peer, server, stranger};
-use crate::rig::Net;
+use super::raw::{dial, expecting, is_closed, peer, receive, server, stranger};
+use crate::rig::{Net, write_to};
 
 const SHORT: Duration = Duration::from_millis(250);
 
@@ -62,6 +63,27 @@ fn the_dialled_one_says_nothing() {
     net.ends[0].transport.connect(a, &address, &[0; 32]).unwrap();
     let reason = reason_by_sleeping(&mut net);
     assert!(matches!(&reason, Error::Timeout { waited_for, .. } if waited_for.contains("server 9")));
+}
+
+/// The window stays closed for many times the limit, and the connection lives: its host answers every probe.
+#[test]
+fn a_peer_that_only_computes_is_not_lost() {
+    let limit = Duration::from_millis(200);
+    let (mut net, address) = server(TcpConfig { lost_after: limit, ..TcpConfig::default() });
+    let (id, mut stream) = peer(&mut net, address);
+    let remote = RemoteRegion { address: 0, length: 1 << 30, key: 9, rights: Rights::Write };
+    let (start, mut posted) = (Instant::now(), 0usize);
+    while start.elapsed() < 10 * limit {
+        let body = net.ends[0].pinned(0, 100_000);
+        if net.ends[0].transport.write(id, Write { body, ..write_to(remote, 0) }).is_ok() {
+            posted += 1;
+        }
+        net.step();
+        assert!(net.ends[0].seen.is_empty(), "{:?}", net.ends[0].seen);
+    }
+    for _ in 0..posted {
+        receive(&mut net, &mut stream, 100_032);
+    }
 }
 
 #[test]
