@@ -2,6 +2,8 @@
 //! `scripts/rdma-vm.sh target/debug/deps/verbs-…`. Without a device every test says that it was skipped.
 #![cfg(feature = "verbs")]
 
+use std::io::{BufRead, BufReader, Write as _};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -372,19 +374,119 @@ fn a_peer_that_never_connects_is_a_timeout() {
     assert!(matches!(a.closed(), Some(Some(Error::Timeout { .. }))), "{:?}", a.seen);
 }
 
+/// The other process of `a_killed_peer_is_noticed_by_sending`: connects to the address on its standard input, says so, and
+/// polls until it is killed.
 #[test]
-fn a_dead_peer_is_noticed_by_sending() {
+#[ignore = "started by another test"]
+fn other_process() {
     let hasty = VerbsConfig { timeout: 14, retries: 2, ..config() };
-    let Some((mut a, mut b)) = pair_of(&hasty, &hasty, [1; 32], [1; 32]) else { return };
+    let mut end = End::new(&hasty, "parent");
+    println!("address {}", hex(&end.address));
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    end.transport.connect(end.endpoint, &unhex(line.trim()), &[1; 32]).unwrap();
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        end.poll();
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+}
+
+#[test]
+fn a_killed_peer_is_noticed_by_sending() {
+    if !has_device() {
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "other_process", "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let address = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .find_map(|line| line.unwrap().split_once("address ").map(|(_, hex)| unhex(hex)))
+        .unwrap();
+    let hasty = VerbsConfig { timeout: 14, retries: 2, ..config() };
+    let mut a = End::new(&hasty, "child");
+    a.transport.connect(a.endpoint, &address, &[1; 32]).unwrap();
+    writeln!(child.stdin.take().unwrap(), "{}", hex(&a.address)).unwrap();
+    let start = Instant::now();
+    while !a.connected() {
+        a.poll();
+        assert!(start.elapsed() < PATIENCE, "{:?}", a.seen);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    a.transport.send(a.endpoint, Message::new(b"anyone?").unwrap()).unwrap();
+    while a.closed().is_none() {
+        a.poll();
+        assert!(start.elapsed() < PATIENCE, "{:?}", a.seen);
+    }
+    let Some(Some(Error::PeerLost { reason, .. })) = a.closed() else { panic!("{:?}", a.seen) };
+    assert!(reason.contains("does not answer"), "{reason}");
+}
+
+#[test]
+fn a_dropped_transport_says_goodbye() {
+    let Some((mut a, mut b)) = pair() else { return };
     connect(&mut a, &mut b);
     drop(b.transport);
-    a.transport.send(a.endpoint, Message::new(b"anyone?").unwrap()).unwrap();
     let start = Instant::now();
     while a.closed().is_none() {
         a.poll();
         assert!(start.elapsed() < PATIENCE, "{:?}", a.seen);
     }
-    assert!(matches!(a.closed(), Some(Some(Error::PeerLost { .. }))), "{:?}", a.seen);
+    let Some(Some(Error::PeerLost { reason, .. })) = a.closed() else { panic!("{:?}", a.seen) };
+    assert!(reason.contains("closed"), "{reason}");
+}
+
+/// KiB that `little_lockable_memory` may lock.
+const LOCKABLE: u64 = 8192;
+
+#[test]
+fn locked_memory_is_named_when_it_runs_out() {
+    if !has_device() {
+        return;
+    }
+    // root may lock all it likes, unless the capability is taken from it.
+    let script = format!(
+        "ulimit -l {LOCKABLE}; drop='setpriv --inh-caps=-ipc_lock --bounding-set=-ipc_lock'; \
+         $drop true || drop=; exec $drop \"$0\" --exact little_lockable_memory --ignored --nocapture"
+    );
+    let status =
+        Command::new("sh").arg("-c").arg(script).arg(std::env::current_exe().unwrap()).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+#[ignore = "started by another test, with a small limit"]
+fn little_lockable_memory() {
+    let (mut a, mut b) = (End::new(&config(), "b"), End::new(&config(), "a"));
+    let arena = Arena::new(64 << 20).unwrap();
+    let region = a.transport.register(arena.clone()).unwrap();
+    let error = a.transport.authorise(a.endpoint, region, 0, 64 << 20, Rights::Read).unwrap_err();
+    let Error::Limit { resource, limit, asked } = &error else { panic!("{error}") };
+    assert!(resource.contains("RLIMIT_MEMLOCK"), "{error}");
+    assert_eq!((*limit, *asked), (LOCKABLE << 10, 64 << 20));
+    // The endpoint goes on; one that has to register the arena for an operation of its own can't.
+    a.transport.connect(a.endpoint, &b.address, &[4; 32]).unwrap();
+    b.transport.connect(b.endpoint, &a.address, &[4; 32]).unwrap();
+    connect(&mut a, &mut b);
+    let remote = b.transport.authorise(b.endpoint, b.region, 0, 4096, Rights::Write).unwrap();
+    let body = Some(Payload::Pinned(RegionSlice { arena, region, offset: 0, length: 64 }));
+    let rejected = a.transport.write(a.endpoint, Write { body, ..plain_write(remote) }).unwrap_err();
+    assert_eq!(rejected.refusal, Refusal::NotConnected);
+    assert!(rejected.operation.body.is_some());
+    until(&mut a, &mut b, "close", |a, _| a.closed().is_some());
+    assert!(matches!(a.closed(), Some(Some(Error::Limit { .. }))), "{:?}", a.seen);
 }
 
 #[test]
