@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The result of everything that can fail in Windlass.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, for whom, and what was expected instead.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -143,7 +143,11 @@ impl Error {
     }
 
     /// An [`Error::Config`].
-    pub fn config(setting: impl Into<String>, expected: impl Into<String>, found: impl fmt::Display) -> Error {
+    pub fn config(
+        setting: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl fmt::Display,
+    ) -> Error {
         Error::Config { setting: setting.into(), expected: expected.into(), found: found.to_string() }
     }
 
@@ -155,5 +159,28 @@ impl Error {
         found: impl fmt::Display,
     ) -> Error {
         Error::Protocol { peer: peer.to_string(), field, expected: expected.into(), found: found.to_string() }
+    }
+}
+
+/// A field of something that came from a peer and can't be, not yet tied to that peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    /// The field.
+    pub field: &'static str,
+    /// What is allowed there.
+    pub expected: String,
+    /// What was found.
+    pub found: String,
+}
+
+impl Malformed {
+    /// A malformed field.
+    pub fn new(field: &'static str, expected: impl Into<String>, found: impl fmt::Display) -> Malformed {
+        Malformed { field, expected: expected.into(), found: found.to_string() }
+    }
+
+    /// The error that names the peer.
+    pub fn by(self, peer: impl fmt::Display) -> Error {
+        Error::protocol(peer, self.field, self.expected, self.found)
     }
 }

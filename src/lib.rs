@@ -3,9 +3,29 @@
 //! See ARCHITECTURE.md for the layers and for the order in which to read the code.
 
 #[cfg(target_endian = "big")]
-compile_error!("windlass moves little-endian fp32 between hosts without conversion: big-endian hosts are not supported");
+compile_error!(
+    "windlass moves little-endian fp32 between hosts without conversion: big-endian hosts are not supported"
+);
 
+pub mod app;
+pub mod client;
+pub mod cluster;
+pub mod config;
+pub mod control;
+pub mod data;
 pub mod error;
+pub mod kernels;
+pub mod launch;
 pub mod mem;
+pub mod proto;
+pub mod server;
+pub mod store;
 pub mod time;
 pub mod transport;
+pub mod types;
+
+pub use client::{Client, ClientConfig, Table, Ticket};
+pub use error::{Error, Result};
+pub use proto::secret::Secret;
+pub use server::{Server, ServerBuilder, ServerHandle};
+pub use types::{KeyRange, SortedKeys, TableSpec};

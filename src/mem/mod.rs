@@ -5,9 +5,11 @@
 //! they are copied out ([`Arena::copy_out`]) or read through the raw pointer after their completion was acquired.
 
 mod arena;
+mod block;
 mod pool;
 
 pub use arena::Arena;
+pub use block::{Block, Blocks, Floats};
 pub use pool::{Buf, Pool};
 
 use std::sync::Arc;

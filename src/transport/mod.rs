@@ -21,6 +21,7 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use crate::config::{Network, TransportKind};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Buf, RegionId, RegionSlice, RemoteRegion, Rights};
 
@@ -228,6 +229,21 @@ pub enum Completion {
         /// Why; `None` after our own `close`.
         reason: Option<Error>,
     },
+}
+
+/// A transport of the configured kind for one thread; `listen` when peers are to dial it.
+pub fn build(network: &Network, listen: bool) -> Result<Box<dyn Transport>> {
+    match network.transport {
+        TransportKind::Tcp => Ok(Box::new(tcp::Tcp::new(tcp::TcpConfig::of(network, listen))?)),
+        #[cfg(feature = "verbs")]
+        TransportKind::Verbs => Ok(Box::new(verbs::Verbs::new(&verbs::VerbsConfig::of(network)?)?)),
+        #[cfg(not(feature = "verbs"))]
+        TransportKind::Verbs => Err(Error::config(
+            "transport",
+            "tcp (this build lacks the feature `verbs`: build with `cargo build --release --features verbs`)",
+            network.transport,
+        )),
+    }
 }
 
 /// A network, as one thread uses it. Nothing in here blocks.

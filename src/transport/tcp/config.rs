@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::config::Network;
 use crate::error::{Error, Result};
 
 /// Settings of one TCP transport.
@@ -43,6 +44,15 @@ impl TcpConfig {
             preamble_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(10),
             lost_after: Duration::from_secs(10),
+        }
+    }
+
+    /// The defaults where `network` says nothing.
+    pub fn of(network: &Network, listen: bool) -> TcpConfig {
+        TcpConfig {
+            ports: network.ports.clone(),
+            lost_after: network.peer_timeout,
+            ..TcpConfig::new(network.interface, listen)
         }
     }
 

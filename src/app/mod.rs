@@ -1,0 +1,3 @@
+//! What the `windlass` program does: one module a subcommand or application.
+
+pub mod lr;

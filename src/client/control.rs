@@ -1,0 +1,349 @@
+//! A worker's control thread: keeps the links alive, and carries the calls that are not about data.
+//!
+//! It sleeps but for its heartbeats, so it costs a computing worker nothing.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::control::{Event, Hub, HubWaker, LinkId};
+use crate::error::{Error, Result};
+use crate::proto::ThreadStats;
+use crate::proto::control::{ControlMessage, MAX_STATUS, PeerStatus};
+use crate::transport::park::Waker;
+use crate::types::{Rank, TableId, TableSpec};
+
+/// Time between two heartbeats.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long the links may take to close at the end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One server's figures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerStats {
+    /// Which server.
+    pub rank: Rank,
+    /// One for each of its threads.
+    pub threads: Vec<ThreadStats>,
+}
+
+/// What the control thread and the callers share.
+pub struct Shared {
+    /// Wakes a waiter when something failed.
+    pub waker: Waker,
+    /// The worker's clock, for heartbeats.
+    pub clock: AtomicU64,
+    status: Mutex<Vec<u8>>,
+    failure: OnceLock<Error>,
+}
+
+impl Shared {
+    /// Nothing has failed yet.
+    pub fn new() -> Result<Shared> {
+        let status = Mutex::new(Vec::new());
+        Ok(Shared { waker: Waker::new()?, clock: AtomicU64::new(0), status, failure: OnceLock::new() })
+    }
+
+    /// Why the job failed, if it did.
+    pub fn failure(&self) -> Option<Error> {
+        self.failure.get().cloned()
+    }
+
+    fn fail(&self, error: Error) {
+        // The first reason is the cause; later ones are its consequences.
+        let _ = self.failure.set(error);
+        self.waker.wake();
+    }
+}
+
+enum Call {
+    OpenTable(TableSpec, Sender<Result<TableId>>),
+    Barrier(Sender<Result<()>>),
+    Peers(Sender<Result<Vec<PeerStatus>>>),
+    Stats(Sender<Result<Vec<ServerStats>>>),
+    Finish,
+}
+
+/// The handle by which callers reach the control thread.
+pub struct ControlThread {
+    calls: Sender<Call>,
+    waker: HubWaker,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl ControlThread {
+    /// Takes the links over.
+    pub fn start(
+        hub: Hub,
+        coordinator: LinkId,
+        servers: Vec<(Rank, LinkId)>,
+        shared: Arc<Shared>,
+    ) -> Result<ControlThread> {
+        let (calls, inbox) = bounded(64);
+        let waker = hub.waker();
+        let state = State {
+            hub,
+            coordinator,
+            servers,
+            shared: shared.clone(),
+            inbox,
+            next_request: 0,
+            tables: HashMap::new(),
+            barriers: HashMap::new(),
+            barrier: 0,
+            peers: Vec::new(),
+            stats: HashMap::new(),
+            finishing: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("wl-ctl".to_owned())
+            .spawn(move || state.run())
+            .map_err(|e| Error::io("start thread", "wl-ctl", e))?;
+        Ok(ControlThread { calls, waker, shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// What is shared with the thread.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Opens a table in the catalogue.
+    pub fn open_table(&self, spec: &TableSpec, timeout: Duration) -> Result<TableId> {
+        let waited_for = format!("table \"{}\" to be made on all servers", spec.name);
+        self.call(&waited_for, timeout, |reply| Call::OpenTable(spec.clone(), reply))
+    }
+
+    /// Waits for all workers.
+    pub fn barrier(&self, timeout: Duration) -> Result<()> {
+        self.call("the other workers at a barrier", timeout, Call::Barrier)
+    }
+
+    /// What the workers said last.
+    pub fn peers(&self, timeout: Duration) -> Result<Vec<PeerStatus>> {
+        self.call("the coordinator's list of workers", timeout, Call::Peers)
+    }
+
+    /// The servers' figures.
+    pub fn server_stats(&self, timeout: Duration) -> Result<Vec<ServerStats>> {
+        self.call("the figures of the servers", timeout, Call::Stats)
+    }
+
+    /// What the next heartbeat says of this worker.
+    pub fn set_status(&self, status: &[u8]) -> Result<()> {
+        if status.len() > MAX_STATUS {
+            return Err(Error::config("status", format!("at most {MAX_STATUS} bytes"), status.len()));
+        }
+        let mut slot = self.shared.status.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.clear();
+        slot.extend_from_slice(status);
+        Ok(())
+    }
+
+    /// Says that this worker is done, and waits until that has reached the Coordinator.
+    pub fn finish(&self, timeout: Duration) -> Result<()> {
+        let _ = self.calls.send_timeout(Call::Finish, timeout);
+        self.stop();
+        self.shared.failure().map_or(Ok(()), Err)
+    }
+
+    fn stop(&self) {
+        // Without the wake the thread looks at its inbox at its next heartbeat.
+        let _ = self.waker.wake();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A thread that panicked has nothing left to say.
+            let _ = thread.join();
+        }
+    }
+
+    fn call<T>(
+        &self,
+        waited_for: &str,
+        timeout: Duration,
+        call: impl FnOnce(Sender<Result<T>>) -> Call,
+    ) -> Result<T> {
+        let (reply, answer) = bounded(1);
+        let gone = || {
+            self.shared.failure().unwrap_or_else(|| Error::Misuse {
+                call: "control call",
+                reason: "this client has been finalized".to_owned(),
+            })
+        };
+        self.calls.send_timeout(call(reply), timeout).map_err(|_| gone())?;
+        // Without the wake the thread looks at its inbox at its next heartbeat.
+        let _ = self.waker.wake();
+        match answer.recv_timeout(timeout) {
+            Ok(outcome) => outcome,
+            Err(RecvTimeoutError::Timeout) => {
+                Err(Error::Timeout { waited_for: waited_for.to_owned(), after: timeout })
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(gone()),
+        }
+    }
+}
+
+impl Drop for ControlThread {
+    fn drop(&mut self) {
+        // A thread that was not told Finish closes its links, which the Coordinator takes for what it is: a failure.
+        let (closed, _) = bounded(0);
+        self.calls = closed;
+        self.stop();
+    }
+}
+
+struct Gathering {
+    left: usize,
+    servers: Vec<ServerStats>,
+    reply: Sender<Result<Vec<ServerStats>>>,
+}
+
+struct State {
+    hub: Hub,
+    coordinator: LinkId,
+    servers: Vec<(Rank, LinkId)>,
+    shared: Arc<Shared>,
+    inbox: Receiver<Call>,
+    next_request: u32,
+    tables: HashMap<u32, Sender<Result<TableId>>>,
+    barriers: HashMap<u64, Sender<Result<()>>>,
+    barrier: u64,
+    peers: Vec<Sender<Result<Vec<PeerStatus>>>>,
+    stats: HashMap<u32, Gathering>,
+    finishing: bool,
+}
+
+impl State {
+    fn run(mut self) {
+        if let Err(error) = self.serve() {
+            self.shared.fail(error);
+        }
+        // The waiters' channels close with `self`; they then read the shared failure.
+        let _ = self.hub.shut_down(PATIENCE);
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let mut events = Vec::new();
+        let mut next_beat = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= next_beat {
+                next_beat = now + HEARTBEAT;
+                self.beat()?;
+            }
+            self.hub.poll(&mut events, next_beat.saturating_duration_since(now))?;
+            for event in events.drain(..) {
+                self.take(event)?;
+            }
+            loop {
+                match self.inbox.try_recv() {
+                    Ok(call) => self.carry(call)?,
+                    Err(crossbeam::channel::TryRecvError::Empty) => break,
+                    Err(crossbeam::channel::TryRecvError::Disconnected) => return Ok(()),
+                }
+            }
+            if self.finishing {
+                return Ok(());
+            }
+        }
+    }
+
+    fn beat(&mut self) -> Result<()> {
+        let status = self.shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let clock = self.shared.clock.load(Ordering::Relaxed);
+        self.hub.send(self.coordinator, &ControlMessage::Heartbeat { clock, status })
+    }
+
+    fn carry(&mut self, call: Call) -> Result<()> {
+        match call {
+            Call::OpenTable(spec, reply) => {
+                let request = self.next_request();
+                self.tables.insert(request, reply);
+                self.hub.send(self.coordinator, &ControlMessage::OpenTable { request, spec })
+            }
+            Call::Barrier(reply) => {
+                let id = self.barrier;
+                self.barrier += 1;
+                self.barriers.insert(id, reply);
+                self.hub.send(self.coordinator, &ControlMessage::Barrier { id })
+            }
+            Call::Peers(reply) => {
+                self.beat()?;
+                self.peers.push(reply);
+                self.hub.send(self.coordinator, &ControlMessage::PeersQuery)
+            }
+            Call::Stats(reply) => {
+                let request = self.next_request();
+                let left = self.servers.len();
+                self.stats.insert(request, Gathering { left, servers: Vec::new(), reply });
+                for &(_, link) in &self.servers {
+                    self.hub.send(link, &ControlMessage::StatsQuery { request })?;
+                }
+                Ok(())
+            }
+            Call::Finish => {
+                self.finishing = true;
+                self.hub.send(self.coordinator, &ControlMessage::Finish)
+            }
+        }
+    }
+
+    fn next_request(&mut self) -> u32 {
+        self.next_request = self.next_request.wrapping_add(1);
+        self.next_request
+    }
+
+    fn take(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Message { link, message } => self.hear(link, message),
+            Event::Down { reason, .. } => Err(reason),
+            Event::Up { .. } | Event::Refused { .. } => Ok(()),
+        }
+    }
+
+    fn hear(&mut self, link: LinkId, message: ControlMessage) -> Result<()> {
+        match message {
+            ControlMessage::TableOpened { request, table, .. } => {
+                if let Some(reply) = self.tables.remove(&request) {
+                    let _ = reply.send(Ok(table)); // the caller may have timed out
+                }
+            }
+            ControlMessage::TableRefused { request, reason } => {
+                if let Some(reply) = self.tables.remove(&request) {
+                    let _ = reply.send(Err(Error::Refused { peer: "the coordinator".to_owned(), reason }));
+                }
+            }
+            ControlMessage::BarrierDone { id } => {
+                if let Some(reply) = self.barriers.remove(&id) {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            ControlMessage::Peers(peers) => {
+                for reply in self.peers.drain(..) {
+                    let _ = reply.send(Ok(peers.clone()));
+                }
+            }
+            ControlMessage::Stats { request, threads } => self.gathered(link, request, threads),
+            ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn gathered(&mut self, link: LinkId, request: u32, threads: Vec<ThreadStats>) {
+        let Some(&(rank, _)) = self.servers.iter().find(|(_, l)| *l == link) else { return };
+        let Some(gathering) = self.stats.get_mut(&request) else { return };
+        gathering.servers.push(ServerStats { rank, threads });
+        gathering.left -= 1;
+        if gathering.left == 0
+            && let Some(mut done) = self.stats.remove(&request)
+        {
+            done.servers.sort_by_key(|s| s.rank);
+            let _ = done.reply.send(Ok(done.servers));
+        }
+    }
+}

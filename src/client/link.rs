@@ -1,0 +1,243 @@
+//! One server thread, as a worker sees it: slots to fill, replies to read, and what waits for room.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::mem::{Arena, Buf, RemoteRegion};
+use crate::proto::{HEADER, ReplyHeader, RequestHeader, RequestKind};
+use crate::transport::{EndpointId, Message, Payload, Refusal, Transport, Write};
+
+/// Entries of a reply ring.
+pub const RING_ENTRIES: u32 = 256;
+
+/// A frame that waits for a slot.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub header: RequestHeader,
+    pub body: Option<Buf>,
+    /// Whom its slot's return concerns.
+    pub ticket: Option<usize>,
+}
+
+/// What a server thread granted.
+#[derive(Debug, Clone, Copy)]
+pub struct Grant {
+    pub slots: RemoteRegion,
+    pub slot_count: u32,
+    pub slot_bytes: u32,
+    pub pull_credits: u32,
+}
+
+/// A filled slot. Its body must stay as it is until the server has given the slot back.
+#[derive(Debug)]
+struct Filled {
+    _body: Option<Buf>,
+    ticket: Option<usize>,
+}
+
+/// One server thread.
+pub struct Link {
+    pub endpoint: EndpointId,
+    /// Server, thread and address, for messages.
+    pub peer: String,
+    pub connected: bool,
+    /// All clocks < closed are closed there.
+    pub closed: u64,
+    grant: Grant,
+    free: u64,
+    filled: Vec<Option<Filled>>,
+    /// In order: pushes, marks, and pulls that must not overtake them.
+    queue: VecDeque<Outgoing>,
+    /// Pulls whose header says what they wait for: they may overtake.
+    pulls: VecDeque<Outgoing>,
+    pulls_outstanding: u32,
+    sequence: u64,
+    ring: Arc<Arena>,
+    ring_offset: usize,
+    ring_read: u64,
+    ring_told: u64,
+}
+
+impl Link {
+    /// A link over `endpoint`, whose ring of [`RING_ENTRIES`] lies at `ring_offset`.
+    pub fn new(endpoint: EndpointId, peer: String, ring: Arc<Arena>, ring_offset: usize) -> Link {
+        let nothing = RemoteRegion { address: 0, length: 0, key: 0, rights: crate::mem::Rights::Write };
+        Link {
+            endpoint,
+            peer,
+            connected: false,
+            closed: 0,
+            grant: Grant { slots: nothing, slot_count: 0, slot_bytes: 0, pull_credits: 0 },
+            free: 0,
+            filled: Vec::new(),
+            queue: VecDeque::new(),
+            pulls: VecDeque::new(),
+            pulls_outstanding: 0,
+            sequence: 0,
+            ring,
+            ring_offset,
+            ring_read: 0,
+            ring_told: 0,
+        }
+    }
+
+    /// The server thread told what it grants.
+    pub fn granted(&mut self, grant: Grant) -> Result<()> {
+        let refuse = |field, expected: &str, found| Err(Error::protocol(&self.peer, field, expected, found));
+        if grant.slot_count == 0 || grant.slot_count > 64 {
+            return refuse("slot count", "1 to 64", u64::from(grant.slot_count));
+        }
+        let bytes = u64::from(grant.slot_count) * u64::from(grant.slot_bytes);
+        if (grant.slot_bytes as usize) < HEADER + 4096 || !grant.slots.contains(0, bytes) {
+            return refuse("slot bytes", "at least 4160, all inside the region", u64::from(grant.slot_bytes));
+        }
+        if grant.pull_credits == 0 {
+            return refuse("pull credits", "at least 1", 0);
+        }
+        self.grant = grant;
+        self.free = u64::MAX >> (64 - grant.slot_count);
+        self.filled = (0..grant.slot_count).map(|_| None).collect();
+        Ok(())
+    }
+
+    /// The longest body of a frame, in bytes.
+    pub fn payload_bytes(&self) -> usize {
+        self.grant.slot_bytes as usize - HEADER
+    }
+
+    /// Frames that wait for a slot.
+    pub fn queued(&self) -> usize {
+        self.queue.len() + self.pulls.len()
+    }
+
+    /// Whether everything queued was sent and taken by the server.
+    pub fn drained(&self) -> bool {
+        self.queued() == 0 && self.filled.iter().all(Option::is_none)
+    }
+
+    /// Queues a frame behind all others, or, when `may_overtake`, behind other pulls only.
+    pub fn enqueue(&mut self, frame: Outgoing, may_overtake: bool) {
+        if may_overtake { self.pulls.push_back(frame) } else { self.queue.push_back(frame) }
+    }
+
+    /// Fills free slots with what waits.
+    pub fn pump(&mut self, transport: &mut dyn Transport) -> Result<()> {
+        while self.connected && self.free != 0 {
+            let may_pull = self.pulls_outstanding < self.grant.pull_credits;
+            let from_pulls = may_pull && !self.pulls.is_empty();
+            let next = if from_pulls {
+                self.pulls.pop_front()
+            } else {
+                self.queue.pop_front_if(|f| may_pull || f.header.kind != RequestKind::Pull)
+            };
+            let Some(frame) = next else { break };
+            if let Some(frame) = self.fill(frame, transport)? {
+                if from_pulls {
+                    self.pulls.push_front(frame)
+                } else {
+                    self.queue.push_front(frame)
+                }
+                break;
+            }
+        }
+        self.tell_ring(transport)
+    }
+
+    /// Writes a frame into a free slot; gives it back when the transport has no room.
+    fn fill(&mut self, mut frame: Outgoing, transport: &mut dyn Transport) -> Result<Option<Outgoing>> {
+        let slot = self.free.trailing_zeros();
+        frame.header.sequence = self.sequence;
+        let write = Write {
+            header: Some(frame.header.encode()),
+            body: frame.body.as_ref().map(|b| Payload::Pinned(b.slice())),
+            remote: self.grant.slots,
+            offset: u64::from(slot) * u64::from(self.grant.slot_bytes),
+            imm: Some(slot),
+            context: None,
+        };
+        match transport.write(self.endpoint, write) {
+            Ok(()) => {}
+            Err(rejected) if rejected.refusal == Refusal::Full => return Ok(Some(frame)),
+            Err(rejected) => {
+                return Err(Error::PeerLost {
+                    peer: self.peer.clone(),
+                    reason: rejected.refusal.to_string(),
+                });
+            }
+        }
+        self.sequence += 1;
+        self.free &= !(1 << slot);
+        if frame.header.kind == RequestKind::Pull {
+            self.pulls_outstanding += 1;
+        }
+        self.filled[slot as usize] = Some(Filled { _body: frame.body, ticket: frame.ticket });
+        Ok(None)
+    }
+
+    /// Reads the reply that the server announced in ring entry `imm`; the tickets whose slots came back are appended.
+    pub fn reply(&mut self, imm: u32, length: u32, returned: &mut Vec<usize>) -> Result<ReplyHeader> {
+        let expected = (self.ring_read % u64::from(RING_ENTRIES)) as u32;
+        if imm != expected || length as usize != HEADER {
+            let found = format!("{length} bytes in {imm}");
+            return Err(Error::protocol(&self.peer, "ring entry", format!("64 bytes in {expected}"), found));
+        }
+        let mut bytes = [0u8; HEADER];
+        self.ring.copy_out(self.ring_offset + imm as usize * HEADER, &mut bytes);
+        let header = ReplyHeader::decode(&bytes).map_err(|m| m.by(&self.peer))?;
+        if header.sequence != self.ring_read {
+            let expected = self.ring_read.to_string();
+            return Err(Error::protocol(&self.peer, "sequence", expected, header.sequence));
+        }
+        self.ring_read += 1;
+        if header.closed < self.closed {
+            return Err(Error::protocol(&self.peer, "closed", format!("≥ {}", self.closed), header.closed));
+        }
+        self.closed = header.closed;
+        self.take_back(header.freed, returned)?;
+        Ok(header)
+    }
+
+    /// A pull was answered.
+    pub fn pull_answered(&mut self) {
+        self.pulls_outstanding = self.pulls_outstanding.saturating_sub(1);
+    }
+
+    fn take_back(&mut self, freed: u64, returned: &mut Vec<usize>) -> Result<()> {
+        let mut left = freed;
+        while left != 0 {
+            let slot = left.trailing_zeros();
+            left &= left - 1;
+            let Some(filled) = self.filled.get_mut(slot as usize).and_then(Option::take) else {
+                return Err(Error::protocol(
+                    &self.peer,
+                    "freed",
+                    "slots that were filled",
+                    format!("slot {slot}"),
+                ));
+            };
+            self.free |= 1 << slot;
+            returned.extend(filled.ticket);
+        }
+        Ok(())
+    }
+
+    /// Tells the server how much of the ring was read, every quarter turn. Needs no slot.
+    fn tell_ring(&mut self, transport: &mut dyn Transport) -> Result<()> {
+        if self.ring_read - self.ring_told < u64::from(RING_ENTRIES / 4) {
+            return Ok(());
+        }
+        let Some(message) = Message::new(&self.ring_read.to_le_bytes()) else { return Ok(()) };
+        match transport.send(self.endpoint, message) {
+            Ok(()) => self.ring_told = self.ring_read,
+            Err(rejected) if rejected.refusal == Refusal::Full => {}
+            Err(rejected) => {
+                return Err(Error::PeerLost {
+                    peer: self.peer.clone(),
+                    reason: rejected.refusal.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

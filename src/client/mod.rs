@@ -1,0 +1,209 @@
+//! A worker's side: tables that it pushes to and pulls from, and its clock.
+//!
+//! Calls do not block unless they say so: a push or pull is cut into frames, queued, and completed by whoever waits next
+//! on any ticket. Liveness is another thread's business, so a worker may compute for a minute without being taken for dead.
+
+mod bootstrap;
+mod control;
+mod engine;
+mod link;
+mod plan;
+mod table;
+mod ticket;
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+pub use control::ServerStats;
+pub use table::Table;
+pub use ticket::Ticket;
+
+use crate::config::Network;
+use crate::error::{Error, Result};
+use crate::proto::control::PeerStatus;
+use crate::proto::secret::Secret;
+use crate::time::Deadline;
+use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
+use control::ControlThread;
+use engine::Engine;
+
+/// How a worker finds its job, and its limits.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// The Coordinator: `HOST:PORT`.
+    pub coordinator: String,
+    /// The job's secret.
+    pub secret: Secret,
+    /// The job's name; every node of it must say the same.
+    pub job: String,
+    /// This worker, from 0.
+    pub rank: Rank,
+    /// Number of workers in the job.
+    pub workers: u32,
+    /// Which transport, and where.
+    pub network: Network,
+    /// How long [`Client::connect`] may wait for all the others.
+    pub connect_timeout: Duration,
+    /// How long a wait may last while all peers are alive.
+    pub wait_timeout: Duration,
+}
+
+impl ClientConfig {
+    /// Worker `rank` of `workers` of the job whose Coordinator is at `coordinator`.
+    pub fn new(coordinator: &str, secret: Secret, rank: Rank, workers: u32) -> ClientConfig {
+        ClientConfig {
+            coordinator: coordinator.to_owned(),
+            secret,
+            job: String::new(),
+            rank,
+            workers,
+            network: Network::default(),
+            connect_timeout: Duration::from_secs(60),
+            wait_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A worker's connection to its job. Clones share it.
+///
+/// ```no_run
+/// use windlass::{Client, ClientConfig, Secret, SortedKeys, TableSpec};
+/// # fn main() -> windlass::Result<()> {
+/// let secret = Secret::from_file("job.secret".as_ref())?;
+/// let client = Client::connect(ClientConfig::new("127.0.0.1:7000", secret, 0, 1))?;
+/// let table = client.table(&TableSpec::sparse("weights", 1))?;
+/// let keys = SortedKeys::new(&[3, 17, 1 << 60])?;
+/// let mut weights = [0.0; 3];
+/// table.pull(keys, &mut weights)?;
+/// table.push(keys, &[0.1, 0.2, 0.3])?;
+/// client.clock()?; // the pushes of this clock become one update
+/// client.finish()?;
+/// client.finalize()
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    config: ClientConfig,
+    view: View,
+    engine: Mutex<Engine>,
+    control: ControlThread,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("rank", &self.inner.config.rank).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Joins the job: waits until all servers and workers are there, then opens an endpoint to every server thread.
+    pub fn connect(config: ClientConfig) -> Result<Client> {
+        let joined = bootstrap::join(&config)?;
+        let inner = Inner {
+            view: joined.view,
+            engine: Mutex::new(joined.engine),
+            control: ControlThread::start(joined.hub, joined.coordinator, joined.servers, joined.shared)?,
+            config,
+        };
+        Ok(Client { inner: Arc::new(inner) })
+    }
+
+    /// This worker's rank.
+    pub fn rank(&self) -> Rank {
+        self.inner.config.rank
+    }
+
+    /// Number of workers in the job.
+    pub fn workers(&self) -> u32 {
+        self.inner.config.workers
+    }
+
+    /// What the data travels by.
+    pub fn transport(&self) -> String {
+        self.inner.engine().transport_name()
+    }
+
+    /// Opens a table, and makes it if there is none of that name. Blocks until all servers have it. One that was made from
+    /// another spec is refused with both specs in the message.
+    pub fn table(&self, spec: &TableSpec) -> Result<Table> {
+        spec.validate()?;
+        let id = self.inner.control.open_table(spec, self.inner.config.wait_timeout)?;
+        let map = PartitionMap::new(&self.inner.view, spec);
+        Ok(Table::new(self.inner.clone(), id, spec.clone(), map))
+    }
+
+    /// Ends this worker's clock: what it pushed in it is complete. Waits for the answers to this clock's pulls, so that
+    /// none of them can see a later one.
+    pub fn clock(&self) -> Result<Clock> {
+        let clock = self.inner.engine().end_clock(self.inner.deadline())?;
+        self.inner.control.shared().clock.store(clock, Ordering::Relaxed);
+        Ok(clock)
+    }
+
+    /// This worker pushes nothing from its present clock on: nobody waits for it any more. Blocks until all that it sent
+    /// has been taken by the servers. It may still pull.
+    pub fn finish(&self) -> Result<()> {
+        self.inner.engine().finish(self.inner.deadline())
+    }
+
+    /// Blocks until all that was sent has been taken by the servers and every worker that has not left is here, too.
+    pub fn barrier(&self) -> Result<()> {
+        self.inner.engine().drain(self.inner.deadline())?;
+        self.inner.control.barrier(self.inner.config.wait_timeout)
+    }
+
+    /// Leaves the job in order. Dropping a client without it counts as a failure of this worker.
+    pub fn finalize(self) -> Result<()> {
+        self.inner.engine().drain(self.inner.deadline())?;
+        self.inner.control.finish(self.inner.config.wait_timeout)
+    }
+
+    /// Up to 64 bytes that the other workers' [`Client::peers`] show of this one.
+    pub fn set_status(&self, status: &[u8]) -> Result<()> {
+        self.inner.control.set_status(status)
+    }
+
+    /// What every worker said of itself last, at most half a second old.
+    pub fn peers(&self) -> Result<Vec<PeerStatus>> {
+        self.inner.control.peers(self.inner.config.wait_timeout)
+    }
+
+    /// The figures of all servers' threads.
+    pub fn server_stats(&self) -> Result<Vec<ServerStats>> {
+        self.inner.control.server_stats(self.inner.config.wait_timeout)
+    }
+}
+
+impl Inner {
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        match self.engine.lock() {
+            Ok(engine) => engine,
+            // A caller panicked while it held the engine. Its queues are still in order: every method leaves them so
+            // before it calls anything that is not ours.
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::after(Instant::now(), self.config.wait_timeout)
+    }
+
+    /// A timeout that says which workers are behind.
+    fn name_laggards(&self, error: Error) -> Error {
+        let Error::Timeout { waited_for, after } = error else { return error };
+        let Ok(peers) = self.control.peers(Duration::from_secs(1)) else {
+            return Error::Timeout { waited_for, after };
+        };
+        let slowest = peers.iter().map(|p| p.clock).min().unwrap_or(0);
+        let ranks: Vec<String> =
+            peers.iter().filter(|p| p.clock == slowest).map(|p| p.rank.to_string()).collect();
+        let waited_for =
+            format!("{waited_for}; furthest behind, in clock {slowest}: worker {}", ranks.join(", "));
+        Error::Timeout { waited_for, after }
+    }
+}

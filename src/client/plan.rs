@@ -1,0 +1,202 @@
+//! Routing: which keys of a call go to which server thread, in which frames.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::types::{BucketId, DirectoryEntry, KeyRange, PartitionMap, SortedKeys, TableSpec};
+
+/// Part of one dense bucket, small enough for one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DenseFrame {
+    /// Its place in the map's shards.
+    pub shard: usize,
+    pub bucket: BucketId,
+    /// First element within the bucket.
+    pub first: u32,
+    /// Elements.
+    pub count: u32,
+    /// Where they stand in the caller's values.
+    pub at: usize,
+}
+
+/// Cuts a range of keys by bucket, and each bucket into frames of at most `limit` elements.
+pub fn dense(spec: &TableSpec, map: &PartitionMap, range: KeyRange, limit: u32) -> Result<Vec<DenseFrame>> {
+    if range.end() > spec.elements() {
+        let expected = format!("keys below {} (table \"{}\")", spec.elements(), spec.name);
+        return Err(Error::config("key range", expected, range.end()));
+    }
+    let mut frames = Vec::new();
+    let mut key = range.start();
+    while key < range.end() {
+        let bucket = spec.bucket_of(key);
+        let Some(segment) = spec.segment_range(bucket) else {
+            return Err(Error::Misuse {
+                call: "dense access",
+                reason: format!("table \"{}\" is sparse: name its keys", spec.name),
+            });
+        };
+        let end = segment.end().min(range.end()).min(key + u64::from(limit));
+        frames.push(DenseFrame {
+            shard: map.owner(bucket),
+            bucket,
+            first: (key - segment.start()) as u32,
+            count: (end - key) as u32,
+            at: (key - range.start()) as usize,
+        });
+        key = end;
+    }
+    Ok(frames)
+}
+
+/// Keys of several buckets of one shard, few enough for one frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SparseFrame {
+    /// Its place in the map's shards.
+    pub shard: usize,
+    /// Its lines in [`SparsePlan::directory`].
+    pub directory: Range<usize>,
+    /// Its keys, as places in [`SparsePlan::order`].
+    pub keys: Range<usize>,
+}
+
+/// The frames of one sparse call.
+#[derive(Debug, Default)]
+pub struct SparsePlan {
+    /// The caller's key numbers in the order in which they travel.
+    pub order: Vec<u32>,
+    pub directory: Vec<DirectoryEntry>,
+    pub frames: Vec<SparseFrame>,
+}
+
+impl SparsePlan {
+    /// Sorts the keys by shard and bucket and cuts them into frames of at most `limit` bytes, of which each key takes
+    /// 8 + `row_bytes` and each bucket 8.
+    pub fn new(
+        spec: &TableSpec,
+        map: &PartitionMap,
+        keys: SortedKeys<'_>,
+        row_bytes: usize,
+        limit: usize,
+    ) -> Result<SparsePlan> {
+        if spec.elements() > 0 {
+            return Err(Error::Misuse {
+                call: "sparse access",
+                reason: format!("table \"{}\" is dense: name a range of its keys", spec.name),
+            });
+        }
+        let keys = keys.as_slice();
+        // Stable within a bucket because the key's number is the last part: the keys ascend there as they did.
+        let mut order: Vec<(u32, BucketId, u32)> = Vec::with_capacity(keys.len());
+        for (number, &key) in (0u32..).zip(keys) {
+            let bucket = spec.bucket_of(key);
+            order.push((map.owner(bucket) as u32, bucket, number));
+        }
+        order.sort_unstable();
+        let mut plan = SparsePlan::default();
+        let mut bytes = 0;
+        for (at, &(shard, bucket, number)) in order.iter().enumerate() {
+            let shard = shard as usize;
+            let fits =
+                plan.frames.last().is_some_and(|f| f.shard == shard) && bytes + 16 + row_bytes <= limit;
+            let same = fits && plan.directory.last().is_some_and(|d| d.bucket == bucket);
+            if !fits {
+                let entries = plan.directory.len();
+                plan.frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
+                bytes = 0;
+            }
+            if same {
+                if let Some(entry) = plan.directory.last_mut() {
+                    entry.keys += 1;
+                }
+            } else {
+                plan.directory.push(DirectoryEntry { bucket, keys: 1 });
+                bytes += 8;
+            }
+            bytes += 8 + row_bytes;
+            if let Some(frame) = plan.frames.last_mut() {
+                frame.keys.end = at + 1;
+                frame.directory.end = plan.directory.len();
+            }
+            plan.order.push(number);
+        }
+        Ok(plan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ServerInfo, View};
+    use proptest::prelude::*;
+
+    fn view() -> View {
+        let server = |rank| ServerInfo { rank, address: String::new(), threads: 2 };
+        View { epoch: 1, servers: (0..3).map(server).collect(), workers: 1 }
+    }
+
+    proptest! {
+        #[test]
+        fn sparse_frames_hold_every_key_once(
+            keys in proptest::collection::btree_set(any::<u64>(), 0..500),
+            dim in 1usize..20, limit in 200usize..2000,
+        ) {
+            let keys: Vec<u64> = keys.into_iter().collect();
+            let spec = TableSpec::sparse("w", dim as u32);
+            let map = PartitionMap::new(&view(), &spec);
+            let plan = SparsePlan::new(&spec, &map, SortedKeys::new(&keys).unwrap(), dim * 4, limit).unwrap();
+            let mut seen: Vec<u32> = plan.order.clone();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..keys.len() as u32).collect::<Vec<_>>());
+            let mut next = 0;
+            for frame in &plan.frames {
+                prop_assert_eq!(frame.keys.start, next);
+                next = frame.keys.end;
+                let directory = &plan.directory[frame.directory.clone()];
+                prop_assert!(directory.len() * 8 + frame.keys.len() * (8 + dim * 4) <= limit);
+                let mut at = frame.keys.start;
+                let mut last = None;
+                for entry in directory {
+                    prop_assert!(last < Some(entry.bucket) && entry.keys > 0);
+                    last = Some(entry.bucket);
+                    prop_assert_eq!(map.owner(entry.bucket), frame.shard);
+                    let part = &plan.order[at..at + entry.keys as usize];
+                    prop_assert!(part.windows(2).all(|w| w[0] < w[1]));
+                    prop_assert!(part.iter().all(|&n| spec.bucket_of(keys[n as usize]) == entry.bucket));
+                    at += entry.keys as usize;
+                }
+                prop_assert_eq!(at, frame.keys.end);
+            }
+            prop_assert_eq!(next, keys.len());
+        }
+
+        #[test]
+        fn dense_frames_tile_the_range(start in 0u64..900, length in 1u64..100, limit in 1u32..40) {
+            let spec = TableSpec::dense("w", &[1000]).segment_bytes(64);
+            let map = PartitionMap::new(&view(), &spec);
+            let range = KeyRange::new(start, start + length).unwrap();
+            let frames = dense(&spec, &map, range, limit).unwrap();
+            let mut key = start;
+            for frame in frames {
+                prop_assert_eq!(frame.at as u64, key - start);
+                prop_assert!(frame.count >= 1 && frame.count <= limit);
+                prop_assert_eq!(spec.bucket_of(key), frame.bucket);
+                prop_assert_eq!(spec.segment_range(frame.bucket).unwrap().start() + u64::from(frame.first), key);
+                key += u64::from(frame.count);
+                prop_assert_eq!(spec.bucket_of(key - 1), frame.bucket);
+            }
+            prop_assert_eq!(key, start + length);
+        }
+    }
+
+    #[test]
+    fn keys_outside_are_refused() {
+        let spec = TableSpec::dense("w", &[10]);
+        let map = PartitionMap::new(&view(), &spec);
+        assert!(dense(&spec, &map, KeyRange::new(9, 11).unwrap(), 10).is_err());
+        let sparse = TableSpec::sparse("w", 1);
+        assert!(
+            dense(&sparse, &PartitionMap::new(&view(), &sparse), KeyRange::new(0, 1).unwrap(), 1).is_err()
+        );
+        assert!(SparsePlan::new(&spec, &map, SortedKeys::new(&[1]).unwrap(), 4, 100).is_err());
+    }
+}

@@ -1,0 +1,7 @@
+//! What the nodes agree on, as state machines without sockets, threads or clocks of their own.
+
+pub mod catalogue;
+pub mod coordinator;
+mod gate;
+
+pub use gate::{Gate, OutOfOrder, Verdict};

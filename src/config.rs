@@ -1,0 +1,186 @@
+//! The one place that reads the environment, and the settings that more than one layer needs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Variables that the launcher sets for the processes of a job, and that a user may set by hand.
+pub mod variable {
+    /// `HOST:PORT` of the Coordinator.
+    pub const COORDINATOR: &str = "WINDLASS_COORDINATOR";
+    /// The job's secret: 64 hexadecimal digits.
+    pub const SECRET: &str = "WINDLASS_SECRET";
+    /// A random name of the job; also marks the job's processes.
+    pub const JOB: &str = "WINDLASS_JOB";
+    /// The process's rank among those of its role.
+    pub const RANK: &str = "WINDLASS_RANK";
+    /// Number of workers.
+    pub const WORKERS: &str = "WINDLASS_WORKERS";
+    /// Number of servers.
+    pub const SERVERS: &str = "WINDLASS_SERVERS";
+    /// Threads of each server.
+    pub const THREADS: &str = "WINDLASS_THREADS";
+    /// `tcp` or `verbs`.
+    pub const TRANSPORT: &str = "WINDLASS_TRANSPORT";
+    /// The process's number among those on its host.
+    pub const LOCAL_INDEX: &str = "WINDLASS_LOCAL_INDEX";
+    /// Threads on this host that wait for the network.
+    pub const POLLERS: &str = "WINDLASS_POLLERS";
+    /// IP address or name of the network interface to bind.
+    pub const INTERFACE: &str = "WINDLASS_INTERFACE";
+    /// `A-B`: the ports to listen on.
+    pub const PORT_RANGE: &str = "WINDLASS_PORT_RANGE";
+    /// RDMA device, `NAME` or `NAME:PORT`.
+    pub const RDMA_DEVICE: &str = "WINDLASS_RDMA_DEVICE";
+    /// Log filter, as in `info` or `windlass=debug`.
+    pub const LOG: &str = "WINDLASS_LOG";
+}
+
+/// A snapshot of the `WINDLASS_*` variables, taken once at start.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    values: BTreeMap<String, String>,
+}
+
+impl Environment {
+    /// The process's present environment.
+    pub fn capture() -> Environment {
+        let ours = std::env::vars_os().filter_map(|(name, value)| {
+            let name = name.into_string().ok().filter(|n| n.starts_with("WINDLASS_"))?;
+            Some((name, value.into_string().ok()?))
+        });
+        Environment { values: ours.collect() }
+    }
+
+    /// A snapshot made by hand.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Environment {
+        Environment { values: pairs.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect() }
+    }
+
+    /// The text of a variable.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// A variable's value; refused with the variable's name when it does not parse.
+    pub fn value<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>> {
+        let parse = |text: &str| text.parse().map_err(|_| Error::config(name, expected, text));
+        self.text(name).map(parse).transpose()
+    }
+}
+
+/// The network that carries the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransportKind {
+    /// TCP sockets.
+    Tcp,
+    /// InfiniBand or RoCE, in builds with the feature `verbs`.
+    Verbs,
+}
+
+impl fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TransportKind::Tcp => "tcp",
+            TransportKind::Verbs => "verbs",
+        })
+    }
+}
+
+impl FromStr for TransportKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<TransportKind> {
+        match text {
+            "tcp" => Ok(TransportKind::Tcp),
+            "verbs" => Ok(TransportKind::Verbs),
+            _ => Err(Error::config("transport", "tcp or verbs", text)),
+        }
+    }
+}
+
+/// How a thread waits for the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polling {
+    /// Sleeps at once when there is nothing to do.
+    Block,
+    /// Spins that long before it sleeps.
+    Spin(Duration),
+}
+
+impl Polling {
+    /// Spins for 50 µs, about a wake-up across cores, unless the host has more waiting threads than CPUs.
+    pub fn adaptive(pollers: usize, cpus: usize) -> Polling {
+        if pollers > cpus { Polling::Block } else { Polling::Spin(Duration::from_micros(50)) }
+    }
+}
+
+/// Which network, and where on it.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// What carries the data.
+    pub transport: TransportKind,
+    /// The address to bind; 127.0.0.1 by default.
+    pub interface: IpAddr,
+    /// Ports to listen on; any when not given.
+    pub ports: Option<RangeInclusive<u16>>,
+    /// RDMA device, `NAME` or `NAME:PORT`; the first active port when not given.
+    pub rdma_device: Option<String>,
+    /// A peer that is silent for so long is lost.
+    pub peer_timeout: Duration,
+    /// How threads wait.
+    pub polling: Polling,
+}
+
+impl Default for Network {
+    fn default() -> Network {
+        Network {
+            transport: TransportKind::Tcp,
+            interface: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ports: None,
+            rdma_device: None,
+            peer_timeout: Duration::from_secs(10),
+            polling: Polling::Block,
+        }
+    }
+}
+
+/// Parses `A-B`, ports from A to B, or a single port.
+pub fn parse_ports(text: &str) -> Result<RangeInclusive<u16>> {
+    let refuse = || Error::config("port range", "A-B with 1 ≤ A ≤ B ≤ 65535", text);
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    let low: u16 = low.parse().map_err(|_| refuse())?;
+    let high: u16 = high.parse().map_err(|_| refuse())?;
+    if low == 0 || low > high {
+        return Err(refuse());
+    }
+    Ok(low..=high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_parsed_or_refused_by_name() {
+        let environment = Environment::from_pairs([(variable::RANK, "3"), (variable::WORKERS, "many")]);
+        assert_eq!(environment.value::<u32>(variable::RANK, "a number").unwrap(), Some(3));
+        assert_eq!(environment.value::<u32>(variable::SERVERS, "a number").unwrap(), None);
+        let error = environment.value::<u32>(variable::WORKERS, "a number").unwrap_err().to_string();
+        assert_eq!(error, "WINDLASS_WORKERS: expected a number, found many");
+    }
+
+    #[test]
+    fn port_ranges() {
+        assert_eq!(parse_ports("4000-4010").unwrap(), 4000..=4010);
+        assert_eq!(parse_ports("4000").unwrap(), 4000..=4000);
+        for bad in ["", "0-3", "5-4", "x", "1-70000"] {
+            assert!(parse_ports(bad).is_err(), "{bad}");
+        }
+    }
+}

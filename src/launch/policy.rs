@@ -1,0 +1,344 @@
+//! Decides what the supervisor does when children end, signals come and time passes. Sans-io.
+//!
+//! ```text
+//! Running ──workers all done──▶ Draining ──grace──▶ Terminating ──grace──▶ Killing ──grace──▶ Lost
+//!    │                             │                     ▲
+//!    └──────── a failure ──────────┴▶ Settling ─▶ Reporting
+//! ```
+//! A signal to the supervisor, or the loss of its standard output, leads from any of the first phases straight to
+//! Terminating. The tree is done, in any phase, when every child has ended; or in Lost.
+
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGPIPE, SIGTERM};
+use signal_hook::low_level::signal_name;
+
+use super::{ChildRole, Outcome};
+
+/// How long the kernel may take over SIGKILL before the child is given up: one that hangs in a dead file system may
+/// never go.
+const DYING: Duration = Duration::from_secs(5);
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// What the supervisor is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Print this on standard error.
+    Say(String),
+    /// Send this signal to every child's process group.
+    Signal(i32),
+    /// Send SIGKILL to every child's process group.
+    Kill,
+}
+
+/// The three times of [`super::TreeConfig`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) grace: Duration,
+    pub(super) settle: Duration,
+    pub(super) report: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The job runs.
+    Running,
+    /// Every worker ended well; the servers are ending by themselves.
+    Draining { until: Instant },
+    /// Something failed; a weightier cause may still replace it.
+    Settling { since: Instant },
+    /// The cause is printed; the others may report what they saw.
+    Reporting { until: Instant },
+    /// The groups were told to end.
+    Terminating { until: Instant },
+    /// The groups were killed.
+    Killing { until: Instant },
+    /// The kernel does not let some child die. We do not wait for it.
+    Lost,
+}
+
+/// How likely a failure is the first one rather than a consequence of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    /// A server ended with 0 while workers were still there: fine if they end well or the job is called finished.
+    Early,
+    /// The process says, by its exit code, that it failed because another did.
+    Consequence,
+    /// A failure that the process itself reported: it may report what another did to it.
+    Reported,
+    /// Killed from outside: no peer's failure does that.
+    Killed,
+}
+
+#[derive(Debug, Clone)]
+struct Cause {
+    text: String,
+    code: i32,
+    weight: Weight,
+}
+
+#[derive(Debug)]
+struct Member {
+    name: String,
+    role: ChildRole,
+    pid: u32,
+    ended: bool,
+}
+
+/// The state of one tree.
+#[derive(Debug)]
+pub(super) struct Policy {
+    command: String,
+    times: Times,
+    consequences: Vec<i32>,
+    phase: Phase,
+    members: Vec<Member>,
+    cause: Option<Cause>,
+    /// Servers may end: the coordinator called the job finished.
+    finished: bool,
+    actions: Vec<Action>,
+}
+
+impl Policy {
+    /// A tree without children yet.
+    pub(super) fn new(command: &str, times: Times, consequences: &[i32]) -> Policy {
+        Policy {
+            command: command.to_owned(),
+            times,
+            consequences: consequences.to_vec(),
+            phase: Phase::Running,
+            members: Vec::new(),
+            cause: None,
+            finished: false,
+            actions: Vec::new(),
+        }
+    }
+
+    /// A child was started. Children are numbered in the order of these calls.
+    pub(super) fn started(&mut self, name: &str, role: ChildRole, pid: u32) {
+        self.members.push(Member { name: name.to_owned(), role, pid, ended: false });
+    }
+
+    /// A child ended.
+    pub(super) fn exited(&mut self, child: usize, exit: Exit, now: Instant) {
+        self.members[child].ended = true;
+        // From Reporting on, the ends of the others are consequences.
+        if matches!(self.phase, Phase::Running | Phase::Draining { .. } | Phase::Settling { .. }) {
+            if let Some(cause) = self.judge(child, exit) {
+                self.blame(cause, now);
+            }
+            self.workers_done(now);
+        }
+        if self.all_ended() && matches!(self.phase, Phase::Settling { .. }) {
+            self.announce(now);
+        }
+    }
+
+    /// The coordinator, or whoever holds a handle, wants the tree stopped.
+    pub(super) fn stop(&mut self, reason: String, code: i32, now: Instant) {
+        if matches!(self.phase, Phase::Running | Phase::Draining { .. } | Phase::Settling { .. }) {
+            self.blame(Cause { text: reason, code, weight: Weight::Reported }, now);
+        }
+    }
+
+    /// The coordinator says that every worker finished: from now on a server may end.
+    pub(super) fn job_finished(&mut self) {
+        self.finished = true;
+        if self.cause.as_ref().is_some_and(|cause| cause.weight == Weight::Early)
+            && matches!(self.phase, Phase::Settling { .. })
+        {
+            self.cause = None;
+            self.phase = Phase::Running;
+        }
+    }
+
+    /// The supervisor itself got a signal. The first stops the tree, a second one kills it.
+    pub(super) fn signalled(&mut self, signal: i32, now: Instant) {
+        let text = format!("received {}", describe(signal));
+        self.halt(Cause { text, code: 128 + signal, weight: Weight::Killed }, signal, now);
+    }
+
+    /// Nobody reads our output any more.
+    pub(super) fn output_closed(&mut self, which: &str, now: Instant) {
+        if matches!(self.phase, Phase::Running | Phase::Draining { .. } | Phase::Settling { .. }) {
+            let cause =
+                Cause { text: format!("{which} was closed"), code: 128 + SIGPIPE, weight: Weight::Killed };
+            self.halt(cause, SIGTERM, now);
+        }
+    }
+
+    /// Time has passed.
+    pub(super) fn tick(&mut self, now: Instant) {
+        // One call may pass several phases if the loop was held up; each starts its own time then.
+        while self.deadline().is_some_and(|deadline| now >= deadline) && !self.done() {
+            match self.phase {
+                Phase::Draining { .. } => {
+                    let late = format!(
+                        "{} did not end within {:?} after the workers; stopping",
+                        self.alive(),
+                        self.times.grace
+                    );
+                    self.say(&late);
+                    self.terminate(SIGTERM, now);
+                }
+                Phase::Settling { .. } => self.announce(now),
+                Phase::Reporting { .. } => self.terminate(SIGTERM, now),
+                Phase::Terminating { .. } => self.kill(now),
+                Phase::Killing { .. } => {
+                    let stuck = format!("{} could not be killed", self.alive());
+                    self.say(&stuck);
+                    self.phase = Phase::Lost;
+                }
+                Phase::Running | Phase::Lost => break,
+            }
+        }
+    }
+
+    /// When [`Policy::tick`] must be called next.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Running | Phase::Lost => None,
+            Phase::Settling { since } => Some(since + self.times.settle),
+            Phase::Draining { until }
+            | Phase::Reporting { until }
+            | Phase::Terminating { until }
+            | Phase::Killing { until } => Some(until),
+        }
+    }
+
+    /// What is to be done, in order; each action is handed out once.
+    pub(super) fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Whether the tree is at its end.
+    pub(super) fn done(&self) -> bool {
+        self.all_ended() || self.phase == Phase::Lost
+    }
+
+    /// How it ended, or would end now.
+    pub(super) fn outcome(&self) -> Outcome {
+        match &self.cause {
+            Some(cause) => Outcome { code: cause.code, cause: Some(cause.text.clone()) },
+            None => Outcome { code: 0, cause: None },
+        }
+    }
+
+    fn all_ended(&self) -> bool {
+        self.members.iter().all(|member| member.ended)
+    }
+
+    fn judge(&self, child: usize, exit: Exit) -> Option<Cause> {
+        let Member { name, role, pid, .. } = &self.members[child];
+        let who = format!("{name} (pid {pid})");
+        let workers_left = self.members.iter().any(|other| other.role == ChildRole::Worker && !other.ended);
+        match exit {
+            Exit::Signal(signal) => {
+                // SIGPIPE is what a process dies of when the peer that it writes to is gone.
+                let weight = if signal == SIGPIPE { Weight::Reported } else { Weight::Killed };
+                let text = format!("{who} was killed by signal {signal} ({})", describe(signal));
+                Some(Cause { text, code: 128 + signal, weight })
+            }
+            Exit::Code(0) if *role == ChildRole::Server && workers_left && !self.finished => Some(Cause {
+                text: format!("{who} ended before the workers did"),
+                code: 1,
+                weight: Weight::Early,
+            }),
+            Exit::Code(0) => None,
+            Exit::Code(code) => {
+                let consequence = self.consequences.contains(&code);
+                let weight = if consequence { Weight::Consequence } else { Weight::Reported };
+                Some(Cause { text: format!("{who} failed with exit code {code}"), code, weight })
+            }
+        }
+    }
+
+    /// Takes `cause` for the first failure unless one of at least its weight is known.
+    fn blame(&mut self, cause: Cause, now: Instant) {
+        if !matches!(self.phase, Phase::Settling { .. }) {
+            self.phase = Phase::Settling { since: now };
+        }
+        if self.cause.as_ref().is_none_or(|known| known.weight < cause.weight) {
+            self.cause = Some(cause);
+        }
+    }
+
+    /// Goes on to Draining when every worker has ended and none of them failed.
+    fn workers_done(&mut self, now: Instant) {
+        let all = self.members.iter().all(|member| member.role == ChildRole::Server || member.ended);
+        let well = self.cause.as_ref().is_none_or(|cause| cause.weight == Weight::Early);
+        if all && well && !matches!(self.phase, Phase::Draining { .. }) {
+            self.cause = None;
+            self.phase = Phase::Draining { until: now + self.times.grace };
+        }
+    }
+
+    /// Ends Settling: prints the cause and gives the others time for their reports.
+    fn announce(&mut self, now: Instant) {
+        let since = if let Phase::Settling { since } = self.phase { since } else { now };
+        let others = if self.all_ended() { "" } else { "; stopping the others" };
+        let text = self.cause.as_ref().map_or("", |cause| cause.text.as_str());
+        let line = format!("{text}{others}");
+        self.say(&line);
+        self.phase = Phase::Reporting { until: since + self.times.report };
+    }
+
+    /// Stops the tree at once; the second time, kills it.
+    fn halt(&mut self, cause: Cause, signal: i32, now: Instant) {
+        match self.phase {
+            Phase::Running | Phase::Draining { .. } => {
+                let line = format!("{}; stopping", cause.text);
+                self.say(&line);
+                self.cause = Some(cause);
+                self.terminate(signal, now);
+            }
+            Phase::Settling { .. } => {
+                self.announce(now);
+                self.terminate(signal, now);
+            }
+            Phase::Reporting { .. } => self.terminate(signal, now),
+            Phase::Terminating { .. } => self.kill(now),
+            Phase::Killing { .. } | Phase::Lost => {}
+        }
+    }
+
+    fn terminate(&mut self, signal: i32, now: Instant) {
+        self.actions.push(Action::Signal(signal));
+        self.phase = Phase::Terminating { until: now + self.times.grace };
+    }
+
+    fn kill(&mut self, now: Instant) {
+        self.actions.push(Action::Kill);
+        self.phase = Phase::Killing { until: now + DYING };
+    }
+
+    fn say(&mut self, text: &str) {
+        self.actions.push(Action::Say(format!("{}: {text}\n", self.command)));
+    }
+
+    fn alive(&self) -> String {
+        let names: Vec<String> = self
+            .members
+            .iter()
+            .filter(|member| !member.ended)
+            .map(|member| format!("{} (pid {})", member.name, member.pid))
+            .collect();
+        names.join(", ")
+    }
+}
+
+fn describe(signal: i32) -> String {
+    signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

@@ -1,0 +1,63 @@
+//! Starts one child: its own process group, bound to the life of the supervisor, its output in our pipes.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+
+use super::{Child, JOB_VARIABLE};
+use crate::error::{Error, Result};
+
+/// A started child and the reading ends of its output.
+pub(super) struct Spawned {
+    pub(super) process: std::process::Child,
+    /// Its process id, and that of its process group.
+    pub(super) pid: Pid,
+    pub(super) stdout: Option<OwnedFd>,
+    pub(super) stderr: Option<OwnedFd>,
+}
+
+/// Starts `child` as a part of `job`. It is killed when the calling *thread* ends.
+pub(super) fn spawn(child: &Child, job: &str) -> Result<Spawned> {
+    let subject = format!("{}: {}", child.name, child.program.display());
+    let failed = |e| Error::io("start", &subject, e);
+    let mut command = Command::new(&child.program);
+    command
+        .args(&child.arguments)
+        .envs(child.environment.iter().map(|(name, value)| (name, value)))
+        .env(JOB_VARIABLE, job)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(if child.inherit_stderr { Stdio::inherit() } else { Stdio::piped() })
+        .process_group(0);
+    die_with_us(&mut command);
+    let mut process = command.spawn().map_err(failed)?;
+    let pid = Pid::from_child(&process);
+    let stdout = process.stdout.take().map(OwnedFd::from);
+    let stderr = process.stderr.take().map(OwnedFd::from);
+    for pipe in [&stdout, &stderr].into_iter().flatten() {
+        // Only our end: the child's end is another open file, and stays blocking.
+        if let Err(refused) = ioctl_fionbio(pipe, true) {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(failed(refused.into()));
+        }
+    }
+    Ok(Spawned { process, pid, stdout, stderr })
+}
+
+fn die_with_us(command: &mut Command) {
+    let supervisor = getpid();
+    // SAFETY: between fork and exec only the forking thread exists, so the closure must be async-signal-safe: it makes
+    // two system calls (prctl, getppid), compares two integers and builds its error from an errno; no heap, no locks.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // A supervisor that died before the prctl sends nothing any more.
+            if getppid() == Some(supervisor) { Ok(()) } else { Err(io::Error::from(Errno::SRCH)) }
+        });
+    }
+}

@@ -1,0 +1,160 @@
+//! Floats in an arena: exclusively owned blocks, and a view of floats that a peer may be changing.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use super::{ALIGNMENT, Arena, RegionId, RegionSlice, align_up};
+use crate::error::Result;
+
+/// Cuts one arena into exclusively owned blocks of fp32, each 64-byte aligned.
+#[derive(Debug)]
+pub struct Blocks {
+    arena: Arc<Arena>,
+    next: usize,
+}
+
+impl Blocks {
+    /// An arena large enough for blocks of the given numbers of fp32.
+    pub fn for_lengths(lengths: impl Iterator<Item = usize>) -> Result<Blocks> {
+        let bytes = lengths.map(|n| align_up(n * 4)).sum();
+        Ok(Blocks { arena: Arena::new(bytes)?, next: 0 })
+    }
+
+    /// The next block of `length` zeros; `None` when the arena is used up.
+    pub fn cut(&mut self, length: usize) -> Option<Block> {
+        let end = self.next.checked_add(align_up(length * 4))?;
+        if end > self.arena.len() {
+            return None;
+        }
+        let block = Block { arena: self.arena.clone(), offset: self.next, length };
+        self.next = end;
+        Some(block)
+    }
+}
+
+/// Exclusively owned fp32 in an arena. Peers are never granted a write to it, and a transport only reads it while its
+/// owner leaves it alone.
+#[derive(Debug)]
+pub struct Block {
+    arena: Arc<Arena>,
+    offset: usize,
+    length: usize,
+}
+
+impl Block {
+    /// The block as a transport knows it.
+    pub fn region_slice(&self, region: RegionId) -> RegionSlice {
+        RegionSlice { arena: self.arena.clone(), region, offset: self.offset, length: self.length * 4 }
+    }
+
+    /// The arena it was cut from.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+}
+
+impl Deref for Block {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        let start = self.arena.at(self.offset, self.length * 4).cast::<f32>();
+        // SAFETY: `at` proved the range; `cut` aligned it to 64 and gave it to no one else; mapped memory starts zeroed
+        // and every bit pattern is an f32; the borrow of `self` keeps writers out.
+        unsafe { std::slice::from_raw_parts(start, self.length) }
+    }
+}
+
+impl DerefMut for Block {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        let start = self.arena.at(self.offset, self.length * 4).cast::<f32>();
+        // SAFETY: as in `deref`; the block is not `Clone` and `&mut self` makes this the only reference.
+        unsafe { std::slice::from_raw_parts_mut(start, self.length) }
+    }
+}
+
+/// fp32 that lie in a slot. A hostile peer may change them while they are read: any values may come out, nothing else
+/// can go wrong, because they are only ever read one by one through a raw pointer.
+#[derive(Debug, Clone, Copy)]
+pub struct Floats<'a> {
+    start: *const f32,
+    length: usize,
+    memory: PhantomData<&'a Arena>,
+}
+
+impl<'a> Floats<'a> {
+    /// `length` fp32 at byte `offset` of `arena`.
+    ///
+    /// # Panics
+    /// When they lie outside or `offset` is not a multiple of 4.
+    pub fn in_arena(arena: &'a Arena, offset: usize, length: usize) -> Floats<'a> {
+        const { assert!(ALIGNMENT % 4 == 0) };
+        assert!(offset % 4 == 0, "fp32 at byte {offset}");
+        let start = arena.at(offset, length * 4).cast_const().cast::<f32>();
+        Floats { start, length, memory: PhantomData }
+    }
+
+    /// Number of fp32.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The `i`-th value.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn at(&self, i: usize) -> f32 {
+        assert!(i < self.length);
+        // SAFETY: `i` was checked; the constructors proved the range readable for 'a, and aligned.
+        unsafe { self.start.add(i).read() }
+    }
+
+    /// `length` values from `first` on.
+    ///
+    /// # Panics
+    /// When they lie outside.
+    pub fn part(&self, first: usize, length: usize) -> Floats<'a> {
+        assert!(first.checked_add(length).is_some_and(|end| end <= self.length));
+        // SAFETY: the assertion keeps the result inside the range that the constructors proved.
+        Floats { start: unsafe { self.start.add(first) }, length, memory: PhantomData }
+    }
+}
+
+impl<'a> From<&'a [f32]> for Floats<'a> {
+    fn from(values: &'a [f32]) -> Floats<'a> {
+        Floats { start: values.as_ptr(), length: values.len(), memory: PhantomData }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_do_not_overlap() {
+        let mut blocks = Blocks::for_lengths([5, 100, 3].into_iter()).unwrap();
+        let mut cut: Vec<Block> = [5, 100, 3].iter().map(|&n| blocks.cut(n).unwrap()).collect();
+        for (value, block) in (1u8..).zip(&mut cut) {
+            assert!(block.iter().all(|&v| v == 0.0));
+            block.fill(f32::from(value));
+        }
+        for (value, block) in (1u8..).zip(&cut) {
+            assert!(block.iter().all(|&v| v == f32::from(value)));
+        }
+        assert!(blocks.cut(1 << 20).is_none());
+    }
+
+    #[test]
+    fn floats_read_what_was_copied_in() {
+        let arena = Arena::new(4096).unwrap();
+        arena.copy_in(8, &1.5f32.to_le_bytes());
+        let floats = Floats::in_arena(&arena, 4, 3);
+        assert_eq!([floats.at(0), floats.at(1), floats.at(2)], [0.0, 1.5, 0.0]);
+        assert_eq!(floats.part(1, 1).at(0), 1.5);
+    }
+}

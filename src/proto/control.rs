@@ -1,0 +1,534 @@
+//! The messages of the control plane, and their frames on an authenticated link.
+//!
+//! ```text
+//!  u32 length of the body | body (postcard) | 32-byte MAC
+//!  MAC = keyed BLAKE3 with the direction's key over: u64 number of the frame, from 0 | u32 length | body
+//! ```
+//! Little-endian. The number is not sent: a frame that was lost, repeated or moved does not fit its MAC.
+
+use serde::{Deserialize, Serialize};
+
+use super::handshake::SessionKey;
+use crate::error::{Error, Result};
+use crate::types::{Clock, Rank, Role, ServerInfo, TableId, TableSpec, View};
+
+/// The longest body of a frame, in bytes.
+pub const MAX_BODY: usize = 1 << 20;
+/// The longest status of a heartbeat, in bytes.
+pub const MAX_STATUS: usize = 64;
+/// The longest reason, in bytes.
+pub const MAX_REASON: usize = 4096;
+/// The longest control address or transport name, in bytes.
+pub const MAX_NAME: usize = 256;
+/// The longest endpoint address, in bytes.
+pub const MAX_ENDPOINT_ADDRESS: usize = 1024;
+/// The most servers, workers or threads that a message may list.
+pub const MAX_NODES: usize = 1 << 16;
+
+const LENGTH: usize = 4;
+const MAC: usize = 32;
+
+/// An encoded `mem::RemoteRegion`; its receiver decodes and checks it.
+pub type RegionBytes = [u8; 21];
+
+/// All that nodes say to each other on a control link. The order of the variants is the wire format: add at the end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ControlMessage {
+    /// Both ways, sent by the hub itself when there was nothing else to say.
+    Keepalive,
+
+    // Node to Coordinator.
+    /// The first message: let me take part.
+    Join {
+        /// As in the handshake.
+        role: Role,
+        /// A worker's rank; a server may leave the choice to the Coordinator.
+        rank: Option<Rank>,
+        /// A worker's claim of the number of workers.
+        workers: Option<u32>,
+        /// A server's control listener, `IP:PORT`.
+        address: Option<String>,
+        /// A server's number of threads; 0 from a worker.
+        threads: u32,
+    },
+    /// I am alive, and so far.
+    Heartbeat {
+        /// The worker's clock.
+        clock: Clock,
+        /// For the progress bar; at most [`MAX_STATUS`] bytes, opaque to the Coordinator.
+        status: Vec<u8>,
+    },
+    /// A worker opens a table by name, making it if there is none.
+    OpenTable {
+        /// Comes back in the answer.
+        request: u32,
+        /// What the table is to be.
+        spec: TableSpec,
+    },
+    /// A server has made its shards of the table.
+    TableReady {
+        /// As in CreateTable.
+        table: TableId,
+    },
+    /// A server can't make its shards of the table.
+    TableFailed {
+        /// As in CreateTable.
+        table: TableId,
+        /// Why.
+        reason: String,
+    },
+    /// A worker is at a barrier.
+    Barrier {
+        /// All workers that have not finished must say the same.
+        id: u64,
+    },
+    /// Answered by Peers.
+    PeersQuery,
+    /// This worker is done; its link may close.
+    Finish,
+
+    // Coordinator to node.
+    /// Welcome.
+    Joined {
+        /// The node's rank.
+        rank: Rank,
+    },
+    /// Not welcome; the link is closed.
+    JoinRefused {
+        /// Why.
+        reason: String,
+    },
+    /// Sent to all once all are there.
+    View(View),
+    /// A server is to make its shards of the table, and to say TableReady or TableFailed.
+    CreateTable {
+        /// The table's number.
+        table: TableId,
+        /// What it is.
+        spec: TableSpec,
+    },
+    /// The table is ready on all servers.
+    TableOpened {
+        /// As in OpenTable.
+        request: u32,
+        /// The table's number.
+        table: TableId,
+        /// What it is.
+        spec: TableSpec,
+    },
+    /// The table can't be opened so.
+    TableRefused {
+        /// As in OpenTable.
+        request: u32,
+        /// Why.
+        reason: String,
+    },
+    /// All workers that have not finished were at the barrier.
+    BarrierDone {
+        /// As in Barrier.
+        id: u64,
+    },
+    /// Answers a heartbeat.
+    HeartbeatAck,
+    /// What the workers said in their last heartbeats, by rank.
+    Peers(Vec<PeerStatus>),
+    /// The job has failed (from the Coordinator), or is to fail (from a node).
+    Abort {
+        /// Why, naming the node.
+        reason: String,
+    },
+    /// All workers have finished: a server ends.
+    Shutdown,
+
+    // Worker to server and back.
+    /// A worker asks for an endpoint to one server thread.
+    OpenEndpoint {
+        /// Comes back in the answer.
+        request: u32,
+        /// The server thread.
+        thread: u32,
+        /// Transport by name: `tcp`, `verbs`.
+        transport: String,
+        /// The worker's transport address.
+        address: Vec<u8>,
+        /// The worker's reply ring, writable by the server.
+        ring: RegionBytes,
+        /// Entries in the reply ring.
+        ring_entries: u32,
+        /// The worker's receive memory, writable by the server.
+        receive: RegionBytes,
+    },
+    /// The endpoint is open.
+    EndpointOpened {
+        /// As in OpenEndpoint.
+        request: u32,
+        /// The server thread's transport address.
+        address: Vec<u8>,
+        /// The worker's slots on the server, writable by the worker.
+        slots: RegionBytes,
+        /// Number of slots = push credits.
+        slot_count: u32,
+        /// Size of one slot in bytes, header included.
+        slot_bytes: u32,
+        /// How many pulls may be outstanding.
+        pull_credits: u32,
+    },
+    /// No endpoint.
+    EndpointRefused {
+        /// As in OpenEndpoint.
+        request: u32,
+        /// Why.
+        reason: String,
+    },
+    /// Answered by Stats.
+    StatsQuery {
+        /// Comes back in the answer.
+        request: u32,
+    },
+    /// A server's figures.
+    Stats {
+        /// As in StatsQuery.
+        request: u32,
+        /// One entry for each server thread.
+        threads: Vec<ThreadStats>,
+    },
+}
+
+/// What a worker said in its last heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The worker.
+    pub rank: Rank,
+    /// Its clock.
+    pub clock: Clock,
+    /// Its status.
+    pub status: Vec<u8>,
+}
+
+/// One server thread's figures since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadStats {
+    /// Parameters held, in bytes.
+    pub parameter_bytes: u64,
+    /// Payload received in pushes, in bytes.
+    pub pushed_bytes: u64,
+    /// Payload sent in answers to pulls, in bytes.
+    pub pulled_bytes: u64,
+    /// Pieces applied.
+    pub pushes: u64,
+    /// Pulls answered.
+    pub pulls: u64,
+    /// Pieces that had come before.
+    pub duplicates_dropped: u64,
+    /// Endpoints opened anew by a worker that had one.
+    pub reconnects: u64,
+    /// The most clocks that one worker was seen ahead of another.
+    pub max_clock_lag: u64,
+}
+
+impl ControlMessage {
+    /// The message's name, for messages about it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ControlMessage::Keepalive => "Keepalive",
+            ControlMessage::Join { .. } => "Join",
+            ControlMessage::Heartbeat { .. } => "Heartbeat",
+            ControlMessage::OpenTable { .. } => "OpenTable",
+            ControlMessage::TableReady { .. } => "TableReady",
+            ControlMessage::TableFailed { .. } => "TableFailed",
+            ControlMessage::Barrier { .. } => "Barrier",
+            ControlMessage::PeersQuery => "PeersQuery",
+            ControlMessage::Finish => "Finish",
+            ControlMessage::Joined { .. } => "Joined",
+            ControlMessage::JoinRefused { .. } => "JoinRefused",
+            ControlMessage::View(_) => "View",
+            ControlMessage::CreateTable { .. } => "CreateTable",
+            ControlMessage::TableOpened { .. } => "TableOpened",
+            ControlMessage::TableRefused { .. } => "TableRefused",
+            ControlMessage::BarrierDone { .. } => "BarrierDone",
+            ControlMessage::HeartbeatAck => "HeartbeatAck",
+            ControlMessage::Peers(_) => "Peers",
+            ControlMessage::Abort { .. } => "Abort",
+            ControlMessage::Shutdown => "Shutdown",
+            ControlMessage::OpenEndpoint { .. } => "OpenEndpoint",
+            ControlMessage::EndpointOpened { .. } => "EndpointOpened",
+            ControlMessage::EndpointRefused { .. } => "EndpointRefused",
+            ControlMessage::StatsQuery { .. } => "StatsQuery",
+            ControlMessage::Stats { .. } => "Stats",
+        }
+    }
+
+    /// Holds the message to its limits. The spec in OpenTable is left to the Coordinator, which answers with the reason.
+    fn check(&self, peer: &str) -> Result<()> {
+        let within = |field: &'static str, length: usize, limit: usize| {
+            if length <= limit {
+                return Ok(());
+            }
+            Err(Error::protocol(peer, field, format!("at most {limit}"), length))
+        };
+        match self {
+            ControlMessage::Join { address, threads, .. } => {
+                within("address", address.as_ref().map_or(0, String::len), MAX_NAME)?;
+                within("threads", *threads as usize, MAX_NODES)
+            }
+            ControlMessage::Heartbeat { status, .. } => within("status", status.len(), MAX_STATUS),
+            ControlMessage::TableFailed { reason, .. }
+            | ControlMessage::JoinRefused { reason }
+            | ControlMessage::TableRefused { reason, .. }
+            | ControlMessage::EndpointRefused { reason, .. }
+            | ControlMessage::Abort { reason } => within("reason", reason.len(), MAX_REASON),
+            ControlMessage::View(view) => check_view(view, peer, within),
+            ControlMessage::CreateTable { spec, .. } | ControlMessage::TableOpened { spec, .. } => spec
+                .validate()
+                .map_err(|error| Error::protocol(peer, "spec", "a valid table specification", error)),
+            ControlMessage::Peers(peers) => {
+                within("peers", peers.len(), MAX_NODES)?;
+                peers.iter().try_for_each(|p| within("status", p.status.len(), MAX_STATUS))
+            }
+            ControlMessage::OpenEndpoint { transport, address, .. } => {
+                within("transport", transport.len(), MAX_NAME)?;
+                within("endpoint address", address.len(), MAX_ENDPOINT_ADDRESS)
+            }
+            ControlMessage::EndpointOpened { address, .. } => {
+                within("endpoint address", address.len(), MAX_ENDPOINT_ADDRESS)
+            }
+            ControlMessage::Stats { threads, .. } => within("threads", threads.len(), MAX_NODES),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Ranks must be places in the list: whoever indexes by rank may rely on it.
+fn check_view(
+    view: &View,
+    peer: &str,
+    within: impl Fn(&'static str, usize, usize) -> Result<()>,
+) -> Result<()> {
+    within("servers", view.servers.len(), MAX_NODES)?;
+    within("workers", view.workers as usize, MAX_NODES)?;
+    for (place, ServerInfo { rank, address, threads }) in view.servers.iter().enumerate() {
+        if *rank as usize != place {
+            return Err(Error::protocol(peer, "server rank", place.to_string(), rank));
+        }
+        within("address", address.len(), MAX_NAME)?;
+        if *threads == 0 {
+            return Err(Error::protocol(peer, "threads", "at least 1", threads));
+        }
+        within("threads", *threads as usize, MAX_NODES)?;
+    }
+    Ok(())
+}
+
+/// A reason cut to what a message may carry.
+pub fn reason(text: impl Into<String>) -> String {
+    let mut text = text.into();
+    if text.len() > MAX_REASON {
+        text.truncate(super::wire::cut(&text, MAX_REASON - 4).len());
+        text.push_str(" …");
+    }
+    text
+}
+
+/// Encodes the frames of one direction.
+pub struct FrameWriter {
+    key: SessionKey,
+    number: u64,
+}
+
+impl FrameWriter {
+    /// With the handshake's `send_key`.
+    pub fn new(key: SessionKey) -> FrameWriter {
+        FrameWriter { key, number: 0 }
+    }
+
+    /// Appends the message's frame to `out`. Every frame must be sent, in this order. A message that is over its limits is an
+    /// error here and appends nothing.
+    pub fn encode(&mut self, message: &ControlMessage, out: &mut Vec<u8>) -> Result<()> {
+        message.check("this node")?;
+        let start = out.len();
+        out.extend_from_slice(&[0; LENGTH]);
+        let body = postcard::to_stdvec(message)
+            .map_err(|e| Error::Misuse { call: "control frame", reason: e.to_string() })?;
+        if body.len() > MAX_BODY {
+            out.truncate(start);
+            let resource = format!("control frame ({})", message.name());
+            return Err(Error::Limit { resource, limit: MAX_BODY as u64, asked: body.len() as u64 });
+        }
+        out.extend_from_slice(&body);
+        out[start..start + LENGTH].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        let mac = mac(&self.key, self.number, &out[start..]);
+        out.extend_from_slice(mac.as_bytes());
+        self.number += 1;
+        Ok(())
+    }
+}
+
+/// Checks and decodes the frames of one direction.
+pub struct FrameReader {
+    key: SessionKey,
+    number: u64,
+}
+
+impl FrameReader {
+    /// With the handshake's `receive_key`.
+    pub fn new(key: SessionKey) -> FrameReader {
+        FrameReader { key, number: 0 }
+    }
+
+    /// The first frame in `bytes`, if it is all there, and its size. After an error the link must be closed.
+    pub fn decode(&mut self, bytes: &[u8], peer: &str) -> Result<Option<(usize, ControlMessage)>> {
+        let Some((length, _)) = bytes.split_first_chunk::<LENGTH>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > MAX_BODY {
+            return Err(Error::protocol(peer, "frame length", format!("at most {MAX_BODY}"), length));
+        }
+        let Some((frame, rest)) = bytes.split_at_checked(LENGTH + length) else { return Ok(None) };
+        let Some((theirs, _)) = rest.split_first_chunk::<MAC>() else { return Ok(None) };
+        // `blake3::Hash` compares in constant time.
+        if mac(&self.key, self.number, frame) != blake3::Hash::from_bytes(*theirs) {
+            let expected = format!("the MAC of frame {}", self.number);
+            return Err(Error::protocol(peer, "frame MAC", expected, "another"));
+        }
+        self.number += 1;
+        let (message, left) = postcard::take_from_bytes::<ControlMessage>(&frame[LENGTH..])
+            .map_err(|error| Error::protocol(peer, "frame body", "a control message", error))?;
+        if !left.is_empty() {
+            let found = format!("{} bytes behind {}", left.len(), message.name());
+            return Err(Error::protocol(peer, "frame body", "one control message", found));
+        }
+        message.check(peer)?;
+        Ok(Some((LENGTH + length + MAC, message)))
+    }
+}
+
+fn mac(key: &SessionKey, number: u64, frame: &[u8]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    hasher.update(&number.to_le_bytes());
+    hasher.update(frame);
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    fn frame(message: &ControlMessage) -> Vec<u8> {
+        let mut out = Vec::new();
+        FrameWriter::new([7; 32]).encode(message, &mut out).unwrap();
+        out
+    }
+
+    fn field(error: Error) -> &'static str {
+        match error {
+            Error::Protocol { field, .. } => field,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn frames_come_back_in_any_cut() {
+        let messages = [
+            ControlMessage::Keepalive,
+            ControlMessage::OpenTable { request: 3, spec: TableSpec::sparse("w", 4) },
+            ControlMessage::Heartbeat { clock: 9, status: vec![1; MAX_STATUS] },
+            ControlMessage::Stats { request: 1, threads: vec![ThreadStats::default(); 3] },
+        ];
+        let (mut writer, mut bytes) = (FrameWriter::new([7; 32]), Vec::new());
+        messages.iter().for_each(|m| writer.encode(m, &mut bytes).unwrap());
+        let (mut reader, mut at, mut seen) = (FrameReader::new([7; 32]), 0, Vec::new());
+        for end in 0..=bytes.len() {
+            while let Some((used, message)) = reader.decode(&bytes[at..end], "p").unwrap() {
+                at += used;
+                seen.push(message);
+            }
+        }
+        assert_eq!((seen.as_slice(), at), (messages.as_slice(), bytes.len()));
+    }
+
+    #[test]
+    fn golden_frame() {
+        let bytes = frame(&ControlMessage::Barrier { id: 300 });
+        assert_eq!(hex(&bytes), GOLDEN_BARRIER);
+    }
+
+    const GOLDEN_BARRIER: &str =
+        "0300000006ac02a0c959570c590ff92ce83ecf4ff9f3f5fb58454a356e19211d023458fdd0b1d6";
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let good = frame(&ControlMessage::Barrier { id: 300 });
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            // A larger length makes it wait for more, unless it is beyond the limit.
+            let decoded = FrameReader::new([7; 32]).decode(&bad, "p");
+            assert!(!matches!(decoded, Ok(Some(_))), "bit {bit}");
+            assert!(bit < 32 || decoded.is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn replay_reordering_and_reflection_are_found() {
+        let (mut writer, mut one, mut two) = (FrameWriter::new([7; 32]), Vec::new(), Vec::new());
+        writer.encode(&ControlMessage::Finish, &mut one).unwrap();
+        writer.encode(&ControlMessage::Finish, &mut two).unwrap();
+        let mut reader = FrameReader::new([7; 32]);
+        assert_eq!(field(reader.decode(&two, "p").unwrap_err()), "frame MAC");
+        let mut reader = FrameReader::new([7; 32]);
+        reader.decode(&one, "p").unwrap().unwrap();
+        assert_eq!(field(reader.decode(&one, "p").unwrap_err()), "frame MAC");
+        assert_eq!(field(FrameReader::new([8; 32]).decode(&one, "p").unwrap_err()), "frame MAC");
+    }
+
+    #[test]
+    fn over_long_undecodable_and_trailing_bodies_are_refused() {
+        let sealed = |body: &[u8]| {
+            let mut out = (body.len() as u32).to_le_bytes().to_vec();
+            out.extend_from_slice(body);
+            let mac = mac(&[7; 32], 0, &out);
+            out.extend_from_slice(mac.as_bytes());
+            out
+        };
+        let decode = |bytes: &[u8]| FrameReader::new([7; 32]).decode(bytes, "p").unwrap_err();
+        assert_eq!(field(decode(&(MAX_BODY as u32 + 1).to_le_bytes())), "frame length");
+        assert_eq!(field(decode(&sealed(&[200, 1, 2]))), "frame body");
+        assert_eq!(field(decode(&sealed(&[0, 0]))), "frame body");
+        assert_eq!(field(decode(&sealed(&[]))), "frame body");
+        // A list that claims 2^60 entries allocates nothing and is refused.
+        let peers = postcard::to_stdvec(&ControlMessage::Peers(vec![])).unwrap();
+        let huge = [&peers[..1], &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10][..]].concat();
+        assert_eq!(field(decode(&sealed(&huge))), "frame body");
+        let status = ControlMessage::Heartbeat { clock: 0, status: vec![0; MAX_STATUS + 1] };
+        assert_eq!(field(decode(&sealed(&postcard::to_stdvec(&status).unwrap()))), "status");
+    }
+
+    #[test]
+    fn our_own_over_long_messages_are_refused_and_the_link_lives_on() {
+        let (mut writer, mut out) = (FrameWriter::new([7; 32]), Vec::new());
+        let status = vec![0; MAX_STATUS];
+        let peer = PeerStatus { rank: u32::MAX, clock: u64::MAX, status };
+        let error = writer.encode(&ControlMessage::Peers(vec![peer; 20_000]), &mut out).unwrap_err();
+        assert!(matches!(error, Error::Limit { .. }), "{error}");
+        writer.encode(&ControlMessage::Finish, &mut out).unwrap();
+        let (_, message) = FrameReader::new([7; 32]).decode(&out, "p").unwrap().unwrap();
+        assert_eq!(message, ControlMessage::Finish);
+    }
+
+    #[test]
+    fn reasons_fit() {
+        let text = reason("é".repeat(MAX_REASON));
+        assert!(text.len() <= MAX_REASON && text.ends_with(" …"));
+        assert_eq!(reason("short"), "short");
+    }
+
+    #[test]
+    fn a_view_with_misplaced_ranks_is_refused() {
+        let server = ServerInfo { rank: 1, address: "127.0.0.1:1".into(), threads: 1 };
+        let view = View { epoch: 1, servers: vec![server], workers: 1 };
+        assert_eq!(field(ControlMessage::View(view).check("p").unwrap_err()), "server rank");
+    }
+}

@@ -1,0 +1,69 @@
+//! What peers say to each other: the headers of the data path, and (later in this module) the control messages.
+
+pub mod control;
+pub mod handshake;
+mod layout;
+mod reply;
+mod request;
+pub mod secret;
+mod wire;
+
+pub use control::ThreadStats;
+pub use layout::SparseBody;
+pub use reply::{ReplyHeader, ReplyKind};
+pub use request::{RequestHeader, RequestKind};
+
+use crate::error::Malformed;
+
+/// Length of every data-path header in bytes.
+pub const HEADER: usize = 64;
+
+/// Little-endian fields at fixed places of a header. Offsets are constants of the callers, all within 64 bytes.
+struct Fields<'a>(&'a [u8; HEADER]);
+
+impl Fields<'_> {
+    fn u16(&self, at: usize) -> u16 {
+        u16::from_le_bytes([self.0[at], self.0[at + 1]])
+    }
+
+    fn u32(&self, at: usize) -> u32 {
+        u32::from(self.u16(at)) | u32::from(self.u16(at + 2)) << 16
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64::from(self.u32(at)) | u64::from(self.u32(at + 4)) << 32
+    }
+
+    /// The CRC32C over all before it, in the last four bytes.
+    fn check(&self) -> Result<(), Malformed> {
+        let computed = crc32c::crc32c(&self.0[..60]);
+        if computed != self.u32(60) {
+            return Err(Malformed::new(
+                "check",
+                format!("{computed:#010x}"),
+                format!("{:#010x}", self.u32(60)),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Writes little-endian fields and, last, the CRC32C.
+struct Builder([u8; HEADER]);
+
+impl Builder {
+    fn new() -> Builder {
+        Builder([0; HEADER])
+    }
+
+    fn put<const N: usize>(mut self, at: usize, bytes: [u8; N]) -> Builder {
+        self.0[at..at + N].copy_from_slice(&bytes);
+        self
+    }
+
+    fn finish(mut self) -> [u8; HEADER] {
+        let check = crc32c::crc32c(&self.0[..60]);
+        self.0[60..64].copy_from_slice(&check.to_le_bytes());
+        self.0
+    }
+}

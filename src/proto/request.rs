@@ -1,0 +1,189 @@
+//! The header of what a worker writes into a slot of a server thread.
+//!
+//! ```text
+//!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the receive region
+//!  2  version  u8   1                      32  table    u32
+//!  3  kind     u8                          36  bucket   u32  dense only
+//!  4  flags    u16  bit 0: after push      40  epoch    u32  of the View that routed it
+//!  6  zero     u16                         44  first    u32  dense: element in the bucket; sparse: directory entries
+//!  8  sequence u64  per endpoint, from 0   48  count    u32  elements (dense) or keys (sparse)
+//! 16  clock    u64  the worker's           52  length   u32  body bytes
+//!                                          56  tag      u32  comes back in the reply
+//!                                          60  check    u32  CRC32C of bytes 0..60
+//! ```
+
+use super::{Builder, Fields, HEADER};
+use crate::error::Malformed;
+
+const MAGIC: u16 = 0x4C57;
+const VERSION: u8 = 1;
+const AFTER_PUSH: u16 = 1;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestKind {
+    /// Add the body's values.
+    Push,
+    /// Write the values into the receive region.
+    Pull,
+    /// The worker ended `clock`.
+    Mark,
+    /// The worker pushes nothing from `clock` on.
+    Finish,
+}
+
+/// A request's header, decoded from a private copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestHeader {
+    /// What is asked for.
+    pub kind: RequestKind,
+    /// A pull that must see the pushes of its own clock too.
+    pub after_push: bool,
+    /// Counts the requests of one endpoint.
+    pub sequence: u64,
+    /// The worker's clock.
+    pub clock: u64,
+    /// Pull: byte offset in the receive region.
+    pub argument: u64,
+    /// Which table.
+    pub table: u32,
+    /// Which bucket (dense).
+    pub bucket: u32,
+    /// The View's epoch.
+    pub epoch: u32,
+    /// Dense: first element within the bucket. Sparse: entries of the directory.
+    pub first: u32,
+    /// Elements or keys.
+    pub count: u32,
+    /// Body bytes.
+    pub length: u32,
+    /// Comes back in the reply.
+    pub tag: u32,
+}
+
+impl RequestHeader {
+    /// The 64 bytes drawn above.
+    pub fn encode(&self) -> [u8; HEADER] {
+        let kind = match self.kind {
+            RequestKind::Push => 1u8,
+            RequestKind::Pull => 2,
+            RequestKind::Mark => 3,
+            RequestKind::Finish => 4,
+        };
+        Builder::new()
+            .put(0, MAGIC.to_le_bytes())
+            .put(2, [VERSION, kind])
+            .put(4, (if self.after_push { AFTER_PUSH } else { 0 }).to_le_bytes())
+            .put(8, self.sequence.to_le_bytes())
+            .put(16, self.clock.to_le_bytes())
+            .put(24, self.argument.to_le_bytes())
+            .put(32, self.table.to_le_bytes())
+            .put(36, self.bucket.to_le_bytes())
+            .put(40, self.epoch.to_le_bytes())
+            .put(44, self.first.to_le_bytes())
+            .put(48, self.count.to_le_bytes())
+            .put(52, self.length.to_le_bytes())
+            .put(56, self.tag.to_le_bytes())
+            .finish()
+    }
+
+    /// The inverse of [`RequestHeader::encode`].
+    pub fn decode(bytes: &[u8; HEADER]) -> Result<RequestHeader, Malformed> {
+        let fields = Fields(bytes);
+        if fields.u16(0) != MAGIC {
+            return Err(Malformed::new("magic", format!("{MAGIC:#06x}"), format!("{:#06x}", fields.u16(0))));
+        }
+        if bytes[2] != VERSION {
+            return Err(Malformed::new("version", VERSION.to_string(), bytes[2]));
+        }
+        fields.check()?;
+        let kind = match bytes[3] {
+            1 => RequestKind::Push,
+            2 => RequestKind::Pull,
+            3 => RequestKind::Mark,
+            4 => RequestKind::Finish,
+            other => return Err(Malformed::new("kind", "1 to 4", other)),
+        };
+        if fields.u16(4) & !AFTER_PUSH != 0 || fields.u16(6) != 0 {
+            return Err(Malformed::new("flags", "only known flags", format!("{:#06x}", fields.u16(4))));
+        }
+        Ok(RequestHeader {
+            kind,
+            after_push: fields.u16(4) & AFTER_PUSH != 0,
+            sequence: fields.u64(8),
+            clock: fields.u64(16),
+            argument: fields.u64(24),
+            table: fields.u32(32),
+            bucket: fields.u32(36),
+            epoch: fields.u32(40),
+            first: fields.u32(44),
+            count: fields.u32(48),
+            length: fields.u32(52),
+            tag: fields.u32(56),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn example() -> RequestHeader {
+        RequestHeader {
+            kind: RequestKind::Pull,
+            after_push: true,
+            sequence: 0x0102_0304_0506_0708,
+            clock: 9,
+            argument: 4096,
+            table: 3,
+            bucket: 17,
+            epoch: 1,
+            first: 5,
+            count: 6,
+            length: 24,
+            tag: 0xDEAD_BEEF,
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let hex: String = example().encode().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "574c010201000000080706050403020109000000000000000010000000000000\
+             030000001100000001000000050000000600000018000000efbeaddeba7b685f"
+        );
+        assert_eq!(RequestHeader::decode(&example().encode()), Ok(example()));
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let mut bytes = example().encode();
+        bytes[2] = 2;
+        assert_eq!(RequestHeader::decode(&bytes).unwrap_err().field, "version");
+        let mut bytes = example().encode();
+        bytes[16] ^= 1;
+        assert_eq!(RequestHeader::decode(&bytes).unwrap_err().field, "check");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(mut bytes in proptest::array::uniform32(any::<u8>())
+            .prop_flat_map(|a| proptest::array::uniform32(any::<u8>()).prop_map(move |b| {
+                let mut all = [0u8; HEADER];
+                all[..32].copy_from_slice(&a);
+                all[32..].copy_from_slice(&b);
+                all
+            })), mend in any::<bool>()) {
+            if mend {
+                bytes[..3].copy_from_slice(&[0x57, 0x4C, 1]);
+                let check = crc32c::crc32c(&bytes[..60]);
+                bytes[60..].copy_from_slice(&check.to_le_bytes());
+            }
+            if let Ok(header) = RequestHeader::decode(&bytes) {
+                prop_assert_eq!(header.encode(), bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! A server's control thread: speaks with the Coordinator and with the workers, and hands work to the reactors.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::Receiver;
+use tracing::{debug, info};
+
+use super::ServerThread;
+use super::reactor::{Command, OpenRequest, Report};
+use crate::control::{Event, Hub, LinkId};
+use crate::error::{Error, Result};
+use crate::mem::RemoteRegion;
+use crate::proto::control::{ControlMessage, RegionBytes};
+use crate::proto::handshake::derive_endpoint_key;
+use crate::proto::{HEADER, ThreadStats};
+use crate::transport::SessionKey;
+use crate::types::{Identity, Rank, Role, TableId, View};
+
+/// How long the links may take to close at the end.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest reply ring that a worker may have.
+const RING_LIMIT: u32 = 1 << 16;
+
+pub struct Control {
+    hub: Hub,
+    coordinator: LinkId,
+    rank: Option<Rank>,
+    address: SocketAddr,
+    threads: Vec<ServerThread>,
+    reports: Receiver<(u32, Report)>,
+    stopping: Arc<AtomicBool>,
+    view: Option<View>,
+    workers: HashMap<LinkId, Worker>,
+    /// Threads that have not made the table yet.
+    tables: HashMap<TableId, usize>,
+    next_token: u64,
+    asked: HashMap<u64, Asked>,
+}
+
+struct Worker {
+    rank: Rank,
+    name: String,
+    export: SessionKey,
+}
+
+/// Something that reactors were asked for on behalf of a link.
+struct Asked {
+    link: LinkId,
+    request: u32,
+    stats: Vec<ThreadStats>,
+}
+
+impl Control {
+    pub fn new(
+        hub: Hub,
+        coordinator: LinkId,
+        rank: Option<Rank>,
+        address: SocketAddr,
+        threads: Vec<ServerThread>,
+        reports: Receiver<(u32, Report)>,
+        stopping: Arc<AtomicBool>,
+    ) -> Control {
+        Control {
+            hub,
+            coordinator,
+            rank,
+            address,
+            threads,
+            reports,
+            stopping,
+            view: None,
+            workers: HashMap::new(),
+            tables: HashMap::new(),
+            next_token: 0,
+            asked: HashMap::new(),
+        }
+    }
+
+    /// Until the job has ended. The reactors end with it.
+    pub fn run(mut self) -> Result<()> {
+        let outcome = self.serve();
+        if let Err(error) = &outcome {
+            // So that the others hear the reason, and not just that a link closed.
+            let reason = format!("server {}: {error}", self.rank.map_or("?".to_owned(), |r| r.to_string()));
+            let _ = self.hub.send(self.coordinator, &ControlMessage::Abort { reason });
+        }
+        self.threads.clear();
+        self.hub.shut_down(PATIENCE)?;
+        outcome
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let mut events = Vec::new();
+        loop {
+            self.hub.poll(&mut events, Duration::from_secs(1))?;
+            for event in events.drain(..) {
+                if self.on_event(event)? {
+                    return Ok(());
+                }
+            }
+            while let Ok((thread, report)) = self.reports.try_recv() {
+                self.on_report(thread, report)?;
+            }
+            if self.stopping.load(Ordering::Acquire) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// True when the job has ended.
+    fn on_event(&mut self, event: Event) -> Result<bool> {
+        match event {
+            Event::Up { link, .. } if link == self.coordinator => {
+                let join = ControlMessage::Join {
+                    role: Role::Server,
+                    rank: self.rank,
+                    workers: None,
+                    address: Some(self.address.to_string()),
+                    threads: self.threads.len() as u32,
+                };
+                self.hub.send(link, &join)?;
+            }
+            Event::Up { link, peer, address, export } => self.welcome(link, &peer, address, export),
+            Event::Message { link, message } if link == self.coordinator => {
+                return self.from_coordinator(message);
+            }
+            Event::Message { link, message } => self.from_worker(link, message)?,
+            Event::Down { link, reason, .. } if link == self.coordinator => return Err(reason),
+            Event::Down { link, reason, .. } => {
+                if let Some(worker) = self.workers.remove(&link) {
+                    debug!("{}: {reason}", worker.name);
+                    self.tell_all(|| Command::Lost(worker.rank))?;
+                }
+            }
+            Event::Refused { .. } => {} // the hub has said so
+        }
+        Ok(false)
+    }
+
+    fn welcome(&mut self, link: LinkId, peer: &Identity, address: SocketAddr, export: SessionKey) {
+        match (peer.role, peer.rank) {
+            (Role::Worker, Some(rank)) => {
+                let name = format!("{peer} at {address}");
+                self.workers.insert(link, Worker { rank, name, export });
+            }
+            _ => self.hub.close(link),
+        }
+    }
+
+    fn from_coordinator(&mut self, message: ControlMessage) -> Result<bool> {
+        match message {
+            ControlMessage::Joined { rank } => {
+                self.rank = Some(rank);
+                self.hub.set_rank(rank);
+            }
+            ControlMessage::JoinRefused { reason } => {
+                return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });
+            }
+            ControlMessage::View(view) => {
+                info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);
+                let server = self.rank.unwrap_or(0);
+                self.tell_all(|| Command::Begin(server, view.clone()))?;
+                self.view = Some(view);
+            }
+            ControlMessage::CreateTable { table, spec } => {
+                self.tables.insert(table, self.threads.len());
+                self.tell_all(|| Command::CreateTable(table, spec.clone()))?;
+            }
+            ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
+            ControlMessage::Shutdown => return Ok(true),
+            _ => {}
+        }
+        Ok(false)
+    }
+
+    fn tell_all(&self, command: impl Fn() -> Command) -> Result<()> {
+        for (number, thread) in self.threads.iter().enumerate() {
+            if !thread.tell(command()) {
+                return Err(Error::Aborted { reason: format!("thread {number} is gone or does not keep up") });
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.rank.map_or("?".to_owned(), |r| r.to_string())
+    }
+
+    fn from_worker(&mut self, link: LinkId, message: ControlMessage) -> Result<()> {
+        match message {
+            ControlMessage::OpenEndpoint {
+                request,
+                thread,
+                transport,
+                address,
+                ring,
+                ring_entries,
+                receive,
+            } => {
+                let wish = self.wish(link, thread, &transport, address, (ring, ring_entries), receive);
+                let asked = wish.and_then(|wish| {
+                    let token = self.ask(link, request);
+                    let command = Command::Open(Box::new(OpenRequest { token, ..wish }));
+                    let told = self.threads[thread as usize].tell(command);
+                    if told { Ok(()) } else { Err("the server thread is busy or gone".to_owned()) }
+                });
+                if let Err(reason) = asked {
+                    self.say(link, &ControlMessage::EndpointRefused { request, reason });
+                }
+            }
+            ControlMessage::StatsQuery { request } => {
+                let token = self.ask(link, request);
+                self.tell_all(|| Command::Stats(token))?;
+            }
+            _ => {
+                // Nothing else is a worker's to say here.
+                self.hub.close(link);
+                self.workers.remove(&link);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a worker asks for, checked; the error is the reason of the refusal.
+    fn wish(
+        &mut self,
+        link: LinkId,
+        thread: u32,
+        transport: &str,
+        address: Vec<u8>,
+        (ring, ring_entries): (RegionBytes, u32),
+        receive: RegionBytes,
+    ) -> std::result::Result<OpenRequest, String> {
+        let worker = self.workers.get(&link).ok_or("not a worker of this job")?;
+        if thread as usize >= self.threads.len() {
+            return Err(format!("thread {thread}: there are {}", self.threads.len()));
+        }
+        let ours = self.threads[thread as usize].transport;
+        if transport != ours {
+            return Err(format!("transport {transport}: this server is reached by {ours}"));
+        }
+        let ring = RemoteRegion::decode(&ring).ok_or("the reply ring's region is malformed")?;
+        let receive = RemoteRegion::decode(&receive).ok_or("the receive memory's region is malformed")?;
+        if !(4..=RING_LIMIT).contains(&ring_entries)
+            || !ring.contains(0, u64::from(ring_entries) * HEADER as u64)
+        {
+            return Err(format!("a reply ring of {ring_entries} entries in {} bytes", ring.length));
+        }
+        Ok(OpenRequest {
+            token: 0,
+            rank: worker.rank,
+            peer: worker.name.clone(),
+            address,
+            key: derive_endpoint_key(&worker.export, "data", &[thread]),
+            ring,
+            ring_entries,
+            receive,
+        })
+    }
+
+    fn ask(&mut self, link: LinkId, request: u32) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.asked.insert(token, Asked { link, request, stats: Vec::new() });
+        token
+    }
+
+    fn on_report(&mut self, thread: u32, report: Report) -> Result<()> {
+        match report {
+            Report::TableCreated(table, Ok(())) => {
+                let left = self.tables.entry(table).or_insert(1);
+                *left -= 1;
+                if *left == 0 {
+                    self.tables.remove(&table);
+                    self.hub.send(self.coordinator, &ControlMessage::TableReady { table })?;
+                }
+            }
+            Report::TableCreated(table, Err(error)) => {
+                let failed = ControlMessage::TableFailed { table, reason: error.to_string() };
+                self.hub.send(self.coordinator, &failed)?;
+            }
+            Report::Opened(token, outcome) => {
+                let Some(Asked { link, request, .. }) = self.asked.remove(&token) else { return Ok(()) };
+                let answer = match outcome {
+                    Ok(opened) => ControlMessage::EndpointOpened {
+                        request,
+                        address: opened.address,
+                        slots: opened.slots.encode(),
+                        slot_count: opened.slot_count,
+                        slot_bytes: opened.slot_bytes,
+                        pull_credits: opened.pull_credits,
+                    },
+                    Err(error) => ControlMessage::EndpointRefused { request, reason: error.to_string() },
+                };
+                self.say(link, &answer);
+            }
+            Report::Stats(token, stats) => {
+                let threads = self.threads.len();
+                let Some(asked) = self.asked.get_mut(&token) else { return Ok(()) };
+                asked.stats.push(stats);
+                if asked.stats.len() == threads
+                    && let Some(Asked { link, request, stats }) = self.asked.remove(&token)
+                {
+                    self.say(link, &ControlMessage::Stats { request, threads: stats });
+                }
+            }
+            Report::Failed(error) => {
+                return Err(Error::Aborted { reason: format!("thread {thread} failed: {error}") });
+            }
+        }
+        Ok(())
+    }
+
+    /// A worker that can't be told is about to be reported down.
+    fn say(&mut self, link: LinkId, message: &ControlMessage) {
+        if let Err(error) = self.hub.send(link, message) {
+            debug!("{error}");
+        }
+    }
+}

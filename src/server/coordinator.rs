@@ -1,0 +1,194 @@
+//! The Coordinator as a process: the state machine of [`crate::cluster::coordinator`] on a control hub.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::cluster::coordinator::{Coordinator, CoordinatorConfig, Input, Output, State};
+use crate::control::{Event, Hub, HubConfig, HubWaker, Limits, LinkId};
+use crate::error::{Error, Result};
+use crate::proto::secret::Secret;
+use crate::time::{SystemTime, TimeSource};
+use crate::types::{Identity, Role};
+
+/// How long the last words may take to reach everybody.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// A poll without a deadline still ends now and then; nothing depends on it.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// What a Coordinator needs.
+#[derive(Debug, Clone)]
+pub struct CoordinatorServerConfig {
+    /// Where to listen; 127.0.0.1 by default.
+    pub ip: IpAddr,
+    /// The first free port of these; without them the system chooses.
+    pub ports: Option<RangeInclusive<u16>>,
+    /// The job's secret.
+    pub secret: Secret,
+    /// The job's name.
+    pub job: String,
+    /// Host name and process id, for messages.
+    pub process: String,
+    /// What the job is to look like.
+    pub cluster: CoordinatorConfig,
+    /// What its control hub keeps to.
+    pub limits: Limits,
+}
+
+impl CoordinatorServerConfig {
+    /// On 127.0.0.1, at a port that the system chooses.
+    pub fn new(secret: Secret, job: &str, servers: u32, workers: Option<u32>) -> CoordinatorServerConfig {
+        CoordinatorServerConfig {
+            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ports: None,
+            secret,
+            job: job.to_owned(),
+            process: format!("pid {}", std::process::id()),
+            cluster: CoordinatorConfig::new(servers, workers),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How a job went that ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Number of servers.
+    pub servers: u32,
+    /// Number of workers.
+    pub workers: u32,
+    /// Number of tables.
+    pub tables: usize,
+}
+
+/// Ends a running Coordinator from another thread.
+#[derive(Debug, Clone)]
+pub struct StopHandle {
+    stop: Arc<AtomicBool>,
+    waker: HubWaker,
+}
+
+impl StopHandle {
+    /// Aborts the job, if it still runs. May be called again.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Err(error) = self.waker.wake() {
+            tracing::warn!("coordinator: {error}");
+        }
+    }
+}
+
+/// A bound Coordinator, see [`CoordinatorServer::run`].
+pub struct CoordinatorServer {
+    hub: Hub,
+    core: Coordinator,
+    address: SocketAddr,
+    servers: u32,
+    stop: Arc<AtomicBool>,
+    clock: SystemTime,
+}
+
+impl CoordinatorServer {
+    /// Listens; nodes may dial from now on.
+    pub fn bind(config: CoordinatorServerConfig) -> Result<CoordinatorServer> {
+        let servers = config.cluster.servers;
+        let core = Coordinator::new(config.cluster)?;
+        let incarnation = getrandom::u64()
+            .map_err(|e| Error::io("getrandom", "incarnation", std::io::Error::other(e.to_string())))?;
+        let identity = Identity { role: Role::Coordinator, rank: None, incarnation, process: config.process };
+        let mut hub_config = HubConfig::new(config.secret, &config.job, identity);
+        hub_config.limits = config.limits;
+        let mut hub = Hub::new(hub_config)?;
+        let address = hub.listen(config.ip, config.ports)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        Ok(CoordinatorServer { hub, core, address, servers, stop, clock: SystemTime })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A handle that ends [`CoordinatorServer::run`].
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle { stop: self.stop.clone(), waker: self.hub.waker() }
+    }
+
+    /// Serves until the job is over: Ok when all workers have finished, [`Error::Aborted`] when a node was lost or gave up, or
+    /// when it was stopped. Either way everybody has been told, as far as they could be reached.
+    pub fn run(mut self) -> Result<Outcome> {
+        let mut events = Vec::new();
+        let mut out = Vec::new();
+        loop {
+            let now = self.clock.now();
+            let patience = self.core.next_deadline().map_or(IDLE, |at| at.saturating_duration_since(now));
+            self.hub.poll(&mut events, patience)?;
+            for event in events.drain(..) {
+                self.take(event, &mut out);
+            }
+            if self.stop.load(Ordering::Acquire) {
+                self.core.abort("the coordinator was stopped", &mut out);
+            }
+            self.core.tick(self.clock.now(), &mut out);
+            self.apply(&mut out);
+            match self.core.state() {
+                State::Failed(reason) => {
+                    let reason = reason.clone();
+                    self.hub.shut_down(FAREWELL)?;
+                    return Err(Error::Aborted { reason });
+                }
+                State::Done => {
+                    let workers = self.core.workers().unwrap_or(0);
+                    let outcome = Outcome { servers: self.servers, workers, tables: self.core.tables() };
+                    self.hub.shut_down(FAREWELL)?;
+                    return Ok(outcome);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event, out: &mut Vec<Output>) {
+        let (link, input) = match event {
+            Event::Up { link, peer, address, .. } => (link, Input::Up { peer, address }),
+            Event::Message { link, message } => (link, Input::Message(message)),
+            Event::Down { link, reason, .. } => (link, Input::Down { reason: bare(reason) }),
+            // The hub has logged it; the job goes on.
+            Event::Refused { .. } => return,
+        };
+        self.core.handle(link.0, input, self.clock.now(), out);
+        self.apply(out);
+    }
+
+    /// Does what the state machine says. A node that can't be reached is lost, which makes it say more.
+    fn apply(&mut self, out: &mut Vec<Output>) {
+        let mut todo: VecDeque<Output> = out.drain(..).collect();
+        while let Some(output) = todo.pop_front() {
+            match output {
+                Output::Send { link, message } => {
+                    if let Err(error) = self.hub.send(LinkId(link), &message) {
+                        self.hub.close(LinkId(link));
+                        let input = Input::Down { reason: bare(error) };
+                        self.core.handle(link, input, self.clock.now(), out);
+                        todo.extend(out.drain(..));
+                    }
+                }
+                Output::Close { link, reason } => {
+                    tracing::warn!("coordinator: {reason}");
+                    self.hub.close(LinkId(link));
+                }
+            }
+        }
+    }
+}
+
+/// The reason alone where the peer is named anyway.
+fn bare(error: Error) -> String {
+    match error {
+        Error::PeerLost { reason, .. } => reason,
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,433 @@
+//! What a server thread does with a request: copy the header out, validate, pass the gate, touch the shard, reply.
+//!
+//! A slot belongs to the worker while it is free, and to this thread from the completion that announced it until the
+//! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
+
+use std::sync::Arc;
+
+use super::link::Link;
+use crate::cluster::{Gate, OutOfOrder, Verdict};
+use crate::error::{Error, Malformed, Result};
+use crate::mem::{Arena, Floats, Pool, RegionId};
+use crate::proto::{HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind, SparseBody, ThreadStats};
+use crate::store::{Applied, DensePiece, Shard, SparsePiece};
+use crate::transport::{Payload, Refusal, Transport, Write};
+use crate::types::{DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View};
+
+/// The most slots that one worker gets of one thread: one bit each in a reply's `freed`.
+pub const MAX_SLOTS: usize = 64;
+
+/// A push that waits in its slot for the gate.
+#[derive(Debug)]
+pub struct Held {
+    slot: u32,
+    header: RequestHeader,
+}
+
+/// A pull that waits for its clock or for room; its keys are a private copy.
+pub struct Waiting {
+    header: RequestHeader,
+    /// How many clocks must have closed.
+    needed: u64,
+    directory: Vec<DirectoryEntry>,
+    keys: Vec<Key>,
+}
+
+/// The memory that workers write their requests into: for each rank `slots` slots of `slot_bytes`.
+#[derive(Debug, Clone)]
+pub struct Staging {
+    /// All slots of one server thread.
+    pub arena: Arc<Arena>,
+    /// As the transport knows it.
+    pub region: RegionId,
+    /// Slots of one worker.
+    pub slots: usize,
+    /// Header + payload, a multiple of 64.
+    pub slot_bytes: usize,
+}
+
+impl Staging {
+    /// The first byte of a worker's slots, and their length.
+    pub fn slice_of(&self, rank: Rank) -> (usize, usize) {
+        let length = self.slots * self.slot_bytes;
+        (rank as usize * length, length)
+    }
+
+    fn slot_at(&self, rank: Rank, slot: u32) -> usize {
+        self.slice_of(rank).0 + slot as usize * self.slot_bytes
+    }
+}
+
+/// The state of one server thread, without its transport.
+pub struct Core {
+    id: ShardId,
+    view: View,
+    shard: Shard,
+    gate: Gate<Held>,
+    /// By rank.
+    links: Vec<Option<Link>>,
+    staging: Staging,
+    replies: Pool,
+    pull_credits: usize,
+    stats: ThreadStats,
+    verdicts: Vec<Verdict<Held>>,
+    applied: Vec<Applied>,
+    directory: Vec<DirectoryEntry>,
+    keys: Vec<Key>,
+    gathered: Vec<f32>,
+}
+
+impl Core {
+    /// A thread's state at the beginning of a job.
+    pub fn new(
+        id: ShardId,
+        view: View,
+        shard: Shard,
+        staging: Staging,
+        replies: Pool,
+        pull_credits: usize,
+    ) -> Core {
+        Core {
+            id,
+            gate: Gate::new(view.workers),
+            links: (0..view.workers).map(|_| None).collect(),
+            view,
+            shard,
+            staging,
+            replies,
+            pull_credits,
+            stats: ThreadStats::default(),
+            verdicts: Vec::new(),
+            applied: Vec::new(),
+            directory: Vec::new(),
+            keys: Vec::new(),
+            gathered: Vec::new(),
+        }
+    }
+
+    /// Makes this shard's part of a table.
+    pub fn create_table(&mut self, id: TableId, spec: &TableSpec) -> Result<()> {
+        let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
+        self.shard.create_table(id, spec, &buckets)
+    }
+
+    /// A worker's slots.
+    pub fn staging(&self) -> &Staging {
+        &self.staging
+    }
+
+    /// Whether `rank` is a worker of this job without an endpoint here.
+    pub fn expects(&self, rank: Rank) -> bool {
+        self.links.get(rank as usize).is_some_and(Option::is_none)
+    }
+
+    /// A worker's endpoint is open.
+    pub fn attach(&mut self, rank: Rank, link: Link) {
+        self.links[rank as usize] = Some(link);
+    }
+
+    /// A worker's endpoint is gone. What it pushed in whole stays; a job that needs more of it is ended by the Coordinator.
+    pub fn detach(&mut self, rank: Rank) {
+        self.links[rank as usize] = None;
+    }
+
+    /// The name of a worker, for messages.
+    pub fn peer(&self, rank: Rank) -> &str {
+        self.links[rank as usize].as_ref().map_or("a worker without endpoint", |l| &l.peer)
+    }
+
+    /// The figures so far.
+    pub fn stats(&self) -> ThreadStats {
+        ThreadStats {
+            parameter_bytes: self.shard.parameter_bytes(),
+            max_clock_lag: self.gate.max_lag(),
+            ..self.stats
+        }
+    }
+
+    /// A message came outside the slots: the worker says how much of its ring it has read.
+    pub fn message(&mut self, rank: Rank, bytes: &[u8]) -> Result<()> {
+        let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };
+        let read: [u8; 8] = bytes.try_into().map_err(|_| {
+            Error::protocol(
+                &link.peer,
+                "message",
+                "a ring credit of 8 bytes",
+                format!("{} bytes", bytes.len()),
+            )
+        })?;
+        link.acknowledged(u64::from_le_bytes(read))
+    }
+
+    /// A worker filled a slot. An error is the worker's fault: its endpoint has to be closed.
+    pub fn request(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
+        let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };
+        let header = self.staging.header(rank, slot, length).map_err(|m| m.by(&link.peer))?;
+        if header.sequence != link.next_sequence {
+            let expected = link.next_sequence.to_string();
+            return Err(Error::protocol(&link.peer, "sequence", expected, header.sequence));
+        }
+        link.next_sequence += 1;
+        if header.epoch != self.view.epoch {
+            return Err(Error::protocol(&link.peer, "epoch", self.view.epoch.to_string(), header.epoch));
+        }
+        self.verdicts.clear();
+        let outcome = match header.kind {
+            RequestKind::Push => self.push(rank, slot, header),
+            RequestKind::Pull => self.pull(rank, slot, header),
+            RequestKind::Mark | RequestKind::Finish => {
+                let mut verdicts = std::mem::take(&mut self.verdicts);
+                let passed = match header.kind {
+                    RequestKind::Mark => self.gate.mark(rank, header.clock, &mut verdicts),
+                    _ => self.gate.finish(rank, header.clock, &mut verdicts),
+                };
+                self.verdicts = verdicts;
+                self.free(rank, slot);
+                passed.map_err(|e| out_of_order(e, header.clock))
+            }
+        };
+        outcome.map_err(|m| m.by(self.peer(rank)))?;
+        self.obey()
+    }
+
+    fn push(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+        self.stats.pushes += 1;
+        self.stats.pushed_bytes += u64::from(header.length);
+        let consistency = self.shard.consistency(header.table);
+        let consistency =
+            consistency.ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        if header.clock != self.gate.clock_of(rank) {
+            return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
+        }
+        if consistency.folds_by_rank() {
+            self.gate
+                .push(rank, header.clock, Held { slot, header }, &mut self.verdicts)
+                .map_err(|e| out_of_order(e, header.clock))
+        } else {
+            self.take(rank, slot, header)
+        }
+    }
+
+    /// Gives a push to the shard, and its slot back.
+    fn take(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+        self.applied.clear();
+        let body_at = self.staging.slot_at(rank, slot) + HEADER;
+        let spec = self
+            .shard
+            .spec(header.table)
+            .ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        match spec.kind {
+            TableKind::Dense { .. } => {
+                if u64::from(header.length) != u64::from(header.count) * 4 {
+                    return Err(Malformed::new("length", format!("4 × {}", header.count), header.length));
+                }
+                let values = Floats::in_arena(&self.staging.arena, body_at, header.count as usize);
+                let piece = DensePiece { bucket: header.bucket, first: header.first, values };
+                self.shard.push_dense(header.table, piece, &mut self.applied)?;
+            }
+            TableKind::Sparse { dim, .. } => {
+                let body = SparseBody::announced(&header, dim)?;
+                self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
+                let values = body.keys * body.dim;
+                let values = Floats::in_arena(&self.staging.arena, body_at + body.values_at(), values);
+                let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
+                self.shard.push_sparse(header.table, piece, &mut self.applied)?;
+            }
+        }
+        self.free(rank, slot);
+        Ok(())
+    }
+
+    fn pull(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+        let spec = self
+            .shard
+            .spec(header.table)
+            .ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
+        let floats = u64::from(header.count) * u64::from(spec.width());
+        let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
+        let dense = matches!(spec.kind, TableKind::Dense { .. });
+        if floats * 4 > self.replies.largest() as u64 {
+            return Err(Malformed::new(
+                "count",
+                format!("at most {} bytes", self.replies.largest()),
+                floats * 4,
+            ));
+        }
+        let mut waiting = Waiting { header, needed, directory: Vec::new(), keys: Vec::new() };
+        if dense {
+            self.shard.read_dense(header.table, header.bucket, header.first, header.count)?;
+        } else {
+            let body = SparseBody::announced(&header, 0)?;
+            let body_at = self.staging.slot_at(rank, slot) + HEADER;
+            self.staging.keys(body_at, &body, &mut waiting.directory, &mut waiting.keys);
+            self.shard.check_pull(header.table, &waiting.piece())?;
+        }
+        self.free(rank, slot);
+        if let Some(link) = &mut self.links[rank as usize] {
+            if !link.receive.contains(header.argument, floats * 4) {
+                return Err(Malformed::new("argument", "a place in the receive region", header.argument));
+            }
+            if link.waiting.len() >= self.pull_credits {
+                return Err(Malformed::new(
+                    "pull",
+                    format!("at most {} outstanding", self.pull_credits),
+                    "one more",
+                ));
+            }
+            link.waiting.push_back(waiting);
+        }
+        Ok(())
+    }
+
+    /// Does what the gate said.
+    fn obey(&mut self) -> Result<()> {
+        let mut verdicts = std::mem::take(&mut self.verdicts);
+        let mut outcome = Ok(());
+        for verdict in verdicts.drain(..) {
+            match verdict {
+                Verdict::Fold(rank, held) => {
+                    // A piece that does not fit is dropped whole; its worker is named, and the job ends.
+                    if let Err(malformed) = self.take(rank, held.slot, held.header) {
+                        outcome = Err(malformed.by(self.peer(rank)));
+                    }
+                }
+                Verdict::Close { expected, .. } => {
+                    self.applied.clear();
+                    self.shard.close(expected, &mut self.applied);
+                    self.links.iter_mut().flatten().for_each(Link::clock_closed);
+                }
+            }
+        }
+        self.verdicts = verdicts;
+        outcome
+    }
+
+    fn free(&mut self, rank: Rank, slot: u32) {
+        if let Some(link) = &mut self.links[rank as usize] {
+            link.free(slot);
+        }
+    }
+
+    /// Answers the pulls that can be answered and announces credit. Gives the ranks whose endpoints failed.
+    pub fn settle(&mut self, transport: &mut dyn Transport, failed: &mut Vec<(Rank, Error)>) {
+        for rank in 0..self.links.len() {
+            if let Err(error) = self.settle_one(rank, transport) {
+                failed.push((rank as Rank, error));
+            }
+        }
+    }
+
+    fn settle_one(&mut self, rank: usize, transport: &mut dyn Transport) -> Result<()> {
+        let closed = self.gate.closed();
+        let mut i = 0;
+        while let Some(link) = &mut self.links[rank] {
+            if !link.has_room() || i >= link.waiting.len() {
+                break;
+            }
+            if link.waiting[i].needed > closed {
+                i += 1;
+                continue;
+            }
+            let Some(waiting) = link.waiting.remove(i) else { break };
+            if !self.answer(rank, &waiting, transport)? {
+                if let Some(link) = &mut self.links[rank] {
+                    link.waiting.insert(i, waiting);
+                }
+                break;
+            }
+        }
+        match &mut self.links[rank] {
+            Some(link) => link.settle(closed, self.view.epoch, transport),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies the values into a reply buffer and writes it, then the header. False when there is no room yet.
+    fn answer(&mut self, rank: usize, waiting: &Waiting, transport: &mut dyn Transport) -> Result<bool> {
+        let header = &waiting.header;
+        let Some(link) = &mut self.links[rank] else { return Ok(true) };
+        let (values, version) = if waiting.keys.is_empty() {
+            let reading = self.shard.read_dense(header.table, header.bucket, header.first, header.count);
+            let reading = reading.map_err(|m| m.by(&link.peer))?;
+            (reading.values, reading.version)
+        } else {
+            let version = self.shard.gather(header.table, &waiting.piece(), &mut self.gathered);
+            (&self.gathered[..], version)
+        };
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let Some(mut buf) = self.replies.lease(bytes.len()) else { return Ok(false) };
+        buf.copy_in(0, bytes);
+        let count = values.len() as u32;
+        let write = Write {
+            header: None,
+            body: Some(Payload::Owned(buf)),
+            remote: link.receive,
+            offset: header.argument,
+            imm: None,
+            context: None,
+        };
+        match transport.write(link.endpoint, write) {
+            Ok(()) => {}
+            Err(rejected) if rejected.refusal == Refusal::Full => return Ok(false),
+            Err(rejected) => {
+                return Err(Error::PeerLost {
+                    peer: link.peer.clone(),
+                    reason: rejected.refusal.to_string(),
+                });
+            }
+        }
+        self.stats.pulls += 1;
+        self.stats.pulled_bytes += u64::from(count) * 4;
+        let reply = ReplyHeader {
+            kind: ReplyKind::Pulled,
+            sequence: 0,
+            closed: self.gate.closed(),
+            version,
+            freed: 0,
+            epoch: self.view.epoch,
+            count,
+            tag: header.tag,
+        };
+        link.reply(reply, transport)?;
+        Ok(true)
+    }
+}
+
+impl Waiting {
+    fn piece(&self) -> SparsePiece<'_> {
+        SparsePiece { directory: &self.directory, keys: &self.keys, values: Floats::from(&[][..]) }
+    }
+}
+
+impl Staging {
+    /// A private copy of the header in a slot that was filled with `length` bytes, decoded.
+    fn header(&self, rank: Rank, slot: u32, length: u32) -> Result<RequestHeader, Malformed> {
+        if slot as usize >= self.slots {
+            return Err(Malformed::new("slot", format!("0 to {}", self.slots - 1), slot));
+        }
+        let mut bytes = [0u8; HEADER];
+        self.arena.copy_out(self.slot_at(rank, slot), &mut bytes);
+        let header = RequestHeader::decode(&bytes)?;
+        if u64::from(header.length) + HEADER as u64 != u64::from(length) || length as usize > self.slot_bytes
+        {
+            let expected = format!("{} as the slot was filled", i64::from(length) - HEADER as i64);
+            return Err(Malformed::new("length", expected, header.length));
+        }
+        Ok(header)
+    }
+
+    /// Private copies of a sparse body's directory and keys. `body` fits the slot.
+    fn keys(&self, at: usize, body: &SparseBody, directory: &mut Vec<DirectoryEntry>, keys: &mut Vec<Key>) {
+        directory.clear();
+        directory.resize(body.entries, DirectoryEntry { bucket: 0, keys: 0 });
+        self.arena.copy_out(at, bytemuck::cast_slice_mut(directory));
+        keys.clear();
+        keys.resize(body.keys, 0);
+        self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(keys));
+    }
+}
+
+fn out_of_order(e: OutOfOrder, found: u64) -> Malformed {
+    Malformed::new("clock", e.expected.to_string(), found)
+}

@@ -1,0 +1,141 @@
+//! One worker, as one server thread sees it: its slots, its reply ring, and the pulls that wait.
+
+use std::collections::VecDeque;
+
+use super::core::Waiting;
+use crate::error::{Error, Result};
+use crate::mem::RemoteRegion;
+use crate::proto::{HEADER, ReplyHeader, ReplyKind};
+use crate::transport::{EndpointId, Refusal, Transport, Write};
+
+/// What a worker granted, and what it was granted.
+pub struct Link {
+    /// Its endpoint.
+    pub endpoint: EndpointId,
+    /// Role, rank and process, for messages.
+    pub peer: String,
+    /// Where pulled values go.
+    pub receive: RemoteRegion,
+    /// The sequence number that its next request must have.
+    pub next_sequence: u64,
+    /// Pulls that wait for their clock or for room.
+    pub waiting: VecDeque<Waiting>,
+    ring: RemoteRegion,
+    ring_entries: u64,
+    /// Replies written into the ring, and how many of them the worker has read.
+    written: u64,
+    read: u64,
+    /// Slots that are free again and not yet announced.
+    freed: u64,
+    /// Something besides a pull has to be announced.
+    credit_due: bool,
+    /// A reply whose values are on their way but whose header found no room.
+    stuck: Option<ReplyHeader>,
+}
+
+impl Link {
+    /// A new link to `peer`.
+    pub fn new(
+        endpoint: EndpointId,
+        peer: String,
+        ring: RemoteRegion,
+        ring_entries: u32,
+        receive: RemoteRegion,
+    ) -> Link {
+        Link {
+            endpoint,
+            peer,
+            receive,
+            next_sequence: 0,
+            waiting: VecDeque::new(),
+            ring,
+            ring_entries: u64::from(ring_entries),
+            written: 0,
+            read: 0,
+            freed: 0,
+            credit_due: false,
+            stuck: None,
+        }
+    }
+
+    /// A slot is free again.
+    pub fn free(&mut self, slot: u32) {
+        self.freed |= 1 << slot;
+        self.credit_due = true;
+    }
+
+    /// A clock closed.
+    pub fn clock_closed(&mut self) {
+        self.credit_due = true;
+    }
+
+    /// The worker has read the replies before `read`.
+    pub fn acknowledged(&mut self, read: u64) -> Result<()> {
+        if read < self.read || read > self.written {
+            let expected = format!("{} to {}", self.read, self.written);
+            return Err(Error::protocol(&self.peer, "ring credit", expected, read));
+        }
+        self.read = read;
+        Ok(())
+    }
+
+    /// Whether a reply's header can be written now.
+    pub fn has_room(&self) -> bool {
+        self.stuck.is_none() && self.written - self.read < self.ring_entries
+    }
+
+    /// Writes a reply's header, together with whatever credit is due. Only when [`Link::has_room`].
+    pub fn reply(&mut self, mut header: ReplyHeader, transport: &mut dyn Transport) -> Result<()> {
+        header.freed = self.freed;
+        header.sequence = self.written;
+        self.freed = 0;
+        self.credit_due = false;
+        self.write_header(header, transport)
+    }
+
+    /// Announces credit that no reply took along.
+    pub fn settle(&mut self, closed: u64, epoch: u32, transport: &mut dyn Transport) -> Result<()> {
+        if let Some(header) = self.stuck.take() {
+            self.write_header(header, transport)?;
+        }
+        if !self.credit_due || !self.has_room() {
+            return Ok(());
+        }
+        let header = ReplyHeader {
+            kind: ReplyKind::Credit,
+            sequence: 0,
+            closed,
+            version: 0,
+            freed: 0,
+            epoch,
+            count: 0,
+            tag: 0,
+        };
+        self.reply(header, transport)
+    }
+
+    fn write_header(&mut self, header: ReplyHeader, transport: &mut dyn Transport) -> Result<()> {
+        let index = header.sequence % self.ring_entries;
+        let write = Write {
+            header: Some(header.encode()),
+            body: None,
+            remote: self.ring,
+            offset: index * HEADER as u64,
+            imm: Some(index as u32),
+            context: None,
+        };
+        match transport.write(self.endpoint, write) {
+            Ok(()) => {
+                self.written = header.sequence + 1;
+                Ok(())
+            }
+            Err(rejected) if rejected.refusal == Refusal::Full => {
+                self.stuck = Some(header);
+                Ok(())
+            }
+            Err(rejected) => {
+                Err(Error::PeerLost { peer: self.peer.clone(), reason: rejected.refusal.to_string() })
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! A server process: one control thread, and one reactor per shard.
+
+mod control;
+pub mod coordinator;
+mod core;
+mod link;
+mod reactor;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Sender, bounded};
+
+use crate::config::Network;
+use crate::control::{Hub, HubConfig, HubWaker, this_process};
+use crate::error::{Error, Result};
+use crate::proto::secret::Secret;
+use crate::store::{Optimizer, Optimizers};
+use crate::transport::{self, park::Waker};
+use crate::types::{OptimizerSpec, Rank, Role, ShardId};
+use control::Control;
+use reactor::{Command, Reactor, Sizes};
+
+/// Commands that may wait for one server thread. More than one control message can ask for at once.
+const COMMANDS: usize = 4096;
+
+/// Makes a [`ServerHandle`]; see [`Server::builder`].
+#[derive(Debug)]
+pub struct ServerBuilder {
+    coordinator: String,
+    secret: Secret,
+    job: String,
+    rank: Option<Rank>,
+    threads: u32,
+    network: Network,
+    optimizers: Optimizers,
+    sizes: Sizes,
+}
+
+/// The server half of the library.
+///
+/// ```no_run
+/// use windlass::{Secret, Server};
+/// # fn main() -> windlass::Result<()> {
+/// let secret = Secret::from_file("job.secret".as_ref())?;
+/// let server = Server::builder("127.0.0.1:7000", secret).threads(2).start()?;
+/// server.run() // until the job has ended
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// A server of the job whose Coordinator is at `coordinator` (`HOST:PORT`).
+    pub fn builder(coordinator: &str, secret: Secret) -> ServerBuilder {
+        ServerBuilder {
+            coordinator: coordinator.to_owned(),
+            secret,
+            job: String::new(),
+            rank: None,
+            threads: 1,
+            network: Network::default(),
+            optimizers: Optimizers::default(),
+            sizes: Sizes {
+                staging_bytes: 256 << 20,
+                payload_bytes: 256 << 10,
+                slots: 16,
+                pull_credits: 64,
+                reply_buffers: 32,
+            },
+        }
+    }
+}
+
+impl ServerBuilder {
+    /// The job's name; every node of it must say the same.
+    pub fn job(mut self, job: &str) -> ServerBuilder {
+        self.job = job.to_owned();
+        self
+    }
+
+    /// This server's rank; the Coordinator chooses one when it is not given.
+    pub fn rank(mut self, rank: Option<Rank>) -> ServerBuilder {
+        self.rank = rank;
+        self
+    }
+
+    /// Number of server threads, each with a shard of its own.
+    pub fn threads(mut self, threads: u32) -> ServerBuilder {
+        self.threads = threads;
+        self
+    }
+
+    /// Where to listen, and by which transport.
+    pub fn network(mut self, network: Network) -> ServerBuilder {
+        self.network = network;
+        self
+    }
+
+    /// Memory for requests that wait, of each server thread, in bytes (256 MiB by default). It is cut into slots for
+    /// all workers; untouched slots cost address space only.
+    pub fn staging_bytes(mut self, bytes: usize) -> ServerBuilder {
+        self.sizes.staging_bytes = bytes;
+        self
+    }
+
+    /// Makes an update rule known by `name`, for tables that ask for it.
+    pub fn optimizer(
+        mut self,
+        name: &str,
+        build: impl Fn(&OptimizerSpec) -> Result<Box<dyn Optimizer>> + Send + Sync + 'static,
+    ) -> ServerBuilder {
+        self.optimizers.add(name, build);
+        self
+    }
+
+    /// Starts the threads and asks the Coordinator to let this server take part.
+    pub fn start(self) -> Result<ServerHandle> {
+        if self.threads == 0 || self.threads > 256 {
+            return Err(Error::config("threads", "1 to 256", self.threads));
+        }
+        let identity = this_process(Role::Server, self.rank)?;
+        let mut config = HubConfig::new(self.secret.clone(), &self.job, identity);
+        config.limits.peer_timeout = self.network.peer_timeout;
+        let mut hub = Hub::new(config)?;
+        let address = hub.listen(self.network.interface, self.network.ports.clone())?;
+        let coordinator = hub.dial(&self.coordinator, "the coordinator")?;
+        let hub_waker = hub.waker();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (reports_in, reports) = bounded(COMMANDS);
+        let mut threads = Vec::new();
+        for thread in 0..self.threads {
+            threads.push(self.spawn_reactor(thread, reports_in.clone(), hub_waker.clone())?);
+        }
+        let control = Control::new(hub, coordinator, self.rank, address, threads, reports, stopping.clone());
+        let handle = spawn("wl-ctl", move || control.run())?;
+        Ok(ServerHandle { stopping, waker: hub_waker, thread: Mutex::new(Some(handle)) })
+    }
+
+    fn spawn_reactor(
+        &self,
+        thread: u32,
+        reports: Sender<(u32, reactor::Report)>,
+        hub: HubWaker,
+    ) -> Result<ServerThread> {
+        let transport = transport::build(&self.network, true)?;
+        let name = transport.caps().name;
+        let (commands, inbox) = bounded(COMMANDS);
+        let waker = Waker::new()?;
+        // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
+        let id = ShardId { server: self.rank.unwrap_or(0), thread };
+        let asker = Arc::new(move || {
+            // A hub that can't be woken looks at its reports at its next keepalive.
+            let _ = hub.wake();
+        });
+        let reactor = Reactor::new(
+            id,
+            transport,
+            self.network.polling,
+            self.sizes,
+            self.optimizers.clone(),
+            inbox,
+            waker.clone(),
+            reports,
+            asker,
+        );
+        let handle = spawn(&format!("wl-srv-{thread}"), move || reactor.run())?;
+        Ok(ServerThread { transport: name, commands, waker, handle: Some(handle) })
+    }
+}
+
+fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(|e| Error::io("start thread", name, e))
+}
+
+/// One running reactor.
+struct ServerThread {
+    transport: &'static str,
+    commands: Sender<Command>,
+    waker: Waker,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl ServerThread {
+    /// Hands a command over. False when the thread is gone or its inbox is full.
+    fn tell(&self, command: Command) -> bool {
+        let told = self.commands.try_send(command).is_ok();
+        self.waker.wake();
+        told
+    }
+}
+
+impl Drop for ServerThread {
+    fn drop(&mut self) {
+        self.tell(Command::Stop);
+        if let Some(handle) = self.handle.take() {
+            // A reactor that panicked has nothing left to release.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub struct ServerHandle {
+    stopping: Arc<AtomicBool>,
+    waker: HubWaker,
+    thread: Mutex<Option<JoinHandle<Result<()>>>>,
+}
+
+impl ServerHandle {
+    /// Blocks until the job has ended or [`ServerHandle::stop`] is called; an error says why the job failed.
+    pub fn run(&self) -> Result<()> {
+        let handle = match self.thread.lock() {
+            Ok(mut slot) => slot.take(),
+            Err(poisoned) => poisoned.into_inner().take(),
+        };
+        match handle.map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(Error::Aborted { reason: "the server's control thread panicked".to_owned() }),
+        }
+    }
+
+    /// Stops the server and releases its sockets, threads and memory. May be called again.
+    pub fn stop(&self) -> Result<()> {
+        self.stopping.store(true, Ordering::Release);
+        // Without the wake the thread notices at its next keepalive.
+        let _ = self.waker.wake();
+        self.run()
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}

@@ -1,0 +1,344 @@
+//! The loop of one server thread. It owns its transport, its slots and its shard; others only send it commands.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use tracing::warn;
+
+use super::core::{Core, MAX_SLOTS, Staging};
+use super::link::Link;
+use crate::config::Polling;
+use crate::error::{Error, Result};
+use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
+use crate::proto::{HEADER, ThreadStats};
+use crate::store::{Optimizers, Shard};
+use crate::transport::park::{Waker, park};
+use crate::transport::{Completion, EndpointId, SessionKey, Side, Transport};
+use crate::types::{Rank, ShardId, TableId, TableSpec, View};
+
+/// Completions taken before other work gets its turn.
+const BUDGET: usize = 256;
+/// The longest sleep: a bound on how late a lost wake-up could be noticed.
+const NAP: Duration = Duration::from_secs(1);
+
+/// Sizes of one server thread's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Slots for all workers together, in bytes.
+    pub staging_bytes: usize,
+    /// The largest body of one slot, in bytes.
+    pub payload_bytes: usize,
+    /// Slots of one worker, where `staging_bytes` allows them.
+    pub slots: usize,
+    /// Pulls of one worker that may be outstanding.
+    pub pull_credits: usize,
+    /// Buffers for replies.
+    pub reply_buffers: usize,
+}
+
+/// What the control thread asks a server thread for. Answers go to `reply`, then the asker is woken.
+pub enum Command {
+    /// The job begins, and this server's rank is given.
+    Begin(Rank, View),
+    /// Make this shard's part of a table.
+    CreateTable(TableId, TableSpec),
+    /// Open an endpoint to a worker.
+    Open(Box<OpenRequest>),
+    /// A worker's control link is gone.
+    Lost(Rank),
+    /// Tell the figures.
+    Stats(u64),
+    /// End.
+    Stop,
+}
+
+/// A worker's wish for an endpoint.
+pub struct OpenRequest {
+    /// Whom to answer.
+    pub token: u64,
+    /// The worker.
+    pub rank: Rank,
+    /// Its name.
+    pub peer: String,
+    /// Its transport address.
+    pub address: Vec<u8>,
+    /// Key of this endpoint.
+    pub key: SessionKey,
+    /// Its reply ring.
+    pub ring: RemoteRegion,
+    /// Entries of the ring.
+    pub ring_entries: u32,
+    /// Its receive memory.
+    pub receive: RemoteRegion,
+}
+
+/// What a server thread grants to a worker.
+pub struct Opened {
+    /// Transport address.
+    pub address: Vec<u8>,
+    /// The worker's slots.
+    pub slots: RemoteRegion,
+    /// Number of slots.
+    pub slot_count: u32,
+    /// Bytes of a slot.
+    pub slot_bytes: u32,
+    /// Pulls that may be outstanding.
+    pub pull_credits: u32,
+}
+
+/// Answers to commands.
+pub enum Report {
+    /// To [`Command::CreateTable`].
+    TableCreated(TableId, Result<()>),
+    /// To [`Command::Open`]: token and outcome.
+    Opened(u64, Result<Opened>),
+    /// To [`Command::Stats`]: token and figures.
+    Stats(u64, ThreadStats),
+    /// The thread has ended because of a failure that is not a peer's.
+    Failed(Error),
+}
+
+/// One server thread's own things.
+pub struct Reactor {
+    id: ShardId,
+    transport: Box<dyn Transport>,
+    polling: Polling,
+    sizes: Sizes,
+    optimizers: Optimizers,
+    commands: Receiver<Command>,
+    waker: Waker,
+    reports: Sender<(u32, Report)>,
+    asker: Arc<dyn Fn() + Send + Sync>,
+    core: Option<Core>,
+    /// By the index of the endpoint.
+    ranks: Vec<Option<(EndpointId, Rank)>>,
+    completions: Vec<Completion>,
+    failed: Vec<(Rank, Error)>,
+}
+
+impl Reactor {
+    /// A reactor over `transport`. `asker` wakes whoever reads `reports`.
+    #[allow(clippy::too_many_arguments)] // each is one resource that the thread owns from here on
+    pub fn new(
+        id: ShardId,
+        transport: Box<dyn Transport>,
+        polling: Polling,
+        sizes: Sizes,
+        optimizers: Optimizers,
+        commands: Receiver<Command>,
+        waker: Waker,
+        reports: Sender<(u32, Report)>,
+        asker: Arc<dyn Fn() + Send + Sync>,
+    ) -> Reactor {
+        Reactor {
+            id,
+            transport,
+            polling,
+            sizes,
+            optimizers,
+            commands,
+            waker,
+            reports,
+            asker,
+            core: None,
+            ranks: Vec::new(),
+            completions: Vec::with_capacity(BUDGET),
+            failed: Vec::new(),
+        }
+    }
+
+    /// Runs until it is told to stop.
+    pub fn run(mut self) {
+        let mut idle_since: Option<Instant> = None;
+        loop {
+            self.transport.poll(&mut self.completions, BUDGET);
+            let worked = !self.completions.is_empty();
+            self.dispatch();
+            self.settle();
+            self.transport.flush();
+            match self.obey() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => return self.report(Report::Failed(error)),
+            }
+            if worked {
+                idle_since = None;
+            } else if let Err(error) = self.idle(&mut idle_since) {
+                return self.report(Report::Failed(error));
+            }
+        }
+    }
+
+    fn dispatch(&mut self) {
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..) {
+            match completion {
+                Completion::Written { endpoint, imm, length } => {
+                    if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
+                        && let Err(error) = core.request(rank, imm, length)
+                    {
+                        self.failed.push((rank, error));
+                    }
+                }
+                Completion::Received { endpoint, message } => {
+                    if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
+                        && let Err(error) = core.message(rank, message.bytes())
+                    {
+                        self.failed.push((rank, error));
+                    }
+                }
+                Completion::Closed { endpoint, reason } => self.closed(endpoint, reason),
+                Completion::Connected { .. } | Completion::Done { .. } => {}
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn settle(&mut self) {
+        if let Some(core) = &mut self.core {
+            core.settle(self.transport.as_mut(), &mut self.failed);
+        }
+        for (rank, error) in std::mem::take(&mut self.failed) {
+            warn!("server {} thread {}: closing an endpoint: {error}", self.id.server, self.id.thread);
+            self.drop_rank(rank);
+        }
+    }
+
+    fn drop_rank(&mut self, rank: Rank) {
+        let endpoint = self.ranks.iter().flatten().find(|(_, r)| *r == rank).map(|(e, _)| *e);
+        if let Some(endpoint) = endpoint {
+            self.transport.close(endpoint);
+        }
+    }
+
+    fn closed(&mut self, endpoint: EndpointId, reason: Option<Error>) {
+        let Some(rank) = self.rank_of(endpoint) else { return };
+        if let Some(reason) = reason {
+            tracing::debug!("server {} thread {}: {reason}", self.id.server, self.id.thread);
+        }
+        self.ranks[endpoint.index as usize] = None;
+        if let Some(core) = &mut self.core {
+            core.detach(rank);
+        }
+    }
+
+    fn rank_of(&self, endpoint: EndpointId) -> Option<Rank> {
+        let entry = self.ranks.get(endpoint.index as usize).copied().flatten();
+        entry.filter(|(e, _)| *e == endpoint).map(|(_, rank)| rank)
+    }
+
+    /// Carries out the commands that have come. False when the last one was to stop.
+    fn obey(&mut self) -> Result<bool> {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Begin(rank, view)) => {
+                    self.id.server = rank;
+                    self.begin(view)?;
+                }
+                Ok(Command::CreateTable(id, spec)) => {
+                    let made = match &mut self.core {
+                        Some(core) => core.create_table(id, &spec),
+                        None => Err(not_begun("create a table")),
+                    };
+                    self.report(Report::TableCreated(id, made));
+                }
+                Ok(Command::Open(request)) => {
+                    let token = request.token;
+                    let opened = self.open(*request);
+                    self.report(Report::Opened(token, opened));
+                }
+                Ok(Command::Lost(rank)) => self.drop_rank(rank),
+                Ok(Command::Stats(token)) => {
+                    let stats = self.core.as_ref().map(Core::stats).unwrap_or_default();
+                    self.report(Report::Stats(token, stats));
+                }
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Ok(false),
+                Err(TryRecvError::Empty) => return Ok(true),
+            }
+        }
+    }
+
+    fn begin(&mut self, view: View) -> Result<()> {
+        let slot_bytes = align_up(HEADER + self.sizes.payload_bytes);
+        let workers = view.workers as usize;
+        let room = self.sizes.staging_bytes / slot_bytes / workers.max(1);
+        let slots = room.min(self.sizes.slots).min(MAX_SLOTS);
+        if slots == 0 {
+            return Err(Error::Limit {
+                resource: format!(
+                    "staging bytes of a server thread ({workers} workers × {slot_bytes} bytes)"
+                ),
+                limit: self.sizes.staging_bytes as u64,
+                asked: (workers * slot_bytes) as u64,
+            });
+        }
+        let arena = Arena::new(workers * slots * slot_bytes)?;
+        let region = self.transport.register(arena.clone())?;
+        let staging = Staging { arena, region, slots, slot_bytes };
+        // A quarter of the buffers is small, so that short pulls don't wait behind long ones.
+        let classes = [
+            (self.sizes.payload_bytes, self.sizes.reply_buffers),
+            (4096, self.sizes.reply_buffers.div_ceil(4) * 4),
+        ];
+        let replies = Pool::new(&classes, |arena| self.transport.register(arena))?;
+        let shard = Shard::new(self.optimizers.clone());
+        self.core = Some(Core::new(self.id, view, shard, staging, replies, self.sizes.pull_credits));
+        Ok(())
+    }
+
+    fn open(&mut self, request: OpenRequest) -> Result<Opened> {
+        let Some(core) = &mut self.core else { return Err(not_begun("open an endpoint")) };
+        if !core.expects(request.rank) {
+            return Err(Error::Refused {
+                peer: format!("server {} thread {}", self.id.server, self.id.thread),
+                reason: format!("{} has an endpoint here already, or is no worker of this job", request.peer),
+            });
+        }
+        let (endpoint, address) = self.transport.open(Side::Passive, &request.peer)?;
+        let staging = core.staging();
+        let (offset, length) = staging.slice_of(request.rank);
+        let opened = Opened {
+            address,
+            slots: self.transport.authorise(endpoint, staging.region, offset, length, Rights::Write)?,
+            slot_count: staging.slots as u32,
+            slot_bytes: staging.slot_bytes as u32,
+            pull_credits: self.sizes.pull_credits as u32,
+        };
+        self.transport.connect(endpoint, &request.address, &request.key)?;
+        let link = Link::new(endpoint, request.peer, request.ring, request.ring_entries, request.receive);
+        core.attach(request.rank, link);
+        let index = endpoint.index as usize;
+        if self.ranks.len() <= index {
+            self.ranks.resize(index + 1, None);
+        }
+        self.ranks[index] = Some((endpoint, request.rank));
+        Ok(opened)
+    }
+
+    /// Spins for a while, then sleeps until the network or a command has something.
+    fn idle(&mut self, idle_since: &mut Option<Instant>) -> Result<()> {
+        if let Polling::Spin(time) = self.polling {
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < time {
+                std::hint::spin_loop();
+                return Ok(());
+            }
+        }
+        if self.transport.arm() {
+            park(&[self.transport.waitable(), self.waker.fd()], NAP)?;
+            self.waker.drain();
+        }
+        Ok(())
+    }
+
+    fn report(&self, report: Report) {
+        // Nobody listens any more only when the server is going down.
+        let _ = self.reports.send((self.id.thread, report));
+        (self.asker)();
+    }
+}
+
+fn not_begun(call: &'static str) -> Error {
+    Error::Misuse { call, reason: "the job has not begun on this server: there is no View yet".to_owned() }
+}

@@ -1,0 +1,144 @@
+//! A shard's part of a dense table: whole segments in one arena.
+
+use super::optimizer::Optimizer;
+use crate::error::{Malformed, Result};
+use crate::kernels;
+use crate::mem::{Block, Blocks, Floats};
+use crate::types::{BucketId, TableSpec, Version};
+
+const NOT_OURS: u32 = u32::MAX;
+
+/// Segments of one dense table.
+pub struct Dense {
+    /// For each bucket of the table its place in `segments`.
+    place: Vec<u32>,
+    segments: Vec<Segment>,
+}
+
+struct Segment {
+    parameters: Block,
+    /// The optimizer's planes.
+    state: Block,
+    /// What the open clock brought so far.
+    sum: Block,
+    touched: bool,
+    version: Version,
+}
+
+impl Dense {
+    /// Zeroed segments for `buckets`, which must be buckets of `spec`.
+    pub fn new(spec: &TableSpec, buckets: &[BucketId], state_width: usize) -> Result<Dense> {
+        let length = |b: &BucketId| spec.segment_range(*b).map_or(0, |r| r.len() as usize);
+        let folds = usize::from(spec.consistency.folds_by_rank());
+        let lengths = buckets.iter().flat_map(|b| {
+            let n = length(b);
+            [n, n * state_width, n * folds]
+        });
+        let mut blocks = Blocks::for_lengths(lengths)?;
+        let mut place = vec![NOT_OURS; spec.buckets() as usize];
+        let mut segments = Vec::with_capacity(buckets.len());
+        for bucket in buckets {
+            let n = length(bucket);
+            let (Some(parameters), Some(state), Some(sum)) =
+                (blocks.cut(n), blocks.cut(n * state_width), blocks.cut(n * folds))
+            else {
+                unreachable!("the arena was sized for exactly these blocks");
+            };
+            place[*bucket as usize] = segments.len() as u32;
+            segments.push(Segment { parameters, state, sum, touched: false, version: 0 });
+        }
+        Ok(Dense { place, segments })
+    }
+
+    /// Adds a piece to what the open clock brought. True when it is the bucket's first in this clock.
+    pub fn fold(&mut self, bucket: BucketId, first: u32, values: Floats<'_>) -> Result<bool, Malformed> {
+        let segment = self.segment(bucket, first, values.len())?;
+        let first = first as usize;
+        kernels::accumulate(&mut segment.sum[first..first + values.len()], values);
+        Ok(!std::mem::replace(&mut segment.touched, true))
+    }
+
+    /// Steps with what the clock brought, divided by `divisor`.
+    pub fn close(&mut self, bucket: BucketId, divisor: f32, optimizer: &dyn Optimizer) -> Version {
+        let segment = &mut self.segments[self.place[bucket as usize] as usize];
+        if divisor != 1.0 {
+            kernels::divide(&mut segment.sum, divisor);
+        }
+        optimizer.step(&mut segment.parameters, &mut segment.state, &segment.sum);
+        segment.sum.fill(0.0);
+        segment.touched = false;
+        segment.version += 1;
+        segment.version
+    }
+
+    /// Steps with one piece at once.
+    pub fn apply(
+        &mut self,
+        bucket: BucketId,
+        first: u32,
+        values: Floats<'_>,
+        optimizer: &dyn Optimizer,
+        scratch: &mut Vec<f32>,
+    ) -> Result<Version, Malformed> {
+        let segment = self.segment(bucket, first, values.len())?;
+        let (first, count, whole) = (first as usize, values.len(), segment.parameters.len());
+        scratch.clear();
+        scratch.extend((0..count).map(|i| values.at(i)));
+        if count == whole {
+            optimizer.step(&mut segment.parameters, &mut segment.state, scratch);
+        } else {
+            step_part(segment, first, count, optimizer, scratch);
+        }
+        segment.version += 1;
+        Ok(segment.version)
+    }
+
+    /// `count` parameters of a bucket from `first` on, and its version.
+    pub fn read(&self, bucket: BucketId, first: u32, count: u32) -> Result<(&[f32], Version), Malformed> {
+        let place = self.locate(bucket, first, count as usize)?;
+        let segment = &self.segments[place];
+        Ok((&segment.parameters[first as usize..(first + count) as usize], segment.version))
+    }
+
+    /// Bytes of parameters.
+    pub fn parameter_bytes(&self) -> u64 {
+        self.segments.iter().map(|s| s.parameters.len() as u64 * 4).sum()
+    }
+
+    fn segment(&mut self, bucket: BucketId, first: u32, count: usize) -> Result<&mut Segment, Malformed> {
+        let place = self.locate(bucket, first, count)?;
+        Ok(&mut self.segments[place])
+    }
+
+    fn locate(&self, bucket: BucketId, first: u32, count: usize) -> Result<usize, Malformed> {
+        let place = self.place.get(bucket as usize).copied().filter(|&p| p != NOT_OURS);
+        let place = place.ok_or_else(|| Malformed::new("bucket", "a bucket of this shard", bucket))? as usize;
+        let length = self.segments[place].parameters.len();
+        if count == 0 || (first as usize).checked_add(count).is_none_or(|end| end > length) {
+            let found = format!("{count} elements at {first}");
+            return Err(Malformed::new("count", format!("1 to {length} elements inside the segment"), found));
+        }
+        Ok(place)
+    }
+}
+
+/// A step on part of a segment: the state's planes are cut to that part, stepped, and put back.
+fn step_part(
+    segment: &mut Segment,
+    first: usize,
+    count: usize,
+    optimizer: &dyn Optimizer,
+    scratch: &mut Vec<f32>,
+) {
+    let whole = segment.parameters.len();
+    for plane in 0..optimizer.state_width() {
+        let at = plane * whole + first;
+        scratch.extend_from_slice(&segment.state[at..at + count]);
+    }
+    let (gradient, state) = scratch.split_at_mut(count);
+    optimizer.step(&mut segment.parameters[first..first + count], state, gradient);
+    for plane in 0..optimizer.state_width() {
+        let at = plane * whole + first;
+        segment.state[at..at + count].copy_from_slice(&state[plane * count..(plane + 1) * count]);
+    }
+}

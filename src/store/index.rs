@@ -1,0 +1,96 @@
+//! Key → row number: open addressing with linear probing, at most 3/4 full.
+
+use crate::types::{Key, mix64};
+
+const EMPTY: u32 = u32::MAX;
+
+/// The rows of one sparse bucket by key. Rows are numbered from 0 in the order of their first insertion.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// A power of two of row numbers.
+    places: Vec<u32>,
+    /// The key of each row.
+    keys: Vec<Key>,
+}
+
+impl Index {
+    /// The row of `key`, if it has one.
+    pub fn find(&self, key: Key) -> Option<u32> {
+        if self.places.is_empty() {
+            return None;
+        }
+        let row = self.places[self.place_of(key)];
+        (row != EMPTY).then_some(row)
+    }
+
+    /// The row of `key`, a new one if it has none; `true` when it is new.
+    pub fn find_or_insert(&mut self, key: Key) -> (u32, bool) {
+        if self.keys.len() * 4 >= self.places.len() * 3 {
+            self.grow();
+        }
+        let place = self.place_of(key);
+        if self.places[place] != EMPTY {
+            return (self.places[place], false);
+        }
+        // `grow` panics on capacity overflow long before 2^32 - 1 rows: a bucket of 4 G rows needs 48 GB of index alone.
+        let row = self.keys.len() as u32;
+        self.places[place] = row;
+        self.keys.push(key);
+        (row, true)
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Where `key` stands, or the empty place where it would go. There always is an empty place.
+    fn place_of(&self, key: Key) -> usize {
+        let mask = self.places.len() - 1;
+        // The bucket was chosen by the high bits of the same hash; the low ones are still even within it.
+        let mut place = mix64(key) as usize & mask;
+        loop {
+            let row = self.places[place];
+            if row == EMPTY || self.keys[row as usize] == key {
+                return place;
+            }
+            place = (place + 1) & mask;
+        }
+    }
+
+    fn grow(&mut self) {
+        let size = (self.places.len() * 2).max(16);
+        self.places.clear();
+        self.places.resize(size, EMPTY);
+        for row in 0..self.keys.len() {
+            let mut place = mix64(self.keys[row]) as usize & (size - 1);
+            while self.places[place] != EMPTY {
+                place = (place + 1) & (size - 1);
+            }
+            self.places[place] = row as u32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_hash_map(keys in proptest::collection::vec(0u64..300, 0..600)) {
+            let mut oracle = HashMap::new();
+            let mut index = Index::default();
+            for key in keys {
+                let key = key.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                let next = oracle.len() as u32;
+                let expected = *oracle.entry(key).or_insert(next);
+                prop_assert_eq!(index.find(key), (expected != next).then_some(expected));
+                prop_assert_eq!(index.find_or_insert(key), (expected, expected == next));
+            }
+            prop_assert_eq!(index.len(), oracle.len());
+        }
+    }
+}

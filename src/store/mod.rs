@@ -1,0 +1,13 @@
+//! The parameters of one server thread: tables cut into buckets, folded into, stepped and read.
+//!
+//! Sans-io and single-writer: a [`Shard`] is owned by its thread, sees keys and rows, and knows nothing of peers,
+//! clocks or networks. What it is given from outside is checked before the first float is touched.
+
+mod dense;
+mod index;
+mod optimizer;
+mod shard;
+mod sparse;
+
+pub use optimizer::{Optimizer, Optimizers};
+pub use shard::{Applied, DensePiece, Reading, Shard, SparsePiece};

@@ -1,0 +1,120 @@
+//! One bucket of a sparse table: rows by key.
+
+use super::index::Index;
+use super::optimizer::Optimizer;
+use crate::kernels;
+use crate::mem::Floats;
+use crate::types::{Key, Version};
+
+const UNTOUCHED: u32 = u32::MAX;
+
+/// The rows of one bucket. A row is `dim` parameters followed by the optimizer's planes.
+pub struct SparseBucket {
+    dim: usize,
+    stride: usize,
+    index: Index,
+    rows: Vec<f32>,
+    /// For each row its place in `sums`, if the open clock touched it.
+    sum_of: Vec<u32>,
+    touched: Vec<u32>,
+    sums: Vec<f32>,
+    version: Version,
+}
+
+impl SparseBucket {
+    /// An empty bucket of rows of `dim`.
+    pub fn new(dim: usize, state_width: usize) -> SparseBucket {
+        SparseBucket {
+            dim,
+            stride: dim * (1 + state_width),
+            index: Index::default(),
+            rows: Vec::new(),
+            sum_of: Vec::new(),
+            touched: Vec::new(),
+            sums: Vec::new(),
+            version: 0,
+        }
+    }
+
+    /// Adds the rows of `values` to what the open clock brought. True when they are the bucket's first in this clock.
+    pub fn fold(&mut self, keys: &[Key], values: Floats<'_>) -> bool {
+        let first = self.touched.is_empty();
+        for (i, &key) in keys.iter().enumerate() {
+            let row = self.row(key);
+            if self.sum_of[row] == UNTOUCHED {
+                self.sum_of[row] = self.touched.len() as u32;
+                self.touched.push(row as u32);
+                self.sums.resize(self.sums.len() + self.dim, 0.0);
+            }
+            let sum = self.sum_of[row] as usize * self.dim;
+            kernels::accumulate(&mut self.sums[sum..sum + self.dim], values.part(i * self.dim, self.dim));
+        }
+        first
+    }
+
+    /// Each touched row takes one step with its sum divided by `divisor`.
+    pub fn close(&mut self, divisor: f32, optimizer: &dyn Optimizer) -> Version {
+        if divisor != 1.0 {
+            kernels::divide(&mut self.sums, divisor);
+        }
+        for (row, sum) in self.touched.iter().zip(self.sums.chunks_exact(self.dim)) {
+            let row = *row as usize;
+            let (parameters, state) =
+                self.rows[row * self.stride..(row + 1) * self.stride].split_at_mut(self.dim);
+            optimizer.step(parameters, state, sum);
+            self.sum_of[row] = UNTOUCHED;
+        }
+        self.touched.clear();
+        self.sums.clear();
+        self.version += 1;
+        self.version
+    }
+
+    /// Each row takes one step at once.
+    pub fn apply(
+        &mut self,
+        keys: &[Key],
+        values: Floats<'_>,
+        optimizer: &dyn Optimizer,
+        scratch: &mut Vec<f32>,
+    ) -> Version {
+        for (i, &key) in keys.iter().enumerate() {
+            let row = self.row(key);
+            scratch.clear();
+            scratch.extend((0..self.dim).map(|d| values.at(i * self.dim + d)));
+            let (parameters, state) =
+                self.rows[row * self.stride..(row + 1) * self.stride].split_at_mut(self.dim);
+            optimizer.step(parameters, state, scratch);
+        }
+        self.version += 1;
+        self.version
+    }
+
+    /// Appends the row of each key; rows that do not exist read as 0 and are not made.
+    pub fn gather(&self, keys: &[Key], into: &mut Vec<f32>) -> Version {
+        for &key in keys {
+            match self.index.find(key) {
+                Some(row) => {
+                    let start = row as usize * self.stride;
+                    into.extend_from_slice(&self.rows[start..start + self.dim]);
+                }
+                None => into.resize(into.len() + self.dim, 0.0),
+            }
+        }
+        self.version
+    }
+
+    /// Bytes of parameters.
+    pub fn parameter_bytes(&self) -> u64 {
+        (self.index.len() * self.dim * 4) as u64
+    }
+
+    fn row(&mut self, key: Key) -> usize {
+        let (row, new) = self.index.find_or_insert(key);
+        if new {
+            self.rows.resize(self.rows.len() + self.stride, 0.0);
+            self.sum_of.push(UNTOUCHED);
+        }
+        row as usize
+    }
+}

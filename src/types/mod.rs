@@ -1,0 +1,16 @@
+//! The nouns: keys, tables, clocks, nodes, and which shard holds which bucket.
+
+mod clock;
+mod key;
+mod node;
+mod partition;
+mod table;
+
+pub use clock::{Clock, Consistency, Version};
+pub use key::{Key, KeyRange, SortedKeys, mix64};
+pub use node::{Identity, Rank, Role, ServerInfo, View};
+pub use partition::{PartitionMap, ShardId};
+pub use table::{
+    Aggregate, BucketId, DEFAULT_SEGMENT_BYTES, DEFAULT_SPARSE_BUCKETS, DirectoryEntry, OptimizerSpec,
+    TableId, TableKind, TableSpec,
+};

@@ -1,0 +1,297 @@
+//! What a table is, and how it is cut into buckets.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Consistency, Key, KeyRange, mix64};
+use crate::error::{Error, Result};
+
+/// A table's number in the catalogue.
+pub type TableId = u32;
+
+/// A bucket's number within its table, from 0.
+pub type BucketId = u32;
+
+/// Default size of a dense segment: 65 536 fp32.
+pub const DEFAULT_SEGMENT_BYTES: u32 = 256 * 1024;
+
+/// Default number of hash buckets of a sparse table.
+pub const DEFAULT_SPARSE_BUCKETS: u32 = 256;
+
+/// One line of a sparse frame's directory: so many keys of that bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct DirectoryEntry {
+    /// Which bucket.
+    pub bucket: BucketId,
+    /// Number of its keys.
+    pub keys: u32,
+}
+
+/// Dense or sparse, with the sizes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TableKind {
+    /// Every key of `0..product(shape)` has one fp32.
+    Dense {
+        /// `[d0, d1, …]`, row-major.
+        shape: Vec<u64>,
+        /// Elements in one segment (= bucket); the last may be shorter.
+        segment: u32,
+    },
+    /// Any u64 may have a row.
+    Sparse {
+        /// fp32 in one row.
+        dim: u32,
+        /// Number of hash buckets, whatever the number of shards.
+        buckets: u32,
+    },
+}
+
+/// How the pushes of one clock become one gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Aggregate {
+    /// Their sum.
+    Sum,
+    /// Their sum divided by the number of workers that were expected in that clock.
+    Mean,
+}
+
+/// A server-side update rule by name, with its hyper-parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OptimizerSpec {
+    /// `sgd`, `ftrl`, …
+    pub name: String,
+    /// Named values; the optimizer refuses unknown and missing ones.
+    pub parameters: Vec<(String, f32)>,
+}
+
+impl OptimizerSpec {
+    /// An update rule by name with named values.
+    pub fn new(name: &str, parameters: &[(&str, f32)]) -> OptimizerSpec {
+        let parameters = parameters.iter().map(|&(n, v)| (n.to_owned(), v)).collect();
+        OptimizerSpec { name: name.to_owned(), parameters }
+    }
+
+    /// `w ← w − rate · g`.
+    pub fn sgd(rate: f32) -> OptimizerSpec {
+        OptimizerSpec::new("sgd", &[("rate", rate)])
+    }
+
+    /// FTRL-Proximal (McMahan et al., KDD 2013, Algorithm 1).
+    pub fn ftrl(alpha: f32, beta: f32, l1: f32, l2: f32) -> OptimizerSpec {
+        OptimizerSpec::new("ftrl", &[("alpha", alpha), ("beta", beta), ("l1", l1), ("l2", l2)])
+    }
+}
+
+/// All that servers and workers must agree on about a table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TableSpec {
+    /// Unique in the job.
+    pub name: String,
+    /// Dense or sparse.
+    pub kind: TableKind,
+    /// The update rule.
+    pub optimizer: OptimizerSpec,
+    /// How pushes are combined under Bsp.
+    pub aggregate: Aggregate,
+    /// When a pull may be answered.
+    pub consistency: Consistency,
+}
+
+impl TableSpec {
+    /// A dense table of `shape` in segments of 256 KiB, under Bsp, `mean`, plain SGD with rate 1.
+    pub fn dense(name: &str, shape: &[u64]) -> TableSpec {
+        let segment = DEFAULT_SEGMENT_BYTES / 4;
+        TableSpec::with(name, TableKind::Dense { shape: shape.to_vec(), segment })
+    }
+
+    /// A sparse table of rows of `dim`, under Bsp, `mean`, plain SGD with rate 1.
+    pub fn sparse(name: &str, dim: u32) -> TableSpec {
+        TableSpec::with(name, TableKind::Sparse { dim, buckets: DEFAULT_SPARSE_BUCKETS })
+    }
+
+    fn with(name: &str, kind: TableKind) -> TableSpec {
+        TableSpec {
+            name: name.to_owned(),
+            kind,
+            optimizer: OptimizerSpec::sgd(1.0),
+            aggregate: Aggregate::Mean,
+            consistency: Consistency::Bsp,
+        }
+    }
+
+    /// The same with another update rule.
+    pub fn optimizer(mut self, optimizer: OptimizerSpec) -> TableSpec {
+        self.optimizer = optimizer;
+        self
+    }
+
+    /// The same with another way to combine pushes.
+    pub fn aggregate(mut self, aggregate: Aggregate) -> TableSpec {
+        self.aggregate = aggregate;
+        self
+    }
+
+    /// The same under another consistency.
+    pub fn consistency(mut self, consistency: Consistency) -> TableSpec {
+        self.consistency = consistency;
+        self
+    }
+
+    /// The same with segments of `bytes` bytes (dense tables only).
+    pub fn segment_bytes(mut self, bytes: u32) -> TableSpec {
+        if let TableKind::Dense { segment, .. } = &mut self.kind {
+            *segment = bytes / 4;
+        }
+        self
+    }
+
+    /// Refuses sizes that no server could hold; every peer's spec goes through this.
+    pub fn validate(&self) -> Result<()> {
+        let field = |name: &str| format!("table \"{}\": {name}", self.name);
+        if self.name.is_empty() || self.name.len() > 128 {
+            return Err(Error::config("table name", "1 to 128 bytes", self.name.len()));
+        }
+        if self.optimizer.parameters.len() > 16 || self.optimizer.name.len() > 64 {
+            return Err(Error::config(
+                field("optimizer"),
+                "at most 16 values",
+                self.optimizer.parameters.len(),
+            ));
+        }
+        match &self.kind {
+            TableKind::Dense { shape, segment } => {
+                let elements = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).unwrap_or(u64::MAX);
+                if shape.is_empty() || elements == 0 || elements > 1 << 40 {
+                    return Err(Error::config(field("shape"), "1 to 2^40 elements", format!("{shape:?}")));
+                }
+                if *segment < 16 || *segment > 1 << 18 || segment % 16 != 0 {
+                    return Err(Error::config(
+                        field("segment bytes"),
+                        "a multiple of 64 from 64 to 1048576",
+                        u64::from(*segment) * 4,
+                    ));
+                }
+                if elements.div_ceil(u64::from(*segment)) > 1 << 24 {
+                    return Err(Error::config(field("segment bytes"), "at most 2^24 segments", elements));
+                }
+            }
+            TableKind::Sparse { dim, buckets } => {
+                if *dim == 0 || *dim > 1 << 14 {
+                    return Err(Error::config(field("dim"), "1 to 16384", dim));
+                }
+                if *buckets == 0 || *buckets > 1 << 20 {
+                    return Err(Error::config(field("buckets"), "1 to 2^20", buckets));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of buckets.
+    pub fn buckets(&self) -> u32 {
+        match &self.kind {
+            TableKind::Dense { segment, .. } => {
+                // `validate` bounds the number of segments by 2^24.
+                u32::try_from(self.elements().div_ceil(u64::from(*segment))).unwrap_or(u32::MAX)
+            }
+            TableKind::Sparse { buckets, .. } => *buckets,
+        }
+    }
+
+    /// Number of elements of a dense table; 0 for a sparse one.
+    pub fn elements(&self) -> u64 {
+        match &self.kind {
+            TableKind::Dense { shape, .. } => shape.iter().product(),
+            TableKind::Sparse { .. } => 0,
+        }
+    }
+
+    /// fp32 for each key: 1 (dense) or `dim`.
+    pub fn width(&self) -> u32 {
+        match &self.kind {
+            TableKind::Dense { .. } => 1,
+            TableKind::Sparse { dim, .. } => *dim,
+        }
+    }
+
+    /// The keys of a dense bucket; `None` for a sparse table or a bucket that does not exist.
+    pub fn segment_range(&self, bucket: BucketId) -> Option<KeyRange> {
+        let TableKind::Dense { segment, .. } = &self.kind else { return None };
+        let start = u64::from(bucket) * u64::from(*segment);
+        let end = (start + u64::from(*segment)).min(self.elements());
+        KeyRange::new(start, end).ok()
+    }
+
+    /// The bucket that holds `key`.
+    pub fn bucket_of(&self, key: Key) -> BucketId {
+        match &self.kind {
+            TableKind::Dense { segment, .. } => (key / u64::from(*segment)) as BucketId,
+            // The high bits of the hash, by multiplication: even for any number of buckets (Lemire, TOMACS 2019).
+            TableKind::Sparse { buckets, .. } => {
+                ((u128::from(mix64(key)) * u128::from(*buckets)) >> 64) as BucketId
+            }
+        }
+    }
+}
+
+impl fmt::Display for TableSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            TableKind::Dense { shape, segment } => {
+                write!(f, "dense {shape:?} in segments of {} bytes", u64::from(*segment) * 4)?;
+            }
+            TableKind::Sparse { dim, buckets } => write!(f, "sparse rows of {dim} in {buckets} buckets")?,
+        }
+        write!(f, ", {} {:?}", self.optimizer.name, self.optimizer.parameters)?;
+        write!(f, ", {:?}, {}", self.aggregate, self.consistency)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_cover_the_keys_once() {
+        let spec = TableSpec::dense("w", &[10, 13]).segment_bytes(64);
+        spec.validate().unwrap();
+        assert_eq!(spec.buckets(), 9);
+        let mut next = 0;
+        for bucket in 0..spec.buckets() {
+            let range = spec.segment_range(bucket).unwrap();
+            assert_eq!(range.start(), next);
+            assert!((range.start()..range.end()).all(|k| spec.bucket_of(k) == bucket));
+            next = range.end();
+        }
+        assert_eq!(next, 130);
+        assert!(spec.segment_range(9).is_none());
+    }
+
+    #[test]
+    fn hash_buckets_are_even_and_reach_both_ends() {
+        let spec = TableSpec::sparse("w", 1);
+        let mut counts = vec![0u32; spec.buckets() as usize];
+        for key in (0..50_000).chain(u64::MAX - 50_000..=u64::MAX) {
+            counts[spec.bucket_of(key) as usize] += 1;
+        }
+        let (min, max) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+        assert!(*min > 300 && *max < 490, "{min} {max}");
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        for spec in [
+            TableSpec::dense("", &[1]),
+            TableSpec::dense("w", &[]),
+            TableSpec::dense("w", &[0]),
+            TableSpec::dense("w", &[u64::MAX, 2]),
+            TableSpec::dense("w", &[1 << 39]).segment_bytes(64),
+            TableSpec::dense("w", &[8]).segment_bytes(60),
+            TableSpec::sparse("w", 0),
+        ] {
+            assert!(spec.validate().is_err(), "{spec}");
+        }
+    }
+}
