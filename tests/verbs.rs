@@ -17,9 +17,8 @@ use windlass::transport::{
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Settings for a virtual machine: a starved CPU must not look like a dead peer.
 fn config() -> VerbsConfig {
-    VerbsConfig { timeout: 18, endpoints: 8, ..VerbsConfig::default() }
+    VerbsConfig { endpoints: 8, ..VerbsConfig::default() }
 }
 
 /// One end of a connection: a transport, an arena that it registered, and what came out of it.
@@ -344,7 +343,7 @@ fn the_peer_may_connect_much_later() {
         return;
     }
     // All retries of one attempt take about half a second: several attempts fail before the other end is there.
-    let hasty = VerbsConfig { timeout: 12, retries: 2, ..config() };
+    let hasty = VerbsConfig { timeout: Some(12), retries: 2, ..config() };
     let (mut a, mut b) = (End::new(&hasty, "b"), End::new(&hasty, "a"));
     // Whoever speaks first is the one that has to try again.
     if a.address < b.address {
@@ -367,7 +366,8 @@ fn a_peer_that_never_connects_is_a_timeout() {
     if !has_device() {
         return;
     }
-    let hasty = VerbsConfig { timeout: 12, retries: 2, connect_timeout: Duration::from_secs(1), ..config() };
+    let hasty =
+        VerbsConfig { timeout: Some(12), retries: 2, connect_timeout: Duration::from_secs(1), ..config() };
     let (mut a, mut b) = (End::new(&hasty, "b"), End::new(&hasty, "a"));
     a.transport.connect(a.endpoint, &b.address, &[3; 32]).unwrap();
     until(&mut a, &mut b, "timeout", |a, _| a.closed().is_some());
@@ -379,7 +379,7 @@ fn a_peer_that_never_connects_is_a_timeout() {
 #[test]
 #[ignore = "started by another test"]
 fn other_process() {
-    let hasty = VerbsConfig { timeout: 14, retries: 2, ..config() };
+    let hasty = VerbsConfig { timeout: Some(14), retries: 2, ..config() };
     let mut end = End::new(&hasty, "parent");
     println!("address {}", hex(&end.address));
     let mut line = String::new();
@@ -414,7 +414,7 @@ fn a_killed_peer_is_noticed_by_sending() {
         .lines()
         .find_map(|line| line.unwrap().split_once("address ").map(|(_, hex)| unhex(hex)))
         .unwrap();
-    let hasty = VerbsConfig { timeout: 14, retries: 2, ..config() };
+    let hasty = VerbsConfig { timeout: Some(14), retries: 2, ..config() };
     let mut a = End::new(&hasty, "child");
     a.transport.connect(a.endpoint, &address, &[1; 32]).unwrap();
     writeln!(child.stdin.take().unwrap(), "{}", hex(&a.address)).unwrap();
@@ -501,9 +501,7 @@ fn what_is_not_an_address_is_refused() {
 }
 
 #[test]
-fn settings_out_of_range_are_named() {
-    let error = Verbs::new(&VerbsConfig { retries: 7, ..config() }).err().unwrap();
-    assert!(error.to_string().contains("retries"), "{error}");
+fn a_device_that_is_not_there_is_named() {
     let error = Verbs::new(&VerbsConfig { device: Some("none0".to_owned()), ..config() }).err().unwrap();
     assert!(error.to_string().contains("none0"), "{error}");
 }

@@ -21,14 +21,8 @@ impl Loopback {
 
 impl Fabric for Loopback {
     fn transport(&self) -> Box<dyn Transport> {
-        // soft-RoCE has completion queues of 32 767 entries, and a virtual machine with a starved CPU needs patience.
-        let config = VerbsConfig {
-            queue_depth: 128,
-            receives: 256,
-            endpoints: 80,
-            timeout: 18,
-            ..VerbsConfig::default()
-        };
+        // soft-RoCE has completion queues of 32 767 entries.
+        let config = VerbsConfig { queue_depth: 128, receives: 256, endpoints: 80, ..VerbsConfig::default() };
         Box::new(Verbs::new(&config).unwrap())
     }
 }

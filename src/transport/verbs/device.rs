@@ -272,6 +272,11 @@ impl Context {
         self.raw
     }
 
+    /// Whether this is soft-RoCE, which calls itself this vendor.
+    pub fn is_software(&self) -> bool {
+        self.attributes.vendor_id == 0x00ff_ffff
+    }
+
     /// An [`Error::Device`] from an errno.
     pub fn error(&self, operation: &'static str, errno: c_int) -> Error {
         device_error(operation, &self.name, io::Error::from_raw_os_error(errno.abs()))

@@ -37,6 +37,7 @@ use self::qp::Settings;
 use super::{
     Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
 };
+use crate::config::Network;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
 use crate::time::Deadline;
@@ -56,8 +57,9 @@ pub struct VerbsConfig {
     pub receives: usize,
     /// Endpoints that may exist at once; fewer where the device's completion queues are short.
     pub endpoints: usize,
-    /// Local ACK timeout: 4.096 µs × 2^timeout. 14 is 67 ms; where the peer's CPU may be starved (soft-RoCE) use 18.
-    pub timeout: u8,
+    /// Local ACK timeout: 4.096 µs × 2^timeout. Without one 14, which is 67 ms, or 18 (1.07 s) on soft-RoCE, where the CPU
+    /// acknowledges and may be busy.
+    pub timeout: Option<u8>,
     /// Times that a packet without ACK is sent again, 0 to 6. (7 means the same on cards, but for ever on soft-RoCE.)
     pub retries: u8,
     /// Times that a peer without a receive buffer is asked again; 7 for ever.
@@ -79,13 +81,27 @@ impl Default for VerbsConfig {
             queue_depth: 256,
             receives: 512,
             endpoints: 64,
-            timeout: 14,
+            timeout: None,
             retries: 6,
             rnr_retries: 7,
             traffic_class: 0,
             service_level: 0,
             connect_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+impl VerbsConfig {
+    /// What the network settings say: a device `NAME`, or `NAME:PORT`.
+    pub fn of(network: &Network) -> Result<VerbsConfig> {
+        let mut config = VerbsConfig { connect_timeout: network.peer_timeout, ..VerbsConfig::default() };
+        if let Some(text) = &network.rdma_device {
+            let (name, port) = text.split_once(':').unwrap_or((text, "1"));
+            let wrong = || Error::config("rdma device", "NAME, or NAME:PORT with a port from 1 to 255", text);
+            config.port = port.parse().ok().filter(|&p| p > 0).ok_or_else(wrong)?;
+            config.device = Some(name).filter(|n| !n.is_empty()).ok_or_else(wrong)?.to_owned().into();
+        }
+        Ok(config)
     }
 }
 
@@ -145,11 +161,12 @@ impl Verbs {
         let completions = CompletionQueue::new(&context, endpoints * per_endpoint as usize)?;
         let attributes = &context.attributes;
         let reads = attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(0, 16) as u8;
+        let timeout = config.timeout.unwrap_or(if context.is_software() { 18 } else { 14 });
         let settings = Settings {
             sends,
             receives,
             reads,
-            timeout: config.timeout,
+            timeout,
             retries: config.retries,
             rnr_retries: config.rnr_retries,
             traffic_class: config.traffic_class,
@@ -161,7 +178,7 @@ impl Verbs {
             port.number,
             port.gid,
             device::mtu_bytes(port.mtu),
-            config.timeout,
+            timeout,
             config.retries
         );
         let shared = Shared {
@@ -346,7 +363,7 @@ fn check(config: &VerbsConfig) -> Result<()> {
     within("queue_depth", config.queue_depth, 1, 1 << 15)?;
     within("receives", config.receives, 1, 1 << 15)?;
     within("endpoints", config.endpoints, 1, usize::from(u16::MAX))?;
-    within("timeout", config.timeout.into(), 1, 31)?;
+    within("timeout", config.timeout.unwrap_or(1).into(), 1, 31)?;
     within("retries", config.retries.into(), 0, 6)?;
     within("rnr_retries", config.rnr_retries.into(), 0, 7)?;
     within("service_level", config.service_level.into(), 0, 15)
@@ -511,5 +528,40 @@ impl Transport for Verbs {
         }
         known.close();
         self.watch(endpoint.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_by_name_and_port() {
+        let of = |device: Option<&str>| {
+            let network = Network { rdma_device: device.map(str::to_owned), ..Network::default() };
+            VerbsConfig::of(&network).map(|c| (c.device, c.port))
+        };
+        assert_eq!(of(None).unwrap(), (None, 1));
+        assert_eq!(of(Some("mlx5_0")).unwrap(), (Some("mlx5_0".to_owned()), 1));
+        assert_eq!(of(Some("mlx5_0:2")).unwrap(), (Some("mlx5_0".to_owned()), 2));
+        for wrong in ["", ":1", "mlx5_0:", "mlx5_0:0", "mlx5_0:256", "mlx5_0:x"] {
+            assert_eq!(of(Some(wrong)).unwrap_err().code(), 1, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let wrong = [
+            ("port", VerbsConfig { port: 0, ..VerbsConfig::default() }),
+            ("retries", VerbsConfig { retries: 7, ..VerbsConfig::default() }),
+            ("timeout", VerbsConfig { timeout: Some(0), ..VerbsConfig::default() }),
+            ("endpoints", VerbsConfig { endpoints: 1 << 16, ..VerbsConfig::default() }),
+            ("queue_depth", VerbsConfig { queue_depth: 0, ..VerbsConfig::default() }),
+        ];
+        for (name, config) in wrong {
+            let error = check(&config).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        assert!(check(&VerbsConfig::default()).is_ok());
     }
 }
