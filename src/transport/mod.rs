@@ -40,7 +40,8 @@ pub struct EndpointId {
     pub generation: u32,
 }
 
-/// Who dials. On verbs both sides do the same.
+/// Who dials. On verbs both sides do the same, but the active one speaks first: connecting is fastest when the passive
+/// side has called [`Transport::connect`] before the active one does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Dials the other's address.

@@ -13,6 +13,8 @@ mod rig;
 mod rights;
 mod send;
 mod tcp;
+#[cfg(feature = "verbs")]
+mod verbs;
 mod write;
 
 macro_rules! suite {
@@ -48,4 +50,9 @@ macro_rules! all_cases {
 
 mod on_tcp {
     all_cases!(Some(crate::tcp::Loopback::default()));
+}
+
+#[cfg(feature = "verbs")]
+mod on_verbs {
+    all_cases!(crate::verbs::Loopback::find());
 }

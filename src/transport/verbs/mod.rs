@@ -1,1 +1,567 @@
-//! RDMA verbs.
+//! RDMA verbs: reliable-connected queue pairs over InfiniBand or RoCE.
+//!
+//! ```text
+//!  Verbs (one thread) ── Context ── Port, GID
+//!    │  CompletionQueue: every work request of every endpoint; its channel is the waitable descriptor
+//!    └─ Endpoint ── QueuePair
+//!                 ├ Domain: its own, so that its keys work for one peer only
+//!                 ├ Regions: what the peer may reach; our arenas, when first used; headers and messages
+//!                 └ operations under way, with the memory that they hold
+//! ```
+//!
+//! Receive buffers serve messages and writes with a number alike. When a peer sends more than are posted, its device waits
+//! and tries again, so a thread that does not poll slows its peers down and loses nothing. An error of one operation ends
+//! the endpoint: RC queue pairs can't go on. A peer that dies is noticed when something is sent to it; the control
+//! connection notices earlier, and the layer above then closes the endpoint.
+
+mod address;
+mod cq;
+mod device;
+mod endpoint;
+mod ffi;
+mod greeting;
+mod memory;
+mod qp;
+
+pub use device::{DeviceInfo, Gid, GidKind, available};
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::cq::{CompletionQueue, Entry, WorkId};
+use self::device::Port;
+use self::endpoint::{CONTROLS, Endpoint, Progress, Shared};
+use self::qp::Settings;
+use super::{
+    Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
+};
+use crate::config::Network;
+use crate::error::{Error, Result};
+use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
+use crate::time::Deadline;
+
+/// How a [`Verbs`] transport is set up.
+#[derive(Debug, Clone)]
+pub struct VerbsConfig {
+    /// Device name; without one, the first device whose port is up.
+    pub device: Option<String>,
+    /// Port number, from 1.
+    pub port: u8,
+    /// Index in the port's GID table; without one, RoCE v2 over IPv4 is preferred, then v2 over IPv6, then v1.
+    pub gid_index: Option<u8>,
+    /// Operations that one endpoint may have under way; rounded up to a power of two, at least 64.
+    pub queue_depth: usize,
+    /// Receive buffers that each endpoint keeps posted, of 256 bytes.
+    pub receives: usize,
+    /// Endpoints that may exist at once; fewer where the device's completion queues are short.
+    pub endpoints: usize,
+    /// Local ACK timeout: 4.096 µs × 2^timeout. Without one 14, which is 67 ms, or 18 (1.07 s) on soft-RoCE, where the CPU
+    /// acknowledges and may be busy.
+    pub timeout: Option<u8>,
+    /// Times that a packet without ACK is sent again, 0 to 6. (7 means the same on cards, but for ever on soft-RoCE.)
+    pub retries: u8,
+    /// Times that a peer without a receive buffer is asked again; 7 for ever.
+    pub rnr_retries: u8,
+    /// IP traffic class (DSCP and ECN bits) of RoCE v2 packets.
+    pub traffic_class: u8,
+    /// InfiniBand service level, or Ethernet priority.
+    pub service_level: u8,
+    /// How long a peer may take between our `connect` and its own.
+    pub connect_timeout: Duration,
+}
+
+impl Default for VerbsConfig {
+    fn default() -> VerbsConfig {
+        VerbsConfig {
+            device: None,
+            port: 1,
+            gid_index: None,
+            queue_depth: 256,
+            receives: 512,
+            endpoints: 64,
+            timeout: None,
+            retries: 6,
+            rnr_retries: 7,
+            traffic_class: 0,
+            service_level: 0,
+            connect_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl VerbsConfig {
+    /// What the network settings say: a device `NAME`, or `NAME:PORT`.
+    pub fn of(network: &Network) -> Result<VerbsConfig> {
+        let mut config = VerbsConfig { connect_timeout: network.peer_timeout, ..VerbsConfig::default() };
+        if let Some(text) = &network.rdma_device {
+            let (name, port) = text.split_once(':').unwrap_or((text, "1"));
+            let wrong = || Error::config("rdma device", "NAME, or NAME:PORT with a port from 1 to 255", text);
+            config.port = port.parse().ok().filter(|&p| p > 0).ok_or_else(wrong)?;
+            config.device = Some(name).filter(|n| !n.is_empty()).ok_or_else(wrong)?.to_owned().into();
+        }
+        Ok(config)
+    }
+}
+
+/// A place in the table of endpoints.
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    endpoint: Option<Box<Endpoint>>,
+}
+
+/// The verbs transport.
+pub struct Verbs {
+    caps: Caps,
+    // Before what they share, though an `Arc` in each would keep that alive anyway.
+    places: Vec<Place>,
+    free: Vec<u32>,
+    shared: Shared,
+    /// Endpoints with queued work.
+    dirty: Vec<u32>,
+    /// Endpoints that are connecting or ending.
+    watched: Vec<u32>,
+    /// Completions taken from the queue but not yet looked at.
+    entries: VecDeque<Entry>,
+    /// Completions made outside of `poll`.
+    ready: VecDeque<Completion>,
+    /// Endpoints with receive buffers to post, reused.
+    returned: Vec<u32>,
+    /// Whether an event may have come since the last look at the descriptor.
+    armed: bool,
+}
+
+impl Verbs {
+    /// Opens the device.
+    pub fn new(config: &VerbsConfig) -> Result<Verbs> {
+        check(config)?;
+        if !ffi::layouts_agree() {
+            return Err(Error::Device {
+                operation: "open",
+                device: "libibverbs".to_owned(),
+                reason: "its header does not match the bindings this program was built with".to_owned(),
+            });
+        }
+        let (context, port) = Port::find(config.device.as_deref(), config.port, config.gid_index)?;
+        let depth = config.queue_depth.max(64).next_power_of_two() as u32;
+        let receives = config.receives as u32;
+        let sends = depth + CONTROLS;
+        let per_endpoint = sends + receives;
+        let longest = context.attributes.max_cqe.max(0) as u32;
+        let endpoints = config.endpoints.min((longest / per_endpoint) as usize);
+        if endpoints == 0 {
+            return Err(Error::Limit {
+                resource: format!("completion queue of {} (queue_depth + receives)", context.name),
+                limit: longest.into(),
+                asked: per_endpoint.into(),
+            });
+        }
+        let completions = CompletionQueue::new(&context, endpoints * per_endpoint as usize)?;
+        let attributes = &context.attributes;
+        let reads = attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(0, 16) as u8;
+        let timeout = config.timeout.unwrap_or(if context.is_software() { 18 } else { 14 });
+        let settings = Settings {
+            sends,
+            receives,
+            reads,
+            timeout,
+            retries: config.retries,
+            rnr_retries: config.rnr_retries,
+            traffic_class: config.traffic_class,
+            service_level: config.service_level,
+        };
+        let detail = format!(
+            "{} port {}, {}, MTU {}, ACK timeout {}, {} retries",
+            context.name,
+            port.number,
+            port.gid,
+            device::mtu_bytes(port.mtu),
+            timeout,
+            config.retries
+        );
+        let shared = Shared {
+            context,
+            port,
+            completions,
+            settings,
+            depth,
+            receives,
+            connect_timeout: config.connect_timeout,
+            arenas: Vec::new(),
+        };
+        let caps = Caps {
+            name: "verbs",
+            one_sided: true,
+            keys_per_peer: true,
+            queue_depth: depth as usize,
+            max_write: shared.max_write(),
+            detail,
+        };
+        let mut places = Vec::new();
+        places.resize_with(endpoints, Place::default);
+        Ok(Verbs {
+            caps,
+            places,
+            free: (0..endpoints as u32).rev().collect(),
+            shared,
+            dirty: Vec::new(),
+            watched: Vec::new(),
+            entries: VecDeque::new(),
+            ready: VecDeque::new(),
+            returned: Vec::new(),
+            armed: false,
+        })
+    }
+
+    /// The live endpoint `id`, with what it shares with the others.
+    fn parts(&mut self, id: EndpointId) -> Option<(&mut Endpoint, &mut Shared)> {
+        let place = self.places.get_mut(id.index as usize).filter(|p| p.generation == id.generation)?;
+        Some((place.endpoint.as_deref_mut()?, &mut self.shared))
+    }
+
+    fn known(&mut self, id: EndpointId, call: &'static str) -> Result<(&mut Endpoint, &mut Shared)> {
+        self.parts(id).ok_or_else(|| Error::Misuse {
+            call,
+            reason: format!("endpoint {} does not exist any more", id.index),
+        })
+    }
+
+    /// Notes what the call on `id` left to be done: work to flush, or an end to watch for.
+    fn after(&mut self, id: EndpointId) {
+        let Some((endpoint, _)) = self.parts(id) else { return };
+        let (queued, ending) = (endpoint.has_queued(), endpoint.is_ending());
+        if queued && !self.dirty.contains(&id.index) {
+            self.dirty.push(id.index);
+        }
+        if ending {
+            self.watch(id.index);
+        }
+    }
+
+    fn watch(&mut self, index: u32) {
+        if !self.watched.contains(&index) {
+            self.watched.push(index);
+        }
+    }
+
+    fn complete(&mut self, entry: Entry, out: &mut Vec<Completion>) {
+        let index = u32::from(entry.id.index);
+        let Some(place) = self.places.get_mut(index as usize) else { return };
+        // A completion of an endpoint that was destroyed before all of its work was flushed.
+        if place.generation & WorkId::GENERATION != u32::from(entry.id.generation) {
+            return;
+        }
+        let Some(endpoint) = place.endpoint.as_deref_mut() else { return };
+        let had = endpoint.has_returned();
+        endpoint.complete(&self.shared, entry, out);
+        let (returned, ending) = (endpoint.has_returned(), endpoint.is_ending());
+        if returned && !had {
+            self.returned.push(index);
+        }
+        if ending {
+            self.watch(index);
+        }
+    }
+
+    /// Posts the receive buffers that came back.
+    fn replenish(&mut self) {
+        let mut returned = std::mem::take(&mut self.returned);
+        for index in returned.drain(..) {
+            let Some(endpoint) = self.places[index as usize].endpoint.as_deref_mut() else { continue };
+            if let Err(error) = endpoint.post_receives(&self.shared) {
+                endpoint.abandon(error);
+                self.watch(index);
+            }
+        }
+        self.returned = returned;
+    }
+
+    /// Ends what has drained or waited too long.
+    fn look_after(&mut self, out: &mut Vec<Completion>) {
+        if self.watched.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut watched = std::mem::take(&mut self.watched);
+        watched.retain(|&index| {
+            let place = &mut self.places[index as usize];
+            let Some(endpoint) = place.endpoint.as_deref_mut() else { return false };
+            match endpoint.watch(&self.shared, now) {
+                Progress::Pending => true,
+                Progress::Settled => false,
+                Progress::Finished(reason) => {
+                    let id = EndpointId { index, generation: place.generation };
+                    release(place, index, &mut self.free);
+                    out.push(Completion::Closed { endpoint: id, reason });
+                    false
+                }
+            }
+        });
+        // Nothing above adds to the list.
+        self.watched = watched;
+    }
+
+    fn fail_all(&mut self, error: &Error) {
+        for index in 0..self.places.len() {
+            if let Some(endpoint) = self.places[index].endpoint.as_deref_mut() {
+                endpoint.abandon(error.clone());
+                self.watch(index as u32);
+            }
+        }
+    }
+
+    /// Takes completions from the device. Whether there are any to look at.
+    fn fetch(&mut self, limit: usize) -> bool {
+        if self.entries.is_empty()
+            && let Err(error) = self.shared.completions.poll(&mut self.entries, limit)
+        {
+            self.fail_all(&error);
+        }
+        !self.entries.is_empty()
+    }
+}
+
+/// How long dropping a transport may take to say goodbye.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+impl Drop for Verbs {
+    /// Says goodbye to the connected peers, for at most a tenth of a second.
+    fn drop(&mut self) {
+        let deadline = Deadline::after(Instant::now(), FAREWELL);
+        for endpoint in self.places.iter_mut().filter_map(|p| p.endpoint.as_deref_mut()) {
+            endpoint.close();
+        }
+        let mut ignored = Vec::new();
+        while self.places.iter().any(|p| p.endpoint.as_ref().is_some_and(|e| e.is_leaving())) {
+            if deadline.passed(Instant::now()) {
+                break;
+            }
+            self.poll(&mut ignored, 256);
+            ignored.clear();
+        }
+    }
+}
+
+/// Destroys the endpoint's queue pair, takes all its keys back, lets go of its payloads, and frees its place.
+fn release(place: &mut Place, index: u32, free: &mut Vec<u32>) {
+    place.endpoint = None;
+    place.generation = place.generation.wrapping_add(1);
+    free.push(index);
+}
+
+/// Refuses what the verbs would, with the name of the setting.
+fn check(config: &VerbsConfig) -> Result<()> {
+    let within = |setting: &str, value: usize, low: usize, high: usize| {
+        if (low..=high).contains(&value) {
+            return Ok(());
+        }
+        Err(Error::config(format!("verbs {setting}"), format!("{low} to {high}"), value))
+    };
+    within("port", config.port.into(), 1, 255)?;
+    within("queue_depth", config.queue_depth, 1, 1 << 15)?;
+    within("receives", config.receives, 1, 1 << 15)?;
+    within("endpoints", config.endpoints, 1, usize::from(u16::MAX))?;
+    within("timeout", config.timeout.unwrap_or(1).into(), 1, 31)?;
+    within("retries", config.retries.into(), 0, 6)?;
+    within("rnr_retries", config.rnr_retries.into(), 0, 7)?;
+    within("service_level", config.service_level.into(), 0, 15)
+}
+
+impl Transport for Verbs {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
+        let id = u32::try_from(self.shared.arenas.len())
+            .map_err(|_| Error::Misuse { call: "register", reason: "too many arenas".to_owned() })?;
+        self.shared.arenas.push(arena);
+        Ok(RegionId(id))
+    }
+
+    fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
+        let Some(index) = self.free.pop() else {
+            return Err(Error::Limit {
+                resource: format!("endpoints of {} (verbs endpoints)", self.caps.detail),
+                limit: self.places.len() as u64,
+                asked: self.places.len() as u64 + 1,
+            });
+        };
+        let place = &mut self.places[index as usize];
+        let id = EndpointId { index, generation: place.generation };
+        match Endpoint::new(&self.shared, id, side, peer) {
+            Ok(endpoint) => {
+                let address = endpoint.address();
+                place.endpoint = Some(Box::new(endpoint));
+                Ok((id, address))
+            }
+            Err(error) => {
+                release(place, index, &mut self.free);
+                Err(error)
+            }
+        }
+    }
+
+    fn authorise(
+        &mut self,
+        endpoint: EndpointId,
+        region: RegionId,
+        offset: usize,
+        length: usize,
+        rights: Rights,
+    ) -> Result<RemoteRegion> {
+        let (endpoint, shared) = self.known(endpoint, "authorise")?;
+        let Some(arena) = shared.arenas.get(region.0 as usize) else {
+            let reason = format!("region {} was never registered", region.0);
+            return Err(Error::Misuse { call: "authorise", reason });
+        };
+        if endpoint.is_ending() {
+            return Err(Error::Misuse { call: "authorise", reason: "the endpoint is closing".to_owned() });
+        }
+        endpoint.authorise(arena, offset, length, rights)
+    }
+
+    fn withdraw(&mut self, endpoint: EndpointId, remote: &RemoteRegion) -> Result<()> {
+        match self.parts(endpoint) {
+            Some((known, _)) => known.withdraw(remote),
+            // A closed endpoint reaches nothing.
+            None => Ok(()),
+        }
+    }
+
+    fn connect(&mut self, endpoint: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
+        let (known, shared) = self.known(endpoint, "connect")?;
+        if !known.is_opened() {
+            let reason = "the endpoint was connected or closed before".to_owned();
+            return Err(Error::Misuse { call: "connect", reason });
+        }
+        known.connect(shared, address, key)?;
+        self.watch(endpoint.index);
+        Ok(())
+    }
+
+    fn send(&mut self, endpoint: EndpointId, message: Message) -> std::result::Result<(), Rejected<Message>> {
+        let Some((known, shared)) = self.parts(endpoint) else {
+            return Err(Rejected { operation: message, refusal: Refusal::NotConnected });
+        };
+        let answer = known.send(shared, &message);
+        self.after(endpoint);
+        answer.map_err(|refusal| Rejected { operation: message, refusal })
+    }
+
+    fn write(&mut self, endpoint: EndpointId, mut write: Write) -> std::result::Result<(), Rejected<Write>> {
+        let Some((known, shared)) = self.parts(endpoint) else {
+            return Err(Rejected { operation: write, refusal: Refusal::NotConnected });
+        };
+        let answer = known.write(shared, &mut write);
+        self.after(endpoint);
+        answer.map_err(|refusal| Rejected { operation: write, refusal })
+    }
+
+    fn read(&mut self, endpoint: EndpointId, read: Read) -> std::result::Result<(), Rejected<Read>> {
+        let Some((known, shared)) = self.parts(endpoint) else {
+            return Err(Rejected { operation: read, refusal: Refusal::NotConnected });
+        };
+        let answer = known.read(shared, &read);
+        self.after(endpoint);
+        answer.map_err(|refusal| Rejected { operation: read, refusal })
+    }
+
+    fn flush(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for index in dirty.drain(..) {
+            let Some(endpoint) = self.places[index as usize].endpoint.as_deref_mut() else { continue };
+            endpoint.flush();
+            if endpoint.is_ending() {
+                self.watch(index);
+            }
+        }
+        self.dirty = dirty;
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {
+        if self.armed {
+            self.armed = false;
+            self.shared.completions.take_events();
+        }
+        completions.extend(self.ready.drain(..));
+        let mut left = budget;
+        while left > 0 && self.fetch(left) {
+            while left > 0
+                && let Some(entry) = self.entries.pop_front()
+            {
+                self.complete(entry, completions);
+                left -= 1;
+            }
+        }
+        self.replenish();
+        self.look_after(completions);
+    }
+
+    fn waitable(&self) -> RawFd {
+        self.shared.completions.fd()
+    }
+
+    fn arm(&mut self) -> bool {
+        self.shared.completions.take_events();
+        self.armed = true;
+        if let Err(error) = self.shared.completions.arm() {
+            self.fail_all(&error);
+        }
+        // An endpoint ends within moments, by a completion or by the clock: it is not worth sleeping.
+        let ending =
+            |&i: &u32| self.places[i as usize].endpoint.as_ref().is_some_and(|endpoint| endpoint.is_ending());
+        let busy = !self.ready.is_empty() || self.watched.iter().any(ending);
+        // What came before the queue was armed makes no event.
+        !self.fetch(64) && !busy
+    }
+
+    fn close(&mut self, endpoint: EndpointId) {
+        let Some((known, _)) = self.parts(endpoint) else { return };
+        if known.is_opened() {
+            // No peer was ever let in: there is nothing to drain.
+            release(&mut self.places[endpoint.index as usize], endpoint.index, &mut self.free);
+            self.ready.push_back(Completion::Closed { endpoint, reason: None });
+            return;
+        }
+        known.close();
+        self.watch(endpoint.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_by_name_and_port() {
+        let of = |device: Option<&str>| {
+            let network = Network { rdma_device: device.map(str::to_owned), ..Network::default() };
+            VerbsConfig::of(&network).map(|c| (c.device, c.port))
+        };
+        assert_eq!(of(None).unwrap(), (None, 1));
+        assert_eq!(of(Some("mlx5_0")).unwrap(), (Some("mlx5_0".to_owned()), 1));
+        assert_eq!(of(Some("mlx5_0:2")).unwrap(), (Some("mlx5_0".to_owned()), 2));
+        for wrong in ["", ":1", "mlx5_0:", "mlx5_0:0", "mlx5_0:256", "mlx5_0:x"] {
+            assert_eq!(of(Some(wrong)).unwrap_err().code(), 1, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let wrong = [
+            ("port", VerbsConfig { port: 0, ..VerbsConfig::default() }),
+            ("retries", VerbsConfig { retries: 7, ..VerbsConfig::default() }),
+            ("timeout", VerbsConfig { timeout: Some(0), ..VerbsConfig::default() }),
+            ("endpoints", VerbsConfig { endpoints: 1 << 16, ..VerbsConfig::default() }),
+            ("queue_depth", VerbsConfig { queue_depth: 0, ..VerbsConfig::default() }),
+        ];
+        for (name, config) in wrong {
+            let error = check(&config).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        assert!(check(&VerbsConfig::default()).is_ok());
+    }
+}

@@ -1,0 +1,223 @@
+#!/bin/bash
+# Runs a command inside a small virtual machine that has a soft-RoCE device, for the tests of the verbs transport.
+#
+#   scripts/rdma-vm.sh [--timeout SECONDS] [--mtu BYTES] COMMAND [ARGUMENT…]
+#   scripts/rdma-vm.sh --check      say what is missing
+#   scripts/rdma-vm.sh --install    apt-get install what is missing (for CI)
+#
+# COMMAND runs as root in the caller's directory with the caller's PATH, WINDLASS_* and RUST_* variables. It sees the
+# host's files at their own paths, read-only; /tmp and /run are its own. Its standard output and error come out here, and
+# its exit status is ours. What it leaves in $WINDLASS_VM_OUT is found in target/rdma-vm/out afterwards.
+# The device is rxe0 (10.9.0.1, GID index 1 is RoCE v2 over IPv4).
+#
+# Exit status: the command's; 124 after the timeout (--timeout or WINDLASS_VM_TIMEOUT, 600 s); 125 when the machine
+# could not be started or ended without a result.
+#
+# How: QEMU without hardware virtualisation starts Debian's stock kernel (downloaded once, never installed) with an
+# initramfs that only mounts the host's file system over 9p and changes its root to it. The kernel speaks to a log, the
+# command to two virtio ports, so that nothing mixes. The exit status comes back as a file on a small writable share.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd -P)
+cache=$root/target/rdma-vm
+packages=(qemu-system-x86 busybox-static iproute2 rdma-core ibverbs-providers kmod cpio)
+# In the order in which they need each other; what a kernel has built in is skipped.
+boot_modules=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_console
+    netfs fscache 9pnet 9pnet_virtio 9p)
+
+fail() {
+    echo "rdma-vm: $*" >&2
+    exit 125
+}
+
+missing_packages() {
+    local package
+    for package in "${packages[@]}"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+    done
+}
+
+# Debian's kernel, unpacked in $cache/kernel.
+fetch_kernel() {
+    [[ -e $cache/kernel/ready ]] && return
+    local work package
+    package=$(apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image-[0-9]/ { print $2; exit }')
+    [[ $package ]] || fail "apt knows no kernel that linux-image-amd64 depends on: run apt-get update (Debian is needed)"
+    work=$(mktemp -d "$cache/kernel.XXXXXX")
+    (cd "$work" && apt-get download "$package" >download.log 2>&1) ||
+        fail "apt-get download $package failed: $(tail -n 1 "$work/download.log")"
+    dpkg -x "$work/$package"_*.deb "$work"
+    rm "$work/$package"_*.deb
+    # Where /lib is a link to /usr/lib newer packages ship only the latter.
+    [[ -d $work/lib ]] || ln -s usr/lib "$work/lib"
+    depmod -b "$work" "$(ls "$work/lib/modules")"
+    touch "$work/ready"
+    # Another run may have been faster: its copy is as good.
+    mv -T "$work" "$cache/kernel" 2>/dev/null || rm -rf "$work"
+}
+
+# The initramfs: busybox, the modules for 9p and the virtio ports, and an init that changes its root to the host's.
+build_initramfs() {
+    local image=$cache/initramfs.gz work name file
+    [[ $image -nt $0 && $image -nt $cache/kernel/ready ]] && return
+    work=$(mktemp -d "$cache/initramfs.XXXXXX")
+    mkdir -p "$work"/{bin,dev,proc,sys,host,modules}
+    cp "$(command -v busybox)" "$work/bin/busybox"
+    for name in "${boot_modules[@]}"; do
+        file=$(find "$cache/kernel/lib/modules" -name "$name.ko*" -print -quit)
+        case $file in
+            *.xz) xz -dc "$file" >"$work/modules/$name.ko" ;;
+            *.zst) zstd -dqc "$file" >"$work/modules/$name.ko" ;;
+            ?*) cp "$file" "$work/modules/$name.ko" ;;
+        esac
+    done
+    cat >"$work/init" <<INIT
+#!/bin/busybox sh
+B=/bin/busybox
+\$B mount -t proc proc /proc; \$B mount -t sysfs sys /sys; \$B mount -t devtmpfs dev /dev
+for m in ${boot_modules[*]}; do [ -e /modules/\$m.ko ] && \$B insmod /modules/\$m.ko; done
+\$B mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=524288,cache=loose host /host &&
+\$B mount -t proc proc /host/proc && \$B mount -t sysfs sys /host/sys && \$B mount -t devtmpfs dev /host/dev &&
+\$B mount -t tmpfs run /host/run && \$B mkdir /host/run/vm /host/run/out &&
+\$B mount -t 9p -o trans=virtio,version=9p2000.L,msize=524288,cache=none run /host/run/vm &&
+\$B chroot /host /bin/bash /run/vm/guest.sh
+\$B sync; \$B poweroff -f
+INIT
+    chmod +x "$work/init"
+    (cd "$work" && find . | cpio -o -H newc --quiet | gzip -1) >"$work.gz"
+    mv "$work.gz" "$image"
+    rm -rf "$work"
+}
+
+# What the guest runs: bring the device up, then the command, then tell its exit status.
+write_guest_script() {
+    local name
+    cat <<GUEST
+exec 2>/dev/ttyS0 >&2
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mkdir -p /dev/shm /dev/pts /run/host-tmp
+mount -t tmpfs shm /dev/shm
+mount --bind /tmp /run/host-tmp
+mount -t tmpfs tmp /tmp
+# The caller's directory and the repository stay visible even when they lie in /tmp.
+for d in $(printf '%q ' "$PWD" "$root"); do
+    case \$d in /tmp/?*) mkdir -p "\$d" && mount --bind "/run/host-tmp/\${d#/tmp/}" "\$d" ;; esac
+done
+ip link set lo up
+# rxe computes its checksums with crc32_generic and does not ask for it by itself.
+for m in crc32_generic ib_uverbs rdma_ucm rdma_rxe veth; do modprobe -d $(printf %q "$cache/kernel") \$m; done
+ip link add veth0 type veth peer name veth1
+ip link set veth1 mtu $mtu up
+ip link set veth0 mtu $mtu up
+ip addr add 10.9.0.1/24 dev veth0
+rdma link add rxe0 type rxe netdev veth0 || { echo device >/run/vm/failed; exit; }
+# The GID table fills a moment after the device appears.
+for i in \$(seq 100); do
+    grep -qs '[1-9a-f]' /sys/class/infiniband/rxe0/ports/1/gids/1 && break
+    sleep 0.1
+done
+ulimit -l unlimited
+ulimit -c 0
+for p in /sys/class/virtio-ports/vport*; do
+    case \$(cat \$p/name) in stdout) out=/dev/\${p##*/} ;; stderr) err=/dev/\${p##*/} ;; esac
+done
+cd $(printf %q "$PWD")
+(
+$(for name in $(compgen -e | grep -E '^(WINDLASS_|RUST_)' || true); do printf 'export %s=%q\n' "$name" "${!name}"; done)
+export WINDLASS_VM=1 WINDLASS_VM_OUT=/run/vm/out HOME=/tmp TMPDIR=/tmp
+export PATH=$(printf %q "$PATH")
+exec $(printf '%q ' "$@")
+) </dev/null >\$out 2>\$err
+echo \$? >/run/vm/status
+GUEST
+}
+
+start_guest() {
+    local kernel
+    kernel=$(ls "$cache"/kernel/boot/vmlinuz-*)
+    # When this script is killed outright, timeout gets a TERM and takes QEMU with it.
+    setpriv --pdeathsig TERM timeout -k 5 "$timeout" qemu-system-x86_64 \
+        -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -display none -nodefaults -no-reboot -net none \
+        -kernel "$kernel" -initrd "$cache/initramfs.gz" \
+        -append "console=ttyS0 quiet panic=-1 tsc=unstable" \
+        -serial "file:$run/console.log" \
+        -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
+        -virtfs "local,path=$run/share,mount_tag=run,security_model=none" \
+        -device virtio-serial-pci \
+        -chardev "file,id=stdout,path=$run/stdout" -device virtserialport,chardev=stdout,name=stdout \
+        -chardev "file,id=stderr,path=$run/stderr" -device virtserialport,chardev=stderr,name=stderr \
+        </dev/null >"$run/qemu.log" 2>&1 &
+    guest=$!
+}
+
+# On every way out: nothing stays behind, and the log is kept where the last run's log is looked for.
+guest='' run=''
+finish() {
+    local status=$?
+    trap - EXIT
+    if [[ $guest ]]; then
+        kill "$guest" 2>/dev/null || true
+        wait "$guest" 2>/dev/null || true
+    fi
+    if [[ $run ]]; then
+        cp -f "$run/console.log" "$cache/console.log" 2>/dev/null || true
+        [[ -d $run/share/out ]] && cp -rf "$run/share/out/." "$cache/out/" 2>/dev/null
+        rm -rf "$run"
+    fi
+    exit "$status"
+}
+
+timeout=${WINDLASS_VM_TIMEOUT:-600} mtu=4200
+while [[ ${1:-} == --* ]]; do
+    case $1 in
+        --check)
+            missing=$(missing_packages)
+            [[ $missing ]] && fail "missing: apt-get install" $missing
+            echo "rdma-vm: all packages are here"
+            exit 0
+            ;;
+        --install)
+            missing=$(missing_packages)
+            [[ $missing ]] || exit 0
+            exec apt-get install -y --no-install-recommends $missing
+            ;;
+        --timeout) timeout=${2:?seconds} && shift 2 ;;
+        --mtu) mtu=${2:?bytes} && shift 2 ;;
+        --) shift && break ;;
+        *) fail "unknown option $1" ;;
+    esac
+done
+[[ $# -gt 0 ]] || fail "usage: $0 [--timeout SECONDS] [--mtu BYTES] COMMAND… | --check | --install"
+missing=$(missing_packages)
+[[ $missing ]] && fail "missing: apt-get install" $missing
+
+mkdir -p "$cache/out"
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+fetch_kernel
+build_initramfs
+run=$(mktemp -d "$cache/run.XXXXXX")
+mkdir -p "$run/share/out"
+write_guest_script "$@" >"$run/share/guest.sh"
+mkfifo "$run/stdout" "$run/stderr"
+cat "$run/stdout" &
+readers=($!)
+cat "$run/stderr" >&2 &
+readers+=($!)
+start_guest
+ended=0
+wait "$guest" || ended=$?
+guest=''
+# QEMU may have failed before it opened them: a reader must not wait for a writer that never comes.
+: 3<>"$run/stdout" 4<>"$run/stderr"
+wait "${readers[@]}" || true
+
+if [[ -s $run/share/status ]]; then
+    exit "$(<"$run/share/status")"
+elif [[ $ended == 124 || $ended == 137 ]]; then
+    echo "rdma-vm: no result within $timeout s" >&2
+    exit 124
+fi
+tail -n 20 "$run/qemu.log" "$run/console.log" >&2 || true
+fail "the guest ended without a result (log: $cache/console.log)"

@@ -1,0 +1,349 @@
+//! A reliable-connected queue pair, and the way through its states.
+//!
+//! ```text
+//!           create            prepare            connect ──────────────▶
+//!   (none) ───────▶ RESET ───────────▶ INIT ───────────▶ RTR ───────▶ RTS
+//!                     ▲                 │ receives may     │ receives   │ sends, too
+//!                     │                 │ be posted        │            │
+//!                     │                 └──────────────────┴────────────┴──▶ ERR: all work is flushed
+//!                     └───────────────────── reset ─────────────────────────┘      │
+//!                                                                                drop ──▶ (none)
+//! ```
+//!
+//! | to    | what has to be given |
+//! |-------|----------------------|
+//! | INIT  | port, partition key index, what peers may do at all |
+//! | RTR   | the peer's number, first PSN and path; MTU; reads that we serve at once; RNR timer |
+//! | RTS   | our first PSN; reads that we have under way at once; timeout and retries |
+//! | ERR   | nothing; also entered by itself at the first error |
+//! | RESET | nothing; what was still posted is forgotten without a completion |
+
+use std::os::raw::c_int;
+use std::ptr;
+use std::sync::Arc;
+
+use rdma_sys::{
+    ibv_access_flags, ibv_create_qp, ibv_destroy_qp, ibv_modify_qp, ibv_post_recv, ibv_post_send, ibv_qp,
+    ibv_qp_attr, ibv_qp_attr_mask as mask, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type, ibv_recv_wr,
+    ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode, imm_data_invalidated_rkey_union_t, rdma_t, wr_t,
+};
+
+use super::address::Address;
+use super::cq::{CompletionQueue, WorkId};
+use super::device::Port;
+use super::memory::Domain;
+use crate::error::Result;
+
+/// Work requests posted with one ring of the doorbell.
+pub(super) const BATCH: usize = 16;
+/// What is asked for; a device may not be able to, and then sends nothing inline.
+const INLINE: u32 = 64;
+
+/// Limits and timers of a queue pair.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    pub sends: u32,
+    pub receives: u32,
+    /// Reads that this end serves, or has under way, at once.
+    pub reads: u8,
+    pub timeout: u8,
+    pub retries: u8,
+    pub rnr_retries: u8,
+    pub traffic_class: u8,
+    pub service_level: u8,
+}
+
+/// A piece of registered memory, as the device is told of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Piece {
+    pub address: u64,
+    pub length: u32,
+    pub key: u32,
+}
+
+/// What a send work request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// A message; with a number only in the handshake of the transport itself.
+    Send(Option<u32>),
+    /// A write; with a number the peer is told.
+    Write(Option<u32>),
+    /// A read into the pieces.
+    Read,
+}
+
+/// A send work request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SendRequest {
+    pub id: WorkId,
+    pub verb: Verb,
+    /// Those of length 0 are left out.
+    pub pieces: [Piece; 2],
+    /// Address and key at the peer; unused by `Send`.
+    pub remote: (u64, u32),
+    /// Whether success makes a completion.
+    pub signalled: bool,
+    /// Whether it waits for the reads before it.
+    pub fenced: bool,
+}
+
+impl SendRequest {
+    fn length(&self) -> u32 {
+        self.pieces.iter().map(|p| p.length).sum()
+    }
+}
+
+/// A queue pair. Destroyed on drop, which ends all access of the device to the memory of its work requests.
+pub(super) struct QueuePair {
+    raw: *mut ibv_qp,
+    /// Bytes that a work request may carry inside itself.
+    inline: u32,
+    settings: Settings,
+    domain: Arc<Domain>,
+    completions: Arc<CompletionQueue>,
+    context: Arc<super::device::Context>,
+}
+
+// SAFETY: libibverbs is thread-safe; `raw` is only passed to it, and freed by its one owner.
+unsafe impl Send for QueuePair {}
+
+impl QueuePair {
+    /// A queue pair in RESET.
+    pub fn new(
+        context: &Arc<super::device::Context>,
+        domain: &Arc<Domain>,
+        completions: &Arc<CompletionQueue>,
+        settings: Settings,
+    ) -> Result<QueuePair> {
+        // Not every device sends inline; the library has no question for it but creation itself.
+        for inline in [INLINE, 0] {
+            // SAFETY: the structure consists of integers and pointers, for which zero and null are values.
+            let mut attr = unsafe { std::mem::zeroed::<ibv_qp_init_attr>() };
+            attr.send_cq = completions.raw();
+            attr.recv_cq = completions.raw();
+            attr.qp_type = ibv_qp_type::IBV_QPT_RC;
+            attr.cap.max_send_wr = settings.sends;
+            attr.cap.max_recv_wr = settings.receives;
+            attr.cap.max_send_sge = 2;
+            attr.cap.max_recv_sge = 1;
+            attr.cap.max_inline_data = inline;
+            // SAFETY: domain and completion queue are live, and stay so while the queue pair holds them.
+            let raw = unsafe { ibv_create_qp(domain.raw(), &mut attr) };
+            if !raw.is_null() {
+                return Ok(QueuePair {
+                    raw,
+                    inline: attr.cap.max_inline_data.min(INLINE),
+                    settings,
+                    domain: domain.clone(),
+                    completions: completions.clone(),
+                    context: context.clone(),
+                });
+            }
+        }
+        Err(context.last_error("ibv_create_qp"))
+    }
+
+    /// The number by which peers reach it.
+    pub fn number(&self) -> u32 {
+        // SAFETY: the queue pair is live, and its number never changes.
+        unsafe { (*self.raw).qp_num }
+    }
+
+    fn modify(&mut self, operation: &'static str, attr: &mut ibv_qp_attr, what: mask) -> Result<()> {
+        // SAFETY: the queue pair is live; the library reads the fields named by `what`, which the caller has set.
+        match unsafe { ibv_modify_qp(self.raw, attr, what.0 as c_int) } {
+            0 => Ok(()),
+            errno => Err(self.context.error(operation, errno)),
+        }
+    }
+
+    /// RESET to INIT.
+    pub fn prepare(&mut self, port: &Port) -> Result<()> {
+        let mut attr = attributes(ibv_qp_state::IBV_QPS_INIT);
+        attr.port_num = port.number;
+        let access = ibv_access_flags::IBV_ACCESS_LOCAL_WRITE
+            | ibv_access_flags::IBV_ACCESS_REMOTE_WRITE
+            | ibv_access_flags::IBV_ACCESS_REMOTE_READ;
+        attr.qp_access_flags = access.0;
+        let what =
+            mask::IBV_QP_STATE | mask::IBV_QP_PKEY_INDEX | mask::IBV_QP_PORT | mask::IBV_QP_ACCESS_FLAGS;
+        self.modify("ibv_modify_qp (INIT)", &mut attr, what)
+    }
+
+    /// INIT over RTR to RTS: from now on both sides may send.
+    pub fn connect(&mut self, port: &Port, local: &Address, remote: &Address) -> Result<()> {
+        self.ready_to_receive(port, local, remote)?;
+        let mut attr = attributes(ibv_qp_state::IBV_QPS_RTS);
+        attr.sq_psn = local.psn;
+        attr.timeout = self.settings.timeout;
+        attr.retry_cnt = self.settings.retries;
+        attr.rnr_retry = self.settings.rnr_retries;
+        attr.max_rd_atomic = self.settings.reads.min(remote.reads);
+        let what = mask::IBV_QP_STATE
+            | mask::IBV_QP_SQ_PSN
+            | mask::IBV_QP_TIMEOUT
+            | mask::IBV_QP_RETRY_CNT
+            | mask::IBV_QP_RNR_RETRY
+            | mask::IBV_QP_MAX_QP_RD_ATOMIC;
+        self.modify("ibv_modify_qp (RTS)", &mut attr, what)
+    }
+
+    fn ready_to_receive(&mut self, port: &Port, local: &Address, remote: &Address) -> Result<()> {
+        let mut attr = attributes(ibv_qp_state::IBV_QPS_RTR);
+        attr.path_mtu = local.mtu.min(remote.mtu).into();
+        attr.dest_qp_num = remote.number;
+        attr.rq_psn = remote.psn;
+        attr.max_dest_rd_atomic = self.settings.reads;
+        // 0.64 ms: credits make this rare.
+        attr.min_rnr_timer = 12;
+        attr.ah_attr.dlid = remote.lid;
+        attr.ah_attr.sl = self.settings.service_level;
+        attr.ah_attr.port_num = port.number;
+        if port.global {
+            attr.ah_attr.is_global = 1;
+            attr.ah_attr.grh.dgid.raw = remote.gid;
+            attr.ah_attr.grh.sgid_index = port.gid.index;
+            attr.ah_attr.grh.hop_limit = 64;
+            attr.ah_attr.grh.traffic_class = self.settings.traffic_class;
+        }
+        let what = mask::IBV_QP_STATE
+            | mask::IBV_QP_AV
+            | mask::IBV_QP_PATH_MTU
+            | mask::IBV_QP_DEST_QPN
+            | mask::IBV_QP_RQ_PSN
+            | mask::IBV_QP_MAX_DEST_RD_ATOMIC
+            | mask::IBV_QP_MIN_RNR_TIMER;
+        self.modify("ibv_modify_qp (RTR)", &mut attr, what)
+    }
+
+    /// Any state to ERR: nothing is accepted from the peer any more, and all posted work is flushed.
+    pub fn fail(&mut self) -> Result<()> {
+        self.modify("ibv_modify_qp (ERR)", &mut attributes(ibv_qp_state::IBV_QPS_ERR), mask::IBV_QP_STATE)
+    }
+
+    /// ERR to RESET.
+    pub fn reset(&mut self) -> Result<()> {
+        self.modify("ibv_modify_qp (RESET)", &mut attributes(ibv_qp_state::IBV_QPS_RESET), mask::IBV_QP_STATE)
+    }
+
+    /// Posts at most [`BATCH`] requests with one ring of the doorbell.
+    ///
+    /// # Safety
+    /// The memory of every piece stays allocated until the request's completion, or that of a later request, or the end of
+    /// the queue pair; nobody writes what is sent, and nobody else touches what is read into, until then.
+    pub unsafe fn post_sends(&mut self, requests: &[SendRequest]) -> Result<()> {
+        assert!(requests.len() <= BATCH, "more than one batch");
+        let mut pieces = [[ibv_sge { addr: 0, length: 0, lkey: 0 }; 2]; BATCH];
+        // SAFETY: the structure consists of integers and pointers, for which zero and null are values.
+        let mut list: [ibv_send_wr; BATCH] = unsafe { std::mem::zeroed() };
+        let mut next = ptr::null_mut();
+        for ((request, wr), sges) in requests.iter().zip(&mut list).zip(&mut pieces).rev() {
+            wr.num_sge = fill(sges, &request.pieces);
+            wr.sg_list = sges.as_mut_ptr();
+            wr.wr_id = request.id.encode();
+            wr.next = next;
+            self.describe(wr, request);
+            next = wr;
+        }
+        if next.is_null() {
+            return Ok(());
+        }
+        let mut bad = ptr::null_mut();
+        // SAFETY: the list is linked through live entries of `list`, each with live pieces; the device's copy is made
+        // before the call returns. The memory behind the pieces is the caller's promise.
+        match unsafe { ibv_post_send(self.raw, next, &mut bad) } {
+            0 => Ok(()),
+            errno => Err(self.context.error("ibv_post_send", errno)),
+        }
+    }
+
+    fn describe(&self, wr: &mut ibv_send_wr, request: &SendRequest) {
+        let (opcode, imm) = match request.verb {
+            Verb::Send(None) => (ibv_wr_opcode::IBV_WR_SEND, None),
+            Verb::Send(imm) => (ibv_wr_opcode::IBV_WR_SEND_WITH_IMM, imm),
+            Verb::Write(None) => (ibv_wr_opcode::IBV_WR_RDMA_WRITE, None),
+            Verb::Write(imm) => (ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM, imm),
+            Verb::Read => (ibv_wr_opcode::IBV_WR_RDMA_READ, None),
+        };
+        wr.opcode = opcode;
+        wr.imm_data_invalidated_rkey_union =
+            imm_data_invalidated_rkey_union_t { imm_data: imm.unwrap_or(0).to_be() };
+        wr.wr = wr_t { rdma: rdma_t { remote_addr: request.remote.0, rkey: request.remote.1 } };
+        let mut flags = 0;
+        if request.signalled {
+            flags |= ibv_send_flags::IBV_SEND_SIGNALED.0;
+        }
+        if request.fenced {
+            flags |= ibv_send_flags::IBV_SEND_FENCE.0;
+        }
+        if request.verb != Verb::Read && request.length() > 0 && request.length() <= self.inline {
+            flags |= ibv_send_flags::IBV_SEND_INLINE.0;
+        }
+        wr.send_flags = flags;
+    }
+
+    /// Posts at most [`BATCH`] receive buffers.
+    ///
+    /// # Safety
+    /// The memory of every piece stays allocated, and is touched by nobody else, until the completion or the end of the
+    /// queue pair.
+    pub unsafe fn post_receives(&mut self, buffers: &[(WorkId, Piece)]) -> Result<()> {
+        assert!(buffers.len() <= BATCH, "more than one batch");
+        let mut pieces = [ibv_sge { addr: 0, length: 0, lkey: 0 }; BATCH];
+        // SAFETY: the structure consists of integers and pointers, for which zero and null are values.
+        let mut list: [ibv_recv_wr; BATCH] = unsafe { std::mem::zeroed() };
+        let mut next = ptr::null_mut();
+        for ((&(id, piece), wr), sge) in buffers.iter().zip(&mut list).zip(&mut pieces).rev() {
+            *sge = ibv_sge { addr: piece.address, length: piece.length, lkey: piece.key };
+            wr.wr_id = id.encode();
+            wr.sg_list = sge;
+            wr.num_sge = 1;
+            wr.next = next;
+            next = wr;
+        }
+        if next.is_null() {
+            return Ok(());
+        }
+        let mut bad = ptr::null_mut();
+        // SAFETY: as in `post_sends`.
+        match unsafe { ibv_post_recv(self.raw, next, &mut bad) } {
+            0 => Ok(()),
+            errno => Err(self.context.error("ibv_post_recv", errno)),
+        }
+    }
+}
+
+/// Copies the pieces that have bytes; how many.
+fn fill(sges: &mut [ibv_sge; 2], pieces: &[Piece; 2]) -> i32 {
+    let mut count = 0;
+    for (sge, piece) in sges.iter_mut().zip(pieces.iter().filter(|p| p.length > 0)) {
+        *sge = ibv_sge { addr: piece.address, length: piece.length, lkey: piece.key };
+        count += 1;
+    }
+    count
+}
+
+/// Attributes with nothing but the state set.
+fn attributes(state: ibv_qp_state::Type) -> ibv_qp_attr {
+    // SAFETY: the structure consists of integers, for which zero is a value.
+    let mut attr = unsafe { std::mem::zeroed::<ibv_qp_attr>() };
+    attr.qp_state = state;
+    attr
+}
+
+impl Drop for QueuePair {
+    fn drop(&mut self) {
+        // SAFETY: the queue pair is live and nobody else has the pointer; destroyed once.
+        let errno = unsafe { ibv_destroy_qp(self.raw) };
+        if errno != 0 {
+            // Its regions are deregistered next, which ends its access to memory all the same; but what it was made from
+            // must stay.
+            tracing::error!(
+                device = self.context.name,
+                errno,
+                "ibv_destroy_qp failed; the queue pair is leaked"
+            );
+            std::mem::forget((self.domain.clone(), self.completions.clone()));
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The suite over RDMA verbs, where there is a device: `scripts/rdma-vm.sh target/debug/deps/conformance-… on_verbs`.
+
+use windlass::transport::Transport;
+use windlass::transport::verbs::{Verbs, VerbsConfig, available};
+
+use crate::rig::Fabric;
+
+/// Two transports on the first device.
+pub struct Loopback;
+
+impl Loopback {
+    /// `None`, and a line that says so, without a device.
+    pub fn find() -> Option<Loopback> {
+        let found = available().unwrap().iter().any(|d| d.active);
+        if !found {
+            println!("skipped: no RDMA device");
+        }
+        found.then_some(Loopback)
+    }
+}
+
+impl Fabric for Loopback {
+    fn transport(&self) -> Box<dyn Transport> {
+        // soft-RoCE has completion queues of 32 767 entries.
+        let config = VerbsConfig { queue_depth: 128, receives: 256, endpoints: 80, ..VerbsConfig::default() };
+        Box::new(Verbs::new(&config).unwrap())
+    }
+}
