@@ -4,7 +4,9 @@ use std::thread;
 
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::OptimizerSpec;
-use windlass::{Client, ClientConfig, Error, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, TableSpec};
+use windlass::{
+    Client, ClientConfig, Error, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, TableSpec,
+};
 
 struct Job {
     address: String,
@@ -26,7 +28,11 @@ impl Job {
     }
 
     /// Runs `body` as every worker; gives what each returned, by rank.
-    fn workers<T: Send + 'static>(&self, workers: u32, body: impl Fn(Client) -> T + Send + Clone + 'static) -> Vec<T> {
+    fn workers<T: Send + 'static>(
+        &self,
+        workers: u32,
+        body: impl Fn(Client) -> T + Send + Clone + 'static,
+    ) -> Vec<T> {
         let threads: Vec<_> = (0..workers)
             .map(|rank| {
                 let config = ClientConfig::new(&self.address, self.secret.clone(), rank, workers);
@@ -60,7 +66,10 @@ fn pushes_of_a_clock_become_one_mean_step() {
             let gradient = vec![-(client.rank() as f32 + 1.0); 2000];
             let mut ticket = table.push(keys, &gradient).unwrap();
             let refused = ticket.wait().unwrap_err();
-            assert!(matches!(&refused, Error::Misuse { reason, .. } if reason.contains("clock()")), "{refused}");
+            assert!(
+                matches!(&refused, Error::Misuse { reason, .. } if reason.contains("clock()")),
+                "{refused}"
+            );
             assert_eq!(client.clock().unwrap(), clock + 1);
             ticket.wait().unwrap();
             table.pull(keys, &mut values).unwrap();

@@ -47,7 +47,8 @@ pub struct NetworkOptions {
 impl NodeOptions {
     /// The coordinator's address.
     pub fn coordinator(&self, environment: &Environment) -> Result<String> {
-        let given = self.coordinator.clone().or_else(|| environment.text(variable::COORDINATOR).map(str::to_owned));
+        let given =
+            self.coordinator.clone().or_else(|| environment.text(variable::COORDINATOR).map(str::to_owned));
         given.ok_or_else(|| Error::config("--coordinator", "HOST:PORT", "nothing"))
     }
 
@@ -64,7 +65,8 @@ impl NodeOptions {
 impl NetworkOptions {
     /// The network to use; `own_pollers` threads of this process will wait for it.
     pub fn network(&self, environment: &Environment, own_pollers: usize) -> Result<Network> {
-        let text = |flag: &Option<String>, name| flag.clone().or_else(|| environment.text(name).map(str::to_owned));
+        let text =
+            |flag: &Option<String>, name| flag.clone().or_else(|| environment.text(name).map(str::to_owned));
         let defaults = Network::default();
         let transport = match self.transport {
             Some(kind) => Some(kind),

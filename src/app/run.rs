@@ -42,8 +42,7 @@ pub fn run(plan: &Plan, environment: &Environment) -> Result<Outcome> {
     let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
     let secret = Secret::generate()?;
     let job = launch::new_job()?;
-    let mut config =
-        CoordinatorServerConfig::new(secret.clone(), &job, plan.servers, Some(plan.workers));
+    let mut config = CoordinatorServerConfig::new(secret.clone(), &job, plan.servers, Some(plan.workers));
     config.ip = network.interface;
     config.ports = network.ports.clone();
     config.limits.peer_timeout = network.peer_timeout;

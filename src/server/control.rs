@@ -126,9 +126,9 @@ impl Control {
             }
             Event::Up { link, peer, address, export } => self.welcome(link, &peer, address, export),
             Event::Message { link, message } if link == self.coordinator => {
-                return self.from_coordinator(message);
+                return self.hear_coordinator(message);
             }
-            Event::Message { link, message } => self.from_worker(link, message)?,
+            Event::Message { link, message } => self.hear_worker(link, message)?,
             Event::Down { link, reason, .. } if link == self.coordinator => return Err(reason),
             Event::Down { link, reason, .. } => {
                 if let Some(worker) = self.workers.remove(&link) {
@@ -151,7 +151,7 @@ impl Control {
         }
     }
 
-    fn from_coordinator(&mut self, message: ControlMessage) -> Result<bool> {
+    fn hear_coordinator(&mut self, message: ControlMessage) -> Result<bool> {
         match message {
             ControlMessage::Joined { rank } => {
                 self.rank = Some(rank);
@@ -180,7 +180,9 @@ impl Control {
     fn tell_all(&self, command: impl Fn() -> Command) -> Result<()> {
         for (number, thread) in self.threads.iter().enumerate() {
             if !thread.tell(command()) {
-                return Err(Error::Aborted { reason: format!("thread {number} is gone or does not keep up") });
+                return Err(Error::Aborted {
+                    reason: format!("thread {number} is gone or does not keep up"),
+                });
             }
         }
         Ok(())
@@ -190,7 +192,7 @@ impl Control {
         self.rank.map_or("?".to_owned(), |r| r.to_string())
     }
 
-    fn from_worker(&mut self, link: LinkId, message: ControlMessage) -> Result<()> {
+    fn hear_worker(&mut self, link: LinkId, message: ControlMessage) -> Result<()> {
         match message {
             ControlMessage::OpenEndpoint {
                 request,

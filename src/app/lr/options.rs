@@ -105,6 +105,8 @@ pub struct Options {
     /// Write the results there, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    // No doc comment: it would replace the command's own description in --help.
+    #[allow(missing_docs)]
     #[command(flatten)]
     pub node: NodeOptions,
 }

@@ -57,7 +57,9 @@ impl Progress {
     pub fn new(total: u64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total);
-            if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} [{elapsed} < {eta}]") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} [{elapsed} < {eta}]")
+            {
                 bar.set_style(style);
             }
             bar

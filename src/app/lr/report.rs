@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::options::{Options, OptimizerChoice, TableChoice};
+use super::options::{OptimizerChoice, Options, TableChoice};
 use crate::client::ServerStats;
 use crate::error::{Error, Result};
 

@@ -44,7 +44,6 @@ pub fn distance(options: &Options, weights: &[f32]) -> Option<synthetic::Distanc
     }
     let set = Synthetic::new(options.seed);
     let keys = set.train(0, 1).distinct_keys();
-    let learnt: Vec<f32> =
-        keys.iter().map(|&k| weights.get(k as usize).copied().unwrap_or(0.0)).collect();
+    let learnt: Vec<f32> = keys.iter().map(|&k| weights.get(k as usize).copied().unwrap_or(0.0)).collect();
     Some(set.distance(&keys, &learnt))
 }

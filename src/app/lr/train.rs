@@ -123,9 +123,8 @@ impl Worker<'_> {
         let examples: u64 = peers.iter().map(|p| Told::decode(&p.status).examples).sum();
         let servers = self.client.server_stats()?;
         let (test, measured_on) = source::test_set(options)?;
-        let Quality { accuracy, auc, logloss } = judge(&test, &learnt).ok_or_else(|| {
-            Error::config("test data", "at least one example", "none")
-        })?;
+        let Quality { accuracy, auc, logloss } = judge(&test, &learnt)
+            .ok_or_else(|| Error::config("test data", "at least one example", "none"))?;
         let threads = || servers.iter().flat_map(|s| &s.threads);
         let report = Report {
             accuracy,
