@@ -88,8 +88,8 @@ impl<'a> Floats<'a> {
     /// # Panics
     /// When they lie outside or `offset` is not a multiple of 4.
     pub fn in_arena(arena: &'a Arena, offset: usize, length: usize) -> Floats<'a> {
-        const { assert!(ALIGNMENT % 4 == 0) };
-        assert!(offset % 4 == 0, "fp32 at byte {offset}");
+        const { assert!(ALIGNMENT.is_multiple_of(4)) };
+        assert!(offset.is_multiple_of(4), "fp32 at byte {offset}");
         let start = arena.at(offset, length * 4).cast_const().cast::<f32>();
         Floats { start, length, memory: PhantomData }
     }

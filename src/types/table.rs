@@ -166,7 +166,7 @@ impl TableSpec {
                 if shape.is_empty() || elements == 0 || elements > 1 << 40 {
                     return Err(Error::config(field("shape"), "1 to 2^40 elements", format!("{shape:?}")));
                 }
-                if *segment < 16 || *segment > 1 << 18 || segment % 16 != 0 {
+                if *segment < 16 || *segment > 1 << 18 || !segment.is_multiple_of(16) {
                     return Err(Error::config(
                         field("segment bytes"),
                         "a multiple of 64 from 64 to 1048576",

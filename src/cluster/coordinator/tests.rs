@@ -396,8 +396,8 @@ fn orderly_step(rig: &mut Rig, link: u64, step: usize, workers: u32, random: &mu
     let table = |name: &str| open(rank, &TableSpec::sparse(name, 1));
     match step {
         0 => rig.join(link, Role::Worker, Some(rank), Some(workers)),
-        1 => rig.say(link, table(if rank % 2 == 0 { "a" } else { "b" })),
-        2 => rig.say(link, table(if rank % 2 == 0 { "b" } else { "a" })),
+        1 => rig.say(link, table(if rank.is_multiple_of(2) { "a" } else { "b" })),
+        2 => rig.say(link, table(if rank.is_multiple_of(2) { "b" } else { "a" })),
         3 => rig.say(link, M::Barrier { id: 9 }),
         4 => rig.say(link, M::Heartbeat { clock: random.below(9), status: vec![] }),
         _ => rig.say(link, M::Finish),
