@@ -1,5 +1,7 @@
 //! A whole job in one process: coordinator, servers and workers over loopback TCP.
 
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
 use std::thread;
 
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
