@@ -1,5 +1,7 @@
 //! A job started by hand, process by process, and the strangers that it does not let in.
 
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
 mod common;
 
 use std::fs::{self, Permissions};
@@ -177,23 +179,50 @@ fn who_has_no_place_in_the_job_is_told_why() {
     end([server, job.coordinator]);
 }
 
-#[test]
-fn a_node_killed_by_hand_is_named_by_all_the_others() {
+/// Kills one of a job in the middle; every other process ends soon and names it.
+fn killed_by_hand(name: &str, choose: impl Fn(&mut Vec<Process>, &mut Vec<Process>) -> Process) {
     let job = Job::start(&["--servers", "2", "--workers", "3"]);
-    let servers = [job.server(&["--rank", "0"]), job.server(&["--rank", "1"])];
-    let workers = ["0", "1", "2"].map(|rank| job.worker(rank, &["--epochs", "1000000"]));
-    workers[0].until_says(", clock ");
-    let victim = workers[2].pid();
-    workers[2].signal(Signal::KILL);
+    let mut servers = vec![job.server(&["--rank", "0"]), job.server(&["--rank", "1"])];
+    let mut workers: Vec<Process> =
+        ["0", "1", "2"].map(|rank| job.worker(rank, &["--epochs", "1000000"])).into();
+    workers[0].until_line(", clock ");
+    let victim = choose(&mut servers, &mut workers);
+    let pid = victim.pid();
+    victim.signal(Signal::KILL);
     let started = Instant::now();
-    let [first, second, killed] = workers;
-    for survivor in servers.into_iter().chain([first, second, job.coordinator]) {
+    for survivor in servers.into_iter().chain(workers).chain([job.coordinator]) {
         let ended = survivor.end(PATIENCE);
         assert!([14, 19].contains(&ended.code), "{ended:?}");
-        ended.says(&format!("worker 2 (")).says(&format!("pid {victim})"));
+        ended.says(&format!("{name} (")).says(&format!("pid {pid})"));
     }
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-    killed.end(PATIENCE).expect(137);
+    victim.end(PATIENCE).expect(137);
+}
+
+#[test]
+fn a_worker_killed_by_hand_is_named_by_all_the_others() {
+    killed_by_hand("worker 2", |_, workers| workers.remove(2));
+}
+
+#[test]
+fn a_server_killed_by_hand_is_named_by_all_the_others() {
+    killed_by_hand("server 1", |servers, _| servers.remove(1));
+}
+
+#[test]
+fn a_killed_coordinator_ends_the_job() {
+    let job = Job::start(&["--servers", "1", "--workers", "3"]);
+    let server = job.server(&[]);
+    let workers = ["0", "1", "2"].map(|rank| job.worker(rank, &["--epochs", "1000000"]));
+    workers[0].until_line(", clock ");
+    job.coordinator.signal(Signal::KILL);
+    let started = Instant::now();
+    for survivor in [server].into_iter().chain(workers) {
+        let ended = survivor.end(PATIENCE);
+        assert!([14, 19].contains(&ended.code), "{ended:?}");
+        ended.says("lost ");
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
 #[test]

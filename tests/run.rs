@@ -1,5 +1,7 @@
 //! `windlass run`: what it hands out, what it keeps, and what it does when something dies.
 
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
 mod common;
 
 use std::collections::BTreeSet;
@@ -71,6 +73,15 @@ fn a_silent_server_is_given_up_after_the_peer_timeout() {
     let ended = process.end(Duration::from_secs(30));
     assert_ne!(ended.code, 0);
     ended.says("server 1");
+}
+
+/// Alive but stuck, within the peer timeout: the others wait as long as --timeout says, and say for whom.
+#[test]
+fn a_wait_for_a_stuck_worker_ends_after_the_timeout_and_names_it() {
+    let process = endless(&["--timeout", "2", "--peer-timeout", "60"]);
+    kill(process.member(Role::Worker, 2), Signal::STOP);
+    let ended = process.end(Duration::from_secs(30)).expect(13);
+    ended.says("timed out after 2s waiting for a pull from table \"weights\" in clock ").says(": worker 2\n");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `windlass train lr`, alone, from its command line to its report.
 
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
 mod common;
 
 use std::fs;
