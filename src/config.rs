@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -129,10 +129,14 @@ pub struct Network {
     pub interface: IpAddr,
     /// Ports to listen on; any when not given.
     pub ports: Option<RangeInclusive<u16>>,
+    /// What peers dial for data instead of the address that we listen on, where something forwards it to us (TCP only).
+    pub advertise: Option<SocketAddr>,
     /// RDMA device, `NAME` or `NAME:PORT`; the first active port when not given.
     pub rdma_device: Option<String>,
     /// A peer that is silent for so long is lost.
     pub peer_timeout: Duration,
+    /// A lost data connection is opened anew for so long before its peer counts as lost.
+    pub reconnect_timeout: Duration,
     /// How threads wait.
     pub polling: Polling,
 }
@@ -143,8 +147,10 @@ impl Default for Network {
             transport: TransportKind::Tcp,
             interface: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ports: None,
+            advertise: None,
             rdma_device: None,
             peer_timeout: Duration::from_secs(10),
+            reconnect_timeout: Duration::from_secs(10),
             polling: Polling::Block,
         }
     }

@@ -42,6 +42,9 @@ pub struct NetworkOptions {
     /// Seconds of silence after which a peer is lost
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub peer_timeout: u64,
+    /// Seconds in which a lost data connection is opened anew before its peer counts as lost
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub reconnect_timeout: u64,
 }
 
 impl NodeOptions {
@@ -91,6 +94,8 @@ impl NetworkOptions {
             ports,
             rdma_device: text(&self.rdma_device, variable::RDMA_DEVICE),
             peer_timeout: Duration::from_secs(self.peer_timeout),
+            reconnect_timeout: Duration::from_secs(self.reconnect_timeout),
+            advertise: None,
             polling: Polling::adaptive(pollers, allowed_cores()),
         })
     }

@@ -4,18 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::{Receiver, Sender};
+
 use super::ClientConfig;
-use super::control::{SETTLE, Shared};
+use super::control::{ControlLinks, SETTLE, Shared};
 use super::engine::Engine;
-use super::link::{Grant, Link, RING_ENTRIES};
+use super::link::{Link, RING_ENTRIES};
+use super::reopen::{Granted, Outcome, Reopener, Wish};
 use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
 use crate::error::{Error, Result};
-use crate::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
+use crate::mem::{Arena, Pool};
 use crate::proto::HEADER;
 use crate::proto::control::ControlMessage;
 use crate::proto::handshake::derive_endpoint_key;
 use crate::time::Deadline;
-use crate::transport::{self, SessionKey, Side, Transport};
+use crate::transport::{self, SessionKey, Transport};
 use crate::types::{Identity, Role, ServerInfo, View};
 
 /// Buffers of one pool, as (bytes, count): staging for pushes, and as much again to receive pulls.
@@ -24,14 +27,11 @@ const BUFFERS: [(usize, usize); 3] = [(1 << 10, 256), (16 << 10, 128), (256 << 1
 /// How long an address is dialled where nobody listens yet.
 const DIAL: Duration = Duration::from_secs(15);
 
-/// A worker that has joined.
+/// A worker that has joined; its endpoints are being connected.
 pub struct Joined {
     pub view: View,
     pub engine: Engine,
-    pub hub: Hub,
-    pub coordinator: LinkId,
-    /// The servers' control links, in the order of the View.
-    pub servers: Vec<(u32, LinkId)>,
+    pub links: ControlLinks,
     pub shared: Arc<Shared>,
 }
 
@@ -48,8 +48,8 @@ struct Joining {
     lost: Option<(Instant, Error)>,
 }
 
-/// Joins the job; blocks until all nodes are there and all endpoints are connected.
-pub fn join(config: &ClientConfig) -> Result<Joined> {
+/// Joins the job; blocks until all nodes are there and all endpoints are open.
+pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     if config.rank >= config.workers {
         return Err(Error::config("rank", format!("0 to {}", config.workers.saturating_sub(1)), config.rank));
     }
@@ -62,7 +62,7 @@ pub fn join(config: &ClientConfig) -> Result<Joined> {
     let mut joining = Joining {
         hub,
         coordinator,
-        deadline: Deadline::after(Instant::now(), config.connect_timeout),
+        deadline,
         events: Vec::new(),
         up: HashMap::new(),
         answers: Vec::new(),
@@ -71,10 +71,11 @@ pub fn join(config: &ClientConfig) -> Result<Joined> {
     let view = joining.view(config)?;
     let servers = joining.dial(&view.servers)?;
     let shared = Arc::new(Shared::new()?);
-    let mut engine = joining.endpoints(config, &view, &servers, shared.clone())?;
-    engine.connect(joining.deadline)?;
-    let servers = view.servers.iter().map(|s| s.rank).zip(servers).collect();
-    Ok(Joined { view, engine, hub: joining.hub, coordinator, servers, shared })
+    let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, shared.clone())?;
+    let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export)| *export);
+    let servers = view.servers.iter().zip(servers).map(|(s, link)| (s.rank, link, export(&link))).collect();
+    let links = ControlLinks { hub: joining.hub, coordinator, servers, wishes, outcomes };
+    Ok(Joined { view, engine, links, shared })
 }
 
 impl Joining {
@@ -119,7 +120,7 @@ impl Joining {
         view: &View,
         servers: &[LinkId],
         shared: Arc<Shared>,
-    ) -> Result<Engine> {
+    ) -> Result<(Engine, Receiver<Wish>, Sender<Outcome>)> {
         let mut transport = transport::build(&config.network, false)?;
         let kind = transport.caps().name;
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();
@@ -130,32 +131,25 @@ impl Joining {
         let receive = Pool::new(&BUFFERS, |arena| transport.register(arena))?;
         let mut links = Vec::new();
         let mut keys = Vec::new();
-        for (server, &control) in view.servers.iter().zip(servers) {
+        for (place, (server, &control)) in view.servers.iter().zip(servers).enumerate() {
             let Some((identity, export)) = self.up.get(&control).cloned() else { continue };
             for thread in 0..server.threads {
-                let peer = format!("{identity} thread {thread}");
-                let (endpoint, address) = transport.open(Side::Active, &peer)?;
-                let offset = links.len() * ring_bytes;
-                let mut grant = |region: RegionId, offset, length| -> Result<RemoteRegion> {
-                    transport.authorise(endpoint, region, offset, length, Rights::Write)
-                };
-                let open = ControlMessage::OpenEndpoint {
-                    request: links.len() as u32,
-                    thread,
-                    transport: kind.to_owned(),
-                    address,
-                    ring: grant(ring_region, offset, ring_bytes)?.encode(),
-                    ring_entries: RING_ENTRIES,
-                    receive: grant(receive.region(), 0, receive.arena().len())?.encode(),
-                };
-                self.hub.send(control, &open)?;
+                // A server may have shaken hands before it knew its rank; the View knows it.
+                let peer = format!("server {} ({}) thread {thread}", server.rank, identity.process);
+                let mut link = Link::new((place, thread), peer, ring.clone(), links.len() * ring_bytes);
+                let opening = link.open(transport.as_mut(), ring_region, &receive)?;
+                let wish = Wish::new(links.len(), &link, kind, opening);
+                self.hub.send(control, &wish.message(links.len() as u32))?;
                 keys.push((control, derive_endpoint_key(&export, "data", &[thread])));
-                links.push(Link::new(endpoint, peer, ring.clone(), offset));
+                links.push(link);
             }
         }
         self.grants(&mut links, &keys, transport.as_mut())?;
-        let memory = (staging, receive);
-        Ok(Engine::new(transport, config.network.polling, links, memory, view.epoch, shared))
+        let timeout = config.network.reconnect_timeout;
+        let (reopener, wishes, outcomes) = Reopener::new(ring_region, kind, timeout, self.hub.waker());
+        let (memory, polling) = ((staging, receive), config.network.polling);
+        let engine = Engine::new(transport, polling, links, memory, view.epoch, shared, reopener);
+        Ok((engine, wishes, outcomes))
     }
 
     fn grants(
@@ -175,7 +169,7 @@ impl Joining {
                 let at = j.answers.iter().position(|(_, m)| is_answer(m))?;
                 Some(j.answers.swap_remove(at))
             })?;
-            let (request, opened) = match answer {
+            let (request, granted) = match answer {
                 ControlMessage::EndpointOpened {
                     request,
                     address,
@@ -183,7 +177,7 @@ impl Joining {
                     slot_count,
                     slot_bytes,
                     pull_credits,
-                } => (request as usize, Ok((address, slots, slot_count, slot_bytes, pull_credits))),
+                } => (request as usize, Ok(Granted { address, slots, slot_count, slot_bytes, pull_credits })),
                 ControlMessage::EndpointRefused { request, reason } => (request as usize, Err(reason)),
                 _ => continue,
             };
@@ -192,12 +186,11 @@ impl Joining {
                 let peer = self.hub.peer_name(from).unwrap_or("a server").to_owned();
                 return Err(Error::protocol(peer, "request", "one that we made", request));
             };
-            let (address, slots, slot_count, slot_bytes, pull_credits) =
-                opened.map_err(|reason| Error::Refused { peer: link.peer.clone(), reason })?;
-            let slots = RemoteRegion::decode(&slots)
-                .ok_or_else(|| Error::protocol(&link.peer, "slots", "a region", "malformed bytes"))?;
-            link.granted(Grant { slots, slot_count, slot_bytes, pull_credits })?;
-            transport.connect(link.endpoint, &address, key)?;
+            let (grant, address) = Granted::check(granted, &link.peer)?;
+            link.granted(grant)?;
+            if let Some(endpoint) = link.endpoint {
+                transport.connect(endpoint, &address, key)?;
+            }
         }
         Ok(())
     }

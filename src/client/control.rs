@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
+use super::reopen::{Granted, Outcome, Wish};
 use crate::control::{Event, Hub, HubWaker, LinkId};
 use crate::error::{Error, Result};
 use crate::proto::ThreadStats;
 use crate::proto::control::{ControlMessage, MAX_STATUS, PeerStatus};
+use crate::transport::SessionKey;
 use crate::transport::park::Waker;
 use crate::types::{Rank, TableId, TableSpec};
 
@@ -31,6 +33,18 @@ pub struct ServerStats {
     pub rank: Rank,
     /// One for each of its threads.
     pub threads: Vec<ThreadStats>,
+}
+
+/// The control links of a worker that has joined.
+pub struct ControlLinks {
+    pub hub: Hub,
+    pub coordinator: LinkId,
+    /// In the order of the View: rank, link, and the root of its endpoints' keys.
+    pub servers: Vec<(Rank, LinkId, SessionKey)>,
+    /// Endpoints that the engine wants opened anew.
+    pub wishes: Receiver<Wish>,
+    /// What became of them.
+    pub outcomes: Sender<Outcome>,
 }
 
 /// What the control thread and the callers share.
@@ -87,18 +101,16 @@ pub struct ControlThread {
 
 impl ControlThread {
     /// Takes the links over.
-    pub fn start(
-        hub: Hub,
-        coordinator: LinkId,
-        servers: Vec<(Rank, LinkId)>,
-        shared: Arc<Shared>,
-    ) -> Result<ControlThread> {
+    pub fn start(links: ControlLinks, shared: Arc<Shared>) -> Result<ControlThread> {
         let (calls, inbox) = calls();
-        let waker = hub.waker();
+        let waker = links.hub.waker();
         let state = State {
-            hub,
-            coordinator,
-            servers,
+            hub: links.hub,
+            coordinator: links.coordinator,
+            servers: links.servers,
+            wishes: links.wishes,
+            outcomes: links.outcomes,
+            reopening: HashMap::new(),
             shared: shared.clone(),
             inbox,
             next_request: 0,
@@ -221,7 +233,11 @@ struct Gathering {
 struct State {
     hub: Hub,
     coordinator: LinkId,
-    servers: Vec<(Rank, LinkId)>,
+    servers: Vec<(Rank, LinkId, SessionKey)>,
+    wishes: Receiver<Wish>,
+    outcomes: Sender<Outcome>,
+    /// By request.
+    reopening: HashMap<u32, Wish>,
     shared: Arc<Shared>,
     inbox: Receiver<Call>,
     next_request: u32,
@@ -264,12 +280,38 @@ impl State {
                     Err(crossbeam::channel::TryRecvError::Disconnected) => return Ok(()),
                 }
             }
+            while let Ok(wish) = self.wishes.try_recv() {
+                self.reopen(wish)?;
+            }
             if self.finishing {
                 return Ok(());
             }
             if let Some((_, error)) = self.lost.take_if(|(since, _)| since.elapsed() >= SETTLE) {
                 return Err(error);
             }
+        }
+    }
+
+    fn reopen(&mut self, wish: Wish) -> Result<()> {
+        let request = self.next_request();
+        let message = wish.message(request);
+        let link = self.servers[wish.server].1;
+        self.reopening.insert(request, wish);
+        match self.hub.send(link, &message) {
+            // Its Down is on its way and says why.
+            Err(Error::PeerLost { .. }) => Ok(()),
+            sent => sent,
+        }
+    }
+
+    /// A server answered a wish for a new endpoint.
+    fn reopened(&mut self, link: LinkId, request: u32, granted: std::result::Result<Granted, String>) {
+        let Some(wish) = self.reopening.remove(&request) else { return };
+        let Some(&(_, expected, export)) = self.servers.get(wish.server) else { return };
+        if expected == link {
+            // The engine is gone only when the client is.
+            let _ = self.outcomes.send(wish.outcome(granted, &export));
+            self.shared.waker.wake();
         }
     }
 
@@ -301,7 +343,7 @@ impl State {
                 let request = self.next_request();
                 let left = self.servers.len();
                 self.stats.insert(request, Gathering { left, servers: Vec::new(), reply });
-                for &(_, link) in &self.servers {
+                for &(_, link, _) in &self.servers {
                     self.hub.send(link, &ControlMessage::StatsQuery { request })?;
                 }
                 Ok(())
@@ -357,6 +399,18 @@ impl State {
                 }
             }
             ControlMessage::Stats { request, threads } => self.gathered(link, request, threads),
+            ControlMessage::EndpointOpened {
+                request,
+                address,
+                slots,
+                slot_count,
+                slot_bytes,
+                pull_credits,
+            } => {
+                let granted = Granted { address, slots, slot_count, slot_bytes, pull_credits };
+                self.reopened(link, request, Ok(granted));
+            }
+            ControlMessage::EndpointRefused { request, reason } => self.reopened(link, request, Err(reason)),
             ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
             _ => {}
         }
@@ -364,7 +418,7 @@ impl State {
     }
 
     fn gathered(&mut self, link: LinkId, request: u32, threads: Vec<ThreadStats>) {
-        let Some(&(rank, _)) = self.servers.iter().find(|(_, l)| *l == link) else { return };
+        let Some(&(rank, ..)) = self.servers.iter().find(|(_, l, _)| *l == link) else { return };
         let Some(gathering) = self.stats.get_mut(&request) else { return };
         gathering.servers.push(ServerStats { rank, threads });
         gathering.left -= 1;

@@ -1,21 +1,23 @@
 //! The worker's data path: frames out, replies in, tickets done. Whoever waits drives it.
 
+use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::control::{SETTLE, Shared};
+use super::control::Shared;
 use super::link::{Link, Outgoing};
 use super::plan::{DenseFrame, SparsePlan};
+use super::reopen::Reopener;
 use crate::config::Polling;
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Pool};
 use crate::proto::{HEADER, ReplyKind, RequestHeader, RequestKind};
 use crate::time::Deadline;
 use crate::transport::park::park;
-use crate::transport::{Completion, Transport};
+use crate::transport::{Completion, EndpointId, Transport};
 use crate::types::{Clock, Key, TableId, TableSpec, Version};
 
 const BUDGET: usize = 256;
@@ -62,6 +64,8 @@ struct Asked {
     link: usize,
     floats: usize,
     part: Option<Part>,
+    /// The request, once its slot has come back: a new endpoint has to ask again.
+    accepted: Option<Outgoing>,
 }
 
 /// See the module's head.
@@ -69,8 +73,8 @@ pub struct Engine {
     transport: Box<dyn Transport>,
     polling: Polling,
     links: Vec<Link>,
-    /// By the index of the endpoint.
-    link_of: Vec<usize>,
+    /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
+    link_of: HashMap<EndpointId, usize>,
     staging: Pool,
     receive: Pool,
     pending: Slab<Pending>,
@@ -81,10 +85,9 @@ pub struct Engine {
     finished: bool,
     epoch: u32,
     completions: Vec<Completion>,
-    returned: Vec<usize>,
+    returned: Vec<Outgoing>,
     failure: Option<Error>,
-    /// The first endpoint that was lost, and when.
-    lost: Option<(Instant, Error)>,
+    reopener: Reopener,
     shared: Arc<Shared>,
 }
 
@@ -97,20 +100,13 @@ impl Engine {
         (staging, receive): (Pool, Pool),
         epoch: u32,
         shared: Arc<Shared>,
+        reopener: Reopener,
     ) -> Engine {
-        let mut link_of = Vec::new();
-        for (place, link) in links.iter().enumerate() {
-            let index = link.endpoint.index as usize;
-            if link_of.len() <= index {
-                link_of.resize(index + 1, usize::MAX);
-            }
-            link_of[index] = place;
-        }
-        Engine {
+        let mut engine = Engine {
             transport,
             polling,
             links,
-            link_of,
+            link_of: HashMap::new(),
             staging,
             receive,
             pending: Slab::new(),
@@ -122,9 +118,17 @@ impl Engine {
             completions: Vec::with_capacity(BUDGET),
             returned: Vec::new(),
             failure: None,
-            lost: None,
+            reopener,
             shared,
-        }
+        };
+        (0..engine.links.len()).for_each(|link| engine.index_endpoint(link));
+        engine
+    }
+
+    /// Makes the link of a new endpoint known.
+    fn index_endpoint(&mut self, link: usize) {
+        let Some(endpoint) = self.links[link].endpoint else { return };
+        self.link_of.insert(endpoint, link);
     }
 
     /// What the data travels by.
@@ -392,7 +396,10 @@ impl Engine {
 
     /// Sends what can be sent, takes what has come. True when something had come.
     pub fn progress(&mut self) -> Result<bool> {
-        self.learn_of_failures();
+        self.check()?;
+        if let Err(error) = self.hear_control() {
+            self.fail(error);
+        }
         self.check()?;
         self.transport.poll(&mut self.completions, BUDGET);
         let worked = !self.completions.is_empty();
@@ -408,12 +415,46 @@ impl Engine {
         Ok(worked)
     }
 
-    /// What the control thread heard is the cause; a lost endpoint is often only its consequence.
-    fn learn_of_failures(&mut self) {
-        let cause = self.shared.failure();
-        let settled = self.lost.as_ref().filter(|(since, _)| since.elapsed() >= SETTLE);
-        if let Some(error) = cause.or_else(|| settled.map(|(_, error)| error.clone())) {
-            self.fail(error);
+    /// What the control thread heard is the cause; a lost endpoint is often only its consequence, and is opened anew
+    /// until then.
+    fn hear_control(&mut self) -> Result<()> {
+        if let Some(error) = self.shared.failure() {
+            return Err(error);
+        }
+        while let Some((link, grant, address, key)) = self.reopener.answered(&self.links)? {
+            self.links[link].granted(grant)?;
+            if let Some(endpoint) = self.links[link].endpoint {
+                self.transport.connect(endpoint, &address, &key)?;
+            }
+        }
+        self.reopener.check_deadlines()
+    }
+
+    /// An endpoint is gone: asks for a new one.
+    fn lost(&mut self, link: usize, reason: Option<Error>) -> Result<()> {
+        let peer = self.links[link].peer.clone();
+        let reason = match reason {
+            Some(Error::PeerLost { reason, .. }) => reason,
+            Some(other) => other.to_string(),
+            None => "closed".to_owned(),
+        };
+        eprintln!(
+            "Instant {:?} link {link} {:?}: {reason}; reconnecting",
+            std::time::Instant::now(),
+            std::thread::current().id()
+        );
+        let ring = self.reopener.ring();
+        let opening = self.links[link].open(self.transport.as_mut(), ring, &self.receive)?;
+        self.index_endpoint(link);
+        self.reopener.ask(link, &self.links[link], opening, Error::PeerLost { peer, reason })
+    }
+
+    /// Asks again for the pulls that the server had accepted and not answered when the last endpoint was lost.
+    fn ask_again(&mut self, link: usize) {
+        for (_, asked) in self.asked.iter_mut().filter(|(_, a)| a.link == link) {
+            if let Some(frame) = asked.accepted.take() {
+                self.links[link].enqueue(frame, true);
+            }
         }
     }
 
@@ -458,26 +499,24 @@ impl Engine {
     fn complete(&mut self, completion: Completion) -> Result<()> {
         match completion {
             Completion::Connected { endpoint } => {
-                if let Some(link) = self.link_mut(endpoint) {
-                    self.links[link].connected = true;
+                if let Some(link) = self.link_at(endpoint) {
+                    self.links[link].connected();
+                    self.reopener.connected(link);
+                    self.ask_again(link);
                 }
             }
             Completion::Written { endpoint, imm, length } => {
-                if let Some(link) = self.link_mut(endpoint) {
+                if let Some(link) = self.link_at(endpoint) {
                     self.reply(link, imm, length)?;
                 }
             }
             Completion::Closed { endpoint, reason } => {
-                if let Some(link) = self.link_mut(endpoint) {
-                    let link = &mut self.links[link];
-                    link.connected = false;
-                    let reason = reason.map_or("closed".to_owned(), |r| r.to_string());
-                    let error = Error::PeerLost { peer: link.peer.clone(), reason };
-                    self.lost.get_or_insert((Instant::now(), error));
+                if let Some(link) = self.link_of.remove(&endpoint) {
+                    self.lost(link, reason)?;
                 }
             }
             Completion::Received { endpoint, .. } => {
-                if let Some(link) = self.link_mut(endpoint) {
+                if let Some(link) = self.link_at(endpoint) {
                     let peer = &self.links[link].peer;
                     return Err(Error::protocol(peer, "message", "none from a server", "one"));
                 }
@@ -487,17 +526,23 @@ impl Engine {
         Ok(())
     }
 
-    fn link_mut(&self, endpoint: crate::transport::EndpointId) -> Option<usize> {
-        let place = *self.link_of.get(endpoint.index as usize)?;
-        self.links.get(place).filter(|l| l.endpoint == endpoint).map(|_| place)
+    fn link_at(&self, endpoint: EndpointId) -> Option<usize> {
+        self.link_of.get(&endpoint).copied()
     }
 
     fn reply(&mut self, link: usize, imm: u32, length: u32) -> Result<()> {
         let mut returned = std::mem::take(&mut self.returned);
         returned.clear();
         let header = self.links[link].reply(imm, length, &mut returned)?;
-        for ticket in returned.drain(..) {
-            self.one_less(ticket, None, 0);
+        for frame in returned.drain(..) {
+            if frame.header.kind == RequestKind::Pull {
+                let asked = self.asked.get_mut(frame.header.tag as usize).filter(|a| a.link == link);
+                if let Some(asked) = asked {
+                    asked.accepted = Some(frame);
+                }
+            } else if let Some(ticket) = frame.ticket {
+                self.one_less(ticket, None, 0);
+            }
         }
         self.returned = returned;
         if header.kind == ReplyKind::Pulled {
@@ -595,7 +640,7 @@ impl Engine {
         header.argument = buf.offset() as u64;
         let may_overtake = pending.under_bsp && pending.after_push;
         let part = Some(Part { buf, places });
-        header.tag = self.asked.insert(Asked { ticket, link, floats, part }) as u32;
+        header.tag = self.asked.insert(Asked { ticket, link, floats, part, accepted: None }) as u32;
         self.links[link].enqueue(Outgoing { header, body, ticket: None }, may_overtake);
         Ok(())
     }

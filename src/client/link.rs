@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::mem::{Arena, Buf, RemoteRegion};
+use crate::mem::{Arena, Buf, Pool, RegionId, RemoteRegion, Rights};
+use crate::proto::control::RegionBytes;
 use crate::proto::{HEADER, ReplyHeader, RequestHeader, RequestKind};
-use crate::transport::{EndpointId, Message, Payload, Refusal, Transport, Write};
+use crate::transport::{EndpointId, Message, Payload, Refusal, Side, Transport, Write};
 
 /// Entries of a reply ring.
 pub const RING_ENTRIES: u32 = 256;
@@ -29,16 +30,26 @@ pub struct Grant {
     pub pull_credits: u32,
 }
 
-/// A filled slot. Its body must stay as it is until the server has given the slot back.
-#[derive(Debug)]
-struct Filled {
-    _body: Option<Buf>,
-    ticket: Option<usize>,
+/// What the server needs to open its end.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    pub address: Vec<u8>,
+    pub ring: RegionBytes,
+    pub receive: RegionBytes,
 }
 
 /// One server thread.
+///
+/// ```text
+///  open ──▶ granted ──▶ connected ──endpoint lost──▶ open …   a new endpoint, the same slots
+///                           └─ replay: every filled slot is written again, in the order of its sequence numbers
+/// ```
 pub struct Link {
-    pub endpoint: EndpointId,
+    /// Its server's place in the View, and the thread within it.
+    pub server: usize,
+    pub thread: u32,
+    /// The present endpoint; none before the first.
+    pub endpoint: Option<EndpointId>,
     /// Server, thread and address, for messages.
     pub peer: String,
     pub connected: bool,
@@ -46,7 +57,10 @@ pub struct Link {
     pub closed: u64,
     grant: Grant,
     free: u64,
-    filled: Vec<Option<Filled>>,
+    /// Frames that were sent and whose slots have not come back; their bodies stay as they are until then.
+    filled: Vec<Option<Outgoing>>,
+    /// Slots that a new endpoint has yet to write again.
+    replay: VecDeque<u32>,
     /// In order: pushes, marks, and pulls that must not overtake them.
     queue: VecDeque<Outgoing>,
     /// Pulls whose header says what they wait for: they may overtake.
@@ -60,17 +74,20 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link over `endpoint`, whose ring of [`RING_ENTRIES`] lies at `ring_offset`.
-    pub fn new(endpoint: EndpointId, peer: String, ring: Arc<Arena>, ring_offset: usize) -> Link {
-        let nothing = RemoteRegion { address: 0, length: 0, key: 0, rights: crate::mem::Rights::Write };
+    /// A link to a thread of a server, whose ring of [`RING_ENTRIES`] lies at `ring_offset`.
+    pub fn new((server, thread): (usize, u32), peer: String, ring: Arc<Arena>, ring_offset: usize) -> Link {
+        let nothing = RemoteRegion { address: 0, length: 0, key: 0, rights: Rights::Write };
         Link {
-            endpoint,
+            server,
+            thread,
+            endpoint: None,
             peer,
             connected: false,
             closed: 0,
             grant: Grant { slots: nothing, slot_count: 0, slot_bytes: 0, pull_credits: 0 },
             free: 0,
             filled: Vec::new(),
+            replay: VecDeque::new(),
             queue: VecDeque::new(),
             pulls: VecDeque::new(),
             pulls_outstanding: 0,
@@ -82,8 +99,27 @@ impl Link {
         }
     }
 
-    /// The server thread told what it grants.
+    /// Makes a new endpoint in place of the one before.
+    pub fn open(&mut self, transport: &mut dyn Transport, ring: RegionId, receive: &Pool) -> Result<Opening> {
+        let (endpoint, address) = transport.open(Side::Active, &self.peer)?;
+        self.endpoint = Some(endpoint);
+        self.connected = false;
+        let ring_bytes = RING_ENTRIES as usize * HEADER;
+        let mut grant = |region, offset, length| {
+            transport.authorise(endpoint, region, offset, length, Rights::Write).map(|r| r.encode())
+        };
+        let ring = grant(ring, self.ring_offset, ring_bytes)?;
+        let receive = grant(receive.region(), 0, receive.arena().len())?;
+        Ok(Opening { address, ring, receive })
+    }
+
+    /// The server thread told what it grants, for the first time or again.
     pub fn granted(&mut self, grant: Grant) -> Result<()> {
+        let sizes = |g: &Grant| (g.slot_count, g.slot_bytes);
+        if !self.filled.is_empty() && sizes(&grant) != sizes(&self.grant) {
+            let expected = format!("{:?} as before", sizes(&self.grant));
+            return Err(Error::protocol(&self.peer, "slots", expected, format!("{:?}", sizes(&grant))));
+        }
         let refuse = |field, expected: &str, found| Err(Error::protocol(&self.peer, field, expected, found));
         if grant.slot_count == 0 || grant.slot_count > 64 {
             return refuse("slot count", "1 to 64", u64::from(grant.slot_count));
@@ -96,6 +132,9 @@ impl Link {
             return refuse("pull credits", "at least 1", 0);
         }
         self.grant = grant;
+        if !self.filled.is_empty() {
+            return Ok(());
+        }
         self.free = u64::MAX >> (64 - grant.slot_count);
         self.filled = (0..grant.slot_count).map(|_| None).collect();
         Ok(())
@@ -104,6 +143,21 @@ impl Link {
     /// The longest body of a frame, in bytes.
     pub fn payload_bytes(&self) -> usize {
         self.grant.slot_bytes as usize - HEADER
+    }
+
+    /// The endpoint is connected. On any but the first, all that has not been taken back is sent again: the server drops
+    /// what it had accepted before.
+    pub fn connected(&mut self) {
+        self.connected = true;
+        (self.ring_read, self.ring_told) = (0, 0);
+        let mut sent: Vec<(u64, u32)> = (0u32..)
+            .zip(&self.filled)
+            .filter_map(|(slot, frame)| Some((frame.as_ref()?.header.sequence, slot)))
+            .collect();
+        sent.sort_unstable();
+        self.replay = sent.into_iter().map(|(_, slot)| slot).collect();
+        let pulls = self.filled.iter().flatten().filter(|f| f.header.kind == RequestKind::Pull);
+        self.pulls_outstanding = pulls.count() as u32;
     }
 
     /// Frames that wait for a slot.
@@ -123,6 +177,17 @@ impl Link {
 
     /// Fills free slots with what waits.
     pub fn pump(&mut self, transport: &mut dyn Transport) -> Result<()> {
+        while let Some(&slot) = self.replay.front().filter(|_| self.connected) {
+            // A slot that came back meanwhile has nothing left to say.
+            if let Some(frame) = self.filled[slot as usize].take() {
+                let sent = self.write(&frame, slot, transport)?;
+                self.filled[slot as usize] = Some(frame);
+                if !sent {
+                    return Ok(());
+                }
+            }
+            self.replay.pop_front();
+        }
         while self.connected && self.free != 0 {
             let may_pull = self.pulls_outstanding < self.grant.pull_credits;
             let from_pulls = may_pull && !self.pulls.is_empty();
@@ -148,6 +213,21 @@ impl Link {
     fn fill(&mut self, mut frame: Outgoing, transport: &mut dyn Transport) -> Result<Option<Outgoing>> {
         let slot = self.free.trailing_zeros();
         frame.header.sequence = self.sequence;
+        if !self.write(&frame, slot, transport)? {
+            return Ok(Some(frame));
+        }
+        self.sequence += 1;
+        self.free &= !(1 << slot);
+        if frame.header.kind == RequestKind::Pull {
+            self.pulls_outstanding += 1;
+        }
+        self.filled[slot as usize] = Some(frame);
+        Ok(None)
+    }
+
+    /// Writes a frame into a slot; false when the transport has no room, or the endpoint is gone.
+    fn write(&mut self, frame: &Outgoing, slot: u32, transport: &mut dyn Transport) -> Result<bool> {
+        let Some(endpoint) = self.endpoint else { return Ok(false) };
         let write = Write {
             header: Some(frame.header.encode()),
             body: frame.body.as_ref().map(|b| Payload::Pinned(b.slice())),
@@ -156,32 +236,22 @@ impl Link {
             imm: Some(slot),
             context: None,
         };
-        match transport.write(self.endpoint, write) {
-            Ok(()) => {}
-            Err(rejected) if rejected.refusal == Refusal::Full => return Ok(Some(frame)),
+        match transport.write(endpoint, write) {
+            Ok(()) => Ok(true),
+            Err(rejected) if rejected.refusal == Refusal::Full => Ok(false),
             Err(rejected) if rejected.refusal == Refusal::NotConnected => {
                 // `Closed` is on its way and says why.
                 self.connected = false;
-                return Ok(Some(frame));
+                Ok(false)
             }
             Err(rejected) => {
-                return Err(Error::PeerLost {
-                    peer: self.peer.clone(),
-                    reason: rejected.refusal.to_string(),
-                });
+                Err(Error::PeerLost { peer: self.peer.clone(), reason: rejected.refusal.to_string() })
             }
         }
-        self.sequence += 1;
-        self.free &= !(1 << slot);
-        if frame.header.kind == RequestKind::Pull {
-            self.pulls_outstanding += 1;
-        }
-        self.filled[slot as usize] = Some(Filled { _body: frame.body, ticket: frame.ticket });
-        Ok(None)
     }
 
-    /// Reads the reply that the server announced in ring entry `imm`; the tickets whose slots came back are appended.
-    pub fn reply(&mut self, imm: u32, length: u32, returned: &mut Vec<usize>) -> Result<ReplyHeader> {
+    /// Reads the reply that the server announced in ring entry `imm`; the frames whose slots came back are appended.
+    pub fn reply(&mut self, imm: u32, length: u32, returned: &mut Vec<Outgoing>) -> Result<ReplyHeader> {
         let expected = (self.ring_read % u64::from(RING_ENTRIES)) as u32;
         if imm != expected || length as usize != HEADER {
             let found = format!("{length} bytes in {imm}");
@@ -208,12 +278,12 @@ impl Link {
         self.pulls_outstanding = self.pulls_outstanding.saturating_sub(1);
     }
 
-    fn take_back(&mut self, freed: u64, returned: &mut Vec<usize>) -> Result<()> {
+    fn take_back(&mut self, freed: u64, returned: &mut Vec<Outgoing>) -> Result<()> {
         let mut left = freed;
         while left != 0 {
             let slot = left.trailing_zeros();
             left &= left - 1;
-            let Some(filled) = self.filled.get_mut(slot as usize).and_then(Option::take) else {
+            let Some(frame) = self.filled.get_mut(slot as usize).and_then(Option::take) else {
                 return Err(Error::protocol(
                     &self.peer,
                     "freed",
@@ -222,7 +292,7 @@ impl Link {
                 ));
             };
             self.free |= 1 << slot;
-            returned.extend(filled.ticket);
+            returned.push(frame);
         }
         Ok(())
     }
@@ -232,8 +302,9 @@ impl Link {
         if self.ring_read - self.ring_told < u64::from(RING_ENTRIES / 4) {
             return Ok(());
         }
-        let Some(message) = Message::new(&self.ring_read.to_le_bytes()) else { return Ok(()) };
-        match transport.send(self.endpoint, message) {
+        let message = Message::new(&self.ring_read.to_le_bytes());
+        let (Some(endpoint), Some(message)) = (self.endpoint, message) else { return Ok(()) };
+        match transport.send(endpoint, message) {
             Ok(()) => self.ring_told = self.ring_read,
             Err(rejected) if matches!(rejected.refusal, Refusal::Full | Refusal::NotConnected) => {}
             Err(rejected) => {

@@ -8,6 +8,7 @@ mod control;
 mod engine;
 mod link;
 mod plan;
+mod reopen;
 mod table;
 mod ticket;
 
@@ -102,13 +103,12 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// Joins the job: waits until all servers and workers are there, then opens an endpoint to every server thread.
     pub fn connect(config: ClientConfig) -> Result<Client> {
-        let joined = bootstrap::join(&config)?;
-        let inner = Inner {
-            view: joined.view,
-            engine: Mutex::new(joined.engine),
-            control: ControlThread::start(joined.hub, joined.coordinator, joined.servers, joined.shared)?,
-            config,
-        };
+        let deadline = Deadline::after(Instant::now(), config.connect_timeout);
+        let mut joined = bootstrap::join(&config, deadline)?;
+        // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
+        let control = ControlThread::start(joined.links, joined.shared)?;
+        joined.engine.connect(deadline)?;
+        let inner = Inner { view: joined.view, engine: Mutex::new(joined.engine), control, config };
         Ok(Client { inner: Arc::new(inner) })
     }
 

@@ -43,6 +43,7 @@ pub struct Control {
 
 struct Worker {
     rank: Rank,
+    incarnation: u64,
     name: String,
     export: SessionKey,
 }
@@ -145,7 +146,7 @@ impl Control {
         match (peer.role, peer.rank) {
             (Role::Worker, Some(rank)) => {
                 let name = format!("{peer} at {address}");
-                self.workers.insert(link, Worker { rank, name, export });
+                self.workers.insert(link, Worker { rank, incarnation: peer.incarnation, name, export });
             }
             _ => self.hub.close(link),
         }
@@ -255,6 +256,7 @@ impl Control {
         Ok(OpenRequest {
             token: 0,
             rank: worker.rank,
+            incarnation: worker.incarnation,
             peer: worker.name.clone(),
             address,
             key: derive_endpoint_key(&worker.export, "data", &[thread]),

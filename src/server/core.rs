@@ -58,6 +58,17 @@ impl Staging {
     }
 }
 
+/// What outlives an endpoint: how far a worker's requests have got. It makes a replay after a reconnect harmless.
+#[derive(Debug, Clone, Copy, Default)]
+struct Session {
+    /// Of the worker's process; `None` before its first endpoint.
+    incarnation: Option<u64>,
+    /// The sequence number that its next request must have.
+    next_sequence: u64,
+    /// Slots whose request was accepted and not yet done with.
+    occupied: u64,
+}
+
 /// The state of one server thread, without its transport.
 pub struct Core {
     id: ShardId,
@@ -66,6 +77,8 @@ pub struct Core {
     gate: Gate<Held>,
     /// By rank.
     links: Vec<Option<Link>>,
+    /// By rank.
+    sessions: Vec<Session>,
     staging: Staging,
     replies: Pool,
     pull_credits: usize,
@@ -91,6 +104,7 @@ impl Core {
             id,
             gate: Gate::new(view.workers),
             links: (0..view.workers).map(|_| None).collect(),
+            sessions: vec![Session::default(); view.workers as usize],
             view,
             shard,
             staging,
@@ -116,17 +130,40 @@ impl Core {
         &self.staging
     }
 
-    /// Whether `rank` is a worker of this job without an endpoint here.
-    pub fn expects(&self, rank: Rank) -> bool {
-        self.links.get(rank as usize).is_some_and(Option::is_none)
+    /// Why a process may not open an endpoint as worker `rank`, if it may not.
+    pub fn objection(&self, rank: Rank, incarnation: u64) -> Option<String> {
+        match self.sessions.get(rank as usize) {
+            None => Some(format!("this job has {} workers", self.view.workers)),
+            Some(Session { incarnation: Some(known), .. }) if *known != incarnation => {
+                Some("another process has been this worker; it can't be taken over in mid-job".to_owned())
+            }
+            Some(_) => None,
+        }
     }
 
-    /// A worker's endpoint is open.
-    pub fn attach(&mut self, rank: Rank, link: Link) {
+    /// Whether `rank` has an endpoint.
+    pub fn is_attached(&self, rank: Rank) -> bool {
+        self.links.get(rank as usize).is_some_and(Option::is_some)
+    }
+
+    /// A worker's endpoint is open, for the first time or again.
+    pub fn attach(&mut self, rank: Rank, incarnation: u64, link: Link) {
+        let session = &mut self.sessions[rank as usize];
+        if session.incarnation.replace(incarnation).is_some() {
+            self.stats.reconnects += 1;
+        }
         self.links[rank as usize] = Some(link);
     }
 
-    /// A worker's endpoint is gone. What it pushed in whole stays; a job that needs more of it is ended by the Coordinator.
+    /// A worker's endpoint is connected. It may have missed closed clocks with its last one.
+    pub fn connected(&mut self, rank: Rank) {
+        if let Some(link) = &mut self.links[rank as usize] {
+            link.clock_closed();
+        }
+    }
+
+    /// A worker's endpoint is gone. What was accepted stays, held pieces too; its pulls it asks for again. A worker that
+    /// does not come back is the Coordinator's business.
     pub fn detach(&mut self, rank: Rank) {
         self.links[rank as usize] = None;
     }
@@ -163,11 +200,17 @@ impl Core {
     pub fn request(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
         let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };
         let header = self.staging.header(rank, slot, length).map_err(|m| m.by(&link.peer))?;
-        if header.sequence != link.next_sequence {
-            let expected = link.next_sequence.to_string();
+        let session = &mut self.sessions[rank as usize];
+        if header.sequence > session.next_sequence {
+            let expected = format!("at most {}", session.next_sequence);
             return Err(Error::protocol(&link.peer, "sequence", expected, header.sequence));
         }
-        link.next_sequence += 1;
+        if header.sequence < session.next_sequence {
+            return self.replayed(rank, slot, header);
+        }
+        session.next_sequence += 1;
+        session.occupied |= 1 << slot;
+        link.fill(slot);
         if header.epoch != self.view.epoch {
             return Err(Error::protocol(&link.peer, "epoch", self.view.epoch.to_string(), header.epoch));
         }
@@ -188,6 +231,21 @@ impl Core {
         };
         outcome.map_err(|m| m.by(self.peer(rank)))?;
         self.obey()
+    }
+
+    /// A request that had been accepted before the worker's last endpoint was lost. Only a pull is done again: its answer
+    /// may have been lost with the endpoint.
+    fn replayed(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<()> {
+        let pull = header.kind == RequestKind::Pull;
+        let occupied = pull || self.sessions[rank as usize].occupied & (1 << slot) != 0;
+        if let Some(link) = &mut self.links[rank as usize] {
+            link.refill(slot, occupied);
+        }
+        if pull {
+            return self.pull(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
+        }
+        self.stats.duplicates_dropped += 1;
+        Ok(())
     }
 
     fn push(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
@@ -304,6 +362,7 @@ impl Core {
     }
 
     fn free(&mut self, rank: Rank, slot: u32) {
+        self.sessions[rank as usize].occupied &= !(1 << slot);
         if let Some(link) = &mut self.links[rank as usize] {
             link.free(slot);
         }
@@ -369,7 +428,9 @@ impl Core {
         };
         match transport.write(link.endpoint, write) {
             Ok(()) => {}
-            Err(rejected) if rejected.refusal == Refusal::Full => return Ok(false),
+            Err(rejected) if matches!(rejected.refusal, Refusal::Full | Refusal::NotConnected) => {
+                return Ok(false);
+            }
             Err(rejected) => {
                 return Err(Error::PeerLost {
                     peer: link.peer.clone(),

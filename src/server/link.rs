@@ -16,8 +16,6 @@ pub struct Link {
     pub peer: String,
     /// Where pulled values go.
     pub receive: RemoteRegion,
-    /// The sequence number that its next request must have.
-    pub next_sequence: u64,
     /// Pulls that wait for their clock or for room.
     pub waiting: VecDeque<Waiting>,
     ring: RemoteRegion,
@@ -27,6 +25,11 @@ pub struct Link {
     read: u64,
     /// Slots that are free again and not yet announced.
     freed: u64,
+    /// Slots whose request came over this endpoint and is not done with.
+    filled: u64,
+    /// Slots freed over this endpoint for a request that had come over an earlier one. Its replay may still be on its way,
+    /// and must not free the slot a second time.
+    freed_early: u64,
     /// Something besides a pull has to be announced.
     credit_due: bool,
     /// A reply whose values are on their way but whose header found no room.
@@ -46,21 +49,46 @@ impl Link {
             endpoint,
             peer,
             receive,
-            next_sequence: 0,
             waiting: VecDeque::new(),
             ring,
             ring_entries: u64::from(ring_entries),
             written: 0,
             read: 0,
             freed: 0,
+            filled: 0,
+            freed_early: 0,
             credit_due: false,
             stuck: None,
         }
     }
 
+    /// A request came that had not been accepted before.
+    pub fn fill(&mut self, slot: u32) {
+        self.filled |= 1 << slot;
+        self.freed_early &= !(1 << slot);
+    }
+
+    /// A request came that had been accepted over an earlier endpoint; `occupied` while it still needs its slot.
+    pub fn refill(&mut self, slot: u32, occupied: bool) {
+        let bit = 1 << slot;
+        if self.freed_early & bit != 0 {
+            self.freed_early &= !bit;
+        } else {
+            self.filled |= bit;
+            if !occupied {
+                self.free(slot);
+            }
+        }
+    }
+
     /// A slot is free again.
     pub fn free(&mut self, slot: u32) {
-        self.freed |= 1 << slot;
+        let bit = 1 << slot;
+        if self.filled & bit == 0 {
+            self.freed_early |= bit;
+        }
+        self.filled &= !bit;
+        self.freed |= bit;
         self.credit_due = true;
     }
 
@@ -129,7 +157,8 @@ impl Link {
                 self.written = header.sequence + 1;
                 Ok(())
             }
-            Err(rejected) if rejected.refusal == Refusal::Full => {
+            // Not connected: not yet, and it goes out then, or no more, and it goes with the link.
+            Err(rejected) if matches!(rejected.refusal, Refusal::Full | Refusal::NotConnected) => {
                 self.stuck = Some(header);
                 Ok(())
             }

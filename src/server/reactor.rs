@@ -1,5 +1,6 @@
 //! The loop of one server thread. It owns its transport, its slots and its shard; others only send it commands.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ pub struct OpenRequest {
     pub token: u64,
     /// The worker.
     pub rank: Rank,
+    /// Of its process.
+    pub incarnation: u64,
     /// Its name.
     pub peer: String,
     /// Its transport address.
@@ -111,10 +114,12 @@ pub struct Reactor {
     reports: Sender<(u32, Report)>,
     asker: Arc<dyn Fn() + Send + Sync>,
     core: Option<Core>,
-    /// By the index of the endpoint.
-    ranks: Vec<Option<(EndpointId, Rank)>>,
+    /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
+    ranks: HashMap<EndpointId, Rank>,
     completions: Vec<Completion>,
     failed: Vec<(Rank, Error)>,
+    /// Workers that want a new endpoint while their old one is still being closed.
+    reopening: Vec<OpenRequest>,
 }
 
 impl Reactor {
@@ -142,9 +147,10 @@ impl Reactor {
             reports,
             asker,
             core: None,
-            ranks: Vec::new(),
+            ranks: HashMap::new(),
             completions: Vec::with_capacity(BUDGET),
             failed: Vec::new(),
+            reopening: Vec::new(),
         }
     }
 
@@ -189,7 +195,12 @@ impl Reactor {
                     }
                 }
                 Completion::Closed { endpoint, reason } => self.closed(endpoint, reason),
-                Completion::Connected { .. } | Completion::Done { .. } => {}
+                Completion::Connected { endpoint } => {
+                    if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core) {
+                        core.connected(rank);
+                    }
+                }
+                Completion::Done { .. } => {}
             }
         }
         self.completions = completions;
@@ -206,26 +217,41 @@ impl Reactor {
     }
 
     fn drop_rank(&mut self, rank: Rank) {
-        let endpoint = self.ranks.iter().flatten().find(|(_, r)| *r == rank).map(|(e, _)| *e);
+        let endpoint = self.ranks.iter().find(|(_, r)| **r == rank).map(|(e, _)| *e);
         if let Some(endpoint) = endpoint {
             self.transport.close(endpoint);
         }
     }
 
     fn closed(&mut self, endpoint: EndpointId, reason: Option<Error>) {
-        let Some(rank) = self.rank_of(endpoint) else { return };
+        let Some(rank) = self.ranks.remove(&endpoint) else { return };
         if let Some(reason) = reason {
             tracing::debug!("server {} thread {}: {reason}", self.id.server, self.id.thread);
         }
-        self.ranks[endpoint.index as usize] = None;
         if let Some(core) = &mut self.core {
             core.detach(rank);
         }
+        if let Some(at) = self.reopening.iter().position(|r| r.rank == rank) {
+            let request = self.reopening.swap_remove(at);
+            self.open_or_wait(request);
+        }
+    }
+
+    /// Opens an endpoint; a worker that has one gets the new one when the old one can't touch its slots any more.
+    fn open_or_wait(&mut self, request: OpenRequest) {
+        let (token, rank) = (request.token, request.rank);
+        if self.core.as_ref().is_some_and(|core| core.is_attached(rank)) {
+            // An earlier wish of the same worker has been given up by it.
+            self.reopening.retain(|r| r.rank != rank);
+            self.reopening.push(request);
+            return self.drop_rank(rank);
+        }
+        let opened = self.open(request);
+        self.report(Report::Opened(token, opened));
     }
 
     fn rank_of(&self, endpoint: EndpointId) -> Option<Rank> {
-        let entry = self.ranks.get(endpoint.index as usize).copied().flatten();
-        entry.filter(|(e, _)| *e == endpoint).map(|(_, rank)| rank)
+        self.ranks.get(&endpoint).copied()
     }
 
     /// Carries out the commands that have come. False when the last one was to stop.
@@ -243,11 +269,7 @@ impl Reactor {
                     };
                     self.report(Report::TableCreated(id, made));
                 }
-                Ok(Command::Open(request)) => {
-                    let token = request.token;
-                    let opened = self.open(*request);
-                    self.report(Report::Opened(token, opened));
-                }
+                Ok(Command::Open(request)) => self.open_or_wait(*request),
                 Ok(Command::Lost(rank)) => self.drop_rank(rank),
                 Ok(Command::Stats(token)) => {
                     let stats = self.core.as_ref().map(Core::stats).unwrap_or_default();
@@ -289,10 +311,10 @@ impl Reactor {
 
     fn open(&mut self, request: OpenRequest) -> Result<Opened> {
         let Some(core) = &mut self.core else { return Err(not_begun("open an endpoint")) };
-        if !core.expects(request.rank) {
+        if let Some(objection) = core.objection(request.rank, request.incarnation) {
             return Err(Error::Refused {
                 peer: format!("server {} thread {}", self.id.server, self.id.thread),
-                reason: format!("{} has an endpoint here already, or is no worker of this job", request.peer),
+                reason: format!("{}: {objection}", request.peer),
             });
         }
         let (endpoint, address) = self.transport.open(Side::Passive, &request.peer)?;
@@ -307,12 +329,8 @@ impl Reactor {
         };
         self.transport.connect(endpoint, &request.address, &request.key)?;
         let link = Link::new(endpoint, request.peer, request.ring, request.ring_entries, request.receive);
-        core.attach(request.rank, link);
-        let index = endpoint.index as usize;
-        if self.ranks.len() <= index {
-            self.ranks.resize(index + 1, None);
-        }
-        self.ranks[index] = Some((endpoint, request.rank));
+        core.attach(request.rank, request.incarnation, link);
+        self.ranks.insert(endpoint, request.rank);
         Ok(opened)
     }
 

@@ -1,6 +1,6 @@
 //! What a [`Tcp`](super::Tcp) is told: where to listen, and its limits.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub struct TcpConfig {
     pub bind: IpAddr,
     /// The ports to choose from; any free one without them.
     pub ports: Option<RangeInclusive<u16>>,
+    /// What `open` hands out in place of the listener's own address.
+    pub advertise: Option<SocketAddr>,
     /// Whether endpoints may be opened passive. A transport that only dials needs no listener.
     pub listen: bool,
     /// Operations that one endpoint may have queued.
@@ -41,6 +43,7 @@ impl TcpConfig {
         TcpConfig {
             bind,
             ports: None,
+            advertise: None,
             listen,
             queue_depth: 256,
             max_write: 256 << 20,
@@ -55,6 +58,7 @@ impl TcpConfig {
     pub fn of(network: &Network, listen: bool) -> TcpConfig {
         TcpConfig {
             ports: network.ports.clone(),
+            advertise: network.advertise,
             lost_after: network.peer_timeout,
             ..TcpConfig::new(network.interface, listen)
         }

@@ -211,7 +211,7 @@ impl Transport for Tcp {
             (Side::Active, _) => Ok((self.endpoints.open(side, peer), address::ACTIVE.to_vec())),
             (Side::Passive, Some(local)) => {
                 let id = self.endpoints.open(side, peer);
-                Ok((id, address::encode(local, id)))
+                Ok((id, address::encode(self.config.advertise.unwrap_or(local), id)))
             }
             (Side::Passive, None) => Self::misuse(
                 "open",

@@ -1,0 +1,211 @@
+//! A lost connection is not a lost peer: a proxy between workers and server cuts their data connections at seeded random
+//! byte offsets, and the weights come out the same to the bit.
+
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use windlass::config::Network;
+use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use windlass::types::{OptimizerSpec, mix64};
+use windlass::{Client, ClientConfig, KeyRange, Secret, Server, SortedKeys, TableSpec};
+
+/// Forwards connections to `target`, and cuts each after a random number of bytes in either direction until `cuts` are used up.
+struct Proxy {
+    address: SocketAddr,
+    cuts: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    fn start(listener: TcpListener, target: SocketAddr, seed: u64, cuts: u64, mean: u64) -> Proxy {
+        let address = listener.local_addr().unwrap();
+        let left = Arc::new(AtomicU64::new(cuts));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (made, stopping) = (left.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            for (number, inbound) in (0u64..).zip(listener.incoming()) {
+                if stopping.load(Ordering::Acquire) {
+                    return;
+                }
+                let outbound = TcpStream::connect(target);
+                let (Ok(inbound), Ok(outbound)) = (inbound, outbound) else { continue };
+                for (direction, (from, to)) in (0u64..).zip([(&inbound, &outbound), (&outbound, &inbound)]) {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let left = made.clone();
+                    let allowance = 1 + mix64(seed ^ number << 1 ^ direction) % (2 * mean);
+                    thread::spawn(move || forward(from, to, allowance, &left));
+                }
+            }
+        });
+        Proxy { address, cuts: left, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        let _ = TcpStream::connect(self.address);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// Passes bytes on until either end closes, or `allowance` bytes have passed and a cut is left.
+fn forward(mut from: TcpStream, mut to: TcpStream, mut allowance: u64, cuts: &AtomicU64) {
+    let mut buffer = [0u8; 16384];
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(n) if n > 0 => n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            _ => break,
+        };
+        let pass = n.min(allowance as usize);
+        if to.write_all(&buffer[..pass]).is_err() {
+            break;
+        }
+        allowance -= pass as u64;
+        if allowance == 0 {
+            if cuts.fetch_update(Ordering::AcqRel, Ordering::Acquire, |c| c.checked_sub(1)).is_ok() {
+                break;
+            }
+            allowance = u64::MAX;
+            if to.write_all(&buffer[pass..n]).is_err() {
+                break;
+            }
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+struct Result {
+    bits: Vec<u32>,
+    reconnects: u64,
+    duplicates: u64,
+}
+
+/// Three workers, sparse and dense, push_pull and pull; one server thread behind a proxy that makes `cuts` cuts.
+fn train(cuts: u64, seed: u64) -> Result {
+    const WORKERS: u32 = 3;
+    let secret = Secret::generate().unwrap();
+    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(WORKERS));
+    let coordinator = CoordinatorServer::bind(config).unwrap();
+    let address = coordinator.address().to_string();
+    // The proxy's address has to be known before the server starts, and the server's port before the proxy does.
+    let front = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (ports, back) = two_free_ports();
+    let network =
+        Network { ports: Some(ports), advertise: Some(front.local_addr().unwrap()), ..Network::default() };
+    let proxy = Proxy::start(front, back, seed, cuts, 6_000);
+    let server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
+    let running = thread::spawn(move || coordinator.run());
+    let workers: Vec<_> = (0..WORKERS)
+        .map(|rank| {
+            let config = ClientConfig::new(&address, secret.clone(), rank, WORKERS);
+            thread::spawn(move || work(Client::connect(config).unwrap()))
+        })
+        .collect();
+    let mut bits = Vec::new();
+    let (mut reconnects, mut duplicates) = (0, 0);
+    for worker in workers {
+        let (learnt, stats) = worker.join().unwrap();
+        bits = learnt;
+        if let Some((r, d)) = stats {
+            (reconnects, duplicates) = (r, d);
+        }
+    }
+    running.join().unwrap().unwrap();
+    server.run().unwrap();
+    assert_eq!(proxy.cuts.load(Ordering::Acquire), 0, "not all cuts were made");
+    Result { bits, reconnects, duplicates }
+}
+
+/// The server's control listener takes the first of its ports, its one thread the second.
+fn two_free_ports() -> (std::ops::RangeInclusive<u16>, SocketAddr) {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        let Some(next) = port.checked_add(1) else { continue };
+        if TcpListener::bind(("127.0.0.1", next)).is_ok() {
+            return (port..=next, SocketAddr::from(([127, 0, 0, 1], next)));
+        }
+    }
+}
+
+fn work(client: Client) -> (Vec<u32>, Option<(u64, u64)>) {
+    let rule = OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0);
+    let sparse = client.table(&TableSpec::sparse("sparse", 2).optimizer(rule.clone())).unwrap();
+    let dense =
+        client.table(&TableSpec::dense("dense", &[3000]).segment_bytes(4096).optimizer(rule)).unwrap();
+    let range = KeyRange::new(0, 3000).unwrap();
+    let mut weights = vec![0.0f32; 3000];
+    let mut row_values = vec![0.0f32; 200];
+    let all: Vec<u64> = (0..400).collect();
+    let mut random = u64::from(client.rank()) + 1;
+    let mut next = move || {
+        random = mix64(random.wrapping_add(0x9E37_79B9_7F4A_7C15));
+        (random >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    for clock in 0..60u64 {
+        let start = (clock * 7 + u64::from(client.rank()) * 31) % 300;
+        let keys = SortedKeys::new(&all[start as usize..start as usize + 100]).unwrap();
+        sparse.pull(keys, &mut row_values).unwrap();
+        let rows: Vec<f32> = row_values.iter().map(|w| w + next()).collect();
+        drop(sparse.push(keys, &rows).unwrap());
+        let gradient: Vec<f32> = weights.iter().map(|w| w + next()).collect();
+        let ticket = dense.push_pull_range(range, &gradient).unwrap();
+        client.clock().unwrap();
+        ticket.wait_into(&mut weights).unwrap();
+    }
+    client.finish().unwrap();
+    client.barrier().unwrap();
+    let mut rows = vec![0.0f32; 800];
+    sparse.pull(SortedKeys::new(&all).unwrap(), &mut rows).unwrap();
+    let stats = (client.rank() == 0).then(|| {
+        let thread = client.server_stats().unwrap()[0].threads[0];
+        (thread.reconnects, thread.duplicates_dropped)
+    });
+    client.barrier().unwrap();
+    client.finalize().unwrap();
+    (weights.iter().chain(&rows).map(|w| w.to_bits()).collect(), stats)
+}
+
+#[test]
+fn four_hundred_cuts_change_no_bit() {
+    let undisturbed = train(0, 1);
+    assert_eq!((undisturbed.reconnects, undisturbed.duplicates), (0, 0));
+    let disturbed = train(400, 7);
+    assert!(disturbed.reconnects >= 200, "{} reconnects", disturbed.reconnects);
+    assert!(disturbed.duplicates > 0);
+    assert!(undisturbed.bits.iter().any(|b| *b != 0));
+    assert!(disturbed.bits == undisturbed.bits, "the weights differ");
+}
+
+#[test]
+fn a_server_that_stays_away_is_lost_by_name_in_time() {
+    let secret = Secret::generate().unwrap();
+    let coordinator =
+        CoordinatorServer::bind(CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1))).unwrap();
+    let address = coordinator.address().to_string();
+    let front = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (ports, back) = two_free_ports();
+    let network =
+        Network { ports: Some(ports), advertise: Some(front.local_addr().unwrap()), ..Network::default() };
+    // Every connection is cut after a few bytes: the control link lives, and no endpoint ever gets through.
+    let _proxy = Proxy::start(front, back, 3, u64::MAX, 20);
+    let _server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
+    let stop = coordinator.stop_handle();
+    let running = thread::spawn(move || coordinator.run());
+    let mut config = ClientConfig::new(&address, secret, 0, 1);
+    config.network.reconnect_timeout = Duration::from_millis(700);
+    let error = Client::connect(config).unwrap_err().to_string();
+    assert!(error.contains("server 0") && error.contains("thread 0"), "{error}");
+    stop.stop();
+    assert!(running.join().unwrap().is_err());
+}
