@@ -1,6 +1,7 @@
 //! What only the verbs transport has to show: run it where there is a device, or with
 //! `scripts/rdma-vm.sh target/debug/deps/verbs-…`. Without a device every test says that it was skipped.
 #![cfg(feature = "verbs")]
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test fails by panicking
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
@@ -216,6 +217,19 @@ fn a_full_queue_gives_the_operation_back_and_drains() {
         held.extend(pool.lease(128));
         assert!(start.elapsed() < PATIENCE, "{} of 300 buffers came back", held.len());
     }
+}
+
+#[test]
+fn one_unreported_buffer_comes_back_without_later_operations() {
+    let Some((mut a, mut b)) = pair() else { return };
+    connect(&mut a, &mut b);
+    let remote = b.transport.authorise(b.endpoint, b.region, 0, 4096, Rights::Write).unwrap();
+    let pool = Pool::new(&[(128, 1)], |arena| a.transport.register(arena)).unwrap();
+    let body = Some(Payload::Owned(pool.lease(128).unwrap()));
+    a.transport.write(a.endpoint, Write { body, ..plain_write(remote) }).unwrap();
+    a.transport.send(a.endpoint, Message::new(b"behind").unwrap()).unwrap();
+    until(&mut a, &mut b, "the buffer", |_, _| pool.lease(128).is_some());
+    assert!(a.seen.iter().all(|c| matches!(c, Completion::Connected { .. })), "{:?}", a.seen);
 }
 
 #[test]

@@ -76,6 +76,10 @@ impl NetworkOptions {
             Some(name) => interface::resolve(&name)?,
             None => defaults.interface,
         };
+        if interface.is_unspecified() {
+            // The address is also what others dial.
+            return Err(Error::config("--interface", "one interface's name or address", interface));
+        }
         let ports = text(&self.port_range, variable::PORT_RANGE).map(|t| parse_ports(&t)).transpose()?;
         if self.peer_timeout == 0 {
             return Err(Error::config("--peer-timeout", "at least 1", 0));

@@ -9,18 +9,33 @@
 //!                 └ operations under way, with the memory that they hold
 //! ```
 //!
+//! | file | idea |
+//! | --- | --- |
+//! | `device` | devices, ports, the choice of the GID |
+//! | `memory` | protection domains and memory regions |
+//! | `cq` | the completion queue, and what a completion says |
+//! | `qp` | queue pairs and their states |
+//! | `address` | what `open` hands out |
+//! | `greeting` | how two connected ends find each other |
+//! | `endpoint` | one endpoint: its memory, its phases, its end |
+//! | `post`, `arrive` | operations on their way out, completions on their way in |
+//! | `ffi` | the C shim |
+//!
 //! Receive buffers serve messages and writes with a number alike. When a peer sends more than are posted, its device waits
 //! and tries again, so a thread that does not poll slows its peers down and loses nothing. An error of one operation ends
 //! the endpoint: RC queue pairs can't go on. A peer that dies is noticed when something is sent to it; the control
-//! connection notices earlier, and the layer above then closes the endpoint.
+//! connection notices earlier, and the layer above then closes the endpoint. Closing, and dropping the transport, say goodbye
+//! to a peer whose device answers.
 
 mod address;
+mod arrive;
 mod cq;
 mod device;
 mod endpoint;
 mod ffi;
 mod greeting;
 mod memory;
+mod post;
 mod qp;
 
 pub use device::{DeviceInfo, Gid, GidKind, available};
@@ -31,7 +46,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::cq::{CompletionQueue, Entry, WorkId};
-use self::device::Port;
+use self::device::{Context, Port};
 use self::endpoint::{CONTROLS, Endpoint, Progress, Shared};
 use self::qp::Settings;
 use super::{
@@ -145,64 +160,22 @@ impl Verbs {
             });
         }
         let (context, port) = Port::find(config.device.as_deref(), config.port, config.gid_index)?;
-        let depth = config.queue_depth.max(64).next_power_of_two() as u32;
-        let receives = config.receives as u32;
-        let sends = depth + CONTROLS;
-        let per_endpoint = sends + receives;
-        let longest = context.attributes.max_cqe.max(0) as u32;
-        let endpoints = config.endpoints.min((longest / per_endpoint) as usize);
-        if endpoints == 0 {
-            return Err(Error::Limit {
-                resource: format!("completion queue of {} (queue_depth + receives)", context.name),
-                limit: longest.into(),
-                asked: per_endpoint.into(),
-            });
-        }
-        let completions = CompletionQueue::new(&context, endpoints * per_endpoint as usize)?;
-        let attributes = &context.attributes;
-        let reads = attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(0, 16) as u8;
-        let timeout = config.timeout.unwrap_or(if context.is_software() { 18 } else { 14 });
-        let settings = Settings {
-            sends,
-            receives,
-            reads,
-            timeout,
-            retries: config.retries,
-            rnr_retries: config.rnr_retries,
-            traffic_class: config.traffic_class,
-            service_level: config.service_level,
-        };
-        let detail = format!(
-            "{} port {}, {}, MTU {}, ACK timeout {}, {} retries",
-            context.name,
-            port.number,
-            port.gid,
-            device::mtu_bytes(port.mtu),
-            timeout,
-            config.retries
-        );
+        let settings = settings(config, &context);
+        let (endpoints, completions) = completion_queue(config, &context, &settings)?;
         let shared = Shared {
             context,
             port,
             completions,
             settings,
-            depth,
-            receives,
+            depth: settings.sends - CONTROLS,
+            receives: settings.receives,
             connect_timeout: config.connect_timeout,
             arenas: Vec::new(),
-        };
-        let caps = Caps {
-            name: "verbs",
-            one_sided: true,
-            keys_per_peer: true,
-            queue_depth: depth as usize,
-            max_write: shared.max_write(),
-            detail,
         };
         let mut places = Vec::new();
         places.resize_with(endpoints, Place::default);
         Ok(Verbs {
-            caps,
+            caps: caps(&shared),
             places,
             free: (0..endpoints as u32).rev().collect(),
             shared,
@@ -228,11 +201,11 @@ impl Verbs {
         })
     }
 
-    /// Notes what the call on `id` left to be done: work to flush, or an end to watch for.
-    fn after(&mut self, id: EndpointId) {
+    /// Notes what an operation on `id` left to be done: work to flush, or an end to watch for.
+    fn after(&mut self, id: EndpointId, taken: bool) {
         let Some((endpoint, _)) = self.parts(id) else { return };
-        let (queued, ending) = (endpoint.has_queued(), endpoint.is_ending());
-        if queued && !self.dirty.contains(&id.index) {
+        let (begins, ending) = (endpoint.begins_batch(), endpoint.is_ending());
+        if taken && begins {
             self.dirty.push(id.index);
         }
         if ending {
@@ -351,6 +324,61 @@ fn release(place: &mut Place, index: u32, free: &mut Vec<u32>) {
     free.push(index);
 }
 
+/// What every queue pair is made with.
+fn settings(config: &VerbsConfig, context: &Context) -> Settings {
+    let attributes = &context.attributes;
+    Settings {
+        sends: config.queue_depth.max(64).next_power_of_two() as u32 + CONTROLS,
+        receives: config.receives as u32,
+        reads: attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(0, 16) as u8,
+        timeout: config.timeout.unwrap_or(if context.is_software() { 18 } else { 14 }),
+        retries: config.retries,
+        rnr_retries: config.rnr_retries,
+        traffic_class: config.traffic_class,
+        service_level: config.service_level,
+    }
+}
+
+/// A queue that can't overflow: it has room for every work request of every endpoint, since all are flushed when a queue
+/// pair fails. And how many endpoints that allows.
+fn completion_queue(
+    config: &VerbsConfig,
+    context: &Arc<Context>,
+    settings: &Settings,
+) -> Result<(usize, Arc<CompletionQueue>)> {
+    let per_endpoint = settings.sends + settings.receives;
+    let longest = context.attributes.max_cqe.max(0) as u32;
+    let endpoints = config.endpoints.min((longest / per_endpoint) as usize);
+    if endpoints == 0 {
+        return Err(Error::Limit {
+            resource: format!("completion queue of {} (queue_depth + receives)", context.name),
+            limit: longest.into(),
+            asked: per_endpoint.into(),
+        });
+    }
+    Ok((endpoints, CompletionQueue::new(context, endpoints * per_endpoint as usize)?))
+}
+
+fn caps(shared: &Shared) -> Caps {
+    let (port, settings) = (&shared.port, &shared.settings);
+    Caps {
+        name: "verbs",
+        one_sided: true,
+        keys_per_peer: true,
+        queue_depth: shared.depth as usize,
+        max_write: shared.max_write(),
+        detail: format!(
+            "{} port {}, {}, MTU {}, ACK timeout {}, {} retries",
+            shared.context.name,
+            port.number,
+            port.gid,
+            device::mtu_bytes(port.mtu),
+            settings.timeout,
+            settings.retries
+        ),
+    }
+}
+
 /// Refuses what the verbs would, with the name of the setting.
 fn check(config: &VerbsConfig) -> Result<()> {
     let within = |setting: &str, value: usize, low: usize, high: usize| {
@@ -447,7 +475,7 @@ impl Transport for Verbs {
             return Err(Rejected { operation: message, refusal: Refusal::NotConnected });
         };
         let answer = known.send(shared, &message);
-        self.after(endpoint);
+        self.after(endpoint, answer.is_ok());
         answer.map_err(|refusal| Rejected { operation: message, refusal })
     }
 
@@ -456,7 +484,7 @@ impl Transport for Verbs {
             return Err(Rejected { operation: write, refusal: Refusal::NotConnected });
         };
         let answer = known.write(shared, &mut write);
-        self.after(endpoint);
+        self.after(endpoint, answer.is_ok());
         answer.map_err(|refusal| Rejected { operation: write, refusal })
     }
 
@@ -465,7 +493,7 @@ impl Transport for Verbs {
             return Err(Rejected { operation: read, refusal: Refusal::NotConnected });
         };
         let answer = known.read(shared, &read);
-        self.after(endpoint);
+        self.after(endpoint, answer.is_ok());
         answer.map_err(|refusal| Rejected { operation: read, refusal })
     }
 
