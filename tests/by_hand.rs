@@ -43,7 +43,9 @@ impl Job {
     /// Starts a command that takes part in the job with this secret.
     fn with_secret(&self, command: &[&str], secret: &Path, extra: &[&str]) -> Process {
         let node = ["--coordinator", &self.address, "--secret-file", text(secret)];
-        Process::start(windlass([command, &node, extra].concat()))
+        let mut command = windlass([command, &node, extra].concat());
+        command.env("WINDLASS_LOG", "info");
+        Process::start(command)
     }
 
     fn server(&self, extra: &[&str]) -> Process {
@@ -129,7 +131,7 @@ fn the_coordinator_need_not_be_told_how_many_workers_there_are() {
 
 #[test]
 fn strangers_with_another_secret_are_refused_by_name_and_the_run_goes_on() {
-    const EPOCHS: &str = "40";
+    const EPOCHS: &str = "6";
     let job = Job::start(&["--servers", "1", "--workers", "3"]);
     let wrong = secret_file(job.directory.path(), "wrong", 0o600);
     let refused = |command: &[&str], extra: &[&str], name: &str| {
@@ -145,14 +147,18 @@ fn strangers_with_another_secret_are_refused_by_name_and_the_run_goes_on() {
     refused(&["server"], &[], "server");
     let server = job.server(&[]);
     let report = job.report();
-    let first = job.worker("0", &["--epochs", EPOCHS, "--report", text(&report)]);
+    let mut first = job.worker("0", &["--epochs", EPOCHS, "--report", text(&report)]);
     refused(&["train", "lr"], &late_worker, "worker 1");
     let others = [job.worker("1", &["--epochs", EPOCHS]), job.worker("2", &["--epochs", EPOCHS])];
-    first.until_says(", clock ");
+    // The job begins. It can't end while one worker is stopped.
+    server.until_line("server 0: 1 servers, 3 workers");
+    others[1].signal(Signal::STOP);
     refused(&["server"], &["--rank", "0"], "server 0");
     refused(&["train", "lr"], &late_worker, "worker 1");
     let mut noise = TcpStream::connect(&job.address).unwrap();
     std::io::Write::write_all(&mut noise, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    assert!(first.runs());
+    others[1].signal(Signal::CONT);
     end([first]);
     end(others);
     end([server, job.coordinator]);

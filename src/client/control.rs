@@ -14,7 +14,7 @@ use super::reopen::{Granted, Outcome, Wish};
 use crate::control::{Event, Hub, HubWaker, LinkId};
 use crate::error::{Error, Result};
 use crate::proto::ThreadStats;
-use crate::proto::control::{ControlMessage, MAX_STATUS, PeerStatus};
+use crate::proto::control::{ControlMessage, MAX_STATUS, PeerStatus, reason};
 use crate::transport::SessionKey;
 use crate::transport::park::Waker;
 use crate::types::{Rank, TableId, TableSpec};
@@ -254,6 +254,9 @@ struct State {
 impl State {
     fn run(mut self) {
         if let Err(error) = self.serve() {
+            // So that the others hear the reason, and not just that a link closed.
+            let _ =
+                self.hub.send(self.coordinator, &ControlMessage::Abort { reason: reason(error.to_string()) });
             self.shared.fail(error);
         }
         // The waiters' channels close with `self`; they then read the shared failure.
@@ -350,7 +353,7 @@ impl State {
             }
             Call::Abort(reason) => {
                 self.finishing = true;
-                self.hub.send(self.coordinator, &ControlMessage::Abort { reason })
+                self.hub.send(self.coordinator, &ControlMessage::Abort { reason: self::reason(reason) })
             }
             Call::Finish => {
                 self.finishing = true;
