@@ -111,6 +111,7 @@ impl End {
         }
     }
 
+    /// For the side that speaks first: nothing else can come before.
     fn until_connected(&mut self) -> Result<()> {
         loop {
             self.wait()?;
@@ -468,14 +469,13 @@ pub fn respond(options: &Options, environment: &Environment) -> Result<Verdict> 
     }
     end.transport.connect(end.endpoint, &hello.address, &hello.key)?;
     say_line(&mut std::io::stdout(), &Answer { address, region: region.encode().to_vec() })?;
-    end.until_connected()?;
     let total = serve(&mut end)?;
     let wrong = if course.op == Op::Write { unwritten(&end, &course, total) } else { 0 };
     say_line(&mut std::io::stdout(), &Judged { wrong })?;
     Ok(Verdict::Right)
 }
 
-/// Counts what comes, and says so; until the other end tells how many there were.
+/// Counts what comes, which may be together with the connection, and says so; until the other end tells how many there were.
 fn serve(end: &mut End) -> Result<u64> {
     let (mut come, mut told) = (0u64, 0u64);
     loop {
