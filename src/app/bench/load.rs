@@ -156,9 +156,14 @@ impl Load {
             } else {
                 self.table.pull_range(KeyRange::new(start, end)?, &mut values)?;
             }
+            let (mut place, mut pushed) = (u64::MAX, 0.0);
             for (element, &found) in (start..).zip(&values) {
+                if place != self.place_of(element) {
+                    place = self.place_of(element);
+                    pushed = pushes(place) as f32;
+                }
                 // Exact: both are whole and their sum lies below 2^24.
-                let expected = pattern(element) + pushes(self.place_of(element)) as f32;
+                let expected = pattern(element) + pushed;
                 if found != expected {
                     wrong += 1;
                     first.get_or_insert(Wrong { element, expected, found });
