@@ -108,7 +108,6 @@ fn dense_ranges_and_push_pull_see_their_own_clock() {
         let mut outside = [1.0f32; 17];
         table.pull_range(KeyRange::new(0, 17).unwrap(), &mut outside).unwrap();
         assert_eq!(outside, [0.0; 17]);
-        client.finish().unwrap();
         client.finalize().unwrap();
     });
     job.end();
@@ -123,7 +122,20 @@ fn a_table_of_another_spec_is_refused_with_both() {
         assert!(error.contains("rows of 1") && error.contains("rows of 2"), "{error}");
         let error = client.table(&TableSpec::sparse("x", 1).optimizer(OptimizerSpec::new("magic", &[])));
         assert!(error.unwrap_err().to_string().contains("sgd"));
-        client.finish().unwrap();
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+#[test]
+fn pushes_that_nobody_would_see_are_refused_at_the_end() {
+    let job = Job::start(1, 1, 1);
+    job.workers(1, |client| {
+        let table = client.table(&TableSpec::sparse("w", 1)).unwrap();
+        table.push(SortedKeys::new(&[1]).unwrap(), &[1.0]).unwrap();
+        let error = client.finish().unwrap_err();
+        assert!(matches!(&error, Error::Misuse { reason, .. } if reason.contains("clock()")), "{error}");
+        client.clock().unwrap();
         client.finalize().unwrap();
     });
     job.end();
@@ -158,6 +170,7 @@ fn a_worker_that_vanishes_ends_the_job_by_name() {
     let job = Job::start(1, 1, 2);
     let errors = job.workers(2, |client| {
         let table = client.table(&TableSpec::sparse("w", 1)).unwrap();
+        client.barrier().unwrap();
         if client.rank() == 1 {
             return String::new(); // dropped without finalize
         }

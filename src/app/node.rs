@@ -106,14 +106,21 @@ impl NetworkOptions {
             Some(choice) => Some(choice),
             None => environment.value(variable::POLL, "auto, spin or block")?,
         };
+        if interface.is_unspecified() {
+            // The address is also what others dial.
+            return Err(Error::config("--interface", "one interface's name or address", interface));
+        }
         let ports = text(&self.port_range, variable::PORT_RANGE).map(|t| parse_ports(&t)).transpose()?;
+        if self.peer_timeout == 0 {
+            return Err(Error::config("--peer-timeout", "at least 1", 0));
+        }
         let pollers = environment.value(variable::POLLERS, "a number")?.unwrap_or(own_pollers);
         Ok(Network {
             transport: transport.unwrap_or(defaults.transport),
             interface,
             ports,
             rdma_device: text(&self.rdma_device, variable::RDMA_DEVICE),
-            peer_timeout: Duration::from_secs(self.peer_timeout.max(1)),
+            peer_timeout: Duration::from_secs(self.peer_timeout),
             polling: Polling::chosen(poll.unwrap_or_default(), pollers, allowed_cores()),
         })
     }

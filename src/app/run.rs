@@ -68,8 +68,9 @@ pub fn run(plan: &Plan, environment: &Environment) -> Result<Outcome> {
     outcome
 }
 
-/// Exit codes by which a process says that another one failed.
-const CONSEQUENCES: [i32; 2] = [10 + 4, 10 + 9];
+/// Exit codes by which a process says that another one failed, or may have: a peer is lost, it refused (a server that ends
+/// expects nobody), or the job is aborted.
+const CONSEQUENCES: [i32; 3] = [10 + 4, 10 + 5, 10 + 9];
 
 /// A failure's exit code: 10 + [`Error::code`].
 pub fn exit_code(error: &Error) -> u8 {

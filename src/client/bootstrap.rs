@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ClientConfig;
-use super::control::Shared;
+use super::control::{SETTLE, Shared};
 use super::engine::Engine;
 use super::link::{Grant, Link, RING_ENTRIES};
 use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
@@ -20,6 +20,9 @@ use crate::types::{Identity, Role, ServerInfo, View};
 
 /// Buffers of one pool, as (bytes, count): staging for pushes, and as much again to receive pulls.
 const BUFFERS: [(usize, usize); 3] = [(1 << 10, 256), (16 << 10, 128), (256 << 10, 64)];
+
+/// How long an address is dialled where nobody listens yet.
+const DIAL: Duration = Duration::from_secs(15);
 
 /// A worker that has joined.
 pub struct Joined {
@@ -41,6 +44,8 @@ struct Joining {
     /// Links that are up, with who is there and the root of its endpoints' keys.
     up: HashMap<LinkId, (Identity, SessionKey)>,
     answers: Vec<(LinkId, ControlMessage)>,
+    /// The first server that was lost, and when.
+    lost: Option<(Instant, Error)>,
 }
 
 /// Joins the job; blocks until all nodes are there and all endpoints are connected.
@@ -51,7 +56,7 @@ pub fn join(config: &ClientConfig) -> Result<Joined> {
     let mut hub_config =
         HubConfig::new(config.secret.clone(), &config.job, this_process(Role::Worker, Some(config.rank))?);
     hub_config.limits.peer_timeout = config.network.peer_timeout;
-    hub_config.limits.connect_timeout = config.connect_timeout;
+    hub_config.limits.connect_timeout = config.connect_timeout.min(DIAL);
     let mut hub = Hub::new(hub_config)?;
     let coordinator = hub.dial(&config.coordinator, "the coordinator")?;
     let mut joining = Joining {
@@ -61,6 +66,7 @@ pub fn join(config: &ClientConfig) -> Result<Joined> {
         events: Vec::new(),
         up: HashMap::new(),
         answers: Vec::new(),
+        lost: None,
     };
     let view = joining.view(config)?;
     let servers = joining.dial(&view.servers)?;
@@ -213,6 +219,9 @@ impl Joining {
                 self.take(event)?;
             }
             self.events = events;
+            if let Some((_, error)) = self.lost.take_if(|(since, _)| since.elapsed() >= SETTLE) {
+                return Err(error);
+            }
         }
     }
 
@@ -228,7 +237,10 @@ impl Joining {
                 return Err(Error::Aborted { reason });
             }
             Event::Message { link, message } => self.answers.push((link, message)),
-            Event::Down { reason, .. } => return Err(reason),
+            Event::Down { link, reason, .. } if link == self.coordinator => return Err(reason),
+            Event::Down { reason, .. } => {
+                self.lost.get_or_insert((Instant::now(), reason));
+            }
             Event::Refused { .. } => {}
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::control::{Event, Hub, HubWaker, LinkId};
 use crate::error::{Error, Result};
@@ -17,6 +17,8 @@ use crate::proto::control::{ControlMessage, MAX_STATUS, PeerStatus};
 use crate::transport::park::Waker;
 use crate::types::{Rank, TableId, TableSpec};
 
+/// How long the loss of a server may be the consequence of what the Coordinator is about to tell.
+pub const SETTLE: Duration = Duration::from_secs(2);
 /// Time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long the links may take to close at the end.
@@ -69,6 +71,12 @@ enum Call {
     Abort(String),
 }
 
+/// Unbounded, because only this kind drops what is in it when its receiver goes, and with it the callers' reply channels.
+/// Every caller waits for its answer, so it never holds more calls than there are calling threads.
+fn calls() -> (Sender<Call>, Receiver<Call>) {
+    unbounded()
+}
+
 /// The handle by which callers reach the control thread.
 pub struct ControlThread {
     calls: Sender<Call>,
@@ -85,7 +93,7 @@ impl ControlThread {
         servers: Vec<(Rank, LinkId)>,
         shared: Arc<Shared>,
     ) -> Result<ControlThread> {
-        let (calls, inbox) = bounded(64);
+        let (calls, inbox) = calls();
         let waker = hub.waker();
         let state = State {
             hub,
@@ -100,6 +108,7 @@ impl ControlThread {
             peers: Vec::new(),
             stats: HashMap::new(),
             finishing: false,
+            lost: None,
         };
         let thread = std::thread::Builder::new()
             .name("wl-ctl".to_owned())
@@ -146,15 +155,15 @@ impl ControlThread {
     }
 
     /// Says that this worker is done, and waits until that has reached the Coordinator.
-    pub fn finish(&self, timeout: Duration) -> Result<()> {
-        let _ = self.calls.send_timeout(Call::Finish, timeout);
+    pub fn finish(&self) -> Result<()> {
+        let _ = self.calls.send(Call::Finish); // a thread that is gone has failed, and says so below
         self.stop();
         self.shared.failure().map_or(Ok(()), Err)
     }
 
     /// Ends the job for everybody, with a reason.
     pub fn abort(&self, reason: String) {
-        let _ = self.calls.try_send(Call::Abort(reason)); // a full inbox: the closing link says it
+        let _ = self.calls.send(Call::Abort(reason)); // a thread that is gone has failed already
         self.stop();
     }
 
@@ -181,7 +190,7 @@ impl ControlThread {
                 reason: "this client has been finalized".to_owned(),
             })
         };
-        self.calls.send_timeout(call(reply), timeout).map_err(|_| gone())?;
+        self.calls.send(call(reply)).map_err(|_| gone())?;
         // Without the wake the thread looks at its inbox at its next heartbeat.
         let _ = self.waker.wake();
         match answer.recv_timeout(timeout) {
@@ -222,6 +231,8 @@ struct State {
     peers: Vec<Sender<Result<Vec<PeerStatus>>>>,
     stats: HashMap<u32, Gathering>,
     finishing: bool,
+    /// The first server that was lost, and when.
+    lost: Option<(Instant, Error)>,
 }
 
 impl State {
@@ -255,6 +266,9 @@ impl State {
             }
             if self.finishing {
                 return Ok(());
+            }
+            if let Some((_, error)) = self.lost.take_if(|(since, _)| since.elapsed() >= SETTLE) {
+                return Err(error);
             }
         }
     }
@@ -311,7 +325,11 @@ impl State {
     fn take(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Message { link, message } => self.hear(link, message),
-            Event::Down { reason, .. } => Err(reason),
+            Event::Down { link, reason, .. } if link == self.coordinator => Err(reason),
+            Event::Down { reason, .. } => {
+                self.lost.get_or_insert((Instant::now(), reason));
+                Ok(())
+            }
             Event::Up { .. } | Event::Refused { .. } => Ok(()),
         }
     }
@@ -356,5 +374,20 @@ impl State {
             done.servers.sort_by_key(|s| s.rank);
             let _ = done.reply.send(Ok(done.servers));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call that is queued while the thread ends must not wait for its timeout.
+    #[test]
+    fn a_call_that_nobody_takes_is_given_up_with_the_channel() {
+        let (calls, inbox) = calls();
+        let (reply, answer) = bounded(1);
+        calls.send(Call::Peers(reply)).unwrap();
+        drop(inbox);
+        assert_eq!(answer.recv_timeout(Duration::from_secs(10)).unwrap_err(), RecvTimeoutError::Disconnected);
     }
 }

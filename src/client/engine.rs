@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::control::Shared;
+use super::control::{SETTLE, Shared};
 use super::link::{Link, Outgoing};
 use super::plan::{DenseFrame, SparsePlan};
 use crate::config::Polling;
@@ -78,11 +78,15 @@ pub struct Engine {
     pending: Slab<Pending>,
     asked: Slab<Asked>,
     clock: Clock,
+    /// Something was pushed under Bsp in the present clock.
+    pushed: bool,
     finished: bool,
     epoch: u32,
     completions: Vec<Completion>,
     returned: Vec<usize>,
     failure: Option<Error>,
+    /// The first endpoint that was lost, and when.
+    lost: Option<(Instant, Error)>,
     shared: Arc<Shared>,
 }
 
@@ -114,11 +118,13 @@ impl Engine {
             pending: Slab::new(),
             asked: Slab::new(),
             clock: 0,
+            pushed: false,
             finished: false,
             epoch,
             completions: Vec::with_capacity(BUDGET),
             returned: Vec::new(),
             failure: None,
+            lost: None,
             shared,
         }
     }
@@ -253,12 +259,18 @@ impl Engine {
         self.answer_pulls(deadline)?;
         self.mark(RequestKind::Mark, deadline)?;
         self.clock += 1;
+        self.pushed = false;
         Ok(self.clock)
     }
 
     /// Ends this worker's pushing for good, and waits until the servers have taken all.
     pub fn finish(&mut self, deadline: Deadline) -> Result<()> {
         if !self.finished {
+            if self.pushed {
+                let reason =
+                    format!("clock {} holds pushes that nobody would see: call clock() first", self.clock);
+                return Err(Error::Misuse { call: "finish", reason });
+            }
             self.answer_pulls(deadline)?;
             self.mark(RequestKind::Finish, deadline)?;
             self.finished = true;
@@ -385,9 +397,7 @@ impl Engine {
 
     /// Sends what can be sent, takes what has come. True when something had come.
     pub fn progress(&mut self) -> Result<bool> {
-        if let Some(error) = self.shared.failure() {
-            self.fail(error);
-        }
+        self.learn_of_failures();
         self.check()?;
         self.transport.poll(&mut self.completions, BUDGET);
         let worked = !self.completions.is_empty();
@@ -401,6 +411,15 @@ impl Engine {
         self.kick();
         self.check()?;
         Ok(worked)
+    }
+
+    /// What the control thread heard is the cause; a lost endpoint is often only its consequence.
+    fn learn_of_failures(&mut self) {
+        let cause = self.shared.failure();
+        let settled = self.lost.as_ref().filter(|(since, _)| since.elapsed() >= SETTLE);
+        if let Some(error) = cause.or_else(|| settled.map(|(_, error)| error.clone())) {
+            self.fail(error);
+        }
     }
 
     /// Drives the engine until `done` gives something.
@@ -455,9 +474,11 @@ impl Engine {
             }
             Completion::Closed { endpoint, reason } => {
                 if let Some(link) = self.link_mut(endpoint) {
-                    let peer = self.links[link].peer.clone();
+                    let link = &mut self.links[link];
+                    link.connected = false;
                     let reason = reason.map_or("closed".to_owned(), |r| r.to_string());
-                    return Err(Error::PeerLost { peer, reason });
+                    let error = Error::PeerLost { peer: link.peer.clone(), reason };
+                    self.lost.get_or_insert((Instant::now(), error));
                 }
             }
             Completion::Received { endpoint, .. } => {
@@ -547,6 +568,7 @@ impl Engine {
     fn enqueue(&mut self, link: usize, header: RequestHeader, body: Option<Buf>, ticket: Option<usize>) {
         if let Some(pending) = ticket.and_then(|t| self.pending.get_mut(t)) {
             pending.open += 1;
+            self.pushed |= pending.under_bsp;
             if pending.under_bsp && !pending.commits_at.contains(&link) {
                 pending.commits_at.push(link);
             }

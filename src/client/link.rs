@@ -159,6 +159,11 @@ impl Link {
         match transport.write(self.endpoint, write) {
             Ok(()) => {}
             Err(rejected) if rejected.refusal == Refusal::Full => return Ok(Some(frame)),
+            Err(rejected) if rejected.refusal == Refusal::NotConnected => {
+                // `Closed` is on its way and says why.
+                self.connected = false;
+                return Ok(Some(frame));
+            }
             Err(rejected) => {
                 return Err(Error::PeerLost {
                     peer: self.peer.clone(),
@@ -230,7 +235,7 @@ impl Link {
         let Some(message) = Message::new(&self.ring_read.to_le_bytes()) else { return Ok(()) };
         match transport.send(self.endpoint, message) {
             Ok(()) => self.ring_told = self.ring_read,
-            Err(rejected) if rejected.refusal == Refusal::Full => {}
+            Err(rejected) if matches!(rejected.refusal, Refusal::Full | Refusal::NotConnected) => {}
             Err(rejected) => {
                 return Err(Error::PeerLost {
                     peer: self.peer.clone(),

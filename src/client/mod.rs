@@ -43,7 +43,7 @@ pub struct ClientConfig {
     pub workers: u32,
     /// Which transport, and where.
     pub network: Network,
-    /// How long [`Client::connect`] may wait for all the others.
+    /// How long [`Client::connect`] may wait for all the others. An address where nobody listens is given up after 15 s.
     pub connect_timeout: Duration,
     /// How long a wait may last while all peers are alive.
     pub wait_timeout: Duration,
@@ -78,7 +78,6 @@ impl ClientConfig {
 /// table.pull(keys, &mut weights)?;
 /// table.push(keys, &[0.1, 0.2, 0.3])?;
 /// client.clock()?; // the pushes of this clock become one update
-/// client.finish()?;
 /// client.finalize()
 /// # }
 /// ```
@@ -146,7 +145,7 @@ impl Client {
     }
 
     /// This worker pushes nothing from its present clock on: nobody waits for it any more. Blocks until all that it sent
-    /// has been taken by the servers. It may still pull.
+    /// has been taken by the servers. It may still pull. Refused while its present clock holds pushes under Bsp.
     pub fn finish(&self) -> Result<()> {
         self.inner.engine().finish(self.inner.deadline())
     }
@@ -157,10 +156,10 @@ impl Client {
         self.inner.control.barrier(self.inner.config.wait_timeout)
     }
 
-    /// Leaves the job in order. Dropping a client without it counts as a failure of this worker.
+    /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.
     pub fn finalize(self) -> Result<()> {
-        self.inner.engine().drain(self.inner.deadline())?;
-        self.inner.control.finish(self.inner.config.wait_timeout)
+        self.inner.engine().finish(self.inner.deadline())?;
+        self.inner.control.finish()
     }
 
     /// Ends the job for everybody: each node gets `reason` as its error.

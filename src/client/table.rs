@@ -7,10 +7,13 @@ use super::{Inner, Ticket};
 use crate::error::{Error, Result};
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
-/// Keys that one blocking pull has under way at a time.
+/// Values that one blocking pull has under way at a time.
 const WINDOW_BYTES: usize = 4 << 20;
 
 /// A handle to a table of the job.
+///
+/// A push that fails half-way (a timeout, a lost server) may have been taken in part: end the job, or the clock's bits are
+/// those of nobody's choosing.
 #[derive(Clone)]
 pub struct Table {
     inner: Arc<Inner>,

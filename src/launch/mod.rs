@@ -80,7 +80,7 @@ pub struct TreeConfig {
     /// How long servers may take to end after the workers, and children to end after SIGTERM before SIGKILL.
     pub grace: Duration,
     /// How long, after the first failure, a weightier cause may replace it: a peer of a killed process can fail,
-    /// and be seen to fail, before the killed one is reaped.
+    /// and be seen to fail, before the killed one is reaped. As long as only consequences are known it is `report`.
     pub settle: Duration,
     /// How long, after the first failure, the others may report their own errors before they get SIGTERM.
     pub report: Duration,

@@ -72,6 +72,8 @@ enum Weight {
     Early,
     /// The process says, by its exit code, that it failed because another did.
     Consequence,
+    /// The coordinator says so, and names the other.
+    Told,
     /// A failure that the process itself reported: it may report what another did to it.
     Reported,
     /// Killed from outside: no peer's failure does that.
@@ -145,7 +147,8 @@ impl Policy {
     /// The coordinator, or whoever holds a handle, wants the tree stopped.
     pub(super) fn stop(&mut self, reason: String, code: i32, now: Instant) {
         if matches!(self.phase, Phase::Running | Phase::Draining { .. } | Phase::Settling { .. }) {
-            self.blame(Cause { text: reason, code, weight: Weight::Reported }, now);
+            let weight = self.weight(code).max(Weight::Told);
+            self.blame(Cause { text: reason, code, weight }, now);
         }
     }
 
@@ -206,7 +209,7 @@ impl Policy {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Running | Phase::Lost => None,
-            Phase::Settling { since } => Some(since + self.times.settle),
+            Phase::Settling { since } => Some(since + self.patience()),
             Phase::Draining { until }
             | Phase::Reporting { until }
             | Phase::Terminating { until }
@@ -254,10 +257,23 @@ impl Policy {
             }),
             Exit::Code(0) => None,
             Exit::Code(code) => {
-                let consequence = self.consequences.contains(&code);
-                let weight = if consequence { Weight::Consequence } else { Weight::Reported };
-                Some(Cause { text: format!("{who} failed with exit code {code}"), code, weight })
+                let text = format!("{who} failed with exit code {code}");
+                Some(Cause { text, code, weight: self.weight(code) })
             }
+        }
+    }
+
+    /// The weight of a failure that is known by its exit code.
+    fn weight(&self, code: i32) -> Weight {
+        if self.consequences.contains(&code) { Weight::Consequence } else { Weight::Reported }
+    }
+
+    /// How long a weightier cause is waited for. Where all that is known is a consequence, its cause must still come: as
+    /// long as reports may take, on a loaded machine.
+    fn patience(&self) -> Duration {
+        match &self.cause {
+            Some(Cause { weight: Weight::Consequence | Weight::Told, .. }) => self.times.report,
+            _ => self.times.settle,
         }
     }
 

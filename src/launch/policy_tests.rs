@@ -77,6 +77,30 @@ fn who_failed_because_of_another_is_the_cause_only_if_nobody_else_failed() {
 }
 
 #[test]
+fn what_the_coordinator_says_of_another_weighs_more_than_a_consequence_and_less_than_a_report() {
+    let (mut policy, t) = tree();
+    policy.exited(1, Exit::Code(LOST), t);
+    policy.stop("lost worker 1".into(), LOST, t);
+    assert_eq!(policy.outcome().cause, Some("lost worker 1".into()));
+    policy.tick(t + SETTLE);
+    assert_eq!(said(&mut policy), []);
+    policy.exited(2, Exit::Code(20), t + SETTLE);
+    policy.tick(t + SETTLE);
+    assert_eq!(said(&mut policy), [say("worker 1 (pid 102) failed with exit code 20; stopping the others")]);
+    assert_eq!(policy.outcome().code, 20);
+}
+
+#[test]
+fn a_consequence_is_the_cause_when_no_report_comes() {
+    let (mut policy, t) = tree();
+    policy.exited(1, Exit::Code(LOST), t);
+    policy.tick(t + REPORT);
+    let cause = say("worker 0 (pid 101) failed with exit code 4; stopping the others");
+    assert_eq!(said(&mut policy), [cause, Action::Signal(SIGTERM)]);
+    assert_eq!(policy.outcome().code, LOST);
+}
+
+#[test]
 fn after_settling_the_cause_stays() {
     let (mut policy, t) = tree();
     policy.exited(1, Exit::Code(3), t);

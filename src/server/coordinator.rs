@@ -163,19 +163,22 @@ impl CoordinatorServer {
         self.apply(out);
     }
 
-    /// Does what the state machine says. A node that can't be reached is lost, which makes it say more.
+    /// Does what the state machine says. A node that does not keep up is lost, which makes it say more.
     fn apply(&mut self, out: &mut Vec<Output>) {
         let mut todo: VecDeque<Output> = out.drain(..).collect();
         while let Some(output) = todo.pop_front() {
             match output {
-                Output::Send { link, message } => {
-                    if let Err(error) = self.hub.send(LinkId(link), &message) {
+                Output::Send { link, message } => match self.hub.send(LinkId(link), &message) {
+                    Ok(()) => {}
+                    // Its Down is on its way, behind what the node said last: that it finished, or why it gave up.
+                    Err(Error::PeerLost { .. }) => {}
+                    Err(error) => {
                         self.hub.close(LinkId(link));
                         let input = Input::Down { reason: bare(error) };
                         self.core.handle(link, input, self.clock.now(), out);
                         todo.extend(out.drain(..));
                     }
-                }
+                },
                 Output::Close { link, reason } => {
                     tracing::warn!("coordinator: {reason}");
                     self.hub.close(LinkId(link));

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::app::node::NodeOptions;
 use crate::data::libsvm::IndexMode;
+use crate::data::synthetic;
 use crate::error::{Error, Result};
 use crate::types::{Consistency, OptimizerSpec, TableSpec};
 
@@ -93,7 +94,7 @@ pub struct Options {
     /// Threads of each server (when it starts its own job)
     #[arg(long, default_value_t = 1)]
     pub threads: u32,
-    /// This worker's rank (in a job) [WINDLASS_RANK]
+    /// This worker's rank (in a job) [else WINDLASS_RANK]
     #[arg(long)]
     pub rank: Option<u32>,
     /// Seconds that any one wait may last while all nodes are alive
@@ -120,8 +121,31 @@ impl Options {
         if self.test.is_some() && self.data.is_none() {
             return Err(Error::config("--test", "--data beside it", "the built-in data set"));
         }
-        if self.epochs == 0 || self.batch == 0 {
-            return Err(Error::config("--epochs and --batch", "at least 1", 0));
+        if self.hash && self.data.is_none() {
+            return Err(Error::config("--hash", "--data beside it", "the built-in data set"));
+        }
+        let numbers = [
+            ("--epochs", u64::from(self.epochs)),
+            ("--batch", u64::from(self.batch)),
+            ("--timeout", self.timeout),
+        ];
+        if let Some((flag, zero)) = numbers.into_iter().find(|(_, number)| *number == 0) {
+            return Err(Error::config(flag, "at least 1", zero));
+        }
+        let segment = self.segment_bytes;
+        if !(64..=1 << 20).contains(&segment) || !segment.is_multiple_of(64) {
+            return Err(Error::config("--segment-bytes", "a multiple of 64 from 64 to 1048576", segment));
+        }
+        if let (None, Some(features)) = (&self.data, self.features)
+            && features.get() < synthetic::FEATURES
+        {
+            let expected = format!("at least {} for the built-in data set", synthetic::FEATURES);
+            return Err(Error::config("--features", expected, features));
+        }
+        let rates = [self.alpha, self.beta, self.l1, self.l2, self.rate];
+        let flags = ["--alpha", "--beta", "--l1", "--l2", "--rate"];
+        if let Some((flag, rate)) = flags.into_iter().zip(rates).find(|(_, r)| !r.is_finite() || *r < 0.0) {
+            return Err(Error::config(flag, "a finite value ≥ 0", rate));
         }
         self.spec(1).validate()
     }

@@ -35,6 +35,7 @@ pub fn train(options: &Options, environment: &Environment) -> Result<()> {
     config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
     config.network = options.node.network.network(environment, 1)?;
     config.wait_timeout = Duration::from_secs(options.timeout.max(1));
+    config.connect_timeout = config.wait_timeout;
     let client = Client::connect(config)?;
     let outcome = Worker { client: client.clone(), options }.run();
     match outcome {
@@ -59,12 +60,12 @@ impl Worker<'_> {
         let weights = Weights::open(&self.client, self.options, features)?;
         self.client.barrier()?;
         let start = Instant::now();
-        let examples = self.learn(&data, &weights)?;
+        self.learn(&data, &weights)?;
         self.client.finish()?;
         self.client.barrier()?;
         let seconds = start.elapsed().as_secs_f64();
         if self.client.rank() == 0 {
-            self.report(&weights, examples, seconds)?;
+            self.report(&weights, seconds)?;
         }
         Ok(())
     }
@@ -84,8 +85,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Goes over the data; gives the number of examples that all workers have seen together, as far as known here.
-    fn learn(&self, data: &Dataset, weights: &Weights) -> Result<u64> {
+    /// Goes over the data as often as asked.
+    fn learn(&self, data: &Dataset, weights: &Weights) -> Result<()> {
         let rank = self.client.rank();
         let mut batches = Batches::new(data, self.options.batch as usize, self.options.seed, rank);
         let rows = data.rows() as u64 * u64::from(self.options.epochs);
@@ -113,10 +114,10 @@ impl Worker<'_> {
         }
         // So that worker 0 can add up what all have seen.
         self.client.peers()?;
-        Ok(told.examples)
+        Ok(())
     }
 
-    fn report(&self, weights: &Weights, _own: u64, seconds: f64) -> Result<()> {
+    fn report(&self, weights: &Weights, seconds: f64) -> Result<()> {
         let options = self.options;
         let learnt = weights.all()?;
         let peers = self.client.peers()?;

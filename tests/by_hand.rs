@@ -1,0 +1,268 @@
+//! A job started by hand, process by process, and the strangers that it does not let in.
+
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::proc::listeners;
+use common::{Ended, PATIENCE, Process, run, scratch, text, until, windlass};
+use rustix::process::Signal;
+
+/// A coordinator and what the others need to reach it.
+struct Job {
+    directory: tempfile::TempDir,
+    coordinator: Process,
+    address: String,
+    secret: PathBuf,
+}
+
+/// A fresh secret in a file with this mode.
+fn secret_file(directory: &Path, name: &str, mode: u32) -> PathBuf {
+    let path = directory.join(name);
+    fs::write(&path, run(["secret"]).expect(0).stdout).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    path
+}
+
+impl Job {
+    fn start(extra: &[&str]) -> Job {
+        let directory = scratch();
+        let secret = secret_file(directory.path(), "secret", 0o600);
+        let arguments = ["coordinator", "--listen", "127.0.0.1:0", "--secret-file", text(&secret)];
+        let coordinator = Process::start(windlass(arguments.into_iter().chain(extra.iter().copied())));
+        let address = coordinator.until_says("windlass coordinator: listening on ");
+        Job { directory, coordinator, address, secret }
+    }
+
+    /// Starts a command that takes part in the job with this secret.
+    fn with_secret(&self, command: &[&str], secret: &Path, extra: &[&str]) -> Process {
+        let node = ["--coordinator", &self.address, "--secret-file", text(secret)];
+        Process::start(windlass([command, &node, extra].concat()))
+    }
+
+    fn server(&self, extra: &[&str]) -> Process {
+        self.with_secret(&["server"], &self.secret, extra)
+    }
+
+    /// Worker `rank` of 3.
+    fn worker(&self, rank: &str, extra: &[&str]) -> Process {
+        let arguments = [&["--rank", rank, "--workers", "3"], extra].concat();
+        self.with_secret(&["train", "lr", "--l1", "0.001"], &self.secret, &arguments)
+    }
+
+    fn report(&self) -> PathBuf {
+        self.directory.path().join("report.json")
+    }
+
+    fn sha256(&self) -> String {
+        sha256(&self.report())
+    }
+}
+
+fn sha256(report: &Path) -> String {
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    report["weights_sha256"].as_str().unwrap().to_owned()
+}
+
+/// What three workers learn in so many epochs, whatever the servers.
+fn expected(epochs: &str) -> String {
+    let directory = scratch();
+    let report = directory.path().join("report");
+    let arguments = ["train", "lr", "--l1", "0.001", "--workers", "3", "--servers", "1", "--epochs", epochs];
+    run(arguments.into_iter().chain(["--report", text(&report)])).expect(0);
+    sha256(&report)
+}
+
+/// All end well.
+fn end(processes: impl IntoIterator<Item = Process>) -> Vec<Ended> {
+    processes.into_iter().map(|process| process.end(PATIENCE).expect(0)).collect()
+}
+
+#[test]
+fn processes_started_one_by_one_give_the_same_bits() {
+    let job = Job::start(&["--servers", "2", "--workers", "3"]);
+    // Ports below those that the system gives out; the width leaves room for what else runs here.
+    let ports = 20_000 + (std::process::id() % 100) as u16 * 100;
+    let range = format!("{ports}-{}", ports + 99);
+    let first = job.server(&["--interface", "lo", "--threads", "2", "--port-range", &range]);
+    let second = job.server(&["--rank", "1"]);
+    let report = job.report();
+    let workers = [
+        job.worker("2", &["--epochs", "2"]),
+        job.worker("0", &["--epochs", "2", "--interface", "lo", "--report", text(&report)]),
+        job.worker("1", &["--epochs", "2"]),
+    ];
+    // One port for control and one for each thread.
+    until(PATIENCE, "the first server's sockets", || listeners([first.pid()]).len() == 3);
+    for listener in listeners([first.pid()]) {
+        assert!((ports..=ports + 99).contains(&listener.port), "{listener:?} is not in {range}");
+    }
+    end(workers);
+    end([first, second]);
+    assert_eq!(job.sha256(), expected("2"));
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(job.report()).unwrap()).unwrap();
+    let held: Vec<Vec<u64>> = serde_json::from_value(report["bytes_per_server"].clone()).unwrap();
+    assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+    let ended = job.coordinator.end(PATIENCE).expect(0);
+    ended.says("done, with 2 servers, 3 workers, 1 tables");
+}
+
+/// The number of workers comes from the first of them when the coordinator was not told.
+#[test]
+fn the_coordinator_need_not_be_told_how_many_workers_there_are() {
+    let job = Job::start(&[]);
+    let report = job.report();
+    let workers = ["0", "1", "2"].map(|rank| match rank {
+        "0" => job.worker(rank, &["--epochs", "1", "--report", text(&report)]),
+        _ => job.worker(rank, &["--epochs", "1"]),
+    });
+    let server = job.server(&[]);
+    end(workers);
+    end([server, job.coordinator]);
+}
+
+#[test]
+fn strangers_with_another_secret_are_refused_by_name_and_the_run_goes_on() {
+    const EPOCHS: &str = "40";
+    let job = Job::start(&["--servers", "1", "--workers", "3"]);
+    let wrong = secret_file(job.directory.path(), "wrong", 0o600);
+    let refused = |command: &[&str], extra: &[&str], name: &str| {
+        let stranger = job.with_secret(command, &wrong, extra);
+        let pid = stranger.pid();
+        stranger.end(PATIENCE).expect(15).says("refused").says("secret");
+        // The coordinator's log says who it was.
+        let line = job.coordinator.until_line(&format!("pid {pid})"));
+        assert!(line.contains(&format!("{name} (")) && line.contains("secret"), "{name}: {line}");
+    };
+    let late_worker = ["--rank", "1", "--workers", "3"];
+    // Before anybody is there, while they gather, and in the middle.
+    refused(&["server"], &[], "server");
+    let server = job.server(&[]);
+    let report = job.report();
+    let first = job.worker("0", &["--epochs", EPOCHS, "--report", text(&report)]);
+    refused(&["train", "lr"], &late_worker, "worker 1");
+    let others = [job.worker("1", &["--epochs", EPOCHS]), job.worker("2", &["--epochs", EPOCHS])];
+    first.until_says(", clock ");
+    refused(&["server"], &["--rank", "0"], "server 0");
+    refused(&["train", "lr"], &late_worker, "worker 1");
+    let mut noise = TcpStream::connect(&job.address).unwrap();
+    std::io::Write::write_all(&mut noise, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    end([first]);
+    end(others);
+    end([server, job.coordinator]);
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["weights_sha256"], expected(EPOCHS));
+}
+
+/// Knowing the secret is not enough where there is no place.
+#[test]
+fn who_has_no_place_in_the_job_is_told_why() {
+    let job = Job::start(&["--servers", "1", "--workers", "3"]);
+    let server = job.server(&[]);
+    let first = job.worker("0", &["--epochs", "1"]);
+    let joined = |process: &Process| listeners([process.pid()]).len() == 2;
+    until(PATIENCE, "the server", || joined(&server));
+    let refused = |command: &[&str], extra: &[&str], why: &str| {
+        job.with_secret(command, &job.secret, extra).end(PATIENCE).expect(15).says(why);
+    };
+    refused(&["train", "lr"], &["--rank", "1", "--workers", "4"], "says 4 workers, the job has 3");
+    refused(&["server"], &["--rank", "1"], "server rank 1 of a job with 1 servers");
+    let bad_rank = job.with_secret(&["train", "lr"], &job.secret, &["--rank", "3", "--workers", "3"]);
+    bad_rank.end(PATIENCE).expect(11).says("rank: expected 0 to 2, found 3");
+    end([first, job.worker("2", &["--epochs", "1"]), job.worker("1", &["--epochs", "1"])]);
+    end([server, job.coordinator]);
+}
+
+/// Kills one of a job in the middle; every other process ends soon and names it.
+fn killed_by_hand(name: &str, choose: impl Fn(&mut Vec<Process>, &mut Vec<Process>) -> Process) {
+    let job = Job::start(&["--servers", "2", "--workers", "3"]);
+    let mut servers = vec![job.server(&["--rank", "0"]), job.server(&["--rank", "1"])];
+    let mut workers: Vec<Process> =
+        ["0", "1", "2"].map(|rank| job.worker(rank, &["--epochs", "1000000"])).into();
+    workers[0].until_line(", clock ");
+    let victim = choose(&mut servers, &mut workers);
+    let pid = victim.pid();
+    victim.signal(Signal::KILL);
+    let started = Instant::now();
+    for survivor in servers.into_iter().chain(workers).chain([job.coordinator]) {
+        let ended = survivor.end(PATIENCE);
+        assert!([14, 19].contains(&ended.code), "{ended:?}");
+        ended.says(&format!("{name} (")).says(&format!("pid {pid})"));
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    victim.end(PATIENCE).expect(137);
+}
+
+#[test]
+fn a_worker_killed_by_hand_is_named_by_all_the_others() {
+    killed_by_hand("worker 2", |_, workers| workers.remove(2));
+}
+
+#[test]
+fn a_server_killed_by_hand_is_named_by_all_the_others() {
+    killed_by_hand("server 1", |servers, _| servers.remove(1));
+}
+
+#[test]
+fn a_killed_coordinator_ends_the_job() {
+    let job = Job::start(&["--servers", "1", "--workers", "3"]);
+    let server = job.server(&[]);
+    let workers = ["0", "1", "2"].map(|rank| job.worker(rank, &["--epochs", "1000000"]));
+    workers[0].until_line(", clock ");
+    job.coordinator.signal(Signal::KILL);
+    let started = Instant::now();
+    for survivor in [server].into_iter().chain(workers) {
+        let ended = survivor.end(PATIENCE);
+        assert!([14, 19].contains(&ended.code), "{ended:?}");
+        ended.says("lost ");
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_secret_that_others_may_read_or_that_is_none_is_refused() {
+    let directory = scratch();
+    let open = secret_file(directory.path(), "open", 0o644);
+    for command in [&["coordinator"][..], &["server", "--coordinator", "127.0.0.1:1"]] {
+        let arguments = command.iter().copied().chain(["--secret-file", text(&open)]);
+        run(arguments).expect(11).says(text(&open)).says("chmod 600");
+    }
+    let short = directory.path().join("short");
+    fs::write(&short, "abc\n").unwrap();
+    fs::set_permissions(&short, Permissions::from_mode(0o600)).unwrap();
+    run(["coordinator", "--secret-file", text(&short)]).expect(11).says("64 hexadecimal digits");
+    run(["coordinator"]).expect(11).says("--secret-file: expected a file with the job's secret");
+    let missing = directory.path().join("missing");
+    run(["coordinator", "--secret-file", text(&missing)]).expect(12).says(text(&missing));
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let directory = scratch();
+    let secret = secret_file(directory.path(), "secret", 0o600);
+    let ended = run(["coordinator", "--listen", &address, "--secret-file", text(&secret)]);
+    ended.expect(12).says(&address).says("in use");
+}
+
+#[test]
+fn a_coordinator_that_can_not_be_reached_is_named() {
+    let directory = scratch();
+    let secret = secret_file(directory.path(), "secret", 0o600);
+    let job = ["--secret-file", text(&secret)];
+    let ended = run(["server", "--coordinator", "no.such.host.invalid:7077"].into_iter().chain(job));
+    ended.expect(12).says("no.such.host.invalid:7077");
+    let ended = run(["server", "--coordinator", "nonsense"].into_iter().chain(job));
+    assert!([11, 12].contains(&ended.code), "{ended:?}");
+    ended.says("nonsense");
+    run(["server"].into_iter().chain(job))
+        .expect(11)
+        .says("--coordinator: expected HOST:PORT, found nothing");
+}

@@ -1,0 +1,193 @@
+//! Documents keep up with the code: places to read exist, links lead somewhere, flags are real.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use crate::assert_none;
+use crate::source::{Source, read, root, words};
+
+/// The rows of the reading list: `| 1 | `src/file.rs` | `Type::method` | why |`.
+fn reading_list(text: &str) -> Vec<(String, String)> {
+    let section = text.split("\n## ").find(|s| s.starts_with("Read the code in this order")).unwrap_or("");
+    let code = |cell: &str| cell.trim().trim_matches('`').to_owned();
+    let rows = section.lines().map(|l| l.split('|').collect::<Vec<_>>());
+    rows.filter(|cells| cells.len() == 6 && cells[1].trim().parse::<u32>().is_ok())
+        .map(|cells| (code(cells[2]), code(cells[3])))
+        .collect()
+}
+
+/// Whether `code` declares `item`, which is `name` or `Owner::name`.
+fn declares(code: &str, item: &str) -> bool {
+    let kinds = ["fn", "struct", "enum", "trait", "mod", "const", "type", "macro_rules!"];
+    let declared = |name: &str| {
+        words(code, name).any(|at| kinds.iter().any(|kind| code[..at].trim_end().ends_with(kind)))
+    };
+    match item.split_once("::") {
+        None => declared(item),
+        Some((owner, name)) => {
+            let block = code.split("\nimpl").skip(1).find(|b| {
+                let head = b.split('{').next().unwrap_or("");
+                words(head, owner).next().is_some() && b.contains(&format!("fn {name}"))
+            });
+            block.is_some() || declared(owner) && declared(name)
+        }
+    }
+}
+
+fn unresolved(list: &[(String, String)], file: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (path, item) in list {
+        match file(path) {
+            None => complaints.push(format!("ARCHITECTURE.md: {path} is not there")),
+            Some(text) if !declares(&Source::new(path, &text).code(), item) => {
+                complaints.push(format!("ARCHITECTURE.md: {path} declares no {item}"));
+            }
+            Some(_) => {}
+        }
+    }
+    complaints
+}
+
+/// Relative links of Markdown, and paths of the repository in backquotes, that lead nowhere.
+fn dead_links(documents: &[Source], exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for document in documents {
+        let folder = document.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let links = document.text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(l, _)| l);
+        for link in links.filter(|l| !l.contains("://") && !l.starts_with('#')) {
+            let target = link.split('#').next().unwrap_or("");
+            let target = if folder.is_empty() { target.to_owned() } else { format!("{folder}/{target}") };
+            if !exists(&target) {
+                complaints.push(format!("{}: the link {link} leads nowhere", document.path));
+            }
+        }
+        let quoted = document.text.split('`').skip(1).step_by(2);
+        let places = ["src/", "tests/", "docs/", "scripts/", "benches/", "ffi/", ".ci/"];
+        for path in quoted.filter(|q| places.iter().any(|p| q.starts_with(p)) && !q.contains([' ', '*', '…']))
+        {
+            let path = path.split("::").next().unwrap_or(path);
+            if !exists(path) {
+                complaints.push(format!("{}: {path} is not there", document.path));
+            }
+        }
+    }
+    complaints
+}
+
+/// The commands that a document tells its readers to type: subcommand and long flags.
+fn commands(text: &str) -> Vec<(String, Vec<String>)> {
+    let blocks =
+        text.split("```").skip(1).step_by(2).filter(|b| !b.starts_with("rust") && !b.starts_with("toml"));
+    let mut found = Vec::new();
+    for line in blocks.flat_map(|b| b.replace("\\\n", " ").lines().map(str::to_owned).collect::<Vec<_>>()) {
+        let line = line.split(" #").next().unwrap_or("").to_owned();
+        let Some((_, ours)) = line
+            .split_once("cargo run --release -- ")
+            .or_else(|| line.split_once("cargo run --release --features verbs -- "))
+            .or_else(|| line.split_once("windlass "))
+        else {
+            continue;
+        };
+        let ours = ours.split(" -- ").next().unwrap_or("");
+        let words: Vec<&str> = ours.split_whitespace().collect();
+        let subcommand: Vec<&str> =
+            words.iter().copied().take_while(|w| !w.starts_with('-') && !w.starts_with('>')).collect();
+        let flags = words.iter().filter(|w| w.starts_with("--"));
+        let flags = flags.map(|f| f.split('=').next().unwrap_or(f).to_owned()).collect();
+        found.push((subcommand.join(" "), flags));
+    }
+    found
+}
+
+/// The long flags that `windlass SUBCOMMAND --help` names; `None` when there is no such subcommand.
+fn help(subcommand: &str) -> Option<BTreeSet<String>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_windlass"))
+        .args(subcommand.split_whitespace())
+        .arg("--help")
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let flag = |w: &str| w.trim_end_matches(|c: char| !c.is_alphanumeric()).to_owned();
+    output
+        .status
+        .success()
+        .then(|| text.split_whitespace().filter(|w| w.starts_with("--")).map(flag).collect())
+}
+
+fn unknown_flags(text: &str, help: impl Fn(&str) -> Option<BTreeSet<String>>) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let mut all = BTreeSet::new();
+    for (subcommand, flags) in commands(text) {
+        let Some(known) = help(&subcommand) else {
+            complaints.push(format!("there is no `windlass {subcommand}`"));
+            continue;
+        };
+        let unknown = flags.iter().filter(|f| !known.contains(*f));
+        complaints.extend(unknown.map(|f| format!("`windlass {subcommand}` has no {f}")));
+        all.extend(known);
+    }
+    // Flags in running text, where the subcommand is not always said.
+    let quoted =
+        text.split("```").step_by(2).flat_map(|t| t.split('`').skip(1).step_by(2).collect::<Vec<_>>());
+    for words in quoted.filter(|q| q.starts_with("--")) {
+        let flag = words.split([' ', '=']).next().unwrap_or(words);
+        if !all.contains(flag) {
+            complaints.push(format!("no command shown here has {flag}"));
+        }
+    }
+    complaints
+}
+
+#[test]
+fn the_reading_list_leads_to_code() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let list = reading_list(&text);
+    assert!(list.len() >= 15, "only {} rows of the reading list were understood", list.len());
+    assert_none(unresolved(&list, |path| fs::read_to_string(root().join(path)).ok()));
+}
+
+#[test]
+fn a_stale_reading_list_is_found() {
+    let text = "# A\n\n## Read the code in this order\n\n| | file | item | why |\n| --- | --- | --- | --- |
+| 1 | `src/a.rs` | `Gate::push` | x |\n| 2 | `src/a.rs` | `Gone` | x |\n| 3 | `src/b.rs` | `Gate` | x |\n\n## Next\n";
+    let list = reading_list(text);
+    assert_eq!(list.len(), 3);
+    let code = "pub struct Gate<P>(P);\nimpl<P> Gate<P> {\n    pub fn push(&self) {}\n}\n// struct Gone\n";
+    let complaints = unresolved(&list, |path| (path == "src/a.rs").then(|| code.to_owned()));
+    assert_eq!(complaints.len(), 2, "{complaints:?}");
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut documents = read(&["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"], &[".md"]);
+    documents.extend(read(&["docs"], &[".md"]));
+    assert_none(dead_links(&documents, |path| root().join(path).exists()));
+}
+
+#[test]
+fn a_dead_link_is_found() {
+    let text = "See [a](b.md#c), [d](https://e), `src/gone.rs`, `src/here.rs` and `docs/here.md`.";
+    let exists = |path: &str| path.ends_with("here.rs") || path == "docs/here.md";
+    assert_eq!(dead_links(&[Source::new("docs/x.md", text)], exists).len(), 2);
+}
+
+#[test]
+fn every_flag_of_the_readme_exists() {
+    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    assert!(commands(&text).len() >= 8, "{:?}", commands(&text));
+    assert_none(unknown_flags(&text, help));
+}
+
+#[test]
+fn an_unknown_flag_is_found() {
+    let text = "```sh\ncargo run --release -- train lr --epochs 3 \\\n    --gone 1\n./windlass gone\n```\n`--none` `--epochs 4`";
+    assert_eq!(
+        unknown_flags(text, |sub| (sub == "train lr").then(|| BTreeSet::from(["--epochs".to_owned()]))),
+        [
+            "`windlass train lr` has no --gone",
+            "there is no `windlass gone`",
+            "no command shown here has --none"
+        ]
+    );
+}
