@@ -35,6 +35,8 @@ pub mod variable {
     pub const INTERFACE: &str = "WINDLASS_INTERFACE";
     /// `A-B`: the ports to listen on.
     pub const PORT_RANGE: &str = "WINDLASS_PORT_RANGE";
+    /// How threads wait: `auto`, `spin` or `block`.
+    pub const POLL: &str = "WINDLASS_POLL";
     /// RDMA device, `NAME` or `NAME:PORT`.
     pub const RDMA_DEVICE: &str = "WINDLASS_RDMA_DEVICE";
     /// Log filter, as in `info` or `windlass=debug`.
@@ -104,6 +106,41 @@ impl FromStr for TransportKind {
     }
 }
 
+/// What a user says about how threads wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PollChoice {
+    /// As [`Polling::adaptive`] finds best.
+    #[default]
+    Auto,
+    /// Never sleeps: a CPU for each thread, and nothing else on it.
+    Spin,
+    /// Sleeps at once when there is nothing to do.
+    Block,
+}
+
+impl fmt::Display for PollChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PollChoice::Auto => "auto",
+            PollChoice::Spin => "spin",
+            PollChoice::Block => "block",
+        })
+    }
+}
+
+impl FromStr for PollChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<PollChoice> {
+        match text {
+            "auto" => Ok(PollChoice::Auto),
+            "spin" => Ok(PollChoice::Spin),
+            "block" => Ok(PollChoice::Block),
+            _ => Err(Error::config("poll", "auto, spin or block", text)),
+        }
+    }
+}
+
 /// How a thread waits for the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polling {
@@ -114,6 +151,15 @@ pub enum Polling {
 }
 
 impl Polling {
+    /// What `choice` comes to on a host with so many waiting threads and CPUs.
+    pub fn chosen(choice: PollChoice, pollers: usize, cpus: usize) -> Polling {
+        match choice {
+            PollChoice::Auto => Polling::adaptive(pollers, cpus),
+            PollChoice::Spin => Polling::Spin(Duration::MAX),
+            PollChoice::Block => Polling::Block,
+        }
+    }
+
     /// Spins for 50 µs, about a wake-up across cores, unless the host has more waiting threads than CPUs.
     pub fn adaptive(pollers: usize, cpus: usize) -> Polling {
         if pollers > cpus { Polling::Block } else { Polling::Spin(Duration::from_micros(50)) }

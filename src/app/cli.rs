@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use super::bench::{self, Verdict};
+use super::info;
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
 use super::run::{self, Plan};
@@ -45,6 +47,13 @@ enum Command {
     /// Train a model
     #[command(subcommand)]
     Train(Train),
+    /// Measure a job, or the transport alone; exit code 1 when the memory at the end is not what it should be
+    ///
+    /// Alone it starts its own job on this machine; in a job (WINDLASS_COORDINATOR is set, or --coordinator is given) it
+    /// is one of its workers. `write` and `read` need no job.
+    Bench(Box<bench::Options>),
+    /// Say what this machine and this build have to offer
+    Info,
     /// Run the coordinator of a job that is started by hand
     Coordinator(CoordinatorOptions),
     /// Run one server of a job
@@ -143,6 +152,11 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
     match command {
         Command::Run(options) => start(options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),
+        Command::Bench(options) => measure(&options, environment),
+        Command::Info => {
+            print!("{}", info::text());
+            Ok(0)
+        }
         Command::Coordinator(options) => coordinate(&options, environment).map(|()| 0),
         Command::Server(options) => serve(&options, environment).map(|()| 0),
         Command::Secret => {
@@ -167,21 +181,55 @@ fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
     Ok(run::run(&plan, environment)?.code as u8)
 }
 
+fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
+    let judged = |verdict| match verdict {
+        Verdict::Right => 0,
+        Verdict::Wrong => 1,
+    };
+    if options.op.is_transport() {
+        return bench::pair(options, environment).map(judged);
+    }
+    if in_a_job(&options.node, environment) {
+        return bench::work(options, environment).map(judged);
+    }
+    options.check()?;
+    let plan = Plan {
+        command: "windlass bench".to_owned(),
+        servers: options.servers,
+        workers: options.workers.unwrap_or(1),
+        threads: options.threads,
+        network: options.node.network.clone(),
+        worker: ourselves_again()?,
+        server: None,
+        prefix: false,
+    };
+    Ok(run::run(&plan, environment)?.code as u8)
+}
+
+/// Whether this process was told of a job to take part in.
+fn in_a_job(node: &NodeOptions, environment: &Environment) -> bool {
+    node.coordinator.is_some() || environment.text(variable::COORDINATOR).is_some()
+}
+
+/// Our own command line, for the workers of a job that we start.
+fn ourselves_again() -> Result<Vec<OsString>> {
+    let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
+    Ok(std::iter::once(exe.into_os_string()).chain(std::env::args_os().skip(1)).collect())
+}
+
 fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
-    if options.node.coordinator.is_some() || environment.text(variable::COORDINATOR).is_some() {
+    if in_a_job(&options.node, environment) {
         lr::train(&options, environment)?;
         return Ok(0);
     }
     options.check()?;
-    let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
-    let worker = std::iter::once(exe.into_os_string()).chain(std::env::args_os().skip(1)).collect();
     let plan = Plan {
         command: "windlass train lr".to_owned(),
         servers: options.servers,
         workers: options.workers.unwrap_or(4),
         threads: options.threads,
         network: options.node.network.clone(),
-        worker,
+        worker: ourselves_again()?,
         server: None,
         prefix: false,
     };

@@ -1,6 +1,8 @@
 //! What the `windlass` program does: one module a subcommand or application.
 
+pub mod bench;
 pub mod cli;
+mod info;
 pub mod lr;
 mod node;
 mod run;

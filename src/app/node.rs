@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::config::{Environment, Network, Polling, TransportKind, parse_ports, variable};
+use crate::client::ClientConfig;
+use crate::config::{Environment, Network, PollChoice, Polling, TransportKind, parse_ports, variable};
 use crate::error::{Error, Result};
 use crate::launch::allowed_cores;
 use crate::proto::secret::Secret;
@@ -39,6 +40,9 @@ pub struct NetworkOptions {
     /// RDMA device and port [WINDLASS_RDMA_DEVICE; default: the first active port]
     #[arg(long, value_name = "NAME[:PORT]")]
     pub rdma_device: Option<String>,
+    /// How threads wait for the network: auto, spin or block [WINDLASS_POLL; default: auto]
+    #[arg(long, value_name = "HOW")]
+    pub poll: Option<PollChoice>,
     /// Seconds of silence after which a peer is lost
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub peer_timeout: u64,
@@ -53,6 +57,28 @@ impl NodeOptions {
         let given =
             self.coordinator.clone().or_else(|| environment.text(variable::COORDINATOR).map(str::to_owned));
         given.ok_or_else(|| Error::config("--coordinator", "HOST:PORT", "nothing"))
+    }
+
+    /// How to join the job as a worker; rank and number of workers from the launcher where they are not given.
+    pub fn client(
+        &self,
+        environment: &Environment,
+        rank: Option<u32>,
+        workers: Option<u32>,
+    ) -> Result<ClientConfig> {
+        let known = |given: Option<u32>, name, flag: &str, what: &str| match given {
+            Some(number) => Ok(number),
+            None => environment
+                .value(name, "a number")?
+                .ok_or_else(|| Error::config(flag, what.to_owned(), "nothing")),
+        };
+        let rank = known(rank, variable::RANK, "--rank", "this worker's rank")?;
+        let workers = known(workers, variable::WORKERS, "--workers", "the number of workers")?;
+        let mut config =
+            ClientConfig::new(&self.coordinator(environment)?, self.secret(environment)?, rank, workers);
+        config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
+        config.network = self.network.network(environment, 1)?;
+        Ok(config)
     }
 
     /// The job's secret.
@@ -79,6 +105,10 @@ impl NetworkOptions {
             Some(name) => interface::resolve(&name)?,
             None => defaults.interface,
         };
+        let poll = match self.poll {
+            Some(choice) => Some(choice),
+            None => environment.value(variable::POLL, "auto, spin or block")?,
+        };
         if interface.is_unspecified() {
             // The address is also what others dial.
             return Err(Error::config("--interface", "one interface's name or address", interface));
@@ -96,7 +126,7 @@ impl NetworkOptions {
             peer_timeout: Duration::from_secs(self.peer_timeout),
             reconnect_timeout: Duration::from_secs(self.reconnect_timeout),
             advertise: None,
-            polling: Polling::adaptive(pollers, allowed_cores()),
+            polling: Polling::chosen(poll.unwrap_or_default(), pollers, allowed_cores()),
         })
     }
 }

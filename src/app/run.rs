@@ -100,6 +100,7 @@ fn children(
     pass(variable::TRANSPORT, plan.network.transport.map(|t| t.to_string()));
     pass(variable::INTERFACE, plan.network.interface.clone());
     pass(variable::PORT_RANGE, plan.network.port_range.clone());
+    pass(variable::POLL, plan.network.poll.map(|p| p.to_string()));
     pass(variable::RDMA_DEVICE, plan.network.rdma_device.clone());
     let own_server = || vec![OsString::from(exe), OsString::from("server")];
     let server = plan.server.clone().unwrap_or_else(own_server);

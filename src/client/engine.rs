@@ -23,6 +23,8 @@ use crate::types::{Clock, Key, TableId, TableSpec, Version};
 const BUDGET: usize = 256;
 /// The longest sleep: a bound on how late a failure told by another thread could be noticed.
 const NAP: Duration = Duration::from_millis(200);
+/// A frame of so many bytes leaves at once: it is worth its own system call, and what was just copied is still in L2.
+const LONG_FRAME: usize = 64 << 10;
 /// Frames that may wait for one server thread before a call blocks.
 const QUEUE_LIMIT: usize = 4096;
 
@@ -166,6 +168,9 @@ impl Engine {
             body.copy_in(0, bytes);
             let header = self.header(RequestKind::Push, table).dense(frame, bytes.len());
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
+            if bytes.len() >= LONG_FRAME {
+                self.kick();
+            }
         }
         self.kick();
         Ok(ticket)

@@ -1,8 +1,9 @@
 //! A bounded pool of registered buffers: leased without a lock or an allocation, given back on drop.
+//!
+//! The buffer that came back last is lent next, since its bytes are most likely still in a cache.
 
 use std::sync::Arc;
-
-use crossbeam::queue::ArrayQueue;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{Arena, RegionId, RegionSlice, align_up};
 use crate::error::Result;
@@ -24,7 +25,67 @@ struct Inner {
 #[derive(Debug)]
 struct Class {
     bytes: usize,
-    free: ArrayQueue<usize>,
+    /// Where its first buffer lies.
+    start: usize,
+    free: Stack,
+}
+
+/// The numbers of free buffers: R. K. Treiber's stack (IBM RJ 5118, 1986), linked by number. The head's upper half
+/// counts the changes, so that a head that was taken and put back meanwhile is not mistaken for the old one.
+#[derive(Debug)]
+struct Stack {
+    /// Changes in the upper 32 bits, 1 + the top's number in the lower; 0 there when it is empty.
+    head: AtomicU64,
+    /// For each number 1 + the one below it, or 0.
+    below: Box<[AtomicU32]>,
+}
+
+impl Stack {
+    /// The numbers from 0 to `count` - 1, the smallest on top.
+    fn full(count: u32) -> Stack {
+        let below = (1..=count).map(|n| AtomicU32::new(if n < count { n + 1 } else { 0 })).collect();
+        Stack { head: AtomicU64::new(u64::from(count > 0)), below }
+    }
+
+    fn pop(&self) -> Option<u32> {
+        let mut head = self.head.load(Ordering::Acquire);
+        loop {
+            let top = (head as u32).checked_sub(1)?;
+            // May be stale by now; then the head has changed, and the exchange fails.
+            let below = self.below[top as usize].load(Ordering::Relaxed);
+            match self.head.compare_exchange_weak(
+                head,
+                Self::next(head, below),
+                Ordering::Acquire,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Some(top),
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Puts back a number that [`Stack::pop`] gave.
+    fn push(&self, number: u32) {
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            self.below[number as usize].store(head as u32, Ordering::Relaxed);
+            // Release: whoever takes the buffer next sees all that its last holder did to it, and the link.
+            match self.head.compare_exchange_weak(
+                head,
+                Self::next(head, number + 1),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    fn next(head: u64, top: u32) -> u64 {
+        ((head >> 32).wrapping_add(1) << 32) | u64::from(top)
+    }
 }
 
 impl Pool {
@@ -42,13 +103,10 @@ impl Pool {
         let mut offset = 0;
         let mut built = Vec::with_capacity(sizes.len());
         for (bytes, count) in sizes {
-            let free = ArrayQueue::new(count);
-            for _ in 0..count {
-                // The queue holds exactly `count`, so this push finds room.
-                let _ = free.push(offset);
-                offset += bytes;
-            }
-            built.push(Class { bytes, free });
+            // An arena of 2^32 buffers would exceed what can be mapped.
+            let numbers = u32::try_from(count).unwrap_or(u32::MAX);
+            built.push(Class { bytes, start: offset, free: Stack::full(numbers) });
+            offset += bytes * count;
         }
         let region = register(arena.clone())?;
         Ok(Pool { inner: Arc::new(Inner { arena, classes: built }), region })
@@ -59,9 +117,10 @@ impl Pool {
     pub fn lease(&self, bytes: usize) -> Option<Buf> {
         for (class, c) in self.inner.classes.iter().enumerate() {
             if c.bytes >= bytes
-                && let Some(offset) = c.free.pop()
+                && let Some(number) = c.free.pop()
             {
-                return Some(Buf { pool: self.clone(), class, offset, length: bytes });
+                let offset = c.start + number as usize * c.bytes;
+                return Some(Buf { pool: self.clone(), class, number, offset, length: bytes });
             }
         }
         None
@@ -88,6 +147,7 @@ impl Pool {
 pub struct Buf {
     pool: Pool,
     class: usize,
+    number: u32,
     offset: usize,
     length: usize,
 }
@@ -139,14 +199,51 @@ impl Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        // The class holds as many places as buffers exist, so giving one back always finds room.
-        let _ = self.pool.inner.classes[self.class].free.push(self.offset);
+        self.pool.inner.classes[self.class].free.push(self.number);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_came_back_last_is_lent_next() {
+        let pool = Pool::new(&[(64, 3)], |_| Ok(RegionId(0))).unwrap();
+        let (a, b) = (pool.lease(64).unwrap(), pool.lease(64).unwrap());
+        let (first, second) = (a.offset(), b.offset());
+        drop(a);
+        drop(b);
+        assert_eq!(pool.lease(64).unwrap().offset(), second);
+        let (c, d) = (pool.lease(64).unwrap(), pool.lease(64).unwrap());
+        assert_eq!((c.offset(), d.offset()), (second, first));
+    }
+
+    #[test]
+    fn threads_never_hold_the_same_buffer() {
+        let pool = Pool::new(&[(64, 5)], |_| Ok(RegionId(0))).unwrap();
+        let threads: Vec<_> = (1..=3u8)
+            .map(|thread| {
+                let pool = pool.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..20_000 {
+                        // Three threads want two each of five, so that the second may be missing.
+                        let mut held: Vec<Buf> = pool.lease(64).into_iter().chain(pool.lease(64)).collect();
+                        held.iter_mut().for_each(|b| b.copy_in(0, &[thread; 64]));
+                        for buf in &held {
+                            let mut bytes = [0; 64];
+                            buf.copy_out(0, &mut bytes);
+                            assert_eq!(bytes, [thread; 64]);
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        let all: Vec<Buf> = (0..5).map(|_| pool.lease(64).unwrap()).collect();
+        assert!(pool.lease(64).is_none());
+        drop(all);
+    }
 
     #[test]
     fn lends_until_empty_and_takes_back() {

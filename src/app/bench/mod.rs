@@ -1,0 +1,42 @@
+//! Measuring a job: `windlass bench OP`.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `options` | what can be set |
+//! | `place` | where operation n goes, and what the table must hold after all of them |
+//! | `load` | one operation on a table |
+//! | `work` | a worker: fill, run against the clock, check |
+//! | `pair` | `write` and `read`: two transports, no server |
+//! | `latencies`, `report` | what is measured, and how it is printed |
+
+mod latencies;
+mod load;
+mod options;
+mod pair;
+mod place;
+mod report;
+mod work;
+
+pub use options::{Op, Options};
+
+use crate::config::Environment;
+use crate::error::Result;
+
+/// Whether the memory at the end held what the operations should have made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// All of it.
+    Right,
+    /// It did not; standard error says where.
+    Wrong,
+}
+
+/// Takes part in the job as a worker, from joining to leaving. Worker 0 reports and judges.
+pub fn work(options: &Options, environment: &Environment) -> Result<Verdict> {
+    work::run(options, environment)
+}
+
+/// Measures the transport alone, between this process and another that it starts.
+pub fn pair(options: &Options, environment: &Environment) -> Result<Verdict> {
+    if options.responder { pair::respond(options, environment) } else { pair::measure(options, environment) }
+}

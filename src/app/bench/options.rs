@@ -1,0 +1,235 @@
+//! What can be set about a measurement.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::app::node::NodeOptions;
+use crate::error::{Error, Result};
+use crate::types::{Aggregate, Consistency, OptimizerSpec, TableSpec};
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Op {
+    /// One-sided writes between two transports, without a server
+    Write,
+    /// One-sided reads between two transports, without a server
+    Read,
+    /// Dense pushes
+    Push,
+    /// Dense pulls
+    Pull,
+    /// Dense pushes, each with the pull of what it made
+    PushPull,
+    /// As push-pull, one at a time
+    Latency,
+    /// Pushes of rows
+    SparsePush,
+    /// Pulls of rows
+    SparsePull,
+}
+
+impl Op {
+    /// Whether it needs no parameter server.
+    pub fn is_transport(self) -> bool {
+        matches!(self, Op::Write | Op::Read)
+    }
+
+    /// Whether its table has rows.
+    pub fn is_sparse(self) -> bool {
+        matches!(self, Op::SparsePush | Op::SparsePull)
+    }
+
+    /// Whether it changes the table.
+    pub fn pushes(self) -> bool {
+        !matches!(self, Op::Pull | Op::SparsePull | Op::Read)
+    }
+
+    /// Whether values come back.
+    pub fn pulls(self) -> bool {
+        !matches!(self, Op::Push | Op::SparsePush | Op::Write)
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Every variant has a name: none is hidden from the command line.
+        f.write_str(self.to_possible_value().as_ref().map_or("", |v| v.get_name()))
+    }
+}
+
+/// A number of bytes: `65536`, `64K`, `64KiB`, `1M`, `1MiB`, `2G`, in powers of 1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl FromStr for Bytes {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Bytes> {
+        let refuse = || Error::config("bytes", "a number, with K, M or G for powers of 1024", text);
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].trim_end_matches("iB") {
+            "" => 0,
+            "K" => 10,
+            "M" => 20,
+            "G" => 30,
+            _ => return Err(refuse()),
+        };
+        let number: u64 = digits.parse().map_err(|_| refuse())?;
+        number.checked_mul(1 << shift).map(Bytes).ok_or_else(refuse)
+    }
+}
+
+/// Options of `windlass bench`.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// What to measure
+    #[arg(value_enum)]
+    pub op: Op,
+    /// Payload of one operation, with K, M or G for powers of 1024 [default: 1M; latency: 64]
+    #[arg(long, value_name = "BYTES")]
+    pub bytes: Option<Bytes>,
+    /// Size of the table, or of the memory that is written or read; operations walk round in it
+    #[arg(long, value_name = "BYTES", default_value = "256M")]
+    pub table_bytes: Bytes,
+    /// Number of servers (when it starts its own job)
+    #[arg(long, default_value_t = 1)]
+    pub servers: u32,
+    /// Number of workers [WINDLASS_WORKERS; default: 1]
+    #[arg(long)]
+    pub workers: Option<u32>,
+    /// Threads of each server (when it starts its own job)
+    #[arg(long, default_value_t = 1)]
+    pub threads: u32,
+    /// This worker's rank (in a job) [WINDLASS_RANK]
+    #[arg(long)]
+    pub rank: Option<u32>,
+    /// When a pull is answered: bsp, ssp:N or asp; under bsp and ssp every operation is a clock of its own
+    #[arg(long, default_value = "asp", value_parser = Consistency::from_str)]
+    pub consistency: Consistency,
+    /// sparse: keys of one operation
+    #[arg(long, default_value_t = 1024)]
+    pub keys: u32,
+    /// sparse: fp32 in a row
+    #[arg(long, default_value_t = 16)]
+    pub dim: u32,
+    /// sparse: rows of the table
+    #[arg(long, default_value_t = 1 << 20)]
+    pub rows: u64,
+    /// Operations of one worker under way at a time
+    #[arg(long, default_value_t = 4)]
+    pub window: u32,
+    /// Seconds to measure for
+    #[arg(long, default_value_t = 5.0)]
+    pub seconds: f64,
+    /// Print one JSON object on one line
+    #[arg(long, conflicts_with = "csv")]
+    pub json: bool,
+    /// Print a line of column names and a line of values
+    #[arg(long)]
+    pub csv: bool,
+    /// The other end of `write` and `read`; what it needs comes on standard input
+    #[arg(long, hide = true)]
+    pub responder: bool,
+    // No doc comment: it would replace the command's own description in --help.
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub node: NodeOptions,
+}
+
+impl Options {
+    /// What can be refused before anything is started.
+    pub fn check(&self) -> Result<()> {
+        if !(self.seconds > 0.0 && self.seconds <= 86_400.0) {
+            return Err(Error::config("--seconds", "above 0, at most 86400", self.seconds));
+        }
+        if self.window == 0 || self.window > 4096 {
+            return Err(Error::config("--window", "1 to 4096", self.window));
+        }
+        if self.op.is_sparse() {
+            if self.keys == 0 || u64::from(self.keys) > self.rows {
+                return Err(Error::config("--keys", format!("1 to --rows ({})", self.rows), self.keys));
+            }
+            if self.rows > 1 << 32 {
+                return Err(Error::config("--rows", "at most 2^32", self.rows));
+            }
+        } else {
+            let (bytes, most) = (self.payload_bytes(), self.table_bytes.0);
+            if bytes < 4 || bytes > most.min(1 << 30) || !bytes.is_multiple_of(4) {
+                let expected = format!("a multiple of 4 from 4 to --table-bytes ({most}) and 1G");
+                return Err(Error::config("--bytes", expected, bytes));
+            }
+        }
+        if self.op.is_transport() { Ok(()) } else { self.spec().validate() }
+    }
+
+    /// Payload of one operation.
+    pub fn payload_bytes(&self) -> u64 {
+        match (self.op.is_sparse(), self.bytes, self.op) {
+            (true, ..) => u64::from(self.keys) * u64::from(self.dim) * 4,
+            (_, Some(bytes), _) => bytes.0,
+            (_, None, Op::Latency) => 64,
+            (_, None, _) => 1 << 20,
+        }
+    }
+
+    /// fp32 or keys that one operation covers.
+    pub fn stride(&self) -> u64 {
+        if self.op.is_sparse() { u64::from(self.keys) } else { self.payload_bytes() / 4 }
+    }
+
+    /// Places that operations go round: as many as fit.
+    pub fn places(&self) -> u64 {
+        if self.op.is_sparse() {
+            self.rows / u64::from(self.keys)
+        } else {
+            self.table_bytes.0 / self.payload_bytes()
+        }
+    }
+
+    /// The table, without what would lie behind the last place.
+    pub fn spec(&self) -> TableSpec {
+        let spec = if self.op.is_sparse() {
+            TableSpec::sparse("bench", self.dim)
+        } else {
+            TableSpec::dense("bench", &[self.places() * self.stride()])
+        };
+        spec.optimizer(OptimizerSpec::new("sum", &[])).aggregate(Aggregate::Sum).consistency(self.consistency)
+    }
+
+    /// Operations under way at a time.
+    pub fn window(&self) -> usize {
+        if self.op == Op::Latency { 1 } else { self.window as usize }
+    }
+
+    /// How long to measure.
+    pub fn duration(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units_of_1024() {
+        for (text, bytes) in [("4", 4), ("64K", 65536), ("64KiB", 65536), ("1M", 1 << 20), ("2GiB", 2 << 30)]
+        {
+            assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(bytes), "{text}");
+        }
+        for bad in ["", "K", "1.5M", "-1", "1T", "1KB", "99999999999G", "1 K"] {
+            assert!(bad.parse::<Bytes>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        assert_eq!(Op::SparsePush.to_string(), "sparse-push");
+        assert_eq!(Op::PushPull.to_string(), "push-pull");
+    }
+}

@@ -1,0 +1,510 @@
+//! The transport alone: this process writes into, or reads from, the memory of another that it starts.
+//!
+//! ```text
+//!  this process                                        the responder, our own program again
+//!    Hello { key, address }        ── its stdin ──▶    connects
+//!    connects                      ◀── its stdout ──   Answer { address, region }
+//!    write … write                 ── transport ──▶    counts what came
+//!    records latencies             ◀── send ──         how many have come
+//!    send: how many there were     ── transport ──▶    looks at its memory
+//!    prints                        ◀── its stdout ──   Judged { wrong }
+//! ```
+//! A write counts when the responder has said that it came, since a transport's `Done` only frees the source.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Verdict;
+use super::latencies::Latencies;
+use super::options::{Op, Options};
+use super::place::{Walk, pattern};
+use super::report::{Figures, Report};
+use crate::config::{Environment, Network, Polling};
+use crate::error::{Error, Result};
+use crate::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
+use crate::transport::park::park;
+use crate::transport::{
+    self, Completion, EndpointId, Message, Payload, Read, Refusal, SessionKey, Side, Transport, Write,
+};
+
+/// After so much silence the other end counts as lost.
+const PATIENCE: Duration = Duration::from_secs(30);
+const BUDGET: usize = 256;
+/// Memory of this process that reads may fill at a time, in bytes.
+const READ_BYTES: u64 = 256 << 20;
+const PEER: &str = "the other end of the measurement";
+
+#[derive(Serialize, Deserialize)]
+struct Hello {
+    key: SessionKey,
+    address: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Answer {
+    address: Vec<u8>,
+    region: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Judged {
+    wrong: u64,
+}
+
+/// One end: a transport with one registered arena and one endpoint.
+struct End {
+    transport: Box<dyn Transport>,
+    polling: Polling,
+    arena: Arc<Arena>,
+    region: RegionId,
+    endpoint: EndpointId,
+    completions: Vec<Completion>,
+    idle_since: Option<Instant>,
+    heard: Instant,
+}
+
+impl End {
+    /// An end with `bytes` of memory, and its address.
+    fn new(network: &Network, side: Side, bytes: u64) -> Result<(End, Vec<u8>)> {
+        let mut transport = transport::build(network, side == Side::Passive)?;
+        let arena = Arena::new(bytes as usize)?;
+        let region = transport.register(arena.clone())?;
+        let (endpoint, address) = transport.open(side, PEER)?;
+        let end = End {
+            transport,
+            polling: network.polling,
+            arena,
+            region,
+            endpoint,
+            completions: Vec::with_capacity(BUDGET),
+            idle_since: None,
+            heard: Instant::now(),
+        };
+        Ok((end, address))
+    }
+
+    /// Waits until something has come.
+    fn wait(&mut self) -> Result<()> {
+        loop {
+            self.transport.poll(&mut self.completions, BUDGET);
+            let now = Instant::now();
+            if !self.completions.is_empty() {
+                (self.idle_since, self.heard) = (None, now);
+                return Ok(());
+            }
+            if now - self.heard > PATIENCE {
+                return Err(Error::Timeout { waited_for: PEER.to_owned(), after: PATIENCE });
+            }
+            let since = *self.idle_since.get_or_insert(now);
+            let spins = matches!(self.polling, Polling::Spin(time) if now - since < time);
+            if spins {
+                std::hint::spin_loop();
+            } else if self.transport.arm() {
+                park(&[self.transport.waitable()], PATIENCE)?;
+            }
+        }
+    }
+
+    /// For the side that speaks first: nothing else can come before.
+    fn until_connected(&mut self) -> Result<()> {
+        loop {
+            self.wait()?;
+            for completion in self.completions.drain(..) {
+                match completion {
+                    Completion::Connected { .. } => return Ok(()),
+                    Completion::Closed { reason, .. } => return Err(lost(reason)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Sends a number; false when there is no room yet.
+    fn tell(&mut self, number: u64) -> Result<bool> {
+        let Some(message) = Message::new(&number.to_le_bytes()) else { return Ok(false) };
+        match self.transport.send(self.endpoint, message) {
+            Ok(()) => {}
+            Err(rejected) if rejected.refusal == Refusal::Full => return Ok(false),
+            Err(rejected) => return Err(refused(&rejected.refusal)),
+        }
+        self.transport.flush();
+        Ok(true)
+    }
+
+    fn slice(&self, offset: u64, length: u64) -> RegionSlice {
+        let (arena, region) = (self.arena.clone(), self.region);
+        RegionSlice { arena, region, offset: offset as usize, length: length as usize }
+    }
+
+    /// Copies `values` fp32 at byte `offset` out.
+    fn floats(&self, offset: u64, values: &mut [f32]) {
+        self.arena.copy_out(offset as usize, bytemuck::cast_slice_mut(values));
+    }
+}
+
+fn fresh_key() -> Result<SessionKey> {
+    let mut key = SessionKey::default();
+    getrandom::fill(&mut key)
+        .map_err(|e| Error::io("getrandom", "session key", std::io::Error::other(e.to_string())))?;
+    Ok(key)
+}
+
+fn lost(reason: Option<Error>) -> Error {
+    let reason = reason.map_or("closed".to_owned(), |r| r.to_string());
+    Error::PeerLost { peer: PEER.to_owned(), reason }
+}
+
+fn refused(refusal: &Refusal) -> Error {
+    Error::PeerLost { peer: PEER.to_owned(), reason: refusal.to_string() }
+}
+
+fn number(message: &Message) -> Result<u64> {
+    let bytes = message.bytes().try_into();
+    let bytes = bytes.map_err(|_| Error::protocol(PEER, "message", "8 bytes", message.bytes().len()))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn say_line(to: &mut impl std::io::Write, value: &impl Serialize) -> Result<()> {
+    let write = |to: &mut dyn std::io::Write| -> std::io::Result<()> {
+        let line = serde_json::to_string(value)?;
+        writeln!(to, "{line}")?;
+        to.flush()
+    };
+    write(to).map_err(|e| Error::io("write", PEER, e))
+}
+
+fn hear_line<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<T> {
+    let mut line = String::new();
+    let got = from.read_line(&mut line).map_err(|e| Error::io("read", PEER, e))?;
+    if got == 0 {
+        let reason = "it ended before it answered".to_owned();
+        return Err(Error::PeerLost { peer: PEER.to_owned(), reason });
+    }
+    serde_json::from_str(&line).map_err(|e| Error::protocol(PEER, "line", "JSON of the expected fields", e))
+}
+
+/// Operations may be posted `window` deep; where they go.
+struct Course {
+    op: Op,
+    bytes: u64,
+    places: u64,
+    walk: Walk,
+    window: u64,
+}
+
+impl Course {
+    fn new(options: &Options) -> Course {
+        let (bytes, places) = (options.payload_bytes(), options.places());
+        let mut window = options.window() as u64;
+        if options.op == Op::Read {
+            window = window.min(READ_BYTES / bytes).max(1);
+        }
+        Course { op: options.op, bytes, places, walk: Walk::new(0, 1, places), window }
+    }
+
+    fn offset(&self, n: u64) -> u64 {
+        self.walk.place(n) * self.bytes
+    }
+
+    /// Memory of the side that is written or read, in bytes.
+    fn remote_bytes(&self) -> u64 {
+        self.places * self.bytes
+    }
+
+    fn elements(&self) -> u64 {
+        self.bytes / 4
+    }
+
+    /// What element `j` of any place holds once it was written. Never 0, as it was before.
+    fn written(&self, j: u64) -> f32 {
+        pattern(j) + 1.0
+    }
+}
+
+/// The process that measures.
+pub fn measure(options: &Options, environment: &Environment) -> Result<Verdict> {
+    options.check()?;
+    let course = Course::new(options);
+    let network = options.node.network.network(environment, 2)?;
+    let mut responder = Responder::start()?;
+    let local = if course.op == Op::Read { course.window * course.bytes } else { course.bytes };
+    let (mut end, address) = End::new(&network, Side::Active, local)?;
+    let most = end.transport.caps().max_write as u64;
+    if course.bytes > most {
+        let expected = format!("at most {most} for this transport");
+        return Err(Error::config("--bytes", expected, course.bytes));
+    }
+    let transport = end.transport.caps().name.to_owned();
+    let key = fresh_key()?;
+    say_line(&mut responder.stdin, &Hello { key, address })?;
+    let answer: Answer = hear_line(&mut responder.stdout)?;
+    end.transport.connect(end.endpoint, &answer.address, &key)?;
+    end.until_connected()?;
+    let remote = RemoteRegion::decode(&answer.region)
+        .ok_or_else(|| Error::protocol(PEER, "region", "a region", "malformed bytes"))?;
+    for j in 0..course.elements() {
+        end.arena.copy_in(j as usize * 4, &course.written(j).to_le_bytes());
+    }
+    let mut race = Race::new(end, &course, remote);
+    race.run((options.duration() / 4).min(Duration::from_secs(1)))?;
+    race.latencies = Latencies::new();
+    let before = race.done;
+    let took = race.run(options.duration())?;
+    let wrong = race.end(&mut responder)?;
+    let figures = Figures {
+        transport,
+        workers: 1,
+        servers: 1,
+        threads: 1,
+        operations: race.done - before,
+        seconds: took.as_secs_f64(),
+        latencies: &race.latencies,
+    };
+    Report::new(options, &figures).print(options)?;
+    if wrong == 0 {
+        return Ok(Verdict::Right);
+    }
+    eprintln!("windlass bench: {wrong} elements are wrong");
+    Ok(Verdict::Wrong)
+}
+
+/// Operations against time.
+struct Race<'a> {
+    end: End,
+    course: &'a Course,
+    remote: RemoteRegion,
+    /// When the operations under way began, the oldest first.
+    since: VecDeque<Instant>,
+    posted: u64,
+    done: u64,
+    latencies: Latencies,
+    wrong: u64,
+    /// Room for what a read brought, when it is looked at.
+    values: Vec<f32>,
+}
+
+impl Race<'_> {
+    fn new(end: End, course: &Course, remote: RemoteRegion) -> Race<'_> {
+        Race {
+            end,
+            course,
+            remote,
+            since: VecDeque::new(),
+            posted: 0,
+            done: 0,
+            latencies: Latencies::new(),
+            wrong: 0,
+            values: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, time: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        while start.elapsed() < time || self.done < self.posted {
+            if start.elapsed() < time {
+                self.post()?;
+            }
+            self.end.wait()?;
+            self.collect()?;
+        }
+        Ok(start.elapsed())
+    }
+
+    fn post(&mut self) -> Result<()> {
+        while self.posted - self.done < self.course.window {
+            let since = Instant::now();
+            let accepted = if self.course.op == Op::Read { self.read()? } else { self.write()? };
+            if !accepted {
+                break;
+            }
+            self.since.push_back(since);
+            self.posted += 1;
+        }
+        self.end.transport.flush();
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<bool> {
+        let write = Write {
+            header: None,
+            // All of them from the same bytes, which nobody changes.
+            body: Some(Payload::Pinned(self.end.slice(0, self.course.bytes))),
+            remote: self.remote,
+            offset: self.course.offset(self.posted),
+            imm: Some(self.posted as u32),
+            context: None,
+        };
+        match self.end.transport.write(self.end.endpoint, write) {
+            Ok(()) => Ok(true),
+            Err(rejected) if rejected.refusal == Refusal::Full => Ok(false),
+            Err(rejected) => Err(refused(&rejected.refusal)),
+        }
+    }
+
+    fn read(&mut self) -> Result<bool> {
+        let slot = self.posted % self.course.window;
+        let read = Read {
+            remote: self.remote,
+            offset: self.course.offset(self.posted),
+            local: self.end.slice(slot * self.course.bytes, self.course.bytes),
+            context: self.posted,
+        };
+        match self.end.transport.read(self.end.endpoint, read) {
+            Ok(()) => Ok(true),
+            Err(rejected) if rejected.refusal == Refusal::Full => Ok(false),
+            Err(rejected) => Err(refused(&rejected.refusal)),
+        }
+    }
+
+    fn collect(&mut self) -> Result<()> {
+        let mut completions = std::mem::take(&mut self.end.completions);
+        for completion in completions.drain(..) {
+            match completion {
+                Completion::Received { message, .. } => {
+                    let come = number(&message)?;
+                    if come < self.done || come > self.posted {
+                        let expected = format!("{} to {}", self.done, self.posted);
+                        return Err(Error::protocol(PEER, "count", expected, come));
+                    }
+                    while self.done < come {
+                        self.one_done();
+                    }
+                }
+                Completion::Done { context, .. } => {
+                    if context != self.done {
+                        return Err(Error::protocol(PEER, "read", self.done.to_string(), context));
+                    }
+                    // The first and the last element of each, so that looking costs next to nothing.
+                    self.look_at(context, 0, 1);
+                    self.look_at(context, self.course.elements() - 1, 1);
+                    self.one_done();
+                }
+                Completion::Closed { reason, .. } => return Err(lost(reason)),
+                Completion::Connected { .. } | Completion::Written { .. } => {}
+            }
+        }
+        self.end.completions = completions;
+        Ok(())
+    }
+
+    fn one_done(&mut self) {
+        self.done += 1;
+        if let Some(since) = self.since.pop_front() {
+            self.latencies.record(since.elapsed());
+        }
+    }
+
+    /// Compares `count` elements from `first` on of what read `n` brought.
+    fn look_at(&mut self, n: u64, first: u64, count: u64) {
+        self.values.resize(count as usize, 0.0);
+        let slot = n % self.course.window * self.course.bytes;
+        self.end.floats(slot + first * 4, &mut self.values);
+        let from = self.course.offset(n) / 4 + first;
+        self.wrong += (from..).zip(&self.values).filter(|(i, v)| **v != pattern(*i)).count() as u64;
+    }
+
+    /// Ends the measurement; gives how many elements are wrong.
+    fn end(&mut self, responder: &mut Responder) -> Result<u64> {
+        if self.course.op == Op::Read {
+            for n in self.done.saturating_sub(self.course.window)..self.done {
+                self.look_at(n, 0, self.course.elements());
+            }
+        }
+        // Nothing is under way, so there is room.
+        self.end.tell(self.done)?;
+        let judged: Judged = hear_line(&mut responder.stdout)?;
+        Ok(self.wrong + judged.wrong)
+    }
+}
+
+/// The other process. It ends by itself when the connection does.
+struct Responder {
+    process: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Responder {
+    fn start() -> Result<Responder> {
+        let failed = |e| Error::io("start", PEER, e);
+        let exe = std::env::current_exe().map_err(failed)?;
+        let mut command = Command::new(exe);
+        command.args(std::env::args_os().skip(1)).arg("--responder");
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
+        match (process.stdin.take(), process.stdout.take()) {
+            (Some(stdin), Some(stdout)) => Ok(Responder { process, stdin, stdout: BufReader::new(stdout) }),
+            _ => Err(failed(std::io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        // Whatever happened, nothing of it is needed any more.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The process that is written to or read from.
+pub fn respond(options: &Options, environment: &Environment) -> Result<Verdict> {
+    options.check()?;
+    let course = Course::new(options);
+    let network = options.node.network.network(environment, 2)?;
+    let (mut end, address) = End::new(&network, Side::Passive, course.remote_bytes())?;
+    let hello: Hello = hear_line(&mut std::io::stdin().lock())?;
+    let rights = if course.op == Op::Read { Rights::Read } else { Rights::Write };
+    let length = course.remote_bytes() as usize;
+    let region = end.transport.authorise(end.endpoint, end.region, 0, length, rights)?;
+    if course.op == Op::Read {
+        for i in 0..course.remote_bytes() / 4 {
+            end.arena.copy_in(i as usize * 4, &pattern(i).to_le_bytes());
+        }
+    }
+    end.transport.connect(end.endpoint, &hello.address, &hello.key)?;
+    say_line(&mut std::io::stdout(), &Answer { address, region: region.encode().to_vec() })?;
+    let total = serve(&mut end)?;
+    let wrong = if course.op == Op::Write { unwritten(&end, &course, total) } else { 0 };
+    say_line(&mut std::io::stdout(), &Judged { wrong })?;
+    Ok(Verdict::Right)
+}
+
+/// Counts what comes, which may be together with the connection, and says so; until the other end tells how many there were.
+fn serve(end: &mut End) -> Result<u64> {
+    let (mut come, mut told) = (0u64, 0u64);
+    loop {
+        end.wait()?;
+        let mut ended = None;
+        for completion in end.completions.drain(..) {
+            match completion {
+                Completion::Written { .. } => come += 1,
+                Completion::Received { message, .. } => ended = Some(number(&message)?),
+                Completion::Closed { reason, .. } => return Err(lost(reason)),
+                Completion::Connected { .. } | Completion::Done { .. } => {}
+            }
+        }
+        if let Some(total) = ended {
+            return Ok(total);
+        }
+        if told < come && end.tell(come)? {
+            told = come;
+        }
+    }
+}
+
+/// Elements that do not hold what `total` writes should have left.
+fn unwritten(end: &End, course: &Course, total: u64) -> u64 {
+    let mut values = vec![0.0f32; course.elements() as usize];
+    let mut wrong = 0;
+    for n in 0..total.min(course.places) {
+        end.floats(course.offset(n), &mut values);
+        wrong += (0..).zip(&values).filter(|(j, v)| **v != course.written(*j)).count() as u64;
+    }
+    wrong
+}

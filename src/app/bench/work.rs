@@ -1,0 +1,258 @@
+//! One worker of a measurement.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::Verdict;
+use super::latencies::{BUCKETS, Latencies};
+use super::load::{Load, Wrong};
+use super::options::Options;
+use super::place::{Walk, most_operations};
+use super::report::{Figures, Report};
+use crate::client::{Client, Ticket};
+use crate::config::Environment;
+use crate::error::Result;
+use crate::types::{Aggregate, Consistency, KeyRange, OptimizerSpec, TableSpec};
+
+/// Before the measurement operations run for a quarter of its time, at most so long.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// And where clocks bind the workers together, for as many operations, since none may stop while others wait for it.
+const WARM_UP_CLOCKS: u64 = 16;
+
+/// Takes part in the job, from joining to leaving.
+pub fn run(options: &Options, environment: &Environment) -> Result<Verdict> {
+    options.check()?;
+    let config = options.node.client(environment, options.rank, options.workers)?;
+    let rank = config.rank;
+    let client = Client::connect(config)?;
+    match Worker::new(&client, options).and_then(Worker::run) {
+        Ok(verdict) => client.finalize().map(|()| verdict),
+        Err(error) => {
+            // The others are told why, and not only that a link closed.
+            client.abort(&format!("worker {rank}: {error}"));
+            Err(error)
+        }
+    }
+}
+
+/// What a worker tells the others when it is done.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    /// Operations in all, and those that were measured.
+    all: u64,
+    measured: u64,
+    nanos: u64,
+}
+
+impl Told {
+    fn encode(&self) -> [u8; 24] {
+        let mut out = [0; 24];
+        out[..8].copy_from_slice(&self.all.to_le_bytes());
+        out[8..16].copy_from_slice(&self.measured.to_le_bytes());
+        out[16..].copy_from_slice(&self.nanos.to_le_bytes());
+        out
+    }
+
+    /// Of a worker that told nothing, zeros.
+    fn decode(bytes: &[u8]) -> Told {
+        let number = |at: usize| {
+            let bytes = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
+            bytes.map_or(0, u64::from_le_bytes)
+        };
+        Told { all: number(0), measured: number(8), nanos: number(16) }
+    }
+}
+
+/// A part of an operation under way.
+struct UnderWay {
+    ticket: Ticket,
+    place: u64,
+    part: u64,
+    /// When the operation began.
+    since: Instant,
+}
+
+struct Worker<'a> {
+    client: &'a Client,
+    options: &'a Options,
+    load: Load,
+    walk: Walk,
+    depth: usize,
+    servers: u32,
+    threads: u32,
+    under_way: VecDeque<UnderWay>,
+    latencies: Latencies,
+    done: u64,
+    wrong: u64,
+}
+
+impl<'a> Worker<'a> {
+    fn new(client: &'a Client, options: &'a Options) -> Result<Worker<'a>> {
+        let stats = client.server_stats()?;
+        let shards: usize = stats.iter().map(|s| s.threads.len()).sum();
+        let load = Load::new(options, client.table(&options.spec())?);
+        Ok(Worker {
+            client,
+            options,
+            depth: load.depth(options.window(), shards as u64),
+            load,
+            walk: Walk::new(client.rank(), client.workers(), options.places()),
+            servers: stats.len() as u32,
+            threads: stats.iter().map(|s| s.threads.len() as u32).max().unwrap_or(0),
+            under_way: VecDeque::new(),
+            latencies: Latencies::new(),
+            done: 0,
+            wrong: 0,
+        })
+    }
+
+    fn run(mut self) -> Result<Verdict> {
+        if self.client.rank() == 0 {
+            self.load.fill()?;
+        }
+        if self.clocked() {
+            self.client.clock()?;
+        }
+        self.client.barrier()?;
+        if self.clocked() {
+            self.drive(Duration::MAX, WARM_UP_CLOCKS)?;
+        } else {
+            self.drive((self.options.duration() / 4).min(WARM_UP), u64::MAX)?;
+        }
+        self.client.barrier()?;
+        self.latencies = Latencies::new();
+        let before = self.done;
+        let took = self.drive(self.options.duration(), u64::MAX)?;
+        let told = Told { all: self.done, measured: self.done - before, nanos: took.as_nanos() as u64 };
+        let told = self.share(told)?;
+        let own = if self.wrong == 0 { Verdict::Right } else { Verdict::Wrong };
+        if self.client.rank() > 0 {
+            return Ok(own);
+        }
+        self.report(&told)?;
+        let judged = self.judge(&told)?;
+        Ok(if own == Verdict::Right { judged } else { own })
+    }
+
+    /// Whether each operation is a clock of its own.
+    fn clocked(&self) -> bool {
+        self.options.consistency != Consistency::Asp
+    }
+
+    /// Runs operations for `time`, at most `count`, then until all are done. How long that took.
+    fn drive(&mut self, time: Duration, count: u64) -> Result<Duration> {
+        let mut most = self.done.saturating_add(count);
+        if self.options.op.pushes() {
+            most = most.min(most_operations(self.options.places(), self.client.workers()));
+        }
+        let start = Instant::now();
+        let mut now = start;
+        while now - start < time && self.done < most {
+            let place = self.walk.place(self.done);
+            let mut since = None;
+            for part in 0..self.load.parts() {
+                while self.under_way.len() >= self.depth {
+                    self.finish_oldest()?;
+                }
+                let since = *since.get_or_insert_with(Instant::now);
+                let ticket = self.load.start(place, part)?;
+                if self.clocked() {
+                    self.client.clock()?;
+                }
+                self.under_way.push_back(UnderWay { ticket, place, part, since });
+            }
+            self.done += 1;
+            now = Instant::now();
+        }
+        while !self.under_way.is_empty() {
+            self.finish_oldest()?;
+        }
+        Ok(start.elapsed())
+    }
+
+    fn finish_oldest(&mut self) -> Result<()> {
+        let Some(UnderWay { ticket, place, part, since }) = self.under_way.pop_front() else { return Ok(()) };
+        if let Some(wrong) = self.load.finish(ticket, place, part)? {
+            if self.wrong == 0 {
+                say("a pull brought a wrong value", wrong);
+            }
+            self.wrong += 1;
+        }
+        if part + 1 == self.load.parts() {
+            self.latencies.record(since.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Tells the others, waits for them and adds the latencies up; gives what each told, by rank.
+    fn share(&mut self, told: Told) -> Result<Vec<Told>> {
+        let spec = TableSpec::dense("bench.latencies", &[BUCKETS as u64])
+            .optimizer(OptimizerSpec::new("sum", &[]))
+            .aggregate(Aggregate::Sum)
+            .consistency(Consistency::Asp);
+        let all = KeyRange::new(0, BUCKETS as u64)?;
+        let table = self.client.table(&spec)?;
+        table.push_range(all, self.latencies.counts())?.wait()?;
+        self.client.set_status(&told.encode())?;
+        // A heartbeat goes ahead of the question, so behind the barrier every worker's figures are known.
+        self.client.peers()?;
+        self.client.finish()?;
+        self.client.barrier()?;
+        let mut counts = vec![0.0; BUCKETS];
+        table.pull_range(all, &mut counts)?;
+        self.latencies = Latencies::from_counts(counts);
+        let mut by_rank = vec![Told::default(); self.client.workers() as usize];
+        for peer in self.client.peers()? {
+            if let Some(slot) = by_rank.get_mut(peer.rank as usize) {
+                *slot = Told::decode(&peer.status);
+            }
+        }
+        Ok(by_rank)
+    }
+
+    fn report(&self, told: &[Told]) -> Result<()> {
+        let transport = self.client.transport();
+        let figures = Figures {
+            transport: transport.split(' ').next().unwrap_or_default().to_owned(),
+            workers: self.client.workers(),
+            servers: self.servers,
+            threads: self.threads,
+            operations: told.iter().map(|t| t.measured).sum(),
+            seconds: told.iter().map(|t| t.nanos).max().unwrap_or(0) as f64 / 1e9,
+            latencies: &self.latencies,
+        };
+        Report::new(self.options, &figures).print(self.options)
+    }
+
+    /// Whether the table holds the pattern plus 1 for each push.
+    fn judge(&mut self, told: &[Told]) -> Result<Verdict> {
+        let (workers, places) = (self.client.workers(), self.options.places());
+        let pushing = self.options.op.pushes();
+        let walks: Vec<(Walk, u64)> = (0..workers)
+            .zip(told)
+            .map(|(rank, t)| (Walk::new(rank, workers, places), if pushing { t.all } else { 0 }))
+            .collect();
+        let pushes = |place| walks.iter().map(|(walk, n)| walk.visits(place, *n)).sum();
+        let (wrong, first) = self.load.check(pushes)?;
+        let Some(first) = first else { return Ok(Verdict::Right) };
+        say(&format!("{wrong} elements of the table are wrong, the first one"), first);
+        Ok(Verdict::Wrong)
+    }
+}
+
+fn say(what: &str, Wrong { element, expected, found }: Wrong) {
+    eprintln!("windlass bench: {what}: element {element}: expected {expected}, found {found}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_survive_the_way_to_the_others() {
+        let told = Told { all: 1 << 40, measured: 7, nanos: u64::MAX };
+        let heard = Told::decode(&told.encode());
+        assert_eq!((heard.all, heard.measured, heard.nanos), (told.all, told.measured, told.nanos));
+        assert_eq!(Told::decode(&[]).all, 0);
+    }
+}

@@ -1,0 +1,180 @@
+//! `windlass bench` and `windlass info`, as processes.
+
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
+use std::process::{Command, Output};
+use std::thread;
+
+use serde_json::Value;
+use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use windlass::store::Optimizer;
+use windlass::{Secret, Server};
+
+fn windlass(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_windlass"));
+    command.args(arguments);
+    command
+}
+
+/// Runs `bench` for a short time with a small table.
+fn bench(arguments: &[&str]) -> Output {
+    let short = ["--seconds", "0.2", "--table-bytes", "4M", "--rows", "5000", "--keys", "96", "--dim", "3"];
+    windlass(&["bench"]).args(arguments).args(short).output().unwrap()
+}
+
+/// The one JSON object on standard output of a run that must have succeeded.
+fn figures(output: &Output) -> Value {
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    // A launcher may put the process's name before it.
+    serde_json::from_str(&stdout[stdout.find('{').unwrap()..]).unwrap()
+}
+
+fn assert_sane(figures: &Value, op: &str, bytes: u64, keys: f64) {
+    let number = |name: &str| figures[name].as_f64().unwrap_or_else(|| panic!("no {name} in {figures}"));
+    assert_eq!(figures["op"], op);
+    assert_eq!(figures["transport"], "tcp");
+    assert_eq!(figures["bytes"], bytes);
+    let (operations, gbytes) = (number("ops_per_second"), number("gbytes_per_second"));
+    assert!(operations > 0.0, "{figures}");
+    assert!((gbytes - operations * bytes as f64 / 1e9).abs() <= gbytes * 1e-9, "{figures}");
+    assert!((number("keys_per_second") - operations * keys).abs() <= operations * keys * 1e-9, "{figures}");
+    assert!(0.0 < number("p50_us") && number("p50_us") <= number("p99_us"), "{figures}");
+}
+
+#[test]
+fn every_operation_alone() {
+    for (op, bytes, keys) in [
+        ("write", 65536, 0.0),
+        ("read", 65536, 0.0),
+        ("push", 65536, 0.0),
+        ("pull", 65536, 0.0),
+        ("push-pull", 65536, 0.0),
+        ("latency", 65536, 0.0),
+        ("sparse-push", 96 * 3 * 4, 96.0),
+        ("sparse-pull", 96 * 3 * 4, 96.0),
+    ] {
+        let figures = figures(&bench(&[op, "--json", "--bytes", "64K"]));
+        assert_sane(&figures, op, bytes, keys);
+        assert_eq!((&figures["workers"], &figures["servers"]), (&1.into(), &1.into()));
+    }
+}
+
+#[test]
+fn operations_of_odd_sizes_and_of_several_parts() {
+    for arguments in [
+        ["push", "--bytes", "1234564", "--window", "7"],
+        ["pull", "--bytes", "1234564", "--window", "100"],
+        ["push-pull", "--bytes", "4100096", "--window", "3"],
+        ["write", "--bytes", "999996", "--window", "9"],
+        ["read", "--bytes", "999996", "--window", "300"],
+    ] {
+        let bytes = arguments[2].parse().unwrap();
+        assert_sane(&figures(&bench(&[&arguments[..], &["--json"]].concat())), arguments[0], bytes, 0.0);
+    }
+    let long = ["pull", "--bytes", "12M", "--table-bytes", "24M", "--seconds", "0.2", "--json"];
+    assert_sane(&figures(&windlass(&["bench"]).args(long).output().unwrap()), "pull", 12 << 20, 0.0);
+}
+
+#[test]
+fn several_workers_and_servers_under_every_consistency() {
+    for consistency in ["bsp", "ssp:1", "asp"] {
+        for op in ["push", "pull", "push-pull", "sparse-push", "sparse-pull"] {
+            let job = ["--workers", "3", "--servers", "2", "--threads", "2", "--bytes", "16K", "--json"];
+            let output = bench(&[&[op, "--consistency", consistency], &job[..]].concat());
+            let figures = figures(&output);
+            assert_eq!((&figures["workers"], &figures["servers"]), (&3.into(), &2.into()));
+            assert_eq!(figures["consistency"], consistency);
+        }
+    }
+}
+
+#[test]
+fn it_is_a_worker_of_a_job() {
+    let program = env!("CARGO_BIN_EXE_windlass");
+    let worker = ["bench", "push", "--bytes", "64K", "--table-bytes", "1M", "--seconds", "0.2", "--json"];
+    let job = ["run", "--workers", "2", "--servers", "1", "--poll", "block", "--", program];
+    let output = windlass(&[&job[..], &worker[..]].concat()).output().unwrap();
+    assert_sane(&figures(&output), "push", 65536, 0.0);
+    assert_eq!(figures(&output)["workers"], 2);
+}
+
+#[test]
+fn columns() {
+    let output = bench(&["latency", "--csv"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Vec<&str>> = stdout.lines().map(|l| l.split(',').collect()).collect();
+    assert_eq!(lines.len(), 2, "{stdout}");
+    assert_eq!(lines[0].len(), lines[1].len());
+    let at = |name: &str| lines[1][lines[0].iter().position(|c| *c == name).unwrap()];
+    assert_eq!((at("op"), at("bytes"), at("window")), ("latency", "64", "1"));
+    assert!(at("p99_us").parse::<f64>().unwrap() > 0.0);
+}
+
+/// Adds everything but the 100th value of what it is given.
+struct Forgetful;
+
+impl Optimizer for Forgetful {
+    fn state_width(&self) -> usize {
+        0
+    }
+
+    fn step(&self, parameters: &mut [f32], _state: &mut [f32], gradient: &[f32]) {
+        for (at, (w, g)) in parameters.iter_mut().zip(gradient).enumerate() {
+            if at != 99 {
+                *w += g;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_that_loses_an_update_is_found_out() {
+    let secret = Secret::generate().unwrap();
+    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1));
+    let coordinator = CoordinatorServer::bind(config).unwrap();
+    let address = coordinator.address().to_string();
+    let server = Server::builder(&address, secret.clone())
+        .optimizer("sum", |_| Ok(Box::new(Forgetful)))
+        .start()
+        .unwrap();
+    let coordinator = thread::spawn(move || coordinator.run());
+    let place = ["--coordinator", &address, "--rank", "0", "--workers", "1"];
+    let worker = ["bench", "push", "--bytes", "64K", "--table-bytes", "1M", "--seconds", "0.1"];
+    let output = windlass(&[&worker[..], &place[..]].concat())
+        .env("WINDLASS_SECRET", secret.to_hex())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("element 99:"), "{stderr}");
+    coordinator.join().unwrap().unwrap();
+    server.run().unwrap();
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_by_name() {
+    for (arguments, named) in [
+        (["push", "--bytes", "6"], "--bytes"),
+        (["write", "--bytes", "8M"], "--bytes"),
+        (["pull", "--window", "0"], "--window"),
+    ] {
+        let output = bench(&arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(11), "{stderr}");
+        assert!(stderr.contains(named), "{stderr}");
+    }
+}
+
+#[test]
+fn info_says_what_is_here() {
+    let output = windlass(&["info"]).output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    for name in ["features", "kernels", "allowed cores", "interfaces", "rdma ports", "locked memory"] {
+        let line = stdout.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
+        assert!(line.len() > 21, "{line}");
+    }
+    assert!(stdout.contains("lo: 127.0.0.1"), "{stdout}");
+}
