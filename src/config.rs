@@ -37,6 +37,8 @@ pub mod variable {
     pub const PORT_RANGE: &str = "WINDLASS_PORT_RANGE";
     /// RDMA device, `NAME` or `NAME:PORT`.
     pub const RDMA_DEVICE: &str = "WINDLASS_RDMA_DEVICE";
+    /// `scalar`, `avx2` or `avx512`: the instructions of the kernels; the best of the CPU when not given.
+    pub const SIMD: &str = "WINDLASS_SIMD";
     /// Log filter, as in `info` or `windlass=debug`.
     pub const LOG: &str = "WINDLASS_LOG";
 }
