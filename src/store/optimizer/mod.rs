@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use self::Bound::{BelowOne, NotNegative, Positive};
 use self::builtin::{Adaptive, Plain};
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -178,7 +179,6 @@ enum Bound {
     Positive,
     BelowOne,
 }
-use Bound::{BelowOne, NotNegative, Positive};
 
 impl Bound {
     fn admits(self, value: f32) -> bool {
