@@ -264,7 +264,40 @@ fn check_rule<R: Rule<P> + std::fmt::Debug, const P: usize>(
     Ok(())
 }
 
-#[derive(Debug)]
+/// `pieces` folded, divided, stepped with `rule` and cast in one pass, against the same one after the other.
+fn check_fused<R: Rule<P> + std::fmt::Debug, const P: usize>(
+    rule: R,
+    data: &Data,
+    pieces: &[Numbers],
+) -> Result<(), TestCaseError> {
+    let scalar = Simd::Scalar.table().unwrap();
+    let mut gradient = vec![0.0; data.w.len()];
+    oracle::fold(&mut gradient, pieces, 3.0);
+    let mut expected_w = data.w.clone();
+    let mut expected: [Vec<f32>; P] = std::array::from_fn(|p| data.planes[p].clone());
+    step_by(scalar, rule, &mut expected_w, expected.each_mut().map(Vec::as_mut_slice), &gradient);
+    let cast: Vec<u16> = expected_w.iter().map(|&w| half::bf16::from_f32(w).to_bits()).collect();
+
+    let held: Vec<Held> = pieces.iter().map(|p| Held::new(p, data.shift)).collect();
+    let inputs: Vec<Input<'_>> = held.iter().map(Held::input).collect();
+    for (simd, table) in tables() {
+        let mut w = Shifted::new(&data.w, data.shift);
+        let mut planes: [Vec<f32>; P] = std::array::from_fn(|p| data.planes[p].clone());
+        let mut out = vec![0u16; data.w.len()];
+        let gradient = Gradient::Fold { sum: None, pieces: &inputs, divisor: 3.0 };
+        pass_by(table, w.all_mut(), gradient, Some(Output::Bf16(&mut out)), |range, w, g| {
+            step_by(table, rule, w, planes.each_mut().map(|p| &mut p[range.clone()]), g);
+        });
+        prop_assert_eq!(bits(w.all()), bits(&expected_w), "{} {:?}", simd, rule);
+        for (found, expected) in planes.iter().zip(&expected) {
+            prop_assert_eq!(bits(found), bits(expected), "{} {:?}", simd, rule);
+        }
+        prop_assert_eq!(widened_bf16(&out), widened_bf16(&cast), "{} {:?}", simd, rule);
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone)]
 struct Data {
     shift: usize,
     w: Vec<f32>,
@@ -315,6 +348,31 @@ proptest! {
         })?;
         let rule = Ftrl { alpha: beta2 + 0.1, beta: 1.0, l1, l2: shrink };
         check_rule(rule, &data, |w, state, g| oracle::ftrl(w, state, g, rule))?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn every_rule_can_be_fused(
+        (data, pieces) in data().prop_flat_map(|data| {
+            let length = data.w.len();
+            (Just(data), prop::collection::vec(numbers(length), 1..6))
+        }),
+    ) {
+        let (rate, momentum, epsilon) = (0.1, 0.9, 1e-8);
+        check_fused(Assign, &data, &pieces)?;
+        check_fused(Sum, &data, &pieces)?;
+        check_fused(Sgd { rate }, &data, &pieces)?;
+        check_fused(Momentum { rate, momentum }, &data, &pieces)?;
+        check_fused(Nesterov { rate, momentum }, &data, &pieces)?;
+        check_fused(Adagrad { rate, epsilon }, &data, &pieces)?;
+        check_fused(RmsProp { rate, alpha: 0.99, epsilon }, &data, &pieces)?;
+        let adam = Adam { rate, root: 0.5, beta1: 0.9, beta2: 0.999, epsilon };
+        check_fused(adam, &data, &pieces)?;
+        check_fused(AdamW { shrink: 0.001, adam }, &data, &pieces)?;
+        check_fused(Ftrl { alpha: rate, beta: 1.0, l1: 0.1, l2: 0.01 }, &data, &pieces)?;
     }
 }
 
