@@ -394,6 +394,19 @@ fn ftrl_with_a_zero_gradient_changes_no_bit() {
 }
 
 #[test]
+fn ftrl_at_its_threshold_is_positive_zero_in_every_lane() {
+    let rule = Ftrl { alpha: 0.5, beta: 1.0, l1: 0.25, l2: 0.0 };
+    for (simd, table) in tables() {
+        let (mut w, mut n) = ([1.0f32; 35], [0.0f32; 35]);
+        let mut z: [f32; 35] = std::array::from_fn(|i| [0.25, -0.25, 0.250_000_03, -0.250_000_03][i % 4]);
+        step_by(table, rule, &mut w, [&mut z, &mut n], &[0.0; 35]);
+        for (i, w) in w.iter().enumerate() {
+            assert_eq!(w.to_bits() == 0, i % 4 < 2, "{simd}, lane {i}: {w}");
+        }
+    }
+}
+
+#[test]
 fn paths_are_named_and_refused_by_name() {
     assert_eq!("avx512".parse::<Simd>().unwrap(), Simd::Avx512);
     assert!("sse9".parse::<Simd>().unwrap_err().to_string().contains("avx2"));
