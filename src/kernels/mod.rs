@@ -2,7 +2,7 @@
 //! written, no FMA, no libm, conversions rounded to nearest even, denormals kept. So all paths (one lane, AVX2, AVX-512)
 //! agree bit for bit, except that any NaN stands for any other, and the same numbers give the same bits wherever they lie.
 //!
-//! [`Lanes`](lanes::Lanes) is what an algorithm may do, `generic` has each algorithm once, `rules` each update rule once;
+//! `lanes` says what an algorithm may do, `generic` has each algorithm once, `rules` each update rule once;
 //! `table` compiles them for each instruction set and chooses. Here are the safe entries.
 
 mod fold;
