@@ -39,6 +39,8 @@ pub mod variable {
     pub const POLL: &str = "WINDLASS_POLL";
     /// RDMA device, `NAME` or `NAME:PORT`.
     pub const RDMA_DEVICE: &str = "WINDLASS_RDMA_DEVICE";
+    /// `scalar`, `avx2` or `avx512`: the instructions of the kernels; the best of the CPU when not given.
+    pub const SIMD: &str = "WINDLASS_SIMD";
     /// Log filter, as in `info` or `windlass=debug`.
     pub const LOG: &str = "WINDLASS_LOG";
 }

@@ -16,6 +16,7 @@ use super::node::{NetworkOptions, NodeOptions};
 use super::run::{self, Plan};
 use crate::config::{Environment, variable};
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::launch;
 use crate::proto::secret::Secret;
 use crate::server::Server;
@@ -149,6 +150,9 @@ pub fn main() -> ExitCode {
 }
 
 fn obey(command: Command, environment: &Environment) -> Result<u8> {
+    if let Some(simd) = environment.value(variable::SIMD, "scalar, avx2 or avx512")? {
+        kernels::choose(simd)?;
+    }
     match command {
         Command::Run(options) => start(options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),

@@ -1,116 +1,179 @@
-//! Arithmetic on fp32 lanes. Every result is fixed to the bit: + − × ÷ √ in the order written, no FMA, no libm.
+//! Arithmetic on fp32 lanes, in from fp32, fp16 or bf16. Every result is fixed to the bit: + − × ÷ √ in the order
+//! written, no FMA, no libm, conversions rounded to nearest even, denormals kept. So all paths (one lane, AVX2, AVX-512)
+//! agree bit for bit, except that any NaN stands for any other, and the same numbers give the same bits wherever they lie.
 //!
-//! These are the scalar forms, the oracle that every SIMD path has to agree with.
+//! `lanes` says what an algorithm may do, `generic` has each algorithm once, `rules` each update rule once;
+//! `table` compiles them for each instruction set and chooses. Here are the safe entries.
 
-use crate::mem::Floats;
+mod fold;
+mod generic;
+mod input;
+mod lanes;
+mod rules;
+mod table;
 
-/// `sum[i] += values[i]`.
-///
-/// # Panics
-/// When the lengths differ.
-pub fn accumulate(sum: &mut [f32], values: Floats<'_>) {
-    assert_eq!(sum.len(), values.len());
-    for (i, s) in sum.iter_mut().enumerate() {
-        *s += values.at(i);
-    }
-}
-
-/// `values[i] /= divisor`.
-pub fn divide(values: &mut [f32], divisor: f32) {
-    for v in values {
-        *v /= divisor;
-    }
-}
-
-/// Plain stochastic gradient descent: `w ← w − rate · g`.
-///
-/// # Panics
-/// When the lengths differ.
-pub fn sgd(parameters: &mut [f32], gradient: &[f32], rate: f32) {
-    assert_eq!(parameters.len(), gradient.len());
-    for (w, g) in parameters.iter_mut().zip(gradient) {
-        *w -= rate * g;
-    }
-}
-
-/// The hyper-parameters of FTRL-Proximal.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Ftrl {
-    /// α, the learning rate's scale.
-    pub alpha: f32,
-    /// β, what the root of the squared gradients starts from.
-    pub beta: f32,
-    /// λ₁.
-    pub l1: f32,
-    /// λ₂.
-    pub l2: f32,
-}
-
-/// FTRL-Proximal with per-coordinate learning rates (McMahan et al., KDD 2013, Algorithm 1).
-/// `z` and `n` start at 0. A parameter whose |z| does not exceed λ₁ is exactly +0.
-///
-/// # Panics
-/// When the lengths differ.
-pub fn ftrl(parameters: &mut [f32], z: &mut [f32], n: &mut [f32], gradient: &[f32], rule: Ftrl) {
-    let length = parameters.len();
-    assert!(z.len() == length && n.len() == length && gradient.len() == length);
-    for i in 0..length {
-        let g = gradient[i];
-        let squares = n[i] + g * g;
-        let root = squares.sqrt();
-        let sigma = (root - n[i].sqrt()) / rule.alpha;
-        z[i] += g - sigma * parameters[i];
-        n[i] = squares;
-        parameters[i] = if z[i].abs() <= rule.l1 {
-            0.0
-        } else {
-            let shrunk = if z[i] > 0.0 { z[i] - rule.l1 } else { z[i] + rule.l1 };
-            -shrunk / ((rule.beta + root) / rule.alpha + rule.l2)
-        };
-    }
-}
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+mod tests;
 
-    #[test]
-    fn sums_start_from_positive_zero() {
-        let mut sum = [0.0f32; 2];
-        accumulate(&mut sum, Floats::from(&[-0.0f32, 1.0][..]));
-        assert_eq!(sum.map(f32::to_bits), [0.0f32, 1.0].map(f32::to_bits));
-    }
+pub use fold::{BLOCK, Gradient, accumulate, divide, fold, pass};
+pub use input::{Input, Output};
+pub use rules::{Adagrad, Adam, AdamW, Assign, Ftrl, Momentum, Nesterov, RmsProp, Rule, Sgd, Sum};
+pub use table::{Simd, choose, chosen};
 
-    #[test]
-    fn ftrl_follows_the_published_steps() {
-        let rule = Ftrl { alpha: 0.5, beta: 1.0, l1: 0.1, l2: 0.01 };
-        let (mut w, mut z, mut n) = ([0.0f32], [0.0f32], [0.0f32]);
-        let (mut w64, mut z64, mut n64) = (0.0f64, 0.0f64, 0.0f64);
-        for step in 0..100u16 {
-            let g = f32::from(step % 7) / 4.0 - 0.6;
-            ftrl(&mut w, &mut z, &mut n, &[g], rule);
-            // Algorithm 1, in f64 and in the paper's order: the weight is derived from z and n at the next visit.
-            let g = f64::from(g);
-            let sigma = ((n64 + g * g).sqrt() - n64.sqrt()) / 0.5;
-            z64 += g - sigma * w64;
-            n64 += g * g;
-            w64 = if z64.abs() <= 0.1 {
-                0.0
-            } else {
-                -(z64 - z64.signum() * 0.1) / ((1.0 + n64.sqrt()) / 0.5 + 0.01)
-            };
+use generic::{AddingScaled, Converting, CountingNonFinite, Stepping, tree};
+use table::{Table, table};
+
+/// Steps `parameters` by `rule` with `gradient`.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn step<R: Rule<PLANES>, const PLANES: usize>(
+    rule: R,
+    parameters: &mut [f32],
+    state: [&mut [f32]; PLANES],
+    gradient: &[f32],
+) {
+    step_by(table(), rule, parameters, state, gradient);
+}
+
+fn step_by<R: Rule<PLANES>, const PLANES: usize>(
+    table: &Table,
+    rule: R,
+    parameters: &mut [f32],
+    state: [&mut [f32]; PLANES],
+    gradient: &[f32],
+) {
+    let length = parameters.len();
+    assert!(gradient.len() == length && state.iter().all(|s| s.len() == length), "lengths differ");
+    let state = state.map(<[f32]>::as_mut_ptr);
+    let stepping = Stepping { rule, parameters: parameters.as_mut_ptr(), state, gradient: gradient.as_ptr() };
+    // SAFETY: exclusive slices of `length` each; tables are only handed out where the CPU has their instructions.
+    unsafe { R::kernel(table)(stepping, length) }
+}
+
+/// `sum ← sum + factor · values`, product and sum rounded each.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn add_scaled(sum: &mut [f32], factor: f32, values: Input<'_>) {
+    add_scaled_by(table(), sum, factor, values);
+}
+
+fn add_scaled_by(table: &Table, sum: &mut [f32], factor: f32, values: Input<'_>) {
+    let length = sum.len();
+    assert_eq!(length, values.len(), "lengths differ");
+    let sum = sum.as_mut_ptr();
+    // SAFETY: an exclusive slice and readable values of `length` each; the CPU has the table's instructions.
+    unsafe {
+        match values {
+            Input::F32(v) => {
+                (table.add_scaled_f32)(AddingScaled { sum, factor, values: v.as_ptr() }, length);
+            }
+            Input::F16(v) => {
+                (table.add_scaled_f16)(AddingScaled { sum, factor, values: v.as_ptr() }, length);
+            }
+            Input::Bf16(v) => {
+                (table.add_scaled_bf16)(AddingScaled { sum, factor, values: v.as_ptr() }, length);
+            }
         }
-        assert!((f64::from(w[0]) - w64).abs() <= 1e-5 * w64.abs(), "{} {w64}", w[0]);
-        assert!(w64 != 0.0);
     }
+}
 
-    #[test]
-    fn a_zero_gradient_changes_no_bit() {
-        let rule = Ftrl { alpha: 0.5, beta: 1.0, l1: 0.1, l2: 0.01 };
-        let (mut w, mut z, mut n) = ([0.0f32; 1], [0.0f32; 1], [0.0f32; 1]);
-        ftrl(&mut w, &mut z, &mut n, &[0.7], rule);
-        let before = (w, z, n);
-        ftrl(&mut w, &mut z, &mut n, &[0.0], rule);
-        assert_eq!((w, z, n), before);
+/// `into ← values`, exactly.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn widen(into: &mut [f32], values: Input<'_>) {
+    widen_by(table(), into, values);
+}
+
+fn widen_by(table: &Table, into: &mut [f32], values: Input<'_>) {
+    let length = into.len();
+    assert_eq!(length, values.len(), "lengths differ");
+    let to = into.as_mut_ptr();
+    // SAFETY: an exclusive slice and readable values of `length` each, which can't overlap; the CPU has the table's
+    // instructions.
+    unsafe {
+        match values {
+            Input::F32(v) => std::ptr::copy_nonoverlapping(v.as_ptr(), to, length),
+            Input::F16(v) => (table.f32_from_f16)(Converting { from: v.as_ptr(), to }, length),
+            Input::Bf16(v) => (table.f32_from_bf16)(Converting { from: v.as_ptr(), to }, length),
+        }
     }
+}
+
+/// `into ← values`, rounded to nearest even; what is too large becomes infinite.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn narrow(into: Output<'_>, values: &[f32]) {
+    narrow_by(table(), into, values);
+}
+
+fn narrow_by(table: &Table, into: Output<'_>, values: &[f32]) {
+    let length = values.len();
+    assert_eq!(length, into.len(), "lengths differ");
+    let from = values.as_ptr();
+    // SAFETY: distinct slices of `length` each; the CPU has the table's instructions.
+    unsafe {
+        match into {
+            Output::F32(to) => to.copy_from_slice(values),
+            Output::F16(to) => (table.f16_from_f32)(Converting { from, to: to.as_mut_ptr() }, length),
+            Output::Bf16(to) => (table.bf16_from_f32)(Converting { from, to: to.as_mut_ptr() }, length),
+        }
+    }
+}
+
+/// How many values are infinite or NaN.
+pub fn count_non_finite(values: Input<'_>) -> u64 {
+    count_non_finite_by(table(), values)
+}
+
+fn count_non_finite_by(table: &Table, values: Input<'_>) -> u64 {
+    let (length, found) = (values.len(), 0);
+    // SAFETY: `length` values are readable; the CPU has the table's instructions.
+    unsafe {
+        match values {
+            Input::F32(v) => (table.non_finite_f32)(CountingNonFinite { values: v.as_ptr(), found }, length),
+            Input::F16(v) => (table.non_finite_f16)(CountingNonFinite { values: v.as_ptr(), found }, length),
+            Input::Bf16(v) => {
+                (table.non_finite_bf16)(CountingNonFinite { values: v.as_ptr(), found }, length)
+            }
+        }
+    }
+}
+
+/// `Σ a[i] · b[i]` in fp32: sixteen sums, of the products with i mod 16 = 0, 1, … in the order of i, added in a fixed
+/// tree. Both in the same format.
+///
+/// # Panics
+/// When lengths or formats differ.
+pub fn dot(a: Input<'_>, b: Input<'_>) -> f32 {
+    dot_by(table(), a, b)
+}
+
+fn dot_by(table: &Table, a: Input<'_>, b: Input<'_>) -> f32 {
+    let length = a.len();
+    assert_eq!(length, b.len(), "lengths differ");
+    let mut sums = [0.0; 16];
+    // SAFETY: `length` values of each are readable; the CPU has the table's instructions.
+    unsafe {
+        match (a, b) {
+            (Input::F32(a), Input::F32(b)) => (table.dot_f32)(&mut sums, a.as_ptr(), b.as_ptr(), length),
+            (Input::F16(a), Input::F16(b)) => (table.dot_f16)(&mut sums, a.as_ptr(), b.as_ptr(), length),
+            (Input::Bf16(a), Input::Bf16(b)) => (table.dot_bf16)(&mut sums, a.as_ptr(), b.as_ptr(), length),
+            _ => panic!("formats differ"),
+        }
+    }
+    tree(sums)
+}
+
+/// The Euclidean norm: the root of [`dot`] with itself.
+pub fn norm(values: Input<'_>) -> f32 {
+    dot(values, values).sqrt()
 }

@@ -1,10 +1,9 @@
-//! Floats in an arena: exclusively owned blocks, and a view of floats that a peer may be changing.
+//! Exclusively owned fp32 in an arena.
 
-use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::{ALIGNMENT, Arena, RegionId, RegionSlice, align_up};
+use super::{Arena, RegionId, RegionSlice, align_up};
 use crate::error::Result;
 
 /// Cuts one arena into exclusively owned blocks of fp32, each 64-byte aligned.
@@ -73,64 +72,6 @@ impl DerefMut for Block {
     }
 }
 
-/// fp32 that lie in a slot. A hostile peer may change them while they are read: any values may come out, nothing else
-/// can go wrong, because they are only ever read one by one through a raw pointer.
-#[derive(Debug, Clone, Copy)]
-pub struct Floats<'a> {
-    start: *const f32,
-    length: usize,
-    memory: PhantomData<&'a Arena>,
-}
-
-impl<'a> Floats<'a> {
-    /// `length` fp32 at byte `offset` of `arena`.
-    ///
-    /// # Panics
-    /// When they lie outside or `offset` is not a multiple of 4.
-    pub fn in_arena(arena: &'a Arena, offset: usize, length: usize) -> Floats<'a> {
-        const { assert!(ALIGNMENT.is_multiple_of(4)) };
-        assert!(offset.is_multiple_of(4), "fp32 at byte {offset}");
-        let start = arena.at(offset, length * 4).cast_const().cast::<f32>();
-        Floats { start, length, memory: PhantomData }
-    }
-
-    /// Number of fp32.
-    pub fn len(&self) -> usize {
-        self.length
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
-    /// The `i`-th value.
-    ///
-    /// # Panics
-    /// When there is none.
-    pub fn at(&self, i: usize) -> f32 {
-        assert!(i < self.length);
-        // SAFETY: `i` was checked; the constructors proved the range readable for 'a, and aligned.
-        unsafe { self.start.add(i).read() }
-    }
-
-    /// `length` values from `first` on.
-    ///
-    /// # Panics
-    /// When they lie outside.
-    pub fn part(&self, first: usize, length: usize) -> Floats<'a> {
-        assert!(first.checked_add(length).is_some_and(|end| end <= self.length));
-        // SAFETY: the assertion keeps the result inside the range that the constructors proved.
-        Floats { start: unsafe { self.start.add(first) }, length, memory: PhantomData }
-    }
-}
-
-impl<'a> From<&'a [f32]> for Floats<'a> {
-    fn from(values: &'a [f32]) -> Floats<'a> {
-        Floats { start: values.as_ptr(), length: values.len(), memory: PhantomData }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,14 +88,5 @@ mod tests {
             assert!(block.iter().all(|&v| v == f32::from(value)));
         }
         assert!(blocks.cut(1 << 20).is_none());
-    }
-
-    #[test]
-    fn floats_read_what_was_copied_in() {
-        let arena = Arena::new(4096).unwrap();
-        arena.copy_in(8, &1.5f32.to_le_bytes());
-        let floats = Floats::in_arena(&arena, 4, 3);
-        assert_eq!([floats.at(0), floats.at(1), floats.at(2)], [0.0, 1.5, 0.0]);
-        assert_eq!(floats.part(1, 1).at(0), 1.5);
     }
 }

@@ -7,10 +7,12 @@
 mod arena;
 mod block;
 mod pool;
+mod values;
 
 pub use arena::Arena;
-pub use block::{Block, Blocks, Floats};
+pub use block::{Block, Blocks};
 pub use pool::{Buf, Pool};
+pub use values::{Floats, Halves, Values};
 
 use std::sync::Arc;
 

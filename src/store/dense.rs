@@ -1,9 +1,10 @@
 //! A shard's part of a dense table: whole segments in one arena.
 
 use super::optimizer::Optimizer;
+use super::state::State;
 use crate::error::{Malformed, Result};
-use crate::kernels;
-use crate::mem::{Block, Blocks, Floats};
+use crate::kernels::{self, Gradient, Input};
+use crate::mem::{Block, Blocks};
 use crate::types::{BucketId, TableSpec, Version};
 
 const NOT_OURS: u32 = u32::MAX;
@@ -17,7 +18,7 @@ pub struct Dense {
 
 struct Segment {
     parameters: Block,
-    /// The optimizer's planes.
+    /// The optimizer's planes, then its scalars.
     state: Block,
     /// What the open clock brought so far.
     sum: Block,
@@ -27,12 +28,13 @@ struct Segment {
 
 impl Dense {
     /// Zeroed segments for `buckets`, which must be buckets of `spec`.
-    pub fn new(spec: &TableSpec, buckets: &[BucketId], state_width: usize) -> Result<Dense> {
+    pub fn new(spec: &TableSpec, buckets: &[BucketId], optimizer: &dyn Optimizer) -> Result<Dense> {
         let length = |b: &BucketId| spec.segment_range(*b).map_or(0, |r| r.len() as usize);
         let folds = usize::from(spec.consistency.folds_by_rank());
+        let state = |n: usize| n * optimizer.state_width() + optimizer.scalars();
         let lengths = buckets.iter().flat_map(|b| {
             let n = length(b);
-            [n, n * state_width, n * folds]
+            [n, state(n), n * folds]
         });
         let mut blocks = Blocks::for_lengths(lengths)?;
         let mut place = vec![NOT_OURS; spec.buckets() as usize];
@@ -40,7 +42,7 @@ impl Dense {
         for bucket in buckets {
             let n = length(bucket);
             let (Some(parameters), Some(state), Some(sum)) =
-                (blocks.cut(n), blocks.cut(n * state_width), blocks.cut(n * folds))
+                (blocks.cut(n), blocks.cut(state(n)), blocks.cut(n * folds))
             else {
                 unreachable!("the arena was sized for exactly these blocks");
             };
@@ -51,21 +53,19 @@ impl Dense {
     }
 
     /// Adds a piece to what the open clock brought. True when it is the bucket's first in this clock.
-    pub fn fold(&mut self, bucket: BucketId, first: u32, values: Floats<'_>) -> Result<bool, Malformed> {
+    pub fn fold(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<bool, Malformed> {
         let segment = self.segment(bucket, first, values.len())?;
         let first = first as usize;
         kernels::accumulate(&mut segment.sum[first..first + values.len()], values);
         Ok(!std::mem::replace(&mut segment.touched, true))
     }
 
-    /// Steps with what the clock brought, divided by `divisor`.
+    /// Steps with what the clock brought, divided by `divisor`: one pass over the segment.
     pub fn close(&mut self, bucket: BucketId, divisor: f32, optimizer: &dyn Optimizer) -> Version {
         let segment = &mut self.segments[self.place[bucket as usize] as usize];
-        if divisor != 1.0 {
-            kernels::divide(&mut segment.sum, divisor);
-        }
-        optimizer.step(&mut segment.parameters, &mut segment.state, &segment.sum);
-        segment.sum.fill(0.0);
+        let gradient = Gradient::Fold { sum: Some(&mut segment.sum), pieces: &[], divisor };
+        let state = State::of_part(&mut segment.state, segment.parameters.len(), 0, optimizer);
+        state.step(optimizer, &mut segment.parameters, gradient);
         segment.touched = false;
         segment.version += 1;
         segment.version
@@ -76,19 +76,14 @@ impl Dense {
         &mut self,
         bucket: BucketId,
         first: u32,
-        values: Floats<'_>,
+        values: Input<'_>,
         optimizer: &dyn Optimizer,
-        scratch: &mut Vec<f32>,
     ) -> Result<Version, Malformed> {
         let segment = self.segment(bucket, first, values.len())?;
-        let (first, count, whole) = (first as usize, values.len(), segment.parameters.len());
-        scratch.clear();
-        scratch.extend((0..count).map(|i| values.at(i)));
-        if count == whole {
-            optimizer.step(&mut segment.parameters, &mut segment.state, scratch);
-        } else {
-            step_part(segment, first, count, optimizer, scratch);
-        }
+        let first = first as usize;
+        let state = State::of_part(&mut segment.state, segment.parameters.len(), first, optimizer);
+        let parameters = &mut segment.parameters[first..first + values.len()];
+        state.step(optimizer, parameters, Gradient::Piece(values));
         segment.version += 1;
         Ok(segment.version)
     }
@@ -119,26 +114,5 @@ impl Dense {
             return Err(Malformed::new("count", format!("1 to {length} elements inside the segment"), found));
         }
         Ok(place)
-    }
-}
-
-/// A step on part of a segment: the state's planes are cut to that part, stepped, and put back.
-fn step_part(
-    segment: &mut Segment,
-    first: usize,
-    count: usize,
-    optimizer: &dyn Optimizer,
-    scratch: &mut Vec<f32>,
-) {
-    let whole = segment.parameters.len();
-    for plane in 0..optimizer.state_width() {
-        let at = plane * whole + first;
-        scratch.extend_from_slice(&segment.state[at..at + count]);
-    }
-    let (gradient, state) = scratch.split_at_mut(count);
-    optimizer.step(&mut segment.parameters[first..first + count], state, gradient);
-    for plane in 0..optimizer.state_width() {
-        let at = plane * whole + first;
-        segment.state[at..at + count].copy_from_slice(&state[plane * count..(plane + 1) * count]);
     }
 }

@@ -8,6 +8,7 @@ mod index;
 mod optimizer;
 mod shard;
 mod sparse;
+mod state;
 
-pub use optimizer::{Optimizer, Optimizers};
+pub use optimizer::{MAX_STATE_WIDTH, Optimizer, Optimizers};
 pub use shard::{Applied, DensePiece, Reading, Shard, SparsePiece};

@@ -90,11 +90,11 @@ impl Shard {
         }
         spec.validate()?;
         let optimizer = self.optimizers.build(&spec.optimizer)?;
-        let width = optimizer.state_width();
         let body = match &spec.kind {
-            TableKind::Dense { .. } => Body::Dense(Dense::new(spec, buckets, width)?),
+            TableKind::Dense { .. } => Body::Dense(Dense::new(spec, buckets, optimizer.as_ref())?),
             TableKind::Sparse { dim, .. } => {
-                Body::Sparse(buckets.iter().map(|&b| (b, SparseBucket::new(*dim as usize, width))).collect())
+                let empty = |&b| (b, SparseBucket::new(*dim as usize, optimizer.as_ref()));
+                Body::Sparse(buckets.iter().map(empty).collect())
             }
         };
         self.tables.insert(id, Table { spec: spec.clone(), optimizer, body });
@@ -117,11 +117,11 @@ impl Shard {
         let Table { spec, optimizer, body } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
         if spec.consistency.folds_by_rank() {
-            if dense.fold(bucket, first, values)? {
+            if dense.fold(bucket, first, values.into())? {
                 self.touched.push((table, bucket));
             }
         } else {
-            let version = dense.apply(bucket, first, values, optimizer.as_ref(), &mut self.scratch)?;
+            let version = dense.apply(bucket, first, values.into(), optimizer.as_ref())?;
             applied.push(Applied { table, bucket, version });
         }
         Ok(())
@@ -146,7 +146,7 @@ impl Shard {
             let Some(bucket) = buckets.get_mut(&id) else { continue }; // checked above
             let count = count as usize;
             let keys = &piece.keys[done..done + count];
-            let values = piece.values.part(done * dim, count * dim);
+            let values = piece.values.part(done * dim, count * dim).into();
             if spec.consistency.folds_by_rank() {
                 if bucket.fold(keys, values) {
                     self.touched.push((table, id));

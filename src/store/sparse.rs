@@ -2,13 +2,13 @@
 
 use super::index::Index;
 use super::optimizer::Optimizer;
-use crate::kernels;
-use crate::mem::Floats;
+use super::state::State;
+use crate::kernels::{self, Input};
 use crate::types::{Key, Version};
 
 const UNTOUCHED: u32 = u32::MAX;
 
-/// The rows of one bucket. A row is `dim` parameters followed by the optimizer's planes.
+/// The rows of one bucket. A row is `dim` parameters, then the optimizer's planes, then its scalars.
 pub struct SparseBucket {
     dim: usize,
     stride: usize,
@@ -23,10 +23,10 @@ pub struct SparseBucket {
 
 impl SparseBucket {
     /// An empty bucket of rows of `dim`.
-    pub fn new(dim: usize, state_width: usize) -> SparseBucket {
+    pub fn new(dim: usize, optimizer: &dyn Optimizer) -> SparseBucket {
         SparseBucket {
             dim,
-            stride: dim * (1 + state_width),
+            stride: dim * (1 + optimizer.state_width()) + optimizer.scalars(),
             index: Index::default(),
             rows: Vec::new(),
             sum_of: Vec::new(),
@@ -37,7 +37,7 @@ impl SparseBucket {
     }
 
     /// Adds the rows of `values` to what the open clock brought. True when they are the bucket's first in this clock.
-    pub fn fold(&mut self, keys: &[Key], values: Floats<'_>) -> bool {
+    pub fn fold(&mut self, keys: &[Key], values: Input<'_>) -> bool {
         let first = self.touched.is_empty();
         for (i, &key) in keys.iter().enumerate() {
             let row = self.row(key);
@@ -59,9 +59,7 @@ impl SparseBucket {
         }
         for (row, sum) in self.touched.iter().zip(self.sums.chunks_exact(self.dim)) {
             let row = *row as usize;
-            let (parameters, state) =
-                self.rows[row * self.stride..(row + 1) * self.stride].split_at_mut(self.dim);
-            optimizer.step(parameters, state, sum);
+            step_row(&mut self.rows[row * self.stride..(row + 1) * self.stride], sum, optimizer);
             self.sum_of[row] = UNTOUCHED;
         }
         self.touched.clear();
@@ -74,17 +72,15 @@ impl SparseBucket {
     pub fn apply(
         &mut self,
         keys: &[Key],
-        values: Floats<'_>,
+        values: Input<'_>,
         optimizer: &dyn Optimizer,
         scratch: &mut Vec<f32>,
     ) -> Version {
-        for (i, &key) in keys.iter().enumerate() {
+        scratch.resize(values.len(), 0.0);
+        kernels::widen(scratch, values);
+        for (&key, gradient) in keys.iter().zip(scratch.chunks_exact(self.dim)) {
             let row = self.row(key);
-            scratch.clear();
-            scratch.extend((0..self.dim).map(|d| values.at(i * self.dim + d)));
-            let (parameters, state) =
-                self.rows[row * self.stride..(row + 1) * self.stride].split_at_mut(self.dim);
-            optimizer.step(parameters, state, scratch);
+            step_row(&mut self.rows[row * self.stride..(row + 1) * self.stride], gradient, optimizer);
         }
         self.version += 1;
         self.version
@@ -117,4 +113,9 @@ impl SparseBucket {
         }
         row as usize
     }
+}
+
+fn step_row(row: &mut [f32], gradient: &[f32], optimizer: &dyn Optimizer) {
+    let (parameters, state) = row.split_at_mut(gradient.len());
+    State::of_part(state, gradient.len(), 0, optimizer).step_with(optimizer, parameters, gradient);
 }

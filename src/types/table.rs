@@ -78,6 +78,52 @@ impl OptimizerSpec {
         OptimizerSpec::new("sgd", &[("rate", rate)])
     }
 
+    /// `w ← g`: the table holds what was pushed last.
+    pub fn assign() -> OptimizerSpec {
+        OptimizerSpec::new("assign", &[])
+    }
+
+    /// `w ← w + g`: the table holds the sum of what was pushed.
+    pub fn sum() -> OptimizerSpec {
+        OptimizerSpec::new("sum", &[])
+    }
+
+    /// Heavy-ball momentum as in PyTorch's SGD without dampening: `m ← momentum · m + g`, `w ← w − rate · m`.
+    pub fn momentum(rate: f32, momentum: f32) -> OptimizerSpec {
+        OptimizerSpec::new("momentum", &[("rate", rate), ("momentum", momentum)])
+    }
+
+    /// Nesterov's momentum as in PyTorch's SGD: `m ← momentum · m + g`, `w ← w − rate · (g + momentum · m)`.
+    pub fn nesterov(rate: f32, momentum: f32) -> OptimizerSpec {
+        OptimizerSpec::new("nesterov", &[("rate", rate), ("momentum", momentum)])
+    }
+
+    /// Adagrad (Duchi et al., JMLR 2011) as in PyTorch: `s ← s + g²`, `w ← w − rate · g / (√s + epsilon)`.
+    pub fn adagrad(rate: f32, epsilon: f32) -> OptimizerSpec {
+        OptimizerSpec::new("adagrad", &[("rate", rate), ("epsilon", epsilon)])
+    }
+
+    /// RMSprop (Tieleman and Hinton, 2012) as in PyTorch: `s ← alpha · s + (1 − alpha) · g²`,
+    /// `w ← w − rate · g / (√s + epsilon)`.
+    pub fn rmsprop(rate: f32, alpha: f32, epsilon: f32) -> OptimizerSpec {
+        OptimizerSpec::new("rmsprop", &[("rate", rate), ("alpha", alpha), ("epsilon", epsilon)])
+    }
+
+    /// Adam (Kingma and Ba, ICLR 2015) as in PyTorch, without AMSGrad. Each dense bucket and each sparse row counts its own
+    /// steps.
+    pub fn adam(rate: f32, beta1: f32, beta2: f32, epsilon: f32) -> OptimizerSpec {
+        let values = [("rate", rate), ("beta1", beta1), ("beta2", beta2), ("epsilon", epsilon)];
+        OptimizerSpec::new("adam", &values)
+    }
+
+    /// AdamW (Loshchilov and Hutter, ICLR 2019) as in PyTorch: `w ← w − rate · weight_decay · w`, then Adam's step.
+    pub fn adamw(rate: f32, beta1: f32, beta2: f32, epsilon: f32, weight_decay: f32) -> OptimizerSpec {
+        let mut spec = OptimizerSpec::adam(rate, beta1, beta2, epsilon);
+        spec.name = "adamw".to_owned();
+        spec.parameters.push(("weight_decay".to_owned(), weight_decay));
+        spec
+    }
+
     /// FTRL-Proximal (McMahan et al., KDD 2013, Algorithm 1).
     pub fn ftrl(alpha: f32, beta: f32, l1: f32, l2: f32) -> OptimizerSpec {
         OptimizerSpec::new("ftrl", &[("alpha", alpha), ("beta", beta), ("l1", l1), ("l2", l2)])

@@ -172,3 +172,34 @@ fn another_spec_under_the_same_number_is_refused_with_both() {
     let error = shard.create_table(0, &TableSpec::sparse("w", 2), &[]).unwrap_err().to_string();
     assert!(error.contains("rows of 1") && error.contains("rows of 2"), "{error}");
 }
+
+/// Adam ages a sparse row with its own steps only, and a dense bucket with every clock that brought anything.
+#[test]
+fn adam_counts_the_steps_of_each_row_and_of_each_bucket() {
+    let rule = OptimizerSpec::adam(0.5, 0.9, 0.999, 1e-8);
+    let spec = TableSpec::sparse("w", 1).optimizer(rule.clone());
+    let mut sparse = shard(&spec);
+    for clock in 0..3 {
+        push_sparse(&mut sparse, &spec, &[(1, 2.0)]).unwrap();
+        if clock == 2 {
+            push_sparse(&mut sparse, &spec, &[(2, 2.0)]).unwrap();
+        }
+        sparse.close(1, &mut Vec::new());
+    }
+    let rows = read_sparse(&sparse, &spec, &[1, 2]);
+    // With a constant gradient every step of Adam is one of the learning rate.
+    let near = |bits: u32, expected: f32| (f32::from_bits(bits) - expected).abs() < 1e-5;
+    assert!(near(rows[&1], -1.5) && near(rows[&2], -0.5), "{rows:?}");
+
+    let spec = TableSpec::dense("w", &[32]).segment_bytes(64).optimizer(rule);
+    let mut dense = shard(&spec);
+    for bucket in [0, 0, 1] {
+        let piece = DensePiece { bucket, first: 0, values: Floats::from(&[2.0f32; 16][..]) };
+        dense.push_dense(0, piece, &mut Vec::new()).unwrap();
+        dense.close(1, &mut Vec::new());
+    }
+    for (bucket, expected) in [(0, -1.0), (1, -0.5)] {
+        let reading = dense.read_dense(0, bucket, 0, 16).unwrap();
+        assert!(reading.values.iter().all(|w| near(w.to_bits(), expected)), "{:?}", reading.values);
+    }
+}
