@@ -120,7 +120,7 @@ impl Optimizer for Forgetful {
         0
     }
 
-    fn step(&self, parameters: &mut [f32], _state: &mut [f32], gradient: &[f32]) {
+    fn step(&self, parameters: &mut [f32], _: &mut [&mut [f32]], _: &[f32], gradient: &[f32]) {
         for (at, (w, g)) in parameters.iter_mut().zip(gradient).enumerate() {
             if at != 99 {
                 *w += g;

@@ -55,7 +55,7 @@ fn cpu_features() -> Vec<&'static str> {
 fn kernels() -> String {
     let features = cpu_features();
     let has = if features.is_empty() { "nothing that kernels use".to_owned() } else { features.join(" ") };
-    format!("scalar\nthe CPU has {has}")
+    format!("{}\nthe CPU has {has}", crate::kernels::chosen())
 }
 
 /// Cores, memory and its limits.

@@ -219,6 +219,6 @@ macro_rules! path {
 
 path!(scalar, f32);
 #[cfg(target_arch = "x86_64")]
-path!(avx2, super::super::avx2::Avx2, "avx2,f16c");
+path!(avx2, crate::kernels::avx2::Avx2, "avx2,f16c");
 #[cfg(target_arch = "x86_64")]
-path!(avx512, super::super::avx512::Avx512, "avx512f");
+path!(avx512, crate::kernels::avx512::Avx512, "avx512f");

@@ -18,10 +18,18 @@ const STRANGERS: [usize; 2] = [2, 4];
 
 /// The files that may say `unsafe`, each with what it needs it for.
 const UNSAFE: &[(&str, &str)] = &[
+    ("src/kernels/avx2.rs", "AVX2 intrinsics"),
+    ("src/kernels/avx512.rs", "AVX-512 intrinsics"),
+    ("src/kernels/fold.rs", "calling a path that the CPU was asked for"),
+    ("src/kernels/generic.rs", "loads and stores at the edge of a slice"),
+    ("src/kernels/lanes.rs", "what a vector of lanes is"),
+    ("src/kernels/mod.rs", "calling a path that the CPU was asked for"),
+    ("src/kernels/table.rs", "entering code for one instruction set"),
     ("src/launch/guard.rs", "prctl in a new process"),
     ("src/launch/spawn.rs", "what a child does between fork and exec"),
     ("src/mem/arena.rs", "memory that peers write"),
-    ("src/mem/block.rs", "floats in that memory"),
+    ("src/mem/block.rs", "floats that one thread owns"),
+    ("src/mem/values.rs", "floats that a peer may be changing"),
     ("src/transport/park.rs", "an owned descriptor"),
     ("src/transport/tcp/rx.rs", "receiving into an arena"),
     ("src/transport/tcp/socket.rs", "socket calls on arena memory"),
