@@ -37,6 +37,10 @@ pub mod variable {
     pub const PORT_RANGE: &str = "WINDLASS_PORT_RANGE";
     /// How threads wait: `auto`, `spin` or `block`.
     pub const POLL: &str = "WINDLASS_POLL";
+    /// Seconds of silence after which a peer is lost.
+    pub const PEER_TIMEOUT: &str = "WINDLASS_PEER_TIMEOUT";
+    /// Seconds in which a lost data connection is opened anew.
+    pub const RECONNECT_TIMEOUT: &str = "WINDLASS_RECONNECT_TIMEOUT";
     /// RDMA device, `NAME` or `NAME:PORT`.
     pub const RDMA_DEVICE: &str = "WINDLASS_RDMA_DEVICE";
     /// `scalar`, `avx2` or `avx512`: the instructions of the kernels; the best of the CPU when not given.
@@ -64,6 +68,14 @@ impl Environment {
     /// A snapshot made by hand.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Environment {
         Environment { values: pairs.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect() }
+    }
+
+    /// The same with `value`, if there is one, in place of what `name` says.
+    pub fn with(mut self, name: &str, value: Option<impl ToString>) -> Environment {
+        if let Some(value) = value {
+            self.values.insert(name.to_owned(), value.to_string());
+        }
+        self
     }
 
     /// The text of a variable.

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, for whom, and what was expected instead.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting (flag, environment variable, specification) has a value that can't be used.
@@ -117,6 +117,13 @@ pub enum Error {
         /// errno or completion status, and what to do about it.
         reason: String,
     },
+}
+
+impl fmt::Debug for Error {
+    /// For people: it is what a `main` prints that returns it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} (error {})", self.code())
+    }
 }
 
 impl Error {

@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -109,6 +109,9 @@ struct CoordinatorOptions {
     /// Number of workers [default: what the first worker says]
     #[arg(long)]
     workers: Option<u32>,
+    /// Seconds of silence after which a node is lost [WINDLASS_PEER_TIMEOUT; default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    peer_timeout: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -164,7 +167,8 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
         Command::Coordinator(options) => coordinate(&options, environment).map(|()| 0),
         Command::Server(options) => serve(&options, environment).map(|()| 0),
         Command::Secret => {
-            println!("{}", Secret::generate()?.to_hex());
+            writeln!(std::io::stdout(), "{}", Secret::generate()?.to_hex())
+                .map_err(|e| Error::io("write", "standard output", e))?;
             Ok(0)
         }
         Command::Guard => Ok(launch::guard_main() as u8),
@@ -227,6 +231,7 @@ fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
         return Ok(0);
     }
     options.check()?;
+    options.check_alone()?;
     let plan = Plan {
         command: "windlass train lr".to_owned(),
         servers: options.servers,
@@ -247,6 +252,8 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     let mut config = CoordinatorServerConfig::new(secret, job, options.servers, options.workers);
     config.ip = options.listen.ip();
     config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
+    let network = NetworkOptions { peer_timeout: options.peer_timeout, ..NetworkOptions::default() };
+    config.limits.peer_timeout = network.network(environment, 1)?.peer_timeout;
     let coordinator = CoordinatorServer::bind(config)?;
     eprintln!("windlass coordinator: listening on {}", coordinator.address());
     let outcome = coordinator.run()?;
@@ -267,6 +274,9 @@ fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
         None => environment.value(variable::RANK, "a number")?,
     };
     let network = options.node.network.network(environment, threads as usize)?;
+    if environment.text(variable::JOB).is_none() {
+        eprintln!("windlass server: joining the job at {}", options.node.coordinator(environment)?);
+    }
     Server::builder(&options.node.coordinator(environment)?, options.node.secret(environment)?)
         .job(environment.text(variable::JOB).unwrap_or_default())
         .rank(rank)

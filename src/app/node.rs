@@ -1,16 +1,14 @@
 //! Options that every process of a job has, from flags and, where a flag is missing, from the launcher's variables.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 
 use crate::client::ClientConfig;
-use crate::config::{Environment, Network, PollChoice, Polling, TransportKind, parse_ports, variable};
+use crate::config::{Environment, Network, PollChoice, TransportKind, variable};
 use crate::error::{Error, Result};
-use crate::launch::allowed_cores;
 use crate::proto::secret::Secret;
-use crate::transport::interface;
+use crate::transport::network;
 
 /// Where the job is, and which network to use.
 #[derive(Debug, Clone, Default, Args)]
@@ -43,12 +41,13 @@ pub struct NetworkOptions {
     /// How threads wait for the network: auto, spin or block [WINDLASS_POLL; default: auto]
     #[arg(long, value_name = "HOW")]
     pub poll: Option<PollChoice>,
-    /// Seconds of silence after which a peer is lost
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub peer_timeout: u64,
+    /// Seconds of silence after which a peer is lost [WINDLASS_PEER_TIMEOUT; default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub peer_timeout: Option<u64>,
     /// Seconds in which a lost data connection is opened anew before its peer counts as lost
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub reconnect_timeout: u64,
+    /// [WINDLASS_RECONNECT_TIMEOUT; default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub reconnect_timeout: Option<u64>,
 }
 
 impl NodeOptions {
@@ -94,39 +93,19 @@ impl NodeOptions {
 impl NetworkOptions {
     /// The network to use; `own_pollers` threads of this process will wait for it.
     pub fn network(&self, environment: &Environment, own_pollers: usize) -> Result<Network> {
-        let text =
-            |flag: &Option<String>, name| flag.clone().or_else(|| environment.text(name).map(str::to_owned));
-        let defaults = Network::default();
-        let transport = match self.transport {
-            Some(kind) => Some(kind),
-            None => environment.value(variable::TRANSPORT, "tcp or verbs")?,
-        };
-        let interface = match text(&self.interface, variable::INTERFACE) {
-            Some(name) => interface::resolve(&name)?,
-            None => defaults.interface,
-        };
-        let poll = match self.poll {
-            Some(choice) => Some(choice),
-            None => environment.value(variable::POLL, "auto, spin or block")?,
-        };
-        if interface.is_unspecified() {
-            // The address is also what others dial.
-            return Err(Error::config("--interface", "one interface's name or address", interface));
-        }
-        let ports = text(&self.port_range, variable::PORT_RANGE).map(|t| parse_ports(&t)).transpose()?;
-        if self.peer_timeout == 0 {
-            return Err(Error::config("--peer-timeout", "at least 1", 0));
-        }
-        let pollers = environment.value(variable::POLLERS, "a number")?.unwrap_or(own_pollers);
-        Ok(Network {
-            transport: transport.unwrap_or(defaults.transport),
-            interface,
-            ports,
-            rdma_device: text(&self.rdma_device, variable::RDMA_DEVICE),
-            peer_timeout: Duration::from_secs(self.peer_timeout),
-            reconnect_timeout: Duration::from_secs(self.reconnect_timeout),
-            advertise: None,
-            polling: Polling::chosen(poll.unwrap_or_default(), pollers, allowed_cores()),
-        })
+        network::from_environment(&self.over(environment), own_pollers)
+    }
+
+    /// The environment with what the flags say in its place: what a launcher hands on.
+    pub fn over(&self, environment: &Environment) -> Environment {
+        environment
+            .clone()
+            .with(variable::TRANSPORT, self.transport)
+            .with(variable::INTERFACE, self.interface.as_ref())
+            .with(variable::PORT_RANGE, self.port_range.as_ref())
+            .with(variable::RDMA_DEVICE, self.rdma_device.as_ref())
+            .with(variable::POLL, self.poll)
+            .with(variable::PEER_TIMEOUT, self.peer_timeout)
+            .with(variable::RECONNECT_TIMEOUT, self.reconnect_timeout)
     }
 }

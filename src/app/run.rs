@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::launch::{self, Child, ChildRole, Outcome, Tree, TreeConfig};
 use crate::proto::secret::Secret;
 use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use crate::transport;
 
 use super::node::NetworkOptions;
 
@@ -39,6 +40,7 @@ pub fn run(plan: &Plan, environment: &Environment) -> Result<Outcome> {
     within("--workers", plan.workers, 4096)?;
     within("--threads", plan.threads, 256)?;
     let network = plan.network.network(environment, 1)?;
+    transport::check(&network)?;
     let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
     let secret = Secret::generate()?;
     let job = launch::new_job()?;
@@ -94,14 +96,18 @@ fn children(
         (variable::THREADS, plan.threads.to_string()),
         (variable::POLLERS, pollers.to_string()),
     ];
-    let mut pass = |name, flag: Option<String>| {
-        common.extend(flag.or_else(|| environment.text(name).map(str::to_owned)).map(|value| (name, value)));
-    };
-    pass(variable::TRANSPORT, plan.network.transport.map(|t| t.to_string()));
-    pass(variable::INTERFACE, plan.network.interface.clone());
-    pass(variable::PORT_RANGE, plan.network.port_range.clone());
-    pass(variable::POLL, plan.network.poll.map(|p| p.to_string()));
-    pass(variable::RDMA_DEVICE, plan.network.rdma_device.clone());
+    let network = plan.network.over(environment);
+    for name in [
+        variable::TRANSPORT,
+        variable::INTERFACE,
+        variable::PORT_RANGE,
+        variable::RDMA_DEVICE,
+        variable::POLL,
+        variable::PEER_TIMEOUT,
+        variable::RECONNECT_TIMEOUT,
+    ] {
+        common.extend(network.text(name).map(|value| (name, value.to_owned())));
+    }
     let own_server = || vec![OsString::from(exe), OsString::from("server")];
     let server = plan.server.clone().unwrap_or_else(own_server);
     let mut children = Vec::new();

@@ -17,7 +17,7 @@ use crate::proto::ThreadStats;
 use crate::proto::control::{ControlMessage, MAX_STATUS, PeerStatus, reason};
 use crate::transport::SessionKey;
 use crate::transport::park::Waker;
-use crate::types::{Rank, TableId, TableSpec};
+use crate::types::{Clock, Rank, TableId, TableSpec};
 
 /// How long the loss of a server may be the consequence of what the Coordinator is about to tell.
 pub const SETTLE: Duration = Duration::from_secs(2);
@@ -33,6 +33,8 @@ pub struct ServerStats {
     pub rank: Rank,
     /// One for each of its threads.
     pub threads: Vec<ThreadStats>,
+    /// The clock that each worker is in, by rank, as the server's first thread sees it.
+    pub clocks: Vec<Clock>,
 }
 
 /// The control links of a worker that has joined.
@@ -401,7 +403,9 @@ impl State {
                     let _ = reply.send(Ok(peers.clone()));
                 }
             }
-            ControlMessage::Stats { request, threads } => self.gathered(link, request, threads),
+            ControlMessage::Stats { request, threads, clocks } => {
+                self.gathered(link, request, threads, clocks);
+            }
             ControlMessage::EndpointOpened {
                 request,
                 address,
@@ -420,10 +424,10 @@ impl State {
         Ok(())
     }
 
-    fn gathered(&mut self, link: LinkId, request: u32, threads: Vec<ThreadStats>) {
+    fn gathered(&mut self, link: LinkId, request: u32, threads: Vec<ThreadStats>, clocks: Vec<Clock>) {
         let Some(&(rank, ..)) = self.servers.iter().find(|(_, l, _)| *l == link) else { return };
         let Some(gathering) = self.stats.get_mut(&request) else { return };
-        gathering.servers.push(ServerStats { rank, threads });
+        gathering.servers.push(ServerStats { rank, threads, clocks });
         gathering.left -= 1;
         if gathering.left == 0
             && let Some(mut done) = self.stats.remove(&request)

@@ -20,11 +20,12 @@ pub use control::ServerStats;
 pub use table::Table;
 pub use ticket::Ticket;
 
-use crate::config::Network;
+use crate::config::{Environment, Network, variable};
 use crate::error::{Error, Result};
 use crate::proto::control::PeerStatus;
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
+use crate::transport::network;
 use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
 use control::ControlThread;
 use engine::Engine;
@@ -51,6 +52,25 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
+    /// The worker that the launcher (`windlass run`) made this process: all from its `WINDLASS_*` variables.
+    pub fn from_env() -> Result<ClientConfig> {
+        ClientConfig::from_environment(&Environment::capture())
+    }
+
+    /// The same from a snapshot of the environment.
+    pub fn from_environment(environment: &Environment) -> Result<ClientConfig> {
+        let missing =
+            |name: &str| Error::config(name, "a value: start this program with `windlass run`", "none");
+        let text = |name| environment.text(name).ok_or_else(|| missing(name));
+        let number = |name| environment.value(name, "a number")?.ok_or_else(|| missing(name));
+        let secret = Secret::from_hex(text(variable::SECRET)?)?;
+        let (rank, workers) = (number(variable::RANK)?, number(variable::WORKERS)?);
+        let mut config = ClientConfig::new(text(variable::COORDINATOR)?, secret, rank, workers);
+        config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
+        config.network = network::from_environment(environment, 1)?;
+        Ok(config)
+    }
+
     /// Worker `rank` of `workers` of the job whose Coordinator is at `coordinator`.
     pub fn new(coordinator: &str, secret: Secret, rank: Rank, workers: u32) -> ClientConfig {
         ClientConfig {

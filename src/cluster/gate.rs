@@ -82,6 +82,11 @@ impl<P> Gate<P> {
         self.workers[rank as usize].marked
     }
 
+    /// The clock that each worker is in, by rank.
+    pub fn clocks(&self) -> Vec<Clock> {
+        self.workers.iter().map(|w| w.marked).collect()
+    }
+
     /// The largest distance, in clocks, between the fastest and the slowest unfinished worker so far.
     pub fn max_lag(&self) -> u64 {
         self.max_lag

@@ -34,8 +34,7 @@ use crate::error::{Error, Result};
 pub use guard::guard_main;
 pub use tree::{Tree, TreeHandle};
 
-/// The environment variable by which the processes of a job are found again.
-pub const JOB_VARIABLE: &str = "WINDLASS_JOB";
+pub use crate::config::variable::JOB as JOB_VARIABLE;
 
 /// What a child does in the job; it decides what its end means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,34 +109,12 @@ pub struct Outcome {
     pub cause: Option<String>,
 }
 
-/// A fresh secret for one job.
-pub fn new_secret() -> Result<[u8; 32]> {
-    let mut secret = [0; 32];
-    random(&mut secret)?;
-    Ok(secret)
-}
-
 /// A fresh job name: 128 random bits in hexadecimal.
 pub fn new_job() -> Result<String> {
     let mut bits = [0; 16];
-    random(&mut bits)?;
+    getrandom::fill(&mut bits)
+        .map_err(|e| Error::io("getrandom", "a job's name", std::io::Error::other(e.to_string())))?;
     Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn random(into: &mut [u8]) -> Result<()> {
-    getrandom::fill(into).map_err(|e| {
-        Error::io("getrandom", format!("{} bytes", into.len()), std::io::Error::other(e.to_string()))
-    })
-}
-
-/// The number of cores this process may run on: its affinity mask, which `taskset`, Slurm and containers narrow.
-pub fn allowed_cores() -> usize {
-    let counted = rustix::thread::sched_getaffinity(None).map(|mask| mask.count() as usize);
-    match counted {
-        Ok(cores) if cores > 0 => cores,
-        // More than 1024 cores do not fit rustix's mask; the standard library allocates one that does.
-        _ => std::thread::available_parallelism().map_or(1, usize::from),
-    }
 }
 
 #[cfg(test)]
@@ -145,19 +122,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_and_jobs_differ() {
-        assert_ne!(new_secret().unwrap(), new_secret().unwrap());
+    fn jobs_differ() {
         let job = new_job().unwrap();
         assert_eq!(job.len(), 32);
         assert_ne!(job, new_job().unwrap());
-    }
-
-    #[test]
-    fn cores_are_those_of_the_mask() {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let mask = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:")).unwrap();
-        let ones: u32 =
-            mask.trim().split(',').map(|w| u32::from_str_radix(w, 16).unwrap().count_ones()).sum();
-        assert_eq!(allowed_cores(), ones as usize);
     }
 }

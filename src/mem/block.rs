@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::{Arena, RegionId, RegionSlice, align_up};
+use super::{Arena, align_up};
 use crate::error::Result;
 
 /// Cuts one arena into exclusively owned blocks of fp32, each 64-byte aligned.
@@ -42,11 +42,6 @@ pub struct Block {
 }
 
 impl Block {
-    /// The block as a transport knows it.
-    pub fn region_slice(&self, region: RegionId) -> RegionSlice {
-        RegionSlice { arena: self.arena.clone(), region, offset: self.offset, length: self.length * 4 }
-    }
-
     /// The arena it was cut from.
     pub fn arena(&self) -> &Arc<Arena> {
         &self.arena

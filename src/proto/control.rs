@@ -191,6 +191,8 @@ pub enum ControlMessage {
         request: u32,
         /// One entry for each server thread.
         threads: Vec<ThreadStats>,
+        /// The clock that each worker is in, by rank, as the first thread sees it.
+        clocks: Vec<Clock>,
     },
 }
 
@@ -292,7 +294,10 @@ impl ControlMessage {
             ControlMessage::EndpointOpened { address, .. } => {
                 within("endpoint address", address.len(), MAX_ENDPOINT_ADDRESS)
             }
-            ControlMessage::Stats { threads, .. } => within("threads", threads.len(), MAX_NODES),
+            ControlMessage::Stats { threads, clocks, .. } => {
+                within("threads", threads.len(), MAX_NODES)?;
+                within("clocks", clocks.len(), MAX_NODES)
+            }
             _ => Ok(()),
         }
     }
@@ -435,7 +440,11 @@ mod tests {
             ControlMessage::Keepalive,
             ControlMessage::OpenTable { request: 3, spec: TableSpec::sparse("w", 4) },
             ControlMessage::Heartbeat { clock: 9, status: vec![1; MAX_STATUS] },
-            ControlMessage::Stats { request: 1, threads: vec![ThreadStats::default(); 3] },
+            ControlMessage::Stats {
+                request: 1,
+                threads: vec![ThreadStats::default(); 3],
+                clocks: vec![7, 8],
+            },
         ];
         let (mut writer, mut bytes) = (FrameWriter::new([7; 32]), Vec::new());
         messages.iter().for_each(|m| writer.encode(m, &mut bytes).unwrap());

@@ -18,7 +18,7 @@ use crate::proto::control::{ControlMessage, RegionBytes};
 use crate::proto::handshake::derive_endpoint_key;
 use crate::proto::{HEADER, ThreadStats};
 use crate::transport::SessionKey;
-use crate::types::{Identity, Rank, Role, TableId, View};
+use crate::types::{Clock, Identity, Rank, Role, TableId, View};
 
 /// How long the links may take to close at the end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -53,6 +53,7 @@ struct Asked {
     link: LinkId,
     request: u32,
     stats: Vec<ThreadStats>,
+    clocks: Vec<Clock>,
 }
 
 impl Control {
@@ -269,7 +270,7 @@ impl Control {
     fn ask(&mut self, link: LinkId, request: u32) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        self.asked.insert(token, Asked { link, request, stats: Vec::new() });
+        self.asked.insert(token, Asked { link, request, stats: Vec::new(), clocks: Vec::new() });
         token
     }
 
@@ -302,14 +303,17 @@ impl Control {
                 };
                 self.say(link, &answer);
             }
-            Report::Stats(token, stats) => {
+            Report::Stats(token, stats, clocks) => {
                 let threads = self.threads.len();
                 let Some(asked) = self.asked.get_mut(&token) else { return Ok(()) };
                 asked.stats.push(stats);
+                if thread == 0 {
+                    asked.clocks = clocks;
+                }
                 if asked.stats.len() == threads
-                    && let Some(Asked { link, request, stats }) = self.asked.remove(&token)
+                    && let Some(Asked { link, request, stats, clocks }) = self.asked.remove(&token)
                 {
-                    self.say(link, &ControlMessage::Stats { request, threads: stats });
+                    self.say(link, &ControlMessage::Stats { request, threads: stats, clocks });
                 }
             }
             Report::Failed(error) => {

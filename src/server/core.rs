@@ -182,6 +182,11 @@ impl Core {
         }
     }
 
+    /// The clock that each worker is in, by rank.
+    pub fn clocks(&self) -> Vec<u64> {
+        self.gate.clocks()
+    }
+
     /// A message came outside the slots: the worker says how much of its ring it has read.
     pub fn message(&mut self, rank: Rank, bytes: &[u8]) -> Result<()> {
         let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };

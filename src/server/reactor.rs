@@ -16,7 +16,7 @@ use crate::proto::{HEADER, ThreadStats};
 use crate::store::{Optimizers, Shard};
 use crate::transport::park::{Waker, park};
 use crate::transport::{Completion, EndpointId, SessionKey, Side, Transport};
-use crate::types::{Rank, ShardId, TableId, TableSpec, View};
+use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
 
 /// Completions taken before other work gets its turn.
 const BUDGET: usize = 256;
@@ -96,8 +96,8 @@ pub enum Report {
     TableCreated(TableId, Result<()>),
     /// To [`Command::Open`]: token and outcome.
     Opened(u64, Result<Opened>),
-    /// To [`Command::Stats`]: token and figures.
-    Stats(u64, ThreadStats),
+    /// To [`Command::Stats`]: token, figures, and the workers' clocks.
+    Stats(u64, ThreadStats, Vec<Clock>),
     /// The thread has ended because of a failure that is not a peer's.
     Failed(Error),
 }
@@ -273,7 +273,8 @@ impl Reactor {
                 Ok(Command::Lost(rank)) => self.drop_rank(rank),
                 Ok(Command::Stats(token)) => {
                     let stats = self.core.as_ref().map(Core::stats).unwrap_or_default();
-                    self.report(Report::Stats(token, stats));
+                    let clocks = self.core.as_ref().map(Core::clocks).unwrap_or_default();
+                    self.report(Report::Stats(token, stats, clocks));
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Ok(false),
                 Err(TryRecvError::Empty) => return Ok(true),

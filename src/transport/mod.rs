@@ -13,6 +13,7 @@
 //! what the endpoint was granted is possible and every payload it held has been dropped.
 
 pub mod interface;
+pub mod network;
 pub mod park;
 pub mod tcp;
 #[cfg(feature = "verbs")]
@@ -230,6 +231,11 @@ pub enum Completion {
         /// Why; `None` after our own `close`.
         reason: Option<Error>,
     },
+}
+
+/// Refuses a configured transport that this build or machine can't give, before a job is started with it.
+pub fn check(network: &Network) -> Result<()> {
+    build(network, false).map(drop)
 }
 
 /// A transport of the configured kind for one thread; `listen` when peers are to dial it.

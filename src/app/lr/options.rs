@@ -1,6 +1,6 @@
 //! What can be set about a training run.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,6 +13,9 @@ use crate::data::libsvm::IndexMode;
 use crate::data::synthetic;
 use crate::error::{Error, Result};
 use crate::types::{Consistency, OptimizerSpec, TableSpec};
+
+/// The most features that a model may have: 4 GiB of weights, which worker 0 holds at the end.
+pub const MAX_FEATURES: u64 = 1 << 30;
 
 /// Dense or sparse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -118,6 +121,14 @@ impl Options {
         for path in [&self.data, &self.test].into_iter().flatten() {
             File::open(path).map_err(|e| Error::io("open", path.display(), e))?;
         }
+        for path in [&self.save, &self.report].into_iter().flatten() {
+            // An hour of training later is too late to find out. What is there already stays until then.
+            let opened = OpenOptions::new().append(true).create(true).open(path);
+            opened.map_err(|e| Error::io("open for writing", path.display(), e))?;
+        }
+        if let Some(features) = self.features.filter(|f| f.get() > MAX_FEATURES) {
+            return Err(Error::config("--features", format!("at most {MAX_FEATURES}"), features));
+        }
         if self.test.is_some() && self.data.is_none() {
             return Err(Error::config("--test", "--data beside it", "the built-in data set"));
         }
@@ -148,6 +159,16 @@ impl Options {
             return Err(Error::config(flag, "a finite value ≥ 0", rate));
         }
         self.spec(1).validate()
+    }
+
+    /// What only makes sense in a job that somebody else started.
+    pub fn check_alone(&self) -> Result<()> {
+        let flag = match (&self.rank, &self.node.secret_file) {
+            (Some(_), _) => "--rank",
+            (_, Some(_)) => "--secret-file",
+            _ => return Ok(()),
+        };
+        Err(Error::config(flag, "--coordinator beside it (without one it starts a job of its own)", "none"))
     }
 
     /// How indices become keys.

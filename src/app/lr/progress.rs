@@ -45,9 +45,13 @@ impl Told {
 }
 
 /// Shows progress: a bar on a terminal, plain lines otherwise.
+///
+/// Clocks come from the servers and are exact. What workers tell of their examples is up to half a second old, so the
+/// rate is one over the whole run.
 pub struct Progress {
     bar: Option<ProgressBar>,
     total: u64,
+    began: Instant,
     shown: Instant,
     last: Told,
 }
@@ -64,19 +68,19 @@ impl Progress {
             }
             bar
         });
-        Progress { bar, total, shown: Instant::now(), last: Told::default() }
+        let now = Instant::now();
+        Progress { bar, total, began: now, shown: now, last: Told::default() }
     }
 
     /// Shows how far all workers are, if it is time to.
     pub fn show(&mut self, client: &Client) -> Result<()> {
         let every = if self.bar.is_some() { EVERY_ON_TERMINAL } else { EVERY_LINE };
-        let since = self.shown.elapsed();
-        if since < every {
+        if self.shown.elapsed() < every {
             return Ok(());
         }
-        let peers = client.peers()?;
-        let now = sum(&peers);
-        let line = describe(&peers, &self.last, &now, since);
+        let now = sum(&client.peers()?);
+        let clocks = client.server_stats()?.into_iter().next().map_or(Vec::new(), |s| s.clocks);
+        let line = describe(&clocks, &self.last, &now, self.began.elapsed());
         match &self.bar {
             Some(bar) => {
                 bar.set_position(now.examples);
@@ -107,12 +111,12 @@ fn sum(peers: &[PeerStatus]) -> Told {
     all
 }
 
-fn describe(peers: &[PeerStatus], last: &Told, now: &Told, since: Duration) -> String {
+fn describe(clocks: &[u64], last: &Told, now: &Told, elapsed: Duration) -> String {
     let fresh = now.examples.saturating_sub(last.examples);
-    let rate = fresh as f64 / since.as_secs_f64();
+    let rate = now.examples as f64 / elapsed.as_secs_f64();
     let loss = if fresh > 0 { (now.loss - last.loss) / fresh as f64 } else { 0.0 };
-    let front = peers.iter().map(|p| p.clock).max().unwrap_or(0);
-    let lags: Vec<String> = peers.iter().map(|p| (front - p.clock).to_string()).collect();
+    let front = clocks.iter().copied().max().unwrap_or(0);
+    let lags: Vec<String> = clocks.iter().map(|c| (front - c).to_string()).collect();
     format!("{rate:.0} examples/s, loss {loss:.4}, clock {front}, lag by worker {}", lags.join(" "))
 }
 
@@ -133,7 +137,7 @@ mod tests {
         let peer = |rank, clock| PeerStatus { rank, clock, status: told.encode().to_vec() };
         let peers = [peer(0, 5), peer(1, 3)];
         assert_eq!(features(&peers), 7);
-        let line = describe(&peers, &Told::default(), &sum(&peers), Duration::from_secs(2));
+        let line = describe(&[5, 3], &Told::default(), &sum(&peers), Duration::from_secs(2));
         assert!(line.contains("clock 5, lag by worker 0 2"), "{line}");
         assert!(line.starts_with(&format!("{} examples/s", 1u64 << 40)), "{line}");
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::batches::Batches;
 use super::math::Batch;
 use super::metrics::{Quality, quality};
-use super::options::{Options, TableChoice};
+use super::options::{MAX_FEATURES, Options, TableChoice};
 use super::progress::{Progress, Told, features};
 use super::report::{Planted, Report, Settings, weights_sha256};
 use super::source;
@@ -48,6 +48,9 @@ pub fn train(options: &Options, environment: &Environment) -> Result<()> {
     }
 }
 
+/// Keys whose weights are asked for at a time at the end.
+const KEYS_AT_A_TIME: usize = 1 << 20;
+
 struct Worker<'a> {
     client: Client,
     options: &'a Options,
@@ -80,8 +83,11 @@ impl Worker<'_> {
         let known = features(&self.client.peers()?).max(1);
         match source::known_features(self.options) {
             Some(given) => Ok(given),
-            None if known <= 1 << 32 => Ok(known),
-            None => Err(Error::config("--features", "given, with --hash, for indices beyond 2^32", known)),
+            None if known <= MAX_FEATURES => Ok(known),
+            None => {
+                let expected = format!("indices up to {MAX_FEATURES}, or --hash with --features");
+                Err(Error::config("the data", expected, known))
+            }
         }
     }
 
@@ -152,11 +158,13 @@ impl Worker<'_> {
             settings: Settings::new(options, weights.features, self.client.workers(), &servers),
         };
         report.print();
+        // A disk that is full for one may still take the other.
+        let reported = options.report.as_deref().map_or(Ok(()), |path| report.write(path));
         if let Some(path) = &options.save {
             std::fs::write(path, bytemuck::cast_slice::<f32, u8>(&learnt))
                 .map_err(|e| Error::io("write", path.display(), e))?;
         }
-        options.report.as_deref().map_or(Ok(()), |path| report.write(path))
+        reported
     }
 }
 
@@ -206,14 +214,26 @@ impl Weights {
 
     /// All weights, by key.
     fn all(&self) -> Result<Vec<f32>> {
-        let mut weights = vec![0.0; self.features as usize];
+        let mut weights = Vec::new();
+        weights.try_reserve_exact(self.features as usize).map_err(|_| Error::Limit {
+            resource: "memory for the weights, of which there are as many as --features".to_owned(),
+            limit: MAX_FEATURES,
+            asked: self.features,
+        })?;
+        weights.resize(self.features as usize, 0.0);
         match self.kind {
-            TableChoice::Dense => self.table.pull_range(KeyRange::new(0, self.features)?, &mut weights)?,
-            TableChoice::Sparse => {
-                let keys: Vec<u64> = (0..self.features).collect();
-                self.table.pull(SortedKeys::new(&keys)?, &mut weights)?
+            TableChoice::Dense => {
+                self.table.pull_range(KeyRange::new(0, self.features)?, &mut weights)?;
             }
-        };
+            TableChoice::Sparse => {
+                for (start, weights) in
+                    (0u64..).step_by(KEYS_AT_A_TIME).zip(weights.chunks_mut(KEYS_AT_A_TIME))
+                {
+                    let keys: Vec<u64> = (start..start + weights.len() as u64).collect();
+                    self.table.pull(SortedKeys::new(&keys)?, weights)?;
+                }
+            }
+        }
         Ok(weights)
     }
 }

@@ -285,7 +285,7 @@ fn messages_out_of_role_or_state_close_that_link() {
         (0, M::TableReady { table: 0 }),
         (0, M::Shutdown),
         (0, M::Keepalive),
-        (0, M::Stats { request: 1, threads: vec![] }),
+        (0, M::Stats { request: 1, threads: vec![], clocks: vec![] }),
         (100, M::Barrier { id: 1 }),
         (100, M::Finish),
         (100, open(1, &spec)),
