@@ -25,6 +25,8 @@ pub struct Link {
     /// Replies written into the ring, and how many of them the worker has read.
     written: u64,
     read: u64,
+    /// Slots that were filled and are not free again.
+    filled: u64,
     /// Slots that are free again and not yet announced.
     freed: u64,
     /// Something besides a pull has to be announced.
@@ -52,14 +54,24 @@ impl Link {
             ring_entries: u64::from(ring_entries),
             written: 0,
             read: 0,
+            filled: 0,
             freed: 0,
             credit_due: false,
             stuck: None,
         }
     }
 
+    /// The worker filled a slot, below 64. False when it was not the worker's to fill.
+    pub fn fill(&mut self, slot: u32) -> bool {
+        let bit = 1u64 << slot;
+        let free = (self.filled | self.freed) & bit == 0;
+        self.filled |= bit;
+        free
+    }
+
     /// A slot is free again.
     pub fn free(&mut self, slot: u32) {
+        self.filled &= !(1 << slot);
         self.freed |= 1 << slot;
         self.credit_due = true;
     }
