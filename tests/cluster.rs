@@ -183,3 +183,98 @@ fn a_worker_that_vanishes_ends_the_job_by_name() {
     assert!(job.coordinator.join().unwrap().unwrap_err().to_string().contains("worker 1"));
     assert!(job.servers[0].run().unwrap_err().to_string().contains("worker 1"));
 }
+
+fn sums(name: &str, elements: u64, segment: u32) -> TableSpec {
+    let spec = TableSpec::dense(name, &[elements]).segment_bytes(segment);
+    spec.optimizer(OptimizerSpec::new("sum", &[])).aggregate(windlass::types::Aggregate::Sum)
+}
+
+/// More pulls of the clock's own values than there are credits must not starve those that its end waits for.
+#[test]
+fn pulls_of_earlier_clocks_pass_those_of_the_present_one() {
+    let job = Job::start(1, 1, 2);
+    job.workers(2, |client| {
+        let (large, small) = (KeyRange::new(0, 3200).unwrap(), KeyRange::new(0, 16).unwrap());
+        let table = client.table(&sums("w", 3200, 64)).unwrap();
+        let other = client.table(&sums("u", 16, 64)).unwrap();
+        let ticket = table.push_pull_range(large, &[1.0; 3200]).unwrap();
+        let mut values = [9.0; 16];
+        other.pull_range(small, &mut values).unwrap();
+        assert_eq!(values, [0.0; 16]);
+        let late = other.pull_range_async(small).unwrap();
+        client.clock().unwrap();
+        late.wait_into(&mut values).unwrap();
+        let mut values = [0.0; 3200];
+        ticket.wait_into(&mut values).unwrap();
+        assert_eq!(values, [2.0; 3200]);
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+/// Worker 1's finish closes several clocks at once; what worker 0 pulled with its first push sees the first of them only.
+#[test]
+fn push_pull_never_sees_a_later_clock() {
+    let job = Job::start(1, 1, 2);
+    job.workers(2, |client| {
+        let range = KeyRange::new(0, 16).unwrap();
+        let table = client.table(&sums("w", 16, 64)).unwrap();
+        if client.rank() == 1 {
+            thread::sleep(std::time::Duration::from_millis(300));
+            return client.finalize().unwrap();
+        }
+        let ticket = table.push_pull_range(range, &[1.0; 16]).unwrap();
+        client.clock().unwrap();
+        for _ in 0..2 {
+            drop(table.push_range(range, &[1.0; 16]).unwrap());
+            client.clock().unwrap();
+        }
+        let mut values = [0.0; 16];
+        ticket.wait_into(&mut values).unwrap();
+        assert_eq!(values, [1.0; 16]);
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+#[test]
+fn a_barrier_between_a_push_and_its_clock_is_refused() {
+    let job = Job::start(1, 1, 2);
+    job.workers(2, |client| {
+        let table = client.table(&sums("w", 16, 64)).unwrap();
+        drop(table.push_range(KeyRange::new(0, 16).unwrap(), &[1.0; 16]).unwrap());
+        let error = client.barrier().unwrap_err();
+        assert!(matches!(&error, Error::Misuse { reason, .. } if reason.contains("clock()")), "{error}");
+        client.clock().unwrap();
+        client.barrier().unwrap();
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+#[test]
+fn a_pull_of_many_short_segments_has_buffers() {
+    let job = Job::start(1, 1, 1);
+    job.workers(1, |client| {
+        let table = client.table(&sums("w", 1 << 17, 64)).unwrap();
+        let mut values = vec![1.0; 1 << 17];
+        table.pull_range(KeyRange::new(0, 1 << 17).unwrap(), &mut values).unwrap();
+        assert!(values.iter().all(|&v| v == 0.0));
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+/// Every thread of every server fails; the Coordinator must not take the second answer for a breach of the protocol.
+#[test]
+fn a_table_that_no_thread_can_make_is_refused_and_the_job_goes_on() {
+    let job = Job::start(2, 3, 1);
+    job.workers(1, |client| {
+        let spec = TableSpec::sparse("bad", 1).optimizer(OptimizerSpec::new("nosuch", &[]));
+        let error = client.table(&spec).unwrap_err();
+        assert!(matches!(&error, Error::Refused { .. }), "{error}");
+        client.table(&TableSpec::sparse("good", 1)).unwrap();
+        client.finalize().unwrap();
+    });
+    job.end();
+}

@@ -282,6 +282,20 @@ impl Engine {
         self.drain(deadline)
     }
 
+    /// What comes before a barrier: as [`Engine::drain`], but refused in the middle of a clock.
+    pub fn settle(&mut self, deadline: Deadline) -> Result<()> {
+        self.check()?;
+        if self.pushed {
+            let reason = format!(
+                "clock {} holds pushes that the servers keep until the lower ranks, which may be at the barrier, end \
+                 theirs: call clock() first",
+                self.clock
+            );
+            return Err(Error::Misuse { call: "barrier", reason });
+        }
+        self.drain(deadline)
+    }
+
     /// Waits until everything that was queued has been taken by the servers.
     pub fn drain(&mut self, deadline: Deadline) -> Result<()> {
         self.drive(deadline, "the servers to take what was sent", |engine| {
@@ -289,11 +303,14 @@ impl Engine {
         })
     }
 
-    /// Pulls of this clock that Bsp lets see only earlier ones must be answered before it ends.
+    /// Before a clock ends, all pulls under Bsp must be answered whose values its end could change: those that see only
+    /// earlier clocks, and those of earlier clocks that see their own.
     fn answer_pulls(&mut self, deadline: Deadline) -> Result<()> {
         self.drive(deadline, "the answers to this clock's pulls", |engine| {
-            let left =
-                engine.pending.iter().any(|(_, p)| p.under_bsp && !p.after_push && p.open > 0 && p.is_pull());
+            let left = engine.pending.iter().any(|(_, p)| {
+                let waits_for_this_end = p.after_push && p.clock == engine.clock;
+                p.under_bsp && !waits_for_this_end && p.open > 0 && p.is_pull()
+            });
             (!left).then_some(())
         })
     }
@@ -458,7 +475,7 @@ impl Engine {
     fn ask_again(&mut self, link: usize) {
         for (_, asked) in self.asked.iter_mut().filter(|(_, a)| a.link == link) {
             if let Some(frame) = asked.accepted.take() {
-                self.links[link].enqueue(frame, true);
+                self.links[link].ask_again(frame);
             }
         }
     }

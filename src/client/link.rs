@@ -63,8 +63,11 @@ pub struct Link {
     replay: VecDeque<u32>,
     /// In order: pushes, marks, and pulls that must not overtake them.
     queue: VecDeque<Outgoing>,
-    /// Pulls whose header says what they wait for: they may overtake.
+    /// Pulls that wait for the end of their own clock. They are sent behind its mark and may overtake the rest: sent
+    /// earlier they would hold credits that this worker's other pulls, and so its mark, may need.
     pulls: VecDeque<Outgoing>,
+    /// Clocks whose marks were sent.
+    marked: u64,
     pulls_outstanding: u32,
     sequence: u64,
     ring: Arc<Arena>,
@@ -90,6 +93,7 @@ impl Link {
             replay: VecDeque::new(),
             queue: VecDeque::new(),
             pulls: VecDeque::new(),
+            marked: 0,
             pulls_outstanding: 0,
             sequence: 0,
             ring,
@@ -175,6 +179,11 @@ impl Link {
         if may_overtake { self.pulls.push_back(frame) } else { self.queue.push_back(frame) }
     }
 
+    /// Queues a pull that had been accepted, but not answered, over an endpoint that is gone: before all others.
+    pub fn ask_again(&mut self, frame: Outgoing) {
+        self.queue.push_front(frame);
+    }
+
     /// Fills free slots with what waits.
     pub fn pump(&mut self, transport: &mut dyn Transport) -> Result<()> {
         while let Some(&slot) = self.replay.front().filter(|_| self.connected) {
@@ -190,7 +199,7 @@ impl Link {
         }
         while self.connected && self.free != 0 {
             let may_pull = self.pulls_outstanding < self.grant.pull_credits;
-            let from_pulls = may_pull && !self.pulls.is_empty();
+            let from_pulls = may_pull && self.pulls.front().is_some_and(|f| f.header.clock < self.marked);
             let next = if from_pulls {
                 self.pulls.pop_front()
             } else {
@@ -218,8 +227,10 @@ impl Link {
         }
         self.sequence += 1;
         self.free &= !(1 << slot);
-        if frame.header.kind == RequestKind::Pull {
-            self.pulls_outstanding += 1;
+        match frame.header.kind {
+            RequestKind::Pull => self.pulls_outstanding += 1,
+            RequestKind::Mark => self.marked = frame.header.clock + 1,
+            RequestKind::Push | RequestKind::Finish => {}
         }
         self.filled[slot as usize] = Some(frame);
         Ok(None)

@@ -171,8 +171,9 @@ impl Client {
     }
 
     /// Blocks until all that was sent has been taken by the servers and every worker that has not left is here, too.
+    /// Refused while the present clock holds pushes under Bsp.
     pub fn barrier(&self) -> Result<()> {
-        self.inner.engine().drain(self.inner.deadline())?;
+        self.inner.engine().settle(self.inner.deadline())?;
         self.inner.control.barrier(self.inner.config.wait_timeout)
     }
 

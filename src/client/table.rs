@@ -9,6 +9,8 @@ use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Versi
 
 /// Values that one blocking pull has under way at a time.
 const WINDOW_BYTES: usize = 4 << 20;
+/// And segments, of a dense table.
+const WINDOW_FRAMES: u64 = 64;
 
 /// A handle to a table of the job.
 ///
@@ -93,7 +95,9 @@ impl Table {
     /// Pulls the keys of the range (dense) and waits for them. Gives the largest version read.
     pub fn pull_range(&self, range: KeyRange, values: &mut [f32]) -> Result<Version> {
         self.same_length("values", range.len() as usize, values.len())?;
-        let window = (WINDOW_BYTES / 4) as u64;
+        // Short segments make many frames, each of which holds a receive buffer.
+        let most = u64::from(self.spec.segment_length()) * WINDOW_FRAMES;
+        let window = ((WINDOW_BYTES / 4) as u64).min(most.max(1));
         let mut version = 0;
         let mut start = range.start();
         for values in values.chunks_mut(window as usize) {

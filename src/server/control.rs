@@ -90,6 +90,8 @@ impl Control {
             let reason = format!("server {}: {error}", self.rank.map_or("?".to_owned(), |r| r.to_string()));
             let _ = self.hub.send(self.coordinator, &ControlMessage::Abort { reason });
         }
+        // A thread that has more to report than the channel holds must not wait for us while we wait for it.
+        self.reports = crossbeam::channel::never();
         self.threads.clear();
         self.hub.shut_down(PATIENCE)?;
         outcome
@@ -277,7 +279,8 @@ impl Control {
     fn on_report(&mut self, thread: u32, report: Report) -> Result<()> {
         match report {
             Report::TableCreated(table, Ok(())) => {
-                let left = self.tables.entry(table).or_insert(1);
+                // Gone when another thread could not make it.
+                let Some(left) = self.tables.get_mut(&table) else { return Ok(()) };
                 *left -= 1;
                 if *left == 0 {
                     self.tables.remove(&table);
@@ -285,6 +288,10 @@ impl Control {
                 }
             }
             Report::TableCreated(table, Err(error)) => {
+                // The Coordinator hears of it once, however many threads fail.
+                if self.tables.remove(&table).is_none() {
+                    return Ok(());
+                }
                 let failed = ControlMessage::TableFailed { table, reason: error.to_string() };
                 self.hub.send(self.coordinator, &failed)?;
             }

@@ -85,6 +85,8 @@ pub struct Core {
     stats: ThreadStats,
     verdicts: Vec<Verdict<Held>>,
     applied: Vec<Applied>,
+    /// Workers whose held pieces turned out not to fit: not always whose request is being served.
+    faults: Vec<(Rank, Error)>,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     gathered: Vec<f32>,
@@ -113,6 +115,7 @@ impl Core {
             stats: ThreadStats::default(),
             verdicts: Vec::new(),
             applied: Vec::new(),
+            faults: Vec::new(),
             directory: Vec::new(),
             keys: Vec::new(),
             gathered: Vec::new(),
@@ -214,8 +217,11 @@ impl Core {
             return self.replayed(rank, slot, header);
         }
         session.next_sequence += 1;
+        let occupied = session.occupied & (1 << slot) != 0;
         session.occupied |= 1 << slot;
-        link.fill(slot);
+        if !link.fill(slot) || occupied {
+            return Err(Error::protocol(&link.peer, "slot", "one that is free", slot));
+        }
         if header.epoch != self.view.epoch {
             return Err(Error::protocol(&link.peer, "epoch", self.view.epoch.to_string(), header.epoch));
         }
@@ -235,7 +241,8 @@ impl Core {
             }
         };
         outcome.map_err(|m| m.by(self.peer(rank)))?;
-        self.obey()
+        self.obey();
+        Ok(())
     }
 
     /// A request that had been accepted before the worker's last endpoint was lost. Only a pull is done again: its answer
@@ -344,15 +351,15 @@ impl Core {
     }
 
     /// Does what the gate said.
-    fn obey(&mut self) -> Result<()> {
+    fn obey(&mut self) {
         let mut verdicts = std::mem::take(&mut self.verdicts);
-        let mut outcome = Ok(());
         for verdict in verdicts.drain(..) {
             match verdict {
                 Verdict::Fold(rank, held) => {
                     // A piece that does not fit is dropped whole; its worker is named, and the job ends.
                     if let Err(malformed) = self.take(rank, held.slot, held.header) {
-                        outcome = Err(malformed.by(self.peer(rank)));
+                        let error = malformed.by(self.peer(rank));
+                        self.faults.push((rank, error));
                     }
                 }
                 Verdict::Close { expected, .. } => {
@@ -363,7 +370,6 @@ impl Core {
             }
         }
         self.verdicts = verdicts;
-        outcome
     }
 
     fn free(&mut self, rank: Rank, slot: u32) {
@@ -373,13 +379,17 @@ impl Core {
         }
     }
 
-    /// Answers the pulls that can be answered and announces credit. Gives the ranks whose endpoints failed.
-    pub fn settle(&mut self, transport: &mut dyn Transport, failed: &mut Vec<(Rank, Error)>) {
+    /// Answers the pulls that can be answered and announces credit. Gives the ranks whose endpoints failed. True when a
+    /// pull was answered: once the transport has let go of its buffer, there may be more.
+    pub fn settle(&mut self, transport: &mut dyn Transport, failed: &mut Vec<(Rank, Error)>) -> bool {
+        let before = self.stats.pulls;
+        failed.append(&mut self.faults);
         for rank in 0..self.links.len() {
             if let Err(error) = self.settle_one(rank, transport) {
                 failed.push((rank as Rank, error));
             }
         }
+        self.stats.pulls > before
     }
 
     fn settle_one(&mut self, rank: usize, transport: &mut dyn Transport) -> Result<()> {
@@ -497,3 +507,6 @@ impl Staging {
 fn out_of_order(e: OutOfOrder, found: u64) -> Malformed {
     Malformed::new("clock", e.expected.to_string(), found)
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,10 +62,13 @@ impl Link {
         }
     }
 
-    /// A request came that had not been accepted before.
-    pub fn fill(&mut self, slot: u32) {
-        self.filled |= 1 << slot;
-        self.freed_early &= !(1 << slot);
+    /// A request came that had not been accepted before, in a slot below 64. False when that was not the worker's to fill.
+    pub fn fill(&mut self, slot: u32) -> bool {
+        let bit = 1u64 << slot;
+        let free = (self.filled | self.freed) & bit == 0;
+        self.filled |= bit;
+        self.freed_early &= !bit;
+        free
     }
 
     /// A request came that had been accepted over an earlier endpoint; `occupied` while it still needs its slot.

@@ -197,6 +197,9 @@ impl ServerThread {
 impl Drop for ServerThread {
     fn drop(&mut self) {
         self.tell(Command::Stop);
+        // When its inbox is full, the closed channel behind it is what stops it.
+        let (closed, _) = bounded(0);
+        self.commands = closed;
         if let Some(handle) = self.handle.take() {
             // A reactor that panicked has nothing left to release.
             let _ = handle.join();

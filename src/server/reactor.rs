@@ -159,9 +159,9 @@ impl Reactor {
         let mut idle_since: Option<Instant> = None;
         loop {
             self.transport.poll(&mut self.completions, BUDGET);
-            let worked = !self.completions.is_empty();
+            let mut worked = !self.completions.is_empty();
             self.dispatch();
-            self.settle();
+            worked |= self.settle();
             self.transport.flush();
             match self.obey() {
                 Ok(true) => {}
@@ -206,14 +206,17 @@ impl Reactor {
         self.completions = completions;
     }
 
-    fn settle(&mut self) {
+    /// True when a pull was answered, so that there may be more to do.
+    fn settle(&mut self) -> bool {
+        let mut answered = false;
         if let Some(core) = &mut self.core {
-            core.settle(self.transport.as_mut(), &mut self.failed);
+            answered = core.settle(self.transport.as_mut(), &mut self.failed);
         }
         for (rank, error) in std::mem::take(&mut self.failed) {
             warn!("server {} thread {}: closing an endpoint: {error}", self.id.server, self.id.thread);
             self.drop_rank(rank);
         }
+        answered
     }
 
     fn drop_rank(&mut self, rank: Rank) {
@@ -319,6 +322,15 @@ impl Reactor {
             });
         }
         let (endpoint, address) = self.transport.open(Side::Passive, &request.peer)?;
+        let opened = self.admit(request, endpoint, address);
+        if opened.is_err() {
+            self.transport.close(endpoint);
+        }
+        opened
+    }
+
+    fn admit(&mut self, request: OpenRequest, endpoint: EndpointId, address: Vec<u8>) -> Result<Opened> {
+        let Some(core) = &mut self.core else { return Err(not_begun("open an endpoint")) };
         let staging = core.staging();
         let (offset, length) = staging.slice_of(request.rank);
         let opened = Opened {

@@ -32,7 +32,7 @@ impl Consistency {
     /// is the second half of a `push_pull`.
     pub fn clocks_needed(self, clock: Clock, after_push: bool) -> u64 {
         match self {
-            Consistency::Bsp => clock + u64::from(after_push),
+            Consistency::Bsp => clock.saturating_add(u64::from(after_push)), // the clock may be a peer's
             Consistency::Ssp { staleness } => clock.saturating_sub(staleness),
             Consistency::Asp => 0,
         }
@@ -90,6 +90,7 @@ mod tests {
         assert_eq!(Consistency::Bsp.clocks_needed(3, true), 4);
         assert_eq!(Consistency::Ssp { staleness: 2 }.clocks_needed(3, false), 1);
         assert_eq!(Consistency::Ssp { staleness: 2 }.clocks_needed(1, true), 0);
+        assert_eq!(Consistency::Bsp.clocks_needed(u64::MAX, true), u64::MAX);
         assert_eq!(Consistency::Asp.clocks_needed(9, false), 0);
     }
 }

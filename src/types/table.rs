@@ -16,6 +16,9 @@ pub type BucketId = u32;
 /// Default size of a dense segment: 65 536 fp32.
 pub const DEFAULT_SEGMENT_BYTES: u32 = 256 * 1024;
 
+/// The most dimensions of a dense table.
+pub const MAX_DIMENSIONS: usize = 16;
+
 /// Default number of hash buckets of a sparse table.
 pub const DEFAULT_SPARSE_BUCKETS: u32 = 256;
 
@@ -206,8 +209,15 @@ impl TableSpec {
                 self.optimizer.parameters.len(),
             ));
         }
+        if let Some((name, _)) = self.optimizer.parameters.iter().find(|(name, _)| name.len() > 64) {
+            return Err(Error::config(field("optimizer"), "names of at most 64 bytes", name.len()));
+        }
         match &self.kind {
             TableKind::Dense { shape, segment } => {
+                if shape.len() > MAX_DIMENSIONS {
+                    let expected = format!("at most {MAX_DIMENSIONS} dimensions");
+                    return Err(Error::config(field("shape"), expected, shape.len()));
+                }
                 let elements = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).unwrap_or(u64::MAX);
                 if shape.is_empty() || elements == 0 || elements > 1 << 40 {
                     return Err(Error::config(field("shape"), "1 to 2^40 elements", format!("{shape:?}")));
@@ -250,6 +260,14 @@ impl TableSpec {
     pub fn elements(&self) -> u64 {
         match &self.kind {
             TableKind::Dense { shape, .. } => shape.iter().product(),
+            TableKind::Sparse { .. } => 0,
+        }
+    }
+
+    /// Elements of a dense segment; 0 for a sparse table.
+    pub fn segment_length(&self) -> u32 {
+        match &self.kind {
+            TableKind::Dense { segment, .. } => *segment,
             TableKind::Sparse { .. } => 0,
         }
     }
@@ -332,6 +350,7 @@ mod tests {
             TableSpec::dense("", &[1]),
             TableSpec::dense("w", &[]),
             TableSpec::dense("w", &[0]),
+            TableSpec::dense("w", &[1; 17]),
             TableSpec::dense("w", &[u64::MAX, 2]),
             TableSpec::dense("w", &[1 << 39]).segment_bytes(64),
             TableSpec::dense("w", &[8]).segment_bytes(60),

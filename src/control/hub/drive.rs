@@ -193,9 +193,15 @@ impl Hub {
     }
 
     fn keep_alive(&mut self, id: LinkId) {
+        let (now, pause) = (self.clock.now(), self.limits.keepalive());
         match self.send(id, &ControlMessage::Keepalive) {
+            Ok(()) => {}
             // A queue that is full keeps the link busy; if the peer stays silent too, it is lost.
-            Ok(()) | Err(Error::Limit { .. }) => {}
+            Err(Error::Limit { .. }) => {
+                if let Some(link) = find(&mut self.links, id) {
+                    link.speak_at = now + pause;
+                }
+            }
             // `send` has reported it.
             Err(_) => {}
         }
