@@ -208,6 +208,17 @@ fn hashed_tokens_are_features() {
     assert_eq!(report["non_zero_weights"], 3);
     let (_, dense) = train(&[&arguments[..], &["--table", "dense"]].concat());
     assert_eq!(dense["weights_sha256"], report["weights_sha256"]);
+
+    // Any of the 2^64 keys: the weights are those of the keys that occur.
+    let arguments = ["--data", &path, "--hash", "--l1", "0"];
+    let (_, report) = train(&arguments);
+    assert_eq!(report["accuracy"], 1.0);
+    assert_eq!((&report["settings"]["features"], &report["non_zero_weights"]), (&3.into(), &3.into()));
+    let (_, spread) = train(&[&arguments[..], &["--servers", "3", "--threads", "2"]].concat());
+    assert_eq!(spread["weights_sha256"], report["weights_sha256"]);
+    run(["train", "lr", "--table", "dense"].into_iter().chain(arguments))
+        .expect(11)
+        .says("--features beside it");
 }
 
 /// Workers without a row, or with fewer batches than others, hang nobody.
