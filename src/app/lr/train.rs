@@ -10,30 +10,15 @@ use super::options::{MAX_FEATURES, Options};
 use super::progress::{Progress, Told, features};
 use super::report::{Planted, Report, Settings, weights_sha256};
 use super::source;
-use crate::client::{Client, ClientConfig};
-use crate::config::{Environment, variable};
+use crate::client::Client;
+use crate::config::Environment;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 
 /// Takes part in the job as a worker, from joining to leaving. Worker 0 reports.
 pub fn train(options: &Options, environment: &Environment) -> Result<()> {
     options.check()?;
-    let rank = match options.rank {
-        Some(rank) => rank,
-        None => environment
-            .value(variable::RANK, "a number")?
-            .ok_or_else(|| Error::config("--rank", "this worker's rank", "nothing"))?,
-    };
-    let workers = match options.workers {
-        Some(workers) => workers,
-        None => environment
-            .value(variable::WORKERS, "a number")?
-            .ok_or_else(|| Error::config("--workers", "the number of workers", "nothing"))?,
-    };
-    let secret = options.node.secret(environment)?;
-    let mut config = ClientConfig::new(&options.node.coordinator(environment)?, secret, rank, workers);
-    config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
-    config.network = options.node.network.network(environment, 1)?;
+    let mut config = options.node.client(environment, options.rank, options.workers)?;
     config.wait_timeout = Duration::from_secs(options.timeout.max(1));
     config.connect_timeout = config.wait_timeout;
     let client = Client::connect(config)?;
@@ -41,8 +26,8 @@ pub fn train(options: &Options, environment: &Environment) -> Result<()> {
     match outcome {
         Ok(()) => client.finalize(),
         Err(error) => {
-            // The others are told why, and not only that a link closed.
-            client.abort(&format!("worker {rank}: {error}"));
+            // The others are told why, and not only that a link closed; the Coordinator adds who.
+            client.abort(&error.to_string());
             Err(error)
         }
     }
