@@ -29,7 +29,7 @@ pub fn run(options: &Options, environment: &Environment) -> Result<Verdict> {
         Ok(verdict) => client.finalize().map(|()| verdict),
         Err(error) => {
             // The others are told why, and not only that a link closed.
-            client.abort(&format!("worker {rank}: {error}"));
+            client.abort(&error.to_string());
             Err(error)
         }
     }
