@@ -15,7 +15,7 @@
 # could not be started or ended without a result.
 #
 # Time: the first run downloads and unpacks a kernel, about a minute; the machine boots in 10 to 15 s. What runs in it is
-# emulated, some ten times slower than outside.
+# emulated, and much slower than outside.
 #
 # How: QEMU without hardware virtualisation starts Debian's stock kernel (downloaded once, never installed) with an
 # initramfs that only mounts the host's file system over 9p and changes its root to it. The kernel speaks to a log, the
