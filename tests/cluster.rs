@@ -278,3 +278,21 @@ fn a_table_that_no_thread_can_make_is_refused_and_the_job_goes_on() {
     });
     job.end();
 }
+
+#[test]
+fn a_push_pull_whose_answer_has_no_room_pushes_nothing() {
+    let job = Job::start(1, 1, 1);
+    job.workers(1, |client| {
+        let spec = TableSpec::dense("w", &[16 * 2000]).segment_bytes(64);
+        let table = client.table(&spec).unwrap();
+        let range = KeyRange::new(0, 16 * 2000).unwrap();
+        let error = table.push_pull_range(range, &vec![1.0; 16 * 2000]).unwrap_err();
+        assert!(matches!(error, Error::Limit { .. }), "{error}");
+        client.clock().unwrap();
+        let mut weights = vec![1.0; 16 * 2000];
+        table.pull_range(range, &mut weights).unwrap();
+        assert!(weights.iter().all(|w| *w == 0.0));
+        client.finalize().unwrap();
+    });
+    job.end();
+}

@@ -401,6 +401,19 @@ impl Engine {
         Ok(self.pending.remove(ticket).version)
     }
 
+    /// A pull that could not be queued whole: takes back what was not sent, and forgets the rest.
+    fn cancel(&mut self, ticket: usize) {
+        let tags: Vec<usize> =
+            self.asked.iter().filter(|(_, a)| a.ticket == ticket).map(|(tag, _)| tag).collect();
+        for tag in tags {
+            if self.links[self.asked[tag].link].unqueue(tag as u32) {
+                self.asked.remove(tag);
+                self.pending[ticket].open -= 1;
+            }
+        }
+        self.forget(ticket);
+    }
+
     /// Nobody will wait for this ticket any more. Its memory is kept until no operation can touch it.
     pub fn forget(&mut self, ticket: usize) {
         if let Some(pending) = self.pending.get_mut(ticket) {
@@ -648,7 +661,7 @@ impl Engine {
         (floats, places): (usize, Places),
     ) -> Result<()> {
         let Some(buf) = self.receive.lease(floats * 4) else {
-            self.forget(ticket);
+            self.cancel(ticket);
             return Err(Error::Limit {
                 resource: "receive memory: it is held by pulls that nobody has waited for".to_owned(),
                 limit: self.receive.arena().len() as u64,

@@ -184,6 +184,15 @@ impl Link {
         self.queue.push_front(frame);
     }
 
+    /// Takes a pull back that has not been sent. False when it has.
+    pub fn unqueue(&mut self, tag: u32) -> bool {
+        let before = self.queued();
+        let other = |f: &Outgoing| f.header.kind != RequestKind::Pull || f.header.tag != tag;
+        self.queue.retain(other);
+        self.pulls.retain(other);
+        self.queued() < before
+    }
+
     /// Fills free slots with what waits.
     pub fn pump(&mut self, transport: &mut dyn Transport) -> Result<()> {
         while let Some(&slot) = self.replay.front().filter(|_| self.connected) {

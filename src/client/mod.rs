@@ -13,7 +13,7 @@ mod table;
 mod ticket;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 pub use control::ServerStats;
@@ -210,6 +210,15 @@ impl Inner {
             // A caller panicked while it held the engine. Its queues are still in order: every method leaves them so
             // before it calls anything that is not ours.
             Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    /// The engine, unless another thread holds it.
+    fn try_engine(&self) -> Option<MutexGuard<'_, Engine>> {
+        match self.engine.try_lock() {
+            Ok(engine) => Some(engine),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()), // as in `engine`
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 

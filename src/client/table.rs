@@ -73,8 +73,12 @@ impl Table {
 
     /// Pushes rows and asks for what they become: under Bsp for the values after this clock has closed everywhere.
     pub fn push_pull(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
+        // Under Bsp the pull is sent behind its clock's mark, so it may be queued first: what does not fit the receive
+        // memory is refused before anything is pushed.
+        let first = self.spec.consistency.folds_by_rank();
+        let ticket = if first { Some(self.ask(keys, true)?) } else { None };
         drop(self.push(keys, values)?);
-        self.ask(keys, true)
+        ticket.map_or_else(|| self.ask(keys, true), Ok)
     }
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
@@ -110,8 +114,10 @@ impl Table {
 
     /// Pushes a range and asks for what it becomes: under Bsp for the values after this clock has closed everywhere.
     pub fn push_pull_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
+        let first = self.spec.consistency.folds_by_rank(); // as in `push_pull`
+        let ticket = if first { Some(self.ask_range(range, true)?) } else { None };
         drop(self.push_range(range, values)?);
-        self.ask_range(range, true)
+        ticket.map_or_else(|| self.ask_range(range, true), Ok)
     }
 
     fn ask(&self, keys: SortedKeys<'_>, after_push: bool) -> Result<Ticket> {

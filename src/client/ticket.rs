@@ -30,10 +30,10 @@ impl Ticket {
         Ticket { inner, id: Some(id) }
     }
 
-    /// Whether it is done. Never blocks.
+    /// Whether it is done. Never blocks: false, too, while another thread is inside a call that waits.
     pub fn test(&mut self) -> Result<bool> {
         let Some(id) = self.id else { return Ok(true) };
-        let mut engine = self.inner.engine();
+        let Some(mut engine) = self.inner.try_engine() else { return Ok(false) };
         engine.progress()?;
         engine.is_done(id, false)
     }

@@ -34,8 +34,14 @@ impl Fields<'_> {
         u64::from(self.u32(at)) | u64::from(self.u32(at + 4)) << 32
     }
 
-    /// The CRC32C over all before it, in the last four bytes.
-    fn check(&self) -> Result<(), Malformed> {
+    /// Magic and version at the start, and in the last four bytes the CRC32C over all before it.
+    fn check(&self, magic: u16, version: u8) -> Result<(), Malformed> {
+        if self.u16(0) != magic {
+            return Err(Malformed::new("magic", format!("{magic:#06x}"), format!("{:#06x}", self.u16(0))));
+        }
+        if self.0[2] != version {
+            return Err(Malformed::new("version", version.to_string(), self.0[2]));
+        }
         let computed = crc32c::crc32c(&self.0[..60]);
         if computed != self.u32(60) {
             return Err(Malformed::new(

@@ -69,13 +69,7 @@ impl ReplyHeader {
     /// The inverse of [`ReplyHeader::encode`].
     pub fn decode(bytes: &[u8; HEADER]) -> Result<ReplyHeader, Malformed> {
         let fields = Fields(bytes);
-        if fields.u16(0) != MAGIC {
-            return Err(Malformed::new("magic", format!("{MAGIC:#06x}"), format!("{:#06x}", fields.u16(0))));
-        }
-        if bytes[2] != VERSION {
-            return Err(Malformed::new("version", VERSION.to_string(), bytes[2]));
-        }
-        fields.check()?;
+        fields.check(MAGIC, VERSION)?;
         let kind = match bytes[3] {
             1 => ReplyKind::Credit,
             2 => ReplyKind::Pulled,

@@ -90,13 +90,7 @@ impl RequestHeader {
     /// The inverse of [`RequestHeader::encode`].
     pub fn decode(bytes: &[u8; HEADER]) -> Result<RequestHeader, Malformed> {
         let fields = Fields(bytes);
-        if fields.u16(0) != MAGIC {
-            return Err(Malformed::new("magic", format!("{MAGIC:#06x}"), format!("{:#06x}", fields.u16(0))));
-        }
-        if bytes[2] != VERSION {
-            return Err(Malformed::new("version", VERSION.to_string(), bytes[2]));
-        }
-        fields.check()?;
+        fields.check(MAGIC, VERSION)?;
         let kind = match bytes[3] {
             1 => RequestKind::Push,
             2 => RequestKind::Pull,

@@ -16,6 +16,9 @@ use crate::types::{Identity, Role};
 
 /// How long the last words may take to reach everybody.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// When it is first said who has not joined yet, and how often from then on.
+const FIRST_REMINDER: Duration = Duration::from_secs(5);
+const REMINDER: Duration = Duration::from_secs(30);
 /// A poll without a deadline still ends now and then; nothing depends on it.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -122,9 +125,17 @@ impl CoordinatorServer {
     pub fn run(mut self) -> Result<Outcome> {
         let mut events = Vec::new();
         let mut out = Vec::new();
+        let mut remind_at = self.clock.now() + FIRST_REMINDER;
         loop {
             let now = self.clock.now();
-            let patience = self.core.next_deadline().map_or(IDLE, |at| at.saturating_duration_since(now));
+            let mut patience = self.core.next_deadline().map_or(IDLE, |at| at.saturating_duration_since(now));
+            if matches!(self.core.state(), State::Gathering) {
+                if now >= remind_at {
+                    tracing::warn!("coordinator: still waiting for {}", self.core.missing());
+                    remind_at = now + REMINDER;
+                }
+                patience = patience.min(remind_at - now);
+            }
             self.hub.poll(&mut events, patience)?;
             for event in events.drain(..) {
                 self.take(event, &mut out);

@@ -20,9 +20,9 @@ pub fn from_environment(environment: &Environment, own_pollers: usize) -> Result
     }
     let poll: PollChoice = environment.value(variable::POLL, "auto, spin or block")?.unwrap_or_default();
     let pollers = environment.value(variable::POLLERS, "a number")?.unwrap_or(own_pollers);
-    let seconds = |name: &'static str, default| {
+    let seconds = |flag: &str, name, default| {
         environment.value(name, "a number of seconds")?.map_or(Ok(default), |given| match given {
-            0 => Err(Error::config(name, "at least 1", 0)),
+            0 => Err(Error::config(flag, "at least 1", 0)),
             given => Ok(Duration::from_secs(given)),
         })
     };
@@ -31,8 +31,12 @@ pub fn from_environment(environment: &Environment, own_pollers: usize) -> Result
         interface,
         ports: environment.text(variable::PORT_RANGE).map(parse_ports).transpose()?,
         rdma_device: environment.text(variable::RDMA_DEVICE).map(str::to_owned),
-        peer_timeout: seconds(variable::PEER_TIMEOUT, defaults.peer_timeout)?,
-        reconnect_timeout: seconds(variable::RECONNECT_TIMEOUT, defaults.reconnect_timeout)?,
+        peer_timeout: seconds("--peer-timeout", variable::PEER_TIMEOUT, defaults.peer_timeout)?,
+        reconnect_timeout: seconds(
+            "--reconnect-timeout",
+            variable::RECONNECT_TIMEOUT,
+            defaults.reconnect_timeout,
+        )?,
         polling: Polling::chosen(poll, pollers, allowed_cores()),
         advertise: None,
     })

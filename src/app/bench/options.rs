@@ -105,7 +105,7 @@ pub struct Options {
     /// Threads of each server (when it starts its own job)
     #[arg(long, default_value_t = 1)]
     pub threads: u32,
-    /// This worker's rank (in a job) [WINDLASS_RANK]
+    /// This worker's rank (in a job) [else WINDLASS_RANK]
     #[arg(long)]
     pub rank: Option<u32>,
     /// When a pull is answered: bsp, ssp:N or asp; under bsp and ssp every operation is a clock of its own

@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod math;
 pub mod metrics;
+mod model;
 mod options;
 mod progress;
 mod report;

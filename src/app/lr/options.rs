@@ -46,8 +46,9 @@ pub struct Options {
     /// Test data in LIBSVM format [default: the built-in set's held-out rows, or the training data]
     #[arg(long, value_name = "FILE")]
     pub test: Option<PathBuf>,
-    /// Take indices as any tokens and hash them to --features keys [default: whole numbers from 1]
-    #[arg(long, requires = "features")]
+    /// Take indices as any tokens and hash them to u64 keys, modulo --features if given
+    /// [default: whole numbers from 1]
+    #[arg(long)]
     pub hash: bool,
     /// Number of features [default: the largest index that occurs; built-in: 1048576]
     #[arg(long, value_name = "N")]
@@ -134,6 +135,9 @@ impl Options {
         }
         if self.hash && self.data.is_none() {
             return Err(Error::config("--hash", "--data beside it", "the built-in data set"));
+        }
+        if self.hash && self.features.is_none() && self.table == TableChoice::Dense {
+            return Err(Error::config("--table dense with --hash", "--features beside it", "none"));
         }
         let numbers = [
             ("--epochs", u64::from(self.epochs)),

@@ -5,35 +5,20 @@ use std::time::{Duration, Instant};
 use super::batches::Batches;
 use super::math::Batch;
 use super::metrics::{Quality, quality};
-use super::options::{MAX_FEATURES, Options, TableChoice};
+use super::model::{Keys, Learnt, Weights};
+use super::options::{MAX_FEATURES, Options};
 use super::progress::{Progress, Told, features};
 use super::report::{Planted, Report, Settings, weights_sha256};
 use super::source;
-use crate::client::{Client, ClientConfig, Table};
-use crate::config::{Environment, variable};
+use crate::client::Client;
+use crate::config::Environment;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::types::{KeyRange, SortedKeys};
 
 /// Takes part in the job as a worker, from joining to leaving. Worker 0 reports.
 pub fn train(options: &Options, environment: &Environment) -> Result<()> {
     options.check()?;
-    let rank = match options.rank {
-        Some(rank) => rank,
-        None => environment
-            .value(variable::RANK, "a number")?
-            .ok_or_else(|| Error::config("--rank", "this worker's rank", "nothing"))?,
-    };
-    let workers = match options.workers {
-        Some(workers) => workers,
-        None => environment
-            .value(variable::WORKERS, "a number")?
-            .ok_or_else(|| Error::config("--workers", "the number of workers", "nothing"))?,
-    };
-    let secret = options.node.secret(environment)?;
-    let mut config = ClientConfig::new(&options.node.coordinator(environment)?, secret, rank, workers);
-    config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
-    config.network = options.node.network.network(environment, 1)?;
+    let mut config = options.node.client(environment, options.rank, options.workers)?;
     config.wait_timeout = Duration::from_secs(options.timeout.max(1));
     config.connect_timeout = config.wait_timeout;
     let client = Client::connect(config)?;
@@ -41,15 +26,12 @@ pub fn train(options: &Options, environment: &Environment) -> Result<()> {
     match outcome {
         Ok(()) => client.finalize(),
         Err(error) => {
-            // The others are told why, and not only that a link closed.
-            client.abort(&format!("worker {rank}: {error}"));
+            // The others are told why, and not only that a link closed; the Coordinator adds who.
+            client.abort(&error.to_string());
             Err(error)
         }
     }
 }
-
-/// Keys whose weights are asked for at a time at the end.
-const KEYS_AT_A_TIME: usize = 1 << 20;
 
 struct Worker<'a> {
     client: Client,
@@ -59,8 +41,7 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn run(&self) -> Result<()> {
         let data = source::training_part(self.options, self.client.rank(), self.client.workers())?;
-        let features = self.features(&data)?;
-        let weights = Weights::open(&self.client, self.options, features)?;
+        let weights = Weights::open(&self.client, self.options, self.keys(&data)?)?;
         self.client.barrier()?;
         let start = Instant::now();
         self.learn(&data, &weights)?;
@@ -73,19 +54,20 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// The number of features: given, or one more than the largest key that any worker has.
-    fn features(&self, data: &Dataset) -> Result<u64> {
-        let told = Told { features: data.max_key().map_or(0, |k| k + 1), ..Told::default() };
+    /// Which keys the model has: as many as are given, or as the largest index says, or any.
+    fn keys(&self, data: &Dataset) -> Result<Keys> {
+        let told = Told { features: data.max_key().map_or(0, |k| k.saturating_add(1)), ..Told::default() };
         self.client.set_status(&told.encode())?;
         // A heartbeat goes ahead of the question, so behind the barrier every worker's figure is known.
         self.client.peers()?;
         self.client.barrier()?;
         let known = features(&self.client.peers()?).max(1);
         match source::known_features(self.options) {
-            Some(given) => Ok(given),
-            None if known <= MAX_FEATURES => Ok(known),
+            Some(given) => Ok(Keys::Below(given)),
+            None if self.options.hash => Ok(Keys::Any),
+            None if known <= MAX_FEATURES => Ok(Keys::Below(known)),
             None => {
-                let expected = format!("indices up to {MAX_FEATURES}, or --hash with --features");
+                let expected = format!("indices up to {MAX_FEATURES}, or --hash");
                 Err(Error::config("the data", expected, known))
             }
         }
@@ -96,7 +78,7 @@ impl Worker<'_> {
         let rank = self.client.rank();
         let mut batches = Batches::new(data, self.options.batch as usize, self.options.seed, rank);
         let rows = data.rows() as u64 * u64::from(self.options.epochs);
-        let mut told = Told { features: weights.features, ..Told::default() };
+        let mut told = Told::default();
         let mut progress = (rank == 0).then(|| Progress::new(rows * u64::from(self.client.workers())));
         let (mut batch, mut local, mut gradient) = (Batch::default(), Vec::new(), Vec::new());
         for epoch in 0..self.options.epochs {
@@ -125,13 +107,13 @@ impl Worker<'_> {
 
     fn report(&self, weights: &Weights, seconds: f64) -> Result<()> {
         let options = self.options;
-        let learnt = weights.all()?;
+        let learnt = weights.learnt(|| source::training_part(options, 0, 1))?;
         let peers = self.client.peers()?;
         let examples: u64 = peers.iter().map(|p| Told::decode(&p.status).examples).sum();
         let servers = self.client.server_stats()?;
         let (test, measured_on) = source::test_set(options)?;
         let Quality { accuracy, auc, logloss } = judge(&test, &learnt)
-            .ok_or_else(|| Error::config("test data", "at least one example", "none"))?;
+            .ok_or_else(|| Error::config(measured_on, "at least one example", "none"))?;
         let threads = || servers.iter().flat_map(|s| &s.threads);
         let report = Report {
             accuracy,
@@ -151,97 +133,26 @@ impl Worker<'_> {
             max_clock_lag: threads().map(|t| t.max_clock_lag).max().unwrap_or(0),
             reproducible: options.consistency.folds_by_rank(),
             transport: self.client.transport(),
-            weights_sha256: weights_sha256(&learnt),
-            non_zero_weights: learnt.iter().filter(|w| **w != 0.0).count() as u64,
-            planted: source::distance(options, &learnt)
+            weights_sha256: weights_sha256(&learnt.weights),
+            non_zero_weights: learnt.weights.iter().filter(|w| **w != 0.0).count() as u64,
+            planted: source::distance(options, &learnt.weights)
                 .map(|d| Planted { cosine: d.cosine, relative_l2: d.relative_l2 }),
-            settings: Settings::new(options, weights.features, self.client.workers(), &servers),
+            settings: Settings::new(options, learnt.weights.len() as u64, self.client.workers(), &servers),
         };
         report.print();
         // A disk that is full for one may still take the other.
         let reported = options.report.as_deref().map_or(Ok(()), |path| report.write(path));
         if let Some(path) = &options.save {
-            std::fs::write(path, bytemuck::cast_slice::<f32, u8>(&learnt))
+            std::fs::write(path, bytemuck::cast_slice::<f32, u8>(&learnt.weights))
                 .map_err(|e| Error::io("write", path.display(), e))?;
         }
         reported
     }
 }
 
-/// The model, in a sparse or a dense table.
-struct Weights {
-    table: Table,
-    features: u64,
-    kind: TableChoice,
-}
-
-impl Weights {
-    fn open(client: &Client, options: &Options, features: u64) -> Result<Weights> {
-        let table = client.table(&options.spec(features))?;
-        Ok(Weights { table, features, kind: options.table })
-    }
-
-    /// The weights of `keys`.
-    fn pull(&self, keys: &[u64], weights: &mut Vec<f32>) -> Result<()> {
-        match self.kind {
-            TableChoice::Sparse => {
-                weights.resize(keys.len(), 0.0);
-                self.table.pull(SortedKeys::new(keys)?, weights)?;
-            }
-            TableChoice::Dense => {
-                let all = self.all()?;
-                weights.clear();
-                weights.extend(keys.iter().map(|&k| all[k as usize]));
-            }
-        }
-        Ok(())
-    }
-
-    /// Pushes a gradient; what it does not name is zero.
-    fn push(&self, keys: &[u64], gradient: &[f32]) -> Result<()> {
-        let ticket = match self.kind {
-            TableChoice::Sparse => self.table.push(SortedKeys::new(keys)?, gradient)?,
-            TableChoice::Dense => {
-                let mut all = vec![0.0; self.features as usize];
-                keys.iter().zip(gradient).for_each(|(&k, &g)| all[k as usize] = g);
-                self.table.push_range(KeyRange::new(0, self.features)?, &all)?
-            }
-        };
-        // The end of the clock commits it; a failure shows at the next pull.
-        drop(ticket);
-        Ok(())
-    }
-
-    /// All weights, by key.
-    fn all(&self) -> Result<Vec<f32>> {
-        let mut weights = Vec::new();
-        weights.try_reserve_exact(self.features as usize).map_err(|_| Error::Limit {
-            resource: "memory for the weights, of which there are as many as --features".to_owned(),
-            limit: MAX_FEATURES,
-            asked: self.features,
-        })?;
-        weights.resize(self.features as usize, 0.0);
-        match self.kind {
-            TableChoice::Dense => {
-                self.table.pull_range(KeyRange::new(0, self.features)?, &mut weights)?;
-            }
-            TableChoice::Sparse => {
-                for (start, weights) in
-                    (0u64..).step_by(KEYS_AT_A_TIME).zip(weights.chunks_mut(KEYS_AT_A_TIME))
-                {
-                    let keys: Vec<u64> = (start..start + weights.len() as u64).collect();
-                    self.table.pull(SortedKeys::new(&keys)?, weights)?;
-                }
-            }
-        }
-        Ok(weights)
-    }
-}
-
-fn judge(test: &Dataset, weights: &[f32]) -> Option<Quality> {
+fn judge(test: &Dataset, learnt: &Learnt) -> Option<Quality> {
     let batch = Batch::new(test, 0..test.rows());
-    let local: Vec<f32> =
-        batch.keys().iter().map(|&k| weights.get(k as usize).copied().unwrap_or(0.0)).collect();
+    let local: Vec<f32> = batch.keys().iter().map(|&key| learnt.at(key)).collect();
     let mut scores = Vec::new();
     batch.scores(&local, &mut scores);
     quality(&scores, batch.labels())

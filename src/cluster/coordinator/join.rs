@@ -141,7 +141,7 @@ impl Coordinator {
     }
 
     /// Who has not joined yet, for messages.
-    pub(super) fn missing(&self) -> String {
+    pub fn missing(&self) -> String {
         let list = |there: &BTreeMap<Rank, u64>, expected: u32| -> String {
             let absent: Vec<Rank> = (0..expected).filter(|rank| !there.contains_key(rank)).collect();
             match absent.len() {
