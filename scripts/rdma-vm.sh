@@ -3,7 +3,8 @@
 #
 #   scripts/rdma-vm.sh [--timeout SECONDS] [--mtu BYTES] COMMAND [ARGUMENT…]
 #   scripts/rdma-vm.sh --check      say what is missing
-#   scripts/rdma-vm.sh --install    apt-get install what is missing (for CI)
+#   scripts/rdma-vm.sh --install    apt-get update, then install what is missing (as root, on Debian)
+#   scripts/rdma-vm.sh --help       print this
 #
 # COMMAND runs as root in the caller's directory with the caller's PATH, WINDLASS_* and RUST_* variables. It sees the
 # host's files at their own paths, read-only; /tmp and /run are its own. Its standard output and error come out here, and
@@ -12,6 +13,9 @@
 #
 # Exit status: the command's; 124 after the timeout (--timeout or WINDLASS_VM_TIMEOUT, 600 s); 125 when the machine
 # could not be started or ended without a result.
+#
+# Time: the first run downloads and unpacks a kernel, about a minute; the machine boots in 10 to 15 s. What runs in it is
+# emulated, and much slower than outside.
 #
 # How: QEMU without hardware virtualisation starts Debian's stock kernel (downloaded once, never installed) with an
 # initramfs that only mounts the host's file system over 9p and changes its root to it. The kernel speaks to a log, the
@@ -170,6 +174,10 @@ finish() {
 timeout=${WINDLASS_VM_TIMEOUT:-600} mtu=4200
 while [[ ${1:-} == --* ]]; do
     case $1 in
+        --help)
+            sed -n '2,/^[^#]/{s/^# \?//p}' "$0"
+            exit 0
+            ;;
         --check)
             missing=$(missing_packages)
             [[ $missing ]] && fail "missing: apt-get install" $missing
@@ -179,6 +187,7 @@ while [[ ${1:-} == --* ]]; do
         --install)
             missing=$(missing_packages)
             [[ $missing ]] || exit 0
+            apt-get update -q || fail "apt-get update failed (root and a network are needed)"
             exec apt-get install -y --no-install-recommends $missing
             ;;
         --timeout) timeout=${2:?seconds} && shift 2 ;;
@@ -187,7 +196,7 @@ while [[ ${1:-} == --* ]]; do
         *) fail "unknown option $1" ;;
     esac
 done
-[[ $# -gt 0 ]] || fail "usage: $0 [--timeout SECONDS] [--mtu BYTES] COMMAND… | --check | --install"
+[[ $# -gt 0 ]] || fail "usage: $0 [--timeout SECONDS] [--mtu BYTES] COMMAND… | --check | --install | --help"
 missing=$(missing_packages)
 [[ $missing ]] && fail "missing: apt-get install" $missing
 

@@ -89,16 +89,15 @@ impl ClientConfig {
 /// A worker's connection to its job. Clones share it.
 ///
 /// ```no_run
-/// use windlass::{Client, ClientConfig, Secret, SortedKeys, TableSpec};
+/// use windlass::{Client, ClientConfig, SortedKeys, TableSpec};
 /// # fn main() -> windlass::Result<()> {
-/// let secret = Secret::from_file("job.secret".as_ref())?;
-/// let client = Client::connect(ClientConfig::new("127.0.0.1:7000", secret, 0, 1))?;
+/// let client = Client::connect(ClientConfig::from_env()?)?; // or `ClientConfig::new`, without a launcher
 /// let table = client.table(&TableSpec::sparse("weights", 1))?;
 /// let keys = SortedKeys::new(&[3, 17, 1 << 60])?;
-/// let mut weights = [0.0; 3];
-/// table.pull(keys, &mut weights)?;
 /// table.push(keys, &[0.1, 0.2, 0.3])?;
 /// client.clock()?; // the pushes of this clock become one update
+/// let mut weights = [0.0; 3];
+/// table.pull(keys, &mut weights)?;
 /// client.finalize()
 /// # }
 /// ```
