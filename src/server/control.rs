@@ -14,7 +14,7 @@ use super::reactor::{Command, OpenRequest, Report};
 use crate::control::{Event, Hub, LinkId};
 use crate::error::{Error, Result};
 use crate::mem::RemoteRegion;
-use crate::proto::control::{ControlMessage, RegionBytes};
+use crate::proto::control::{ControlMessage, RegionBytes, reason};
 use crate::proto::handshake::derive_endpoint_key;
 use crate::proto::{HEADER, ThreadStats};
 use crate::transport::SessionKey;
@@ -39,6 +39,8 @@ pub struct Control {
     tables: HashMap<TableId, usize>,
     next_token: u64,
     asked: HashMap<u64, Asked>,
+    /// What ended the job, when it was a worker's fault. The Coordinator has been told, and will tell everybody.
+    failure: Option<Error>,
 }
 
 struct Worker {
@@ -79,22 +81,30 @@ impl Control {
             tables: HashMap::new(),
             next_token: 0,
             asked: HashMap::new(),
+            failure: None,
         }
     }
 
     /// Until the job has ended. The reactors end with it.
     pub fn run(mut self) -> Result<()> {
-        let outcome = self.serve();
-        if let Err(error) = &outcome {
+        let mut outcome = self.serve();
+        if let Some(error) = self.failure.take() {
+            outcome = Err(error);
+        } else if let Err(error) = &outcome {
             // So that the others hear the reason, and not just that a link closed.
-            let reason = format!("server {}: {error}", self.rank.map_or("?".to_owned(), |r| r.to_string()));
-            let _ = self.hub.send(self.coordinator, &ControlMessage::Abort { reason });
+            self.abort(error);
         }
         // A thread that has more to report than the channel holds must not wait for us while we wait for it.
         self.reports = crossbeam::channel::never();
         self.threads.clear();
         self.hub.shut_down(PATIENCE)?;
         outcome
+    }
+
+    /// Asks the Coordinator to end the job; when it can't be reached, that ends the job as well.
+    fn abort(&mut self, error: &Error) {
+        let reason = reason(format!("server {}: {error}", self.name()));
+        let _ = self.hub.send(self.coordinator, &ControlMessage::Abort { reason });
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -321,6 +331,13 @@ impl Control {
                     && let Some(Asked { link, request, stats, clocks }) = self.asked.remove(&token)
                 {
                     self.say(link, &ControlMessage::Stats { request, threads: stats, clocks });
+                }
+            }
+            // The others hear the reason from the Coordinator before they see our links close, so we stay until it says so.
+            Report::WorkerFailed(error) => {
+                if self.failure.is_none() {
+                    self.abort(&error);
+                    self.failure = Some(error);
                 }
             }
             Report::Failed(error) => {

@@ -98,6 +98,8 @@ pub enum Report {
     Opened(u64, Result<Opened>),
     /// To [`Command::Stats`]: token, figures, and the workers' clocks.
     Stats(u64, ThreadStats, Vec<Clock>),
+    /// A worker broke the protocol. The thread goes on, but takes and answers nothing more.
+    WorkerFailed(Error),
     /// The thread has ended because of a failure that is not a peer's.
     Failed(Error),
 }
@@ -215,6 +217,10 @@ impl Reactor {
         for (rank, error) in std::mem::take(&mut self.failed) {
             warn!("server {} thread {}: closing an endpoint: {error}", self.id.server, self.id.thread);
             self.drop_rank(rank);
+            // A worker whose connection was lost comes again, but one that broke the protocol would only do the same again.
+            if matches!(error, Error::Protocol { .. }) {
+                self.report(Report::WorkerFailed(error));
+            }
         }
         answered
     }
