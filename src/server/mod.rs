@@ -20,9 +20,9 @@ use crate::store::{Optimizer, Optimizers};
 use crate::transport::{self, park::Waker};
 use crate::types::{OptimizerSpec, Rank, Role, ShardId};
 use control::Control;
-use reactor::{Command, Reactor, Sizes};
+use reactor::{Command, Reactor, Reports, Sizes};
 
-/// Commands that may wait for one server thread. More than one control message can ask for at once.
+/// Commands that may wait for one server thread. Workers get half of them, so that the Coordinator's always find room.
 const COMMANDS: usize = 4096;
 
 /// Makes a [`ServerHandle`]; see [`Server::builder`].
@@ -150,10 +150,11 @@ impl ServerBuilder {
         let waker = Waker::new()?;
         // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
         let id = ShardId { server: self.rank.unwrap_or(0), thread };
-        let asker = Arc::new(move || {
+        let asker = Box::new(move || {
             // A hub that can't be woken looks at its reports at its next keepalive.
             let _ = hub.wake();
         });
+        let stop = Arc::new(AtomicBool::new(false));
         let reactor = Reactor::new(
             id,
             transport,
@@ -161,12 +162,12 @@ impl ServerBuilder {
             self.sizes,
             self.optimizers.clone(),
             inbox,
+            stop.clone(),
             waker.clone(),
-            reports,
-            asker,
+            Reports::new(thread, reports, asker),
         );
         let handle = spawn(&format!("wl-srv-{thread}"), move || reactor.run())?;
-        Ok(ServerThread { transport: name, commands, waker, handle: Some(handle) })
+        Ok(ServerThread { transport: name, commands, stop, waker, handle: Some(handle) })
     }
 }
 
@@ -181,6 +182,7 @@ fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'stati
 struct ServerThread {
     transport: &'static str,
     commands: Sender<Command>,
+    stop: Arc<AtomicBool>,
     waker: Waker,
     handle: Option<JoinHandle<()>>,
 }
@@ -192,14 +194,17 @@ impl ServerThread {
         self.waker.wake();
         told
     }
+
+    /// Hands over what a worker asked for. False when the thread is gone or has too much to do already.
+    fn ask(&self, command: Command) -> bool {
+        self.commands.len() < COMMANDS / 2 && self.tell(command)
+    }
 }
 
 impl Drop for ServerThread {
     fn drop(&mut self) {
-        self.tell(Command::Stop);
-        // When its inbox is full, the closed channel behind it is what stops it.
-        let (closed, _) = bounded(0);
-        self.commands = closed;
+        self.stop.store(true, Ordering::Release);
+        self.waker.wake();
         if let Some(handle) = self.handle.take() {
             // A reactor that panicked has nothing left to release.
             let _ = handle.join();
