@@ -65,6 +65,7 @@ impl Server {
             sizes: Sizes {
                 staging_bytes: 256 << 20,
                 payload_bytes: 256 << 10,
+                table_bytes: 64 << 30,
                 slots: 16,
                 pull_credits: 64,
                 reply_buffers: 32,
@@ -102,6 +103,13 @@ impl ServerBuilder {
     /// all workers; untouched slots cost address space only.
     pub fn staging_bytes(mut self, bytes: usize) -> ServerBuilder {
         self.sizes.staging_bytes = bytes;
+        self
+    }
+
+    /// Memory for tables, of each server thread, in bytes (64 GiB by default): parameters, optimizer state and sums of dense
+    /// tables. Rows of sparse tables come on top. A table that does not fit is refused.
+    pub fn table_bytes(mut self, bytes: u64) -> ServerBuilder {
+        self.sizes.table_bytes = bytes;
         self
     }
 

@@ -31,6 +31,8 @@ pub struct Sizes {
     pub staging_bytes: usize,
     /// The largest body of one slot, in bytes.
     pub payload_bytes: usize,
+    /// What tables may take when they are made, in bytes; rows of sparse tables come on top.
+    pub table_bytes: u64,
     /// Slots of one worker, where `staging_bytes` allows them.
     pub slots: usize,
     /// Pulls of one worker that may be outstanding.
@@ -320,7 +322,7 @@ impl Reactor {
             (4096, self.sizes.reply_buffers.div_ceil(4) * 4),
         ];
         let replies = Pool::new(&classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone());
+        let shard = Shard::new(self.optimizers.clone(), self.sizes.table_bytes);
         self.core = Some(Core::new(self.id, view, shard, staging, replies, self.sizes.pull_credits));
         Ok(())
     }
