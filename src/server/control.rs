@@ -1,20 +1,20 @@
 //! A server's control thread: speaks with the Coordinator and with the workers, and hands work to the reactors.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::Receiver;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::ServerThread;
 use super::reactor::{Command, OpenRequest, Report};
 use crate::control::{Event, Hub, LinkId};
 use crate::error::{Error, Result};
 use crate::mem::RemoteRegion;
-use crate::proto::control::{ControlMessage, RegionBytes};
+use crate::proto::control::{ControlMessage, RegionBytes, reason};
 use crate::proto::handshake::derive_endpoint_key;
 use crate::proto::{HEADER, ThreadStats};
 use crate::transport::SessionKey;
@@ -24,6 +24,10 @@ use crate::types::{Clock, Identity, Rank, Role, TableId, View};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest reply ring that a worker may have.
 const RING_LIMIT: u32 = 1 << 16;
+/// Endpoints to one thread that one worker may be waiting for: it asks again when it has lost patience.
+const OPENINGS: u8 = 4;
+/// Questions for figures that one worker may have; one is asked of the threads at a time.
+const QUERIES: usize = 64;
 
 pub struct Control {
     hub: Hub,
@@ -35,10 +39,14 @@ pub struct Control {
     stopping: Arc<AtomicBool>,
     view: Option<View>,
     workers: HashMap<LinkId, Worker>,
+    /// The one link of each worker.
+    links: HashMap<Rank, LinkId>,
     /// Threads that have not made the table yet.
     tables: HashMap<TableId, usize>,
     next_token: u64,
     asked: HashMap<u64, Asked>,
+    /// What ended the job, when it was a worker's fault. The Coordinator has been told, and will tell everybody.
+    failure: Option<Error>,
 }
 
 struct Worker {
@@ -46,12 +54,19 @@ struct Worker {
     incarnation: u64,
     name: String,
     export: SessionKey,
+    /// For each thread the endpoints that it has not answered for yet.
+    opening: Vec<u8>,
+    /// Questions for figures that wait, and whether one is being answered.
+    queries: VecDeque<u32>,
+    querying: bool,
 }
 
 /// Something that reactors were asked for on behalf of a link.
 struct Asked {
     link: LinkId,
     request: u32,
+    /// That was asked for an endpoint; for figures all are.
+    thread: Option<u32>,
     stats: Vec<ThreadStats>,
     clocks: Vec<Clock>,
 }
@@ -76,25 +91,34 @@ impl Control {
             stopping,
             view: None,
             workers: HashMap::new(),
+            links: HashMap::new(),
             tables: HashMap::new(),
             next_token: 0,
             asked: HashMap::new(),
+            failure: None,
         }
     }
 
     /// Until the job has ended. The reactors end with it.
     pub fn run(mut self) -> Result<()> {
-        let outcome = self.serve();
-        if let Err(error) = &outcome {
+        let mut outcome = self.serve();
+        if let Some(error) = self.failure.take() {
+            outcome = Err(error);
+        } else if let Err(error) = &outcome {
             // So that the others hear the reason, and not just that a link closed.
-            let reason = format!("server {}: {error}", self.rank.map_or("?".to_owned(), |r| r.to_string()));
-            let _ = self.hub.send(self.coordinator, &ControlMessage::Abort { reason });
+            self.abort(error);
         }
         // A thread that has more to report than the channel holds must not wait for us while we wait for it.
         self.reports = crossbeam::channel::never();
         self.threads.clear();
         self.hub.shut_down(PATIENCE)?;
         outcome
+    }
+
+    /// Asks the Coordinator to end the job; when it can't be reached, that ends the job as well.
+    fn abort(&mut self, error: &Error) {
+        let reason = reason(format!("server {}: {error}", self.name()));
+        let _ = self.hub.send(self.coordinator, &ControlMessage::Abort { reason });
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -132,13 +156,10 @@ impl Control {
             Event::Message { link, message } if link == self.coordinator => {
                 return self.hear_coordinator(message);
             }
-            Event::Message { link, message } => self.hear_worker(link, message)?,
+            Event::Message { link, message } => self.hear_worker(link, message),
             Event::Down { link, reason, .. } if link == self.coordinator => return Err(reason),
             Event::Down { link, reason, .. } => {
-                if let Some(worker) = self.workers.remove(&link) {
-                    debug!("{}: {reason}", worker.name);
-                    self.tell_all(|| Command::Lost(worker.rank))?;
-                }
+                self.lose(link, &reason.to_string());
             }
             Event::Refused { .. } => {} // the hub has said so
         }
@@ -146,12 +167,38 @@ impl Control {
     }
 
     fn welcome(&mut self, link: LinkId, peer: &Identity, address: SocketAddr, export: SessionKey) {
-        match (peer.role, peer.rank) {
-            (Role::Worker, Some(rank)) => {
-                let name = format!("{peer} at {address}");
-                self.workers.insert(link, Worker { rank, incarnation: peer.incarnation, name, export });
+        let name = format!("{peer} at {address}");
+        let (Role::Worker, Some(rank)) = (peer.role, peer.rank) else { return self.hub.close(link) };
+        if self.view.as_ref().is_some_and(|view| rank >= view.workers) {
+            warn!("{name}: there is no such worker in this job");
+            return self.hub.close(link);
+        }
+        if let Some(&other) = self.links.get(&rank) {
+            if self.workers.get(&other).is_some_and(|w| w.incarnation != peer.incarnation) {
+                warn!("{name}: another process is worker {rank}");
+                return self.hub.close(link);
             }
-            _ => self.hub.close(link),
+            // The same process dialled again: its endpoints stay.
+            self.workers.remove(&other);
+            self.hub.close(other);
+        }
+        let incarnation = peer.incarnation;
+        let opening = vec![0; self.threads.len()];
+        let queries = VecDeque::new();
+        let worker = Worker { rank, incarnation, name, export, opening, queries, querying: false };
+        self.workers.insert(link, worker);
+        self.links.insert(rank, link);
+    }
+
+    /// The link of a worker is gone, or is not to be kept. Its endpoints go with it.
+    fn lose(&mut self, link: LinkId, reason: &str) {
+        self.hub.close(link);
+        let Some(worker) = self.workers.remove(&link) else { return };
+        debug!("{}: {reason}", worker.name);
+        self.links.remove(&worker.rank);
+        for thread in &self.threads {
+            // A thread that has too much to do notices by itself when the endpoint is dead.
+            thread.ask(Command::Lost(worker.rank));
         }
     }
 
@@ -168,6 +215,10 @@ impl Control {
                 info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);
                 let server = self.rank.unwrap_or(0);
                 self.tell_all(|| Command::Begin(server, view.clone()))?;
+                let strangers = self.links.iter().filter(|(rank, _)| **rank >= view.workers);
+                for link in strangers.map(|(_, link)| *link).collect::<Vec<_>>() {
+                    self.lose(link, "there is no such worker in this job");
+                }
                 self.view = Some(view);
             }
             ControlMessage::CreateTable { table, spec } => {
@@ -196,7 +247,7 @@ impl Control {
         self.rank.map_or("?".to_owned(), |r| r.to_string())
     }
 
-    fn hear_worker(&mut self, link: LinkId, message: ControlMessage) -> Result<()> {
+    fn hear_worker(&mut self, link: LinkId, message: ControlMessage) {
         match message {
             ControlMessage::OpenEndpoint {
                 request,
@@ -209,26 +260,52 @@ impl Control {
             } => {
                 let wish = self.wish(link, thread, &transport, address, (ring, ring_entries), receive);
                 let asked = wish.and_then(|wish| {
-                    let token = self.ask(link, request);
+                    let token = self.ask(link, request, Some(thread));
                     let command = Command::Open(Box::new(OpenRequest { token, ..wish }));
-                    let told = self.threads[thread as usize].tell(command);
-                    if told { Ok(()) } else { Err("the server thread is busy or gone".to_owned()) }
+                    if !self.threads[thread as usize].ask(command) {
+                        self.answered(token);
+                        return Err("the server thread is busy or gone".to_owned());
+                    }
+                    Ok(())
                 });
                 if let Err(reason) = asked {
                     self.say(link, &ControlMessage::EndpointRefused { request, reason });
                 }
             }
             ControlMessage::StatsQuery { request } => {
-                let token = self.ask(link, request);
-                self.tell_all(|| Command::Stats(token))?;
+                let Some(worker) = self.workers.get_mut(&link) else { return };
+                if worker.queries.len() >= QUERIES {
+                    return self.lose(link, "it asks for figures without waiting for them");
+                }
+                worker.queries.push_back(request);
+                self.query(link);
             }
-            _ => {
-                // Nothing else is a worker's to say here.
-                self.hub.close(link);
-                self.workers.remove(&link);
+            _ => self.lose(link, "it said what is not a worker's to say here"),
+        }
+    }
+
+    /// Asks the threads for the figures that a worker wants next, if it wants any.
+    fn query(&mut self, link: LinkId) {
+        let Some(worker) = self.workers.get_mut(&link).filter(|w| !w.querying) else { return };
+        let Some(request) = worker.queries.pop_front() else { return };
+        worker.querying = true;
+        let token = self.ask(link, request, None);
+        if !self.threads.iter().all(|thread| thread.ask(Command::Stats(token))) {
+            self.asked.remove(&token);
+            self.lose(link, "a server thread has too much to do to give figures");
+        }
+    }
+
+    /// What was asked for under `token`, which is answered now.
+    fn answered(&mut self, token: u64) -> Option<Asked> {
+        let asked = self.asked.remove(&token)?;
+        if let Some(worker) = self.workers.get_mut(&asked.link) {
+            match asked.thread {
+                Some(thread) => worker.opening[thread as usize] -= 1,
+                None => worker.querying = false,
             }
         }
-        Ok(())
+        Some(asked)
     }
 
     /// What a worker asks for, checked; the error is the reason of the refusal.
@@ -241,7 +318,7 @@ impl Control {
         (ring, ring_entries): (RegionBytes, u32),
         receive: RegionBytes,
     ) -> std::result::Result<OpenRequest, String> {
-        let worker = self.workers.get(&link).ok_or("not a worker of this job")?;
+        let worker = self.workers.get_mut(&link).ok_or("not a worker of this job")?;
         if thread as usize >= self.threads.len() {
             return Err(format!("thread {thread}: there are {}", self.threads.len()));
         }
@@ -256,6 +333,11 @@ impl Control {
         {
             return Err(format!("a reply ring of {ring_entries} entries in {} bytes", ring.length));
         }
+        let opening = &mut worker.opening[thread as usize];
+        if *opening >= OPENINGS {
+            return Err(format!("{OPENINGS} endpoints are being opened already"));
+        }
+        *opening += 1;
         Ok(OpenRequest {
             token: 0,
             rank: worker.rank,
@@ -269,10 +351,10 @@ impl Control {
         })
     }
 
-    fn ask(&mut self, link: LinkId, request: u32) -> u64 {
+    fn ask(&mut self, link: LinkId, request: u32, thread: Option<u32>) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        self.asked.insert(token, Asked { link, request, stats: Vec::new(), clocks: Vec::new() });
+        self.asked.insert(token, Asked { link, request, thread, stats: Vec::new(), clocks: Vec::new() });
         token
     }
 
@@ -296,7 +378,7 @@ impl Control {
                 self.hub.send(self.coordinator, &failed)?;
             }
             Report::Opened(token, outcome) => {
-                let Some(Asked { link, request, .. }) = self.asked.remove(&token) else { return Ok(()) };
+                let Some(Asked { link, request, .. }) = self.answered(token) else { return Ok(()) };
                 let answer = match outcome {
                     Ok(opened) => ControlMessage::EndpointOpened {
                         request,
@@ -318,9 +400,17 @@ impl Control {
                     asked.clocks = clocks;
                 }
                 if asked.stats.len() == threads
-                    && let Some(Asked { link, request, stats, clocks }) = self.asked.remove(&token)
+                    && let Some(Asked { link, request, stats, clocks, .. }) = self.answered(token)
                 {
                     self.say(link, &ControlMessage::Stats { request, threads: stats, clocks });
+                    self.query(link);
+                }
+            }
+            // The others hear the reason from the Coordinator before they see our links close, so we stay until it says so.
+            Report::WorkerFailed(error) => {
+                if self.failure.is_none() {
+                    self.abort(&error);
+                    self.failure = Some(error);
                 }
             }
             Report::Failed(error) => {

@@ -87,6 +87,9 @@ pub struct Core {
     applied: Vec<Applied>,
     /// Workers whose held pieces turned out not to fit: not always whose request is being served.
     faults: Vec<(Rank, Error)>,
+    /// A worker broke the protocol, and the job ends: nothing more is taken, closed or answered, so that nobody sees a state
+    /// that lacks a piece.
+    failed: bool,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     gathered: Vec<f32>,
@@ -116,6 +119,7 @@ impl Core {
             verdicts: Vec::new(),
             applied: Vec::new(),
             faults: Vec::new(),
+            failed: false,
             directory: Vec::new(),
             keys: Vec::new(),
             gathered: Vec::new(),
@@ -192,6 +196,15 @@ impl Core {
 
     /// A message came outside the slots: the worker says how much of its ring it has read.
     pub fn message(&mut self, rank: Rank, bytes: &[u8]) -> Result<()> {
+        if self.failed {
+            return Ok(());
+        }
+        let heard = self.hear(rank, bytes);
+        self.failed |= heard.is_err();
+        heard
+    }
+
+    fn hear(&mut self, rank: Rank, bytes: &[u8]) -> Result<()> {
         let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };
         let read: [u8; 8] = bytes.try_into().map_err(|_| {
             Error::protocol(
@@ -204,8 +217,17 @@ impl Core {
         link.acknowledged(u64::from_le_bytes(read))
     }
 
-    /// A worker filled a slot. An error is the worker's fault: its endpoint has to be closed.
+    /// A worker filled a slot. An error is the worker's fault, and the job ends: done again it would fail again.
     pub fn request(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
+        if self.failed {
+            return Ok(());
+        }
+        let served = self.serve(rank, slot, length);
+        self.failed |= served.is_err();
+        served
+    }
+
+    fn serve(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
         let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };
         let header = self.staging.header(rank, slot, length).map_err(|m| m.by(&link.peer))?;
         let session = &mut self.sessions[rank as usize];
@@ -360,6 +382,8 @@ impl Core {
                     if let Err(malformed) = self.take(rank, held.slot, held.header) {
                         let error = malformed.by(self.peer(rank));
                         self.faults.push((rank, error));
+                        self.failed = true;
+                        break;
                     }
                 }
                 Verdict::Close { expected, .. } => {
@@ -379,11 +403,15 @@ impl Core {
         }
     }
 
-    /// Answers the pulls that can be answered and announces credit. Gives the ranks whose endpoints failed. True when a
-    /// pull was answered: once the transport has let go of its buffer, there may be more.
+    /// Answers the pulls that can be answered and announces credit. Gives the ranks that broke the protocol
+    /// ([`Error::Protocol`]) or whose endpoints failed. True when a pull was answered: once the transport has let go of its
+    /// buffer, there may be more.
     pub fn settle(&mut self, transport: &mut dyn Transport, failed: &mut Vec<(Rank, Error)>) -> bool {
         let before = self.stats.pulls;
         failed.append(&mut self.faults);
+        if self.failed {
+            return false;
+        }
         for rank in 0..self.links.len() {
             if let Err(error) = self.settle_one(rank, transport) {
                 failed.push((rank as Rank, error));

@@ -20,9 +20,9 @@ use crate::store::{Optimizer, Optimizers};
 use crate::transport::{self, park::Waker};
 use crate::types::{OptimizerSpec, Rank, Role, ShardId};
 use control::Control;
-use reactor::{Command, Reactor, Sizes};
+use reactor::{Command, Reactor, Reports, Sizes};
 
-/// Commands that may wait for one server thread. More than one control message can ask for at once.
+/// Commands that may wait for one server thread. Workers get half of them, so that the Coordinator's always find room.
 const COMMANDS: usize = 4096;
 
 /// Makes a [`ServerHandle`]; see [`Server::builder`].
@@ -65,6 +65,7 @@ impl Server {
             sizes: Sizes {
                 staging_bytes: 256 << 20,
                 payload_bytes: 256 << 10,
+                table_bytes: 64 << 30,
                 slots: 16,
                 pull_credits: 64,
                 reply_buffers: 32,
@@ -102,6 +103,13 @@ impl ServerBuilder {
     /// all workers; untouched slots cost address space only.
     pub fn staging_bytes(mut self, bytes: usize) -> ServerBuilder {
         self.sizes.staging_bytes = bytes;
+        self
+    }
+
+    /// Memory for tables, of each server thread, in bytes (64 GiB by default): parameters, optimizer state and sums of dense
+    /// tables. Rows of sparse tables come on top. A table that does not fit is refused.
+    pub fn table_bytes(mut self, bytes: u64) -> ServerBuilder {
+        self.sizes.table_bytes = bytes;
         self
     }
 
@@ -150,10 +158,11 @@ impl ServerBuilder {
         let waker = Waker::new()?;
         // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
         let id = ShardId { server: self.rank.unwrap_or(0), thread };
-        let asker = Arc::new(move || {
+        let asker = Box::new(move || {
             // A hub that can't be woken looks at its reports at its next keepalive.
             let _ = hub.wake();
         });
+        let stop = Arc::new(AtomicBool::new(false));
         let reactor = Reactor::new(
             id,
             transport,
@@ -161,12 +170,12 @@ impl ServerBuilder {
             self.sizes,
             self.optimizers.clone(),
             inbox,
+            stop.clone(),
             waker.clone(),
-            reports,
-            asker,
+            Reports::new(thread, reports, asker),
         );
         let handle = spawn(&format!("wl-srv-{thread}"), move || reactor.run())?;
-        Ok(ServerThread { transport: name, commands, waker, handle: Some(handle) })
+        Ok(ServerThread { transport: name, commands, stop, waker, handle: Some(handle) })
     }
 }
 
@@ -181,6 +190,7 @@ fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'stati
 struct ServerThread {
     transport: &'static str,
     commands: Sender<Command>,
+    stop: Arc<AtomicBool>,
     waker: Waker,
     handle: Option<JoinHandle<()>>,
 }
@@ -192,14 +202,17 @@ impl ServerThread {
         self.waker.wake();
         told
     }
+
+    /// Hands over what a worker asked for. False when the thread is gone or has too much to do already.
+    fn ask(&self, command: Command) -> bool {
+        self.commands.len() < COMMANDS / 2 && self.tell(command)
+    }
 }
 
 impl Drop for ServerThread {
     fn drop(&mut self) {
-        self.tell(Command::Stop);
-        // When its inbox is full, the closed channel behind it is what stops it.
-        let (closed, _) = bounded(0);
-        self.commands = closed;
+        self.stop.store(true, Ordering::Release);
+        self.waker.wake();
         if let Some(handle) = self.handle.take() {
             // A reactor that panicked has nothing left to release.
             let _ = handle.join();

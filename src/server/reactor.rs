@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
@@ -30,6 +31,8 @@ pub struct Sizes {
     pub staging_bytes: usize,
     /// The largest body of one slot, in bytes.
     pub payload_bytes: usize,
+    /// What tables may take when they are made, in bytes; rows of sparse tables come on top.
+    pub table_bytes: u64,
     /// Slots of one worker, where `staging_bytes` allows them.
     pub slots: usize,
     /// Pulls of one worker that may be outstanding.
@@ -50,8 +53,6 @@ pub enum Command {
     Lost(Rank),
     /// Tell the figures.
     Stats(u64),
-    /// End.
-    Stop,
 }
 
 /// A worker's wish for an endpoint.
@@ -98,6 +99,8 @@ pub enum Report {
     Opened(u64, Result<Opened>),
     /// To [`Command::Stats`]: token, figures, and the workers' clocks.
     Stats(u64, ThreadStats, Vec<Clock>),
+    /// A worker broke the protocol. The thread goes on, but takes and answers nothing more.
+    WorkerFailed(Error),
     /// The thread has ended because of a failure that is not a peer's.
     Failed(Error),
 }
@@ -110,9 +113,10 @@ pub struct Reactor {
     sizes: Sizes,
     optimizers: Optimizers,
     commands: Receiver<Command>,
+    /// Set when the thread has to end, whatever waits in `commands`.
+    stop: Arc<AtomicBool>,
     waker: Waker,
-    reports: Sender<(u32, Report)>,
-    asker: Arc<dyn Fn() + Send + Sync>,
+    reports: Reports,
     core: Option<Core>,
     /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
     ranks: HashMap<EndpointId, Rank>,
@@ -123,7 +127,7 @@ pub struct Reactor {
 }
 
 impl Reactor {
-    /// A reactor over `transport`. `asker` wakes whoever reads `reports`.
+    /// A reactor over `transport`. It runs until `stop` is set and `waker` woken.
     #[allow(clippy::too_many_arguments)] // each is one resource that the thread owns from here on
     pub fn new(
         id: ShardId,
@@ -132,9 +136,9 @@ impl Reactor {
         sizes: Sizes,
         optimizers: Optimizers,
         commands: Receiver<Command>,
+        stop: Arc<AtomicBool>,
         waker: Waker,
-        reports: Sender<(u32, Report)>,
-        asker: Arc<dyn Fn() + Send + Sync>,
+        reports: Reports,
     ) -> Reactor {
         Reactor {
             id,
@@ -143,9 +147,9 @@ impl Reactor {
             sizes,
             optimizers,
             commands,
+            stop,
             waker,
             reports,
-            asker,
             core: None,
             ranks: HashMap::new(),
             completions: Vec::with_capacity(BUDGET),
@@ -163,10 +167,11 @@ impl Reactor {
             self.dispatch();
             worked |= self.settle();
             self.transport.flush();
-            match self.obey() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => return self.report(Report::Failed(error)),
+            if let Err(error) = self.obey() {
+                return self.report(Report::Failed(error));
+            }
+            if self.stop.load(Ordering::Acquire) {
+                return;
             }
             if worked {
                 idle_since = None;
@@ -215,6 +220,10 @@ impl Reactor {
         for (rank, error) in std::mem::take(&mut self.failed) {
             warn!("server {} thread {}: closing an endpoint: {error}", self.id.server, self.id.thread);
             self.drop_rank(rank);
+            // A worker whose connection was lost comes again, but one that broke the protocol would only do the same again.
+            if matches!(error, Error::Protocol { .. }) {
+                self.report(Report::WorkerFailed(error));
+            }
         }
         answered
     }
@@ -245,7 +254,10 @@ impl Reactor {
         let (token, rank) = (request.token, request.rank);
         if self.core.as_ref().is_some_and(|core| core.is_attached(rank)) {
             // An earlier wish of the same worker has been given up by it.
-            self.reopening.retain(|r| r.rank != rank);
+            if let Some(at) = self.reopening.iter().position(|r| r.rank == rank) {
+                let earlier = self.reopening.swap_remove(at);
+                self.report(Report::Opened(earlier.token, Err(given_up(&earlier.peer))));
+            }
             self.reopening.push(request);
             return self.drop_rank(rank);
         }
@@ -257,9 +269,9 @@ impl Reactor {
         self.ranks.get(&endpoint).copied()
     }
 
-    /// Carries out the commands that have come. False when the last one was to stop.
-    fn obey(&mut self) -> Result<bool> {
-        loop {
+    /// Carries out the commands that have come, until it has to stop.
+    fn obey(&mut self) -> Result<()> {
+        while !self.stop.load(Ordering::Acquire) {
             match self.commands.try_recv() {
                 Ok(Command::Begin(rank, view)) => {
                     self.id.server = rank;
@@ -279,10 +291,12 @@ impl Reactor {
                     let clocks = self.core.as_ref().map(Core::clocks).unwrap_or_default();
                     self.report(Report::Stats(token, stats, clocks));
                 }
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Ok(false),
-                Err(TryRecvError::Empty) => return Ok(true),
+                // Nobody is left who could ask for anything: the flag has been set or is about to be.
+                Err(TryRecvError::Disconnected) => self.stop.store(true, Ordering::Release),
+                Err(TryRecvError::Empty) => break,
             }
         }
+        Ok(())
     }
 
     fn begin(&mut self, view: View) -> Result<()> {
@@ -308,7 +322,7 @@ impl Reactor {
             (4096, self.sizes.reply_buffers.div_ceil(4) * 4),
         ];
         let replies = Pool::new(&classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone());
+        let shard = Shard::new(self.optimizers.clone(), self.sizes.table_bytes);
         self.core = Some(Core::new(self.id, view, shard, staging, replies, self.sizes.pull_credits));
         Ok(())
     }
@@ -364,10 +378,40 @@ impl Reactor {
     }
 
     fn report(&self, report: Report) {
+        self.reports.send(report);
+    }
+}
+
+/// The way back to the control thread. It says so when its thread panics.
+pub struct Reports {
+    thread: u32,
+    sender: Sender<(u32, Report)>,
+    asker: Box<dyn Fn() + Send>,
+}
+
+impl Reports {
+    /// Reports of `thread`; `asker` wakes whoever reads them.
+    pub fn new(thread: u32, sender: Sender<(u32, Report)>, asker: Box<dyn Fn() + Send>) -> Reports {
+        Reports { thread, sender, asker }
+    }
+
+    fn send(&self, report: Report) {
         // Nobody listens any more only when the server is going down.
-        let _ = self.reports.send((self.id.thread, report));
+        let _ = self.sender.send((self.thread, report));
         (self.asker)();
     }
+}
+
+impl Drop for Reports {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.send(Report::Failed(Error::Aborted { reason: "it panicked".to_owned() }));
+        }
+    }
+}
+
+fn given_up(peer: &str) -> Error {
+    Error::Refused { peer: peer.to_owned(), reason: "it has asked again since".to_owned() }
 }
 
 fn not_begun(call: &'static str) -> Error {

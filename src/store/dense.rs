@@ -4,7 +4,7 @@ use super::optimizer::Optimizer;
 use super::state::State;
 use crate::error::{Malformed, Result};
 use crate::kernels::{self, Gradient, Input};
-use crate::mem::{Block, Blocks};
+use crate::mem::{Block, Blocks, align_up};
 use crate::types::{BucketId, TableSpec, Version};
 
 const NOT_OURS: u32 = u32::MAX;
@@ -29,27 +29,25 @@ struct Segment {
 impl Dense {
     /// Zeroed segments for `buckets`, which must be buckets of `spec`.
     pub fn new(spec: &TableSpec, buckets: &[BucketId], optimizer: &dyn Optimizer) -> Result<Dense> {
-        let length = |b: &BucketId| spec.segment_range(*b).map_or(0, |r| r.len() as usize);
-        let folds = usize::from(spec.consistency.folds_by_rank());
-        let state = |n: usize| n * optimizer.state_width() + optimizer.scalars();
-        let lengths = buckets.iter().flat_map(|b| {
-            let n = length(b);
-            [n, state(n), n * folds]
-        });
-        let mut blocks = Blocks::for_lengths(lengths)?;
+        let mut blocks = Blocks::for_lengths(buckets.iter().flat_map(|b| lengths(spec, *b, optimizer)))?;
         let mut place = vec![NOT_OURS; spec.buckets() as usize];
         let mut segments = Vec::with_capacity(buckets.len());
         for bucket in buckets {
-            let n = length(bucket);
-            let (Some(parameters), Some(state), Some(sum)) =
-                (blocks.cut(n), blocks.cut(state(n)), blocks.cut(n * folds))
-            else {
+            let [parameters, state, sum] = lengths(spec, *bucket, optimizer).map(|n| blocks.cut(n));
+            let (Some(parameters), Some(state), Some(sum)) = (parameters, state, sum) else {
                 unreachable!("the arena was sized for exactly these blocks");
             };
             place[*bucket as usize] = segments.len() as u32;
             segments.push(Segment { parameters, state, sum, touched: false, version: 0 });
         }
         Ok(Dense { place, segments })
+    }
+
+    /// Bytes that [`Dense::new`] would take, bookkeeping included.
+    pub fn bytes(spec: &TableSpec, buckets: &[BucketId], optimizer: &dyn Optimizer) -> u64 {
+        let blocks = buckets.iter().flat_map(|b| lengths(spec, *b, optimizer));
+        let floats: u64 = blocks.map(|n| align_up(n * 4) as u64).sum();
+        floats + (buckets.len() * size_of::<Segment>()) as u64 + u64::from(spec.buckets()) * 4
     }
 
     /// Adds a piece to what the open clock brought. True when it is the bucket's first in this clock.
@@ -115,4 +113,11 @@ impl Dense {
         }
         Ok(place)
     }
+}
+
+/// fp32 of a bucket's parameters, state and sum.
+fn lengths(spec: &TableSpec, bucket: BucketId, optimizer: &dyn Optimizer) -> [usize; 3] {
+    let n = spec.segment_range(bucket).map_or(0, |r| r.len() as usize);
+    let folds = usize::from(spec.consistency.folds_by_rank());
+    [n, n * optimizer.state_width() + optimizer.scalars(), n * folds]
 }

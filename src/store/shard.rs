@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::dense::Dense;
 use super::optimizer::{Optimizer, Optimizers};
-use super::sparse::SparseBucket;
+use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::mem::Floats;
 use crate::types::{
@@ -61,7 +61,7 @@ struct Table {
 
 enum Body {
     Dense(Dense),
-    Sparse(HashMap<BucketId, SparseBucket>),
+    Sparse(Sparse),
 }
 
 /// All buckets of one server thread.
@@ -71,12 +71,25 @@ pub struct Shard {
     /// Buckets that the open clock touched.
     touched: Vec<(TableId, BucketId)>,
     scratch: Vec<f32>,
+    /// What tables may take when they are made, and what they took.
+    budget: u64,
+    used: u64,
+    parameter_bytes: u64,
 }
 
 impl Shard {
-    /// An empty shard.
-    pub fn new(optimizers: Optimizers) -> Shard {
-        Shard { optimizers, tables: HashMap::new(), touched: Vec::new(), scratch: Vec::new() }
+    /// An empty shard whose tables may take `budget` bytes: parameters, state, sums and bookkeeping. Rows of sparse tables
+    /// come later, and are not counted.
+    pub fn new(optimizers: Optimizers, budget: u64) -> Shard {
+        Shard {
+            optimizers,
+            tables: HashMap::new(),
+            touched: Vec::new(),
+            scratch: Vec::new(),
+            budget,
+            used: 0,
+            parameter_bytes: 0,
+        }
     }
 
     /// Makes a table, of which this shard holds `buckets`. Making it again with the same spec changes nothing.
@@ -90,13 +103,23 @@ impl Shard {
         }
         spec.validate()?;
         let optimizer = self.optimizers.build(&spec.optimizer)?;
+        let bytes = match &spec.kind {
+            TableKind::Dense { .. } => Dense::bytes(spec, buckets, optimizer.as_ref()),
+            TableKind::Sparse { .. } => Sparse::bytes(spec),
+        };
+        let used = self.used.saturating_add(bytes);
+        if used > self.budget {
+            let resource = format!("table_bytes of a server thread, with table {id}");
+            return Err(Error::Limit { resource, limit: self.budget, asked: used });
+        }
         let body = match &spec.kind {
             TableKind::Dense { .. } => Body::Dense(Dense::new(spec, buckets, optimizer.as_ref())?),
-            TableKind::Sparse { dim, .. } => {
-                let empty = |&b| (b, SparseBucket::new(*dim as usize, optimizer.as_ref()));
-                Body::Sparse(buckets.iter().map(empty).collect())
-            }
+            TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets)),
         };
+        self.used = used;
+        if let Body::Dense(dense) = &body {
+            self.parameter_bytes += dense.parameter_bytes();
+        }
         self.tables.insert(id, Table { spec: spec.clone(), optimizer, body });
         Ok(())
     }
@@ -135,15 +158,16 @@ impl Shard {
         applied: &mut Vec<Applied>,
     ) -> Result<(), Malformed> {
         let Table { spec, optimizer, body } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
-        let Body::Sparse(buckets) = body else { return Err(kind_mismatch("sparse")) };
-        check_directory(spec, &piece, |b| buckets.contains_key(&b))?;
+        let Body::Sparse(sparse) = body else { return Err(kind_mismatch("sparse")) };
+        check_directory(spec, &piece, |b| sparse.owns(b))?;
         let dim = spec.width() as usize;
         if piece.values.len() != piece.keys.len() * dim {
             return Err(Malformed::new("values", (piece.keys.len() * dim).to_string(), piece.values.len()));
         }
         let mut done = 0;
         for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
-            let Some(bucket) = buckets.get_mut(&id) else { continue }; // checked above
+            let bucket = sparse.touch(id, optimizer.as_ref());
+            let rows = bucket.rows();
             let count = count as usize;
             let keys = &piece.keys[done..done + count];
             let values = piece.values.part(done * dim, count * dim).into();
@@ -155,6 +179,7 @@ impl Shard {
                 let version = bucket.apply(keys, values, optimizer.as_ref(), &mut self.scratch);
                 applied.push(Applied { table, bucket: id, version });
             }
+            self.parameter_bytes += ((bucket.rows() - rows) * dim * 4) as u64;
             done += count;
         }
         Ok(())
@@ -170,8 +195,8 @@ impl Shard {
             };
             let version = match body {
                 Body::Dense(dense) => dense.close(id, divisor, optimizer.as_ref()),
-                Body::Sparse(buckets) => {
-                    let Some(bucket) = buckets.get_mut(&id) else { continue };
+                Body::Sparse(sparse) => {
+                    let Some(bucket) = sparse.touched(id) else { continue };
                     bucket.close(divisor, optimizer.as_ref())
                 }
             };
@@ -200,7 +225,7 @@ impl Shard {
     pub fn check_pull(&self, table: TableId, piece: &SparsePiece<'_>) -> Result<(), Malformed> {
         let table = self.tables.get(&table).ok_or_else(|| unknown(table))?;
         match &table.body {
-            Body::Sparse(buckets) => check_directory(&table.spec, piece, |b| buckets.contains_key(&b)),
+            Body::Sparse(sparse) => check_directory(&table.spec, piece, |b| sparse.owns(b)),
             Body::Dense(_) => Err(kind_mismatch("sparse")),
         }
     }
@@ -208,13 +233,13 @@ impl Shard {
     /// Gathers the rows of a checked pull into `into`, in the order of its keys; gives the largest version.
     pub fn gather(&self, table: TableId, piece: &SparsePiece<'_>, into: &mut Vec<f32>) -> Version {
         into.clear();
-        let Some(Table { body: Body::Sparse(buckets), .. }) = self.tables.get(&table) else { return 0 };
+        let Some(Table { body: Body::Sparse(sparse), .. }) = self.tables.get(&table) else { return 0 };
         let mut done = 0;
         let mut version = 0;
         for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
-            let Some(bucket) = buckets.get(&id) else { continue };
-            version = version.max(bucket.gather(&piece.keys[done..done + count as usize], into));
-            done += count as usize;
+            let keys = &piece.keys[done..done + count as usize];
+            version = version.max(sparse.gather(id, keys, into));
+            done += keys.len();
         }
         version
     }
@@ -226,13 +251,7 @@ impl Shard {
 
     /// Bytes of parameters, without state and index.
     pub fn parameter_bytes(&self) -> u64 {
-        self.tables
-            .values()
-            .map(|t| match &t.body {
-                Body::Dense(dense) => dense.parameter_bytes(),
-                Body::Sparse(buckets) => buckets.values().map(SparseBucket::parameter_bytes).sum(),
-            })
-            .sum()
+        self.parameter_bytes
     }
 }
 

@@ -1,12 +1,64 @@
-//! One bucket of a sparse table: rows by key.
+//! A shard's part of a sparse table: buckets of rows by key.
+
+use std::collections::HashMap;
 
 use super::index::Index;
 use super::optimizer::Optimizer;
 use super::state::State;
 use crate::kernels::{self, Input};
-use crate::types::{Key, Version};
+use crate::types::{BucketId, Key, TableSpec, Version};
 
 const UNTOUCHED: u32 = u32::MAX;
+
+/// Buckets of one sparse table. Those that nobody has touched cost one bit.
+pub struct Sparse {
+    dim: usize,
+    /// A bit for each bucket of the table: whether it is this shard's.
+    ours: Vec<u64>,
+    touched: HashMap<BucketId, SparseBucket>,
+}
+
+impl Sparse {
+    /// Empty `buckets`, which must be buckets of `spec`.
+    pub fn new(spec: &TableSpec, buckets: &[BucketId]) -> Sparse {
+        let mut ours = vec![0; spec.buckets().div_ceil(64) as usize];
+        for bucket in buckets {
+            ours[*bucket as usize / 64] |= 1 << (bucket % 64);
+        }
+        Sparse { dim: spec.width() as usize, ours, touched: HashMap::new() }
+    }
+
+    /// Bytes that a table takes before it has rows.
+    pub fn bytes(spec: &TableSpec) -> u64 {
+        u64::from(spec.buckets().div_ceil(64)) * 8
+    }
+
+    /// Whether a bucket is this shard's.
+    pub fn owns(&self, bucket: BucketId) -> bool {
+        self.ours.get(bucket as usize / 64).is_some_and(|bits| bits >> (bucket % 64) & 1 != 0)
+    }
+
+    /// A bucket of this shard, made when it is touched for the first time.
+    pub fn touch(&mut self, bucket: BucketId, optimizer: &dyn Optimizer) -> &mut SparseBucket {
+        self.touched.entry(bucket).or_insert_with(|| SparseBucket::new(self.dim, optimizer))
+    }
+
+    /// A bucket that was touched before.
+    pub fn touched(&mut self, bucket: BucketId) -> Option<&mut SparseBucket> {
+        self.touched.get_mut(&bucket)
+    }
+
+    /// Appends the row of each key of a bucket; rows that do not exist read as 0 and are not made.
+    pub fn gather(&self, bucket: BucketId, keys: &[Key], into: &mut Vec<f32>) -> Version {
+        match self.touched.get(&bucket) {
+            Some(bucket) => bucket.gather(keys, into),
+            None => {
+                into.resize(into.len() + keys.len() * self.dim, 0.0);
+                0
+            }
+        }
+    }
+}
 
 /// The rows of one bucket. A row is `dim` parameters, then the optimizer's planes, then its scalars.
 pub struct SparseBucket {
@@ -86,8 +138,7 @@ impl SparseBucket {
         self.version
     }
 
-    /// Appends the row of each key; rows that do not exist read as 0 and are not made.
-    pub fn gather(&self, keys: &[Key], into: &mut Vec<f32>) -> Version {
+    fn gather(&self, keys: &[Key], into: &mut Vec<f32>) -> Version {
         for &key in keys {
             match self.index.find(key) {
                 Some(row) => {
@@ -100,9 +151,9 @@ impl SparseBucket {
         self.version
     }
 
-    /// Bytes of parameters.
-    pub fn parameter_bytes(&self) -> u64 {
-        (self.index.len() * self.dim * 4) as u64
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.index.len()
     }
 
     fn row(&mut self, key: Key) -> usize {

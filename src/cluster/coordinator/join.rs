@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The most threads of one server.
+const MAX_THREADS: u32 = 256;
+
 type Wish = (Role, Option<Rank>, Option<u32>, Option<String>, u32);
 
 impl Coordinator {
@@ -71,8 +74,8 @@ impl Coordinator {
         if let Some(&other) = self.server_links.get(&rank) {
             return Err(format!("server {rank} is there already: {}", self.name(other)));
         }
-        if threads == 0 {
-            return Err("a server with 0 threads".into());
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(format!("a server with {threads} threads, expected 1 to {MAX_THREADS}"));
         }
         let address = address.ok_or("a server without an address")?;
         let mut socket: SocketAddr = address

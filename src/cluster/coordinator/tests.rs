@@ -127,6 +127,7 @@ fn bad_joins_are_refused_and_the_job_goes_on() {
         (Role::Server, server(Some("here"), 1), "expected IP:PORT, found \"here\""),
         (Role::Server, server(Some("127.0.0.1:0"), 1), "no port"),
         (Role::Server, server(Some("127.0.0.1:9"), 0), "0 threads"),
+        (Role::Server, server(Some("127.0.0.1:9"), 257), "257 threads"),
         (Role::Coordinator, join(Role::Coordinator, None, None), "one coordinator"),
     ] {
         rig.up(7, role, None);

@@ -22,7 +22,7 @@ impl Rig {
         let staging = Staging { arena, region: RegionId(0), slots: 2, slot_bytes: SLOT };
         let pool = Pool::new(&[(4096, 4)], |_| Ok(RegionId(1))).unwrap();
         let id = ShardId { server: 0, thread: 0 };
-        let mut core = Core::new(id, view, Shard::new(Optimizers::default()), staging, pool, 4);
+        let mut core = Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30), staging, pool, 4);
         core.create_table(0, &TableSpec::dense("w", &[64]).segment_bytes(64)).unwrap();
         let region = RemoteRegion { address: 0, length: 1 << 20, key: 1, rights: Rights::Write };
         for rank in 0..workers {
@@ -60,6 +60,7 @@ fn a_slot_that_is_held_or_not_yet_given_back_is_not_the_workers_to_fill() {
     let error = rig.send((1, 0), RequestKind::Push, 0, 0).unwrap_err().to_string();
     assert!(error.contains("worker 1") && error.contains("slot"), "{error}");
     assert_eq!(rig.core.gate.held(), 1);
+    let mut rig = Rig::new(2);
     rig.send((0, 0), RequestKind::Push, 0, 0).unwrap();
     let error = rig.send((0, 0), RequestKind::Push, 0, 0).unwrap_err().to_string();
     assert!(error.contains("worker 0") && error.contains("slot"), "{error}");
@@ -73,6 +74,27 @@ fn a_held_piece_that_does_not_fit_is_its_own_workers_fault() {
     rig.send((0, 0), RequestKind::Mark, 0, 0).unwrap();
     assert_eq!(rig.core.faults.len(), 1);
     assert_eq!(rig.core.faults[0].0, 1);
+}
+
+#[test]
+fn after_a_fault_nothing_is_closed_taken_or_answered() {
+    let mut rig = Rig::new(3);
+    for (rank, bucket) in [(1, 0), (2, 99)] {
+        rig.send((rank, 0), RequestKind::Push, 0, bucket).unwrap();
+        rig.send((rank, 1), RequestKind::Mark, 0, 0).unwrap();
+    }
+    rig.send((0, 0), RequestKind::Pull, 0, 0).unwrap();
+    // It lets the bad piece through, and would let the clock close without it.
+    rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
+    assert_eq!(rig.core.shard.read_dense(0, 0, 0, 16).unwrap().version, 0);
+    let mut transport = crate::transport::build(&crate::config::Network::default(), true).unwrap();
+    let mut failed = Vec::new();
+    assert!(!rig.core.settle(transport.as_mut(), &mut failed));
+    assert!(matches!(&failed[..], [(2, Error::Protocol { field: "bucket", .. })]), "{failed:?}");
+    assert_eq!(rig.core.links[0].as_ref().unwrap().waiting.len(), 1);
+    // A frame that was refused once would be refused again: it is not looked at.
+    rig.send((1, 0), RequestKind::Push, 5, 0).unwrap();
+    assert_eq!(rig.core.stats.pushes, 2);
 }
 
 #[test]

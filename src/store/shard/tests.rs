@@ -4,7 +4,7 @@ use super::*;
 use crate::types::OptimizerSpec;
 
 fn shard(spec: &TableSpec) -> Shard {
-    let mut shard = Shard::new(Optimizers::default());
+    let mut shard = Shard::new(Optimizers::default(), 1 << 30);
     let all: Vec<u32> = (0..spec.buckets()).collect();
     shard.create_table(0, spec, &all).unwrap();
     shard
@@ -126,7 +126,7 @@ fn without_barriers_a_part_of_a_segment_steps_alone() {
 #[test]
 fn pieces_that_do_not_fit_touch_nothing() {
     let spec = TableSpec::sparse("w", 1);
-    let mut shard = Shard::new(Optimizers::default());
+    let mut shard = Shard::new(Optimizers::default(), 1 << 30);
     let ours: Vec<u32> = (0..256).filter(|b| b % 2 == 0).collect();
     shard.create_table(0, &spec, &ours).unwrap();
     let key_in = |bucket: u32| (0u64..).find(|&k| spec.bucket_of(k) == bucket).unwrap();
@@ -202,4 +202,35 @@ fn adam_counts_the_steps_of_each_row_and_of_each_bucket() {
         let reading = dense.read_dense(0, bucket, 0, 16).unwrap();
         assert!(reading.values.iter().all(|w| near(w.to_bits(), expected)), "{:?}", reading.values);
     }
+}
+
+#[test]
+fn a_table_beyond_the_budget_is_refused_before_memory_is_taken() {
+    let mut shard = Shard::new(Optimizers::default(), 1 << 20);
+    let sparse = TableSpec::sparse("ids", 4);
+    shard.create_table(0, &sparse, &(0..sparse.buckets()).collect::<Vec<_>>()).unwrap();
+    let make = |shard: &mut Shard, id, elements| {
+        let spec = TableSpec::dense("w", &[elements]);
+        shard.create_table(id, &spec, &(0..spec.buckets()).collect::<Vec<_>>())
+    };
+    make(&mut shard, 1, 100_000).unwrap();
+    for elements in [100_000, 1 << 36] {
+        let error = make(&mut shard, 2, elements).unwrap_err();
+        assert!(matches!(error, Error::Limit { limit: 1_048_576, .. }), "{error}");
+        assert!(shard.spec(2).is_none());
+    }
+    make(&mut shard, 2, 1000).unwrap();
+    assert_eq!(shard.parameter_bytes(), 4 * 101_000);
+}
+
+#[test]
+fn buckets_that_nobody_touched_read_as_zeros() {
+    let spec = TableSpec::sparse("w", 1);
+    let mut shard = shard(&spec);
+    push_sparse(&mut shard, &spec, &[(5, 1.0)]).unwrap();
+    shard.close(1, &mut Vec::new());
+    let read = read_sparse(&shard, &spec, &(0..50).collect::<Vec<_>>());
+    assert_eq!(read.len(), 50);
+    assert!(read.iter().all(|(&key, &bits)| (bits != 0) == (key == 5)), "{read:?}");
+    assert_eq!(shard.parameter_bytes(), 4);
 }
