@@ -23,7 +23,6 @@ const WARM_UP_CLOCKS: u64 = 16;
 pub fn run(options: &Options, environment: &Environment) -> Result<Verdict> {
     options.check()?;
     let config = options.node.client(environment, options.rank, options.workers)?;
-    let rank = config.rank;
     let client = Client::connect(config)?;
     match Worker::new(&client, options).and_then(Worker::run) {
         Ok(verdict) => client.finalize().map(|()| verdict),
