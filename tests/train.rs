@@ -40,10 +40,6 @@ fn weights(arguments: &[&str]) -> Vec<f32> {
     let (_, report) = train(&[arguments, &["--save", text(&saved)]].concat());
     let bytes = fs::read(saved).unwrap();
     assert_eq!(report["weights_sha256"], sha256(&bytes));
-    assert_eq!(
-        report["weights_sha256"], DEFAULT_WEIGHTS,
-        "the bits of the default run have changed: say why, and how"
-    );
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
@@ -81,6 +77,10 @@ fn the_built_in_set_is_learnt_and_reported() {
     let bytes = fs::read(saved).unwrap();
     assert_eq!(bytes.len(), 4 << 20);
     assert_eq!(report["weights_sha256"], sha256(&bytes));
+    assert_eq!(
+        report["weights_sha256"], DEFAULT_WEIGHTS,
+        "the bits of the default run have changed: say why, and how"
+    );
     let not_zero = bytes.chunks_exact(4).filter(|b| **b != [0; 4]).count();
     assert_eq!(report["non_zero_weights"], not_zero);
 
