@@ -45,6 +45,18 @@ impl End {
         RegionSlice { arena: self.arena.clone(), region: self.region, offset, length }
     }
 
+    fn fill(&self, offset: usize, bytes: &[u8]) {
+        let to = self.arena.at(offset, bytes.len());
+        // SAFETY: `at` proved the range; the tests fill bytes only while no operation touches them.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+
+    fn read_out(&self, offset: usize, into: &mut [u8]) {
+        let from = self.arena.at(offset, into.len());
+        // SAFETY: `at` proved the range; the tests look when the operation that writes it has been reported.
+        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
+    }
+
     fn poll(&mut self) {
         self.transport.flush();
         self.transport.poll(&mut self.seen, 64);
@@ -125,7 +137,7 @@ fn a_gather_write_arrives_whole_and_in_order() {
     connect(&mut a, &mut b);
     let remote = b.transport.authorise(b.endpoint, b.region, 4096, 300_000, Rights::Write).unwrap();
     let body: Vec<u8> = (0..200_001u32).map(|i| (i % 251) as u8).collect();
-    a.arena.copy_in(64, &body);
+    a.fill(64, &body);
     let header = [0xa5; HEADER];
     let write = Write {
         header: Some(header),
@@ -142,7 +154,7 @@ fn a_gather_write_arrives_whole_and_in_order() {
     let order: Vec<bool> = b.seen.iter().map(|c| matches!(c, Completion::Received { .. })).collect();
     assert_eq!(order, [false, false, true]);
     let mut got = vec![0; HEADER + body.len()];
-    b.arena.copy_out(4096 + 128, &mut got);
+    b.read_out(4096 + 128, &mut got);
     assert!(got[..HEADER] == header && got[HEADER..] == body[..]);
 }
 
@@ -150,13 +162,13 @@ fn a_gather_write_arrives_whole_and_in_order() {
 fn a_read_brings_the_bytes() {
     let Some((mut a, mut b)) = pair() else { return };
     connect(&mut a, &mut b);
-    b.arena.copy_in(500, b"published");
+    b.fill(500, b"published");
     let remote = b.transport.authorise(b.endpoint, b.region, 0, 4096, Rights::Read).unwrap();
     let read = Read { remote, offset: 500, local: a.slice(1000, 9), context: 3 };
     a.transport.read(a.endpoint, read).unwrap();
     until(&mut a, &mut b, "read", |a, _| a.done(3));
     let mut got = [0; 9];
-    a.arena.copy_out(1000, &mut got);
+    a.read_out(1000, &mut got);
     assert_eq!(&got, b"published");
 }
 
@@ -282,7 +294,7 @@ fn a_key_works_for_one_peer_only() {
     assert!(matches!(c.closed(), Some(Some(Error::Refused { .. }))), "{:?}", c.seen);
     assert!(!c.done(1));
     let mut got = [0; HEADER];
-    b.arena.copy_out(0, &mut got);
+    b.read_out(0, &mut got);
     assert_eq!(got, [0; HEADER]);
     // The rightful owner is not disturbed.
     let rightful = Write { header: Some([0x11; HEADER]), imm: Some(5), ..plain_write(for_a) };

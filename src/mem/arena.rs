@@ -49,16 +49,18 @@ impl Arena {
         unsafe { self.map.as_mut_ptr().add(offset) }
     }
 
+    // The copies are not public: whether they are sound depends on who else was given the range, which only this crate knows.
+
     /// Copies `into.len()` bytes from `offset` out. The bytes may be changing under us (a peer may write them): what
     /// comes out is then some mixture, never an index that was validated before it changed.
-    pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
+    pub(crate) fn copy_out(&self, offset: usize, into: &mut [u8]) {
         let from = self.at(offset, into.len());
         // SAFETY: `at` proved the source range; `into` is a distinct exclusive slice, so they cannot overlap.
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
     }
 
     /// Copies `bytes` to `offset`. The caller owns that range: no peer was granted it and no operation is reading it.
-    pub fn copy_in(&self, offset: usize, bytes: &[u8]) {
+    pub(crate) fn copy_in(&self, offset: usize, bytes: &[u8]) {
         let to = self.at(offset, bytes.len());
         // SAFETY: `at` proved the target range; `bytes` is a shared slice elsewhere, so they cannot overlap.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }

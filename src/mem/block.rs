@@ -41,13 +41,6 @@ pub struct Block {
     length: usize,
 }
 
-impl Block {
-    /// The arena it was cut from.
-    pub fn arena(&self) -> &Arc<Arena> {
-        &self.arena
-    }
-}
-
 impl Deref for Block {
     type Target = [f32];
 

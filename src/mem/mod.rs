@@ -2,7 +2,7 @@
 //!
 //! An [`Arena`] is one anonymous, page-aligned mapping. A transport *registers* it and hands back a [`RegionId`]; a
 //! [`RegionSlice`] names bytes of a registered arena. Arena bytes that a peer may write are never seen as `&[T]`:
-//! they are copied out ([`Arena::copy_out`]) or read through the raw pointer after their completion was acquired.
+//! they are copied out (`Arena::copy_out`) or read through the raw pointer after their completion was acquired.
 
 mod arena;
 mod block;

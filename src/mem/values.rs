@@ -32,7 +32,7 @@ impl<'a, T: bytemuck::Pod> Values<'a, T> {
     ///
     /// # Panics
     /// When they lie outside or `offset` is not a multiple of their size.
-    pub fn in_arena(arena: &'a Arena, offset: usize, length: usize) -> Values<'a, T> {
+    pub(crate) fn in_arena(arena: &'a Arena, offset: usize, length: usize) -> Values<'a, T> {
         let size = size_of::<T>();
         const { assert!(ALIGNMENT.is_multiple_of(align_of::<T>())) };
         assert!(offset.is_multiple_of(size), "numbers of {size} bytes at byte {offset}");

@@ -48,12 +48,16 @@ impl End {
     }
 
     pub fn fill(&self, offset: usize, bytes: &[u8]) {
-        self.arena.copy_in(offset, bytes);
+        let to = self.arena.at(offset, bytes.len());
+        // SAFETY: `at` proved the range; the tests fill bytes only while no operation touches them.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
     pub fn bytes(&self, offset: usize, length: usize) -> Vec<u8> {
         let mut out = vec![0; length];
-        self.arena.copy_out(offset, &mut out);
+        let from = self.arena.at(offset, length);
+        // SAFETY: `at` proved the range; a peer may be writing it, and then the test sees a mixture and looks again.
+        unsafe { from.copy_to_nonoverlapping(out.as_mut_ptr(), length) }
         out
     }
 
