@@ -14,7 +14,7 @@
 # Exit status: the command's; 124 after the timeout (--timeout or WINDLASS_VM_TIMEOUT, 600 s); 125 when the machine
 # could not be started or ended without a result.
 #
-# Time: the first run downloads and unpacks a kernel, about a minute; the machine boots in 10 to 15 s. What runs in it is
+# Time: the first run downloads and unpacks a kernel, up to a minute; the machine boots in 10 to 15 s. What runs in it is
 # emulated, and much slower than outside.
 #
 # How: QEMU without hardware virtualisation starts Debian's stock kernel (downloaded once, never installed) with an
