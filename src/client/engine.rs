@@ -473,11 +473,7 @@ impl Engine {
             Some(other) => other.to_string(),
             None => "closed".to_owned(),
         };
-        eprintln!(
-            "Instant {:?} link {link} {:?}: {reason}; reconnecting",
-            std::time::Instant::now(),
-            std::thread::current().id()
-        );
+        tracing::info!("{peer}: {reason}; reconnecting");
         let ring = self.reopener.ring();
         let opening = self.links[link].open(self.transport.as_mut(), ring, &self.receive)?;
         self.index_endpoint(link);
