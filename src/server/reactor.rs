@@ -417,3 +417,23 @@ fn given_up(peer: &str) -> Error {
 fn not_begun(call: &'static str) -> Error {
     Error::Misuse { call, reason: "the job has not begun on this server: there is no View yet".to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_says_so() {
+        let (sender, reports) = crossbeam::channel::unbounded();
+        let (woken, wakes) = crossbeam::channel::unbounded();
+        let asker = Box::new(move || woken.send(()).unwrap());
+        let owned = Reports::new(3, sender, asker);
+        let thread = std::thread::spawn(move || {
+            let _owned = owned;
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        assert!(matches!(reports.try_recv(), Ok((3, Report::Failed(_)))));
+        assert_eq!(wakes.len(), 1);
+    }
+}
