@@ -169,18 +169,8 @@ impl Joining {
                 let at = j.answers.iter().position(|(_, m)| is_answer(m))?;
                 Some(j.answers.swap_remove(at))
             })?;
-            let (request, granted) = match answer {
-                ControlMessage::EndpointOpened {
-                    request,
-                    address,
-                    slots,
-                    slot_count,
-                    slot_bytes,
-                    pull_credits,
-                } => (request as usize, Ok(Granted { address, slots, slot_count, slot_bytes, pull_credits })),
-                ControlMessage::EndpointRefused { request, reason } => (request as usize, Err(reason)),
-                _ => continue,
-            };
+            let Some((request, granted)) = Granted::of(answer) else { continue };
+            let request = request as usize;
             let asked = keys.get(request).filter(|(control, _)| *control == from);
             let (Some((_, key)), Some(link)) = (asked, links.get_mut(request)) else {
                 let peer = self.hub.peer_name(from).unwrap_or("a server").to_owned();

@@ -406,18 +406,11 @@ impl State {
             ControlMessage::Stats { request, threads, clocks } => {
                 self.gathered(link, request, threads, clocks);
             }
-            ControlMessage::EndpointOpened {
-                request,
-                address,
-                slots,
-                slot_count,
-                slot_bytes,
-                pull_credits,
-            } => {
-                let granted = Granted { address, slots, slot_count, slot_bytes, pull_credits };
-                self.reopened(link, request, Ok(granted));
+            opened @ (ControlMessage::EndpointOpened { .. } | ControlMessage::EndpointRefused { .. }) => {
+                if let Some((request, granted)) = Granted::of(opened) {
+                    self.reopened(link, request, granted);
+                }
             }
-            ControlMessage::EndpointRefused { request, reason } => self.reopened(link, request, Err(reason)),
             ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
             _ => {}
         }

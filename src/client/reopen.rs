@@ -64,6 +64,22 @@ pub struct Granted {
 }
 
 impl Granted {
+    /// The request that a message answers, and how; nothing for other messages.
+    pub fn of(message: ControlMessage) -> Option<(u32, std::result::Result<Granted, String>)> {
+        match message {
+            ControlMessage::EndpointOpened {
+                request,
+                address,
+                slots,
+                slot_count,
+                slot_bytes,
+                pull_credits,
+            } => Some((request, Ok(Granted { address, slots, slot_count, slot_bytes, pull_credits }))),
+            ControlMessage::EndpointRefused { request, reason } => Some((request, Err(reason))),
+            _ => None,
+        }
+    }
+
     /// The grant and the address to connect to; an error when `peer` refused, or sent no region.
     pub fn check(granted: std::result::Result<Granted, String>, peer: &str) -> Result<(Grant, Vec<u8>)> {
         let Granted { address, slots, slot_count, slot_bytes, pull_credits } =
