@@ -62,7 +62,7 @@ impl Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total);
             if let Ok(style) =
-                ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} [{elapsed} < {eta}]")
+                ProgressStyle::with_template("{bar:16} {percent:>3}% {wide_msg} [{eta}]")
             {
                 bar.set_style(style);
             }
