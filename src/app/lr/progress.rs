@@ -61,9 +61,7 @@ impl Progress {
     pub fn new(total: u64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total);
-            if let Ok(style) =
-                ProgressStyle::with_template("{bar:16} {percent:>3}% {wide_msg} [{eta}]")
-            {
+            if let Ok(style) = ProgressStyle::with_template("{bar:16} {percent:>3}% {wide_msg} [{eta}]") {
                 bar.set_style(style);
             }
             bar
