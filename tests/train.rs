@@ -329,6 +329,9 @@ fn what_can_not_work_is_refused_before_anything_is_trained() {
             run(["train", "lr"].into_iter().chain(arguments.iter().copied())).expect(code).says(expected);
         assert_eq!(ended.stdout, "", "{arguments:?}");
     }
+    let report = directory.path().join("report");
+    run(["train", "lr", "--report", text(&report), "--save", "/nonexistent/weights"]).expect(12);
+    assert!(!report.exists(), "a run that was refused leaves a report");
     if !cfg!(feature = "verbs") {
         let ended = run(["train", "lr", "--transport", "verbs"]).expect(11).says("feature `verbs`");
         assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
@@ -339,8 +342,8 @@ fn what_can_not_work_is_refused_before_anything_is_trained() {
 fn under_bsp_no_worker_is_shown_far_behind() {
     // It ends with the test, not by itself.
     let training = Process::start(windlass(["train", "lr", "--epochs", "100000"]));
-    let line = training.until_line("lag by worker ");
-    let lags = line.split("lag by worker ").nth(1).unwrap();
+    let line = training.until_line(", lag ");
+    let lags = line.split(", lag ").nth(1).unwrap();
     let lags: Vec<u64> = lags.split_whitespace().map(|lag| lag.parse().unwrap()).collect();
     assert!(lags.len() == 4 && lags.iter().all(|lag| *lag <= 1), "{line}");
 }

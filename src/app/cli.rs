@@ -232,6 +232,7 @@ fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
     }
     options.check()?;
     options.check_alone()?;
+    options.check_outputs()?;
     let plan = Plan {
         command: "windlass train lr".to_owned(),
         servers: options.servers,

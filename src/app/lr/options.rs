@@ -1,8 +1,9 @@
 //! What can be set about a training run.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -122,11 +123,6 @@ impl Options {
         for path in [&self.data, &self.test].into_iter().flatten() {
             File::open(path).map_err(|e| Error::io("open", path.display(), e))?;
         }
-        for path in [&self.save, &self.report].into_iter().flatten() {
-            // An hour of training later is too late to find out. What is there already stays until then.
-            let opened = OpenOptions::new().append(true).create(true).open(path);
-            opened.map_err(|e| Error::io("open for writing", path.display(), e))?;
-        }
         if let Some(features) = self.features.filter(|f| f.get() > MAX_FEATURES) {
             return Err(Error::config("--features", format!("at most {MAX_FEATURES}"), features));
         }
@@ -165,6 +161,15 @@ impl Options {
         self.spec(1).validate()
     }
 
+    /// Whether what `--save` and `--report` name can be written: an hour of training later is too late to find out. For the
+    /// process that writes it, or the one that starts that. Leaves everything as it is.
+    pub fn check_outputs(&self) -> Result<()> {
+        for path in [&self.save, &self.report].into_iter().flatten() {
+            writable(path).map_err(|e| Error::io("open for writing", path.display(), e))?;
+        }
+        Ok(())
+    }
+
     /// What only makes sense in a job that somebody else started.
     pub fn check_alone(&self) -> Result<()> {
         let flag = match (&self.rank, &self.node.secret_file) {
@@ -196,5 +201,15 @@ impl Options {
             }
         };
         spec.optimizer(optimizer).consistency(self.consistency)
+    }
+}
+
+fn writable(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().append(true).open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            OpenOptions::new().write(true).create_new(true).open(path)?;
+            fs::remove_file(path)
+        }
+        opened => opened.map(drop),
     }
 }

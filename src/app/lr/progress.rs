@@ -61,7 +61,7 @@ impl Progress {
     pub fn new(total: u64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total);
-            if let Ok(style) = ProgressStyle::with_template("{bar:16} {percent:>3}% {wide_msg} [{eta}]") {
+            if let Ok(style) = ProgressStyle::with_template("{bar:10} {percent:>3}% {wide_msg} [{eta}]") {
                 bar.set_style(style);
             }
             bar
@@ -115,7 +115,7 @@ fn describe(clocks: &[u64], last: &Told, now: &Told, elapsed: Duration) -> Strin
     let loss = if fresh > 0 { (now.loss - last.loss) / fresh as f64 } else { 0.0 };
     let front = clocks.iter().copied().max().unwrap_or(0);
     let lags: Vec<String> = clocks.iter().map(|c| (front - c).to_string()).collect();
-    format!("{rate:.0} examples/s, loss {loss:.4}, clock {front}, lag by worker {}", lags.join(" "))
+    format!("{rate:.0} examples/s, loss {loss:.4}, clock {front}, lag {}", lags.join(" "))
 }
 
 /// The number of features over all workers.
@@ -136,7 +136,7 @@ mod tests {
         let peers = [peer(0, 5), peer(1, 3)];
         assert_eq!(features(&peers), 7);
         let line = describe(&[5, 3], &Told::default(), &sum(&peers), Duration::from_secs(2));
-        assert!(line.contains("clock 5, lag by worker 0 2"), "{line}");
+        assert!(line.contains("clock 5, lag 0 2"), "{line}");
         assert!(line.starts_with(&format!("{} examples/s", 1u64 << 40)), "{line}");
     }
 }

@@ -21,6 +21,9 @@ pub fn train(options: &Options, environment: &Environment) -> Result<()> {
     let mut config = options.node.client(environment, options.rank, options.workers)?;
     config.wait_timeout = Duration::from_secs(options.timeout.max(1));
     config.connect_timeout = config.wait_timeout;
+    if config.rank == 0 {
+        options.check_outputs()?;
+    }
     let client = Client::connect(config)?;
     let outcome = Worker { client: client.clone(), options }.run();
     match outcome {
