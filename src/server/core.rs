@@ -3,16 +3,18 @@
 //! A slot belongs to the worker while it is free, and to this thread from the completion that announced it until the
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
-use std::sync::Arc;
-
 use super::link::Link;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
-use crate::mem::{Arena, Floats, Pool, RegionId};
-use crate::proto::{HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind, SparseBody, ThreadStats};
+use crate::mem::{Floats, Pool};
+use crate::proto::{HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats};
 use crate::store::{Applied, DensePiece, Shard, SparsePiece};
-use crate::transport::{Payload, Refusal, Transport, Write};
 use crate::types::{DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View};
+
+mod answer;
+mod staging;
+
+pub use staging::Staging;
 
 /// The most slots that one worker gets of one thread: one bit each in a reply's `freed`.
 pub const MAX_SLOTS: usize = 64;
@@ -31,31 +33,6 @@ pub struct Waiting {
     needed: u64,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
-}
-
-/// The memory that workers write their requests into: for each rank `slots` slots of `slot_bytes`.
-#[derive(Debug, Clone)]
-pub struct Staging {
-    /// All slots of one server thread.
-    pub arena: Arc<Arena>,
-    /// As the transport knows it.
-    pub region: RegionId,
-    /// Slots of one worker.
-    pub slots: usize,
-    /// Header + payload, a multiple of 64.
-    pub slot_bytes: usize,
-}
-
-impl Staging {
-    /// The first byte of a worker's slots, and their length.
-    pub fn slice_of(&self, rank: Rank) -> (usize, usize) {
-        let length = self.slots * self.slot_bytes;
-        (rank as usize * length, length)
-    }
-
-    fn slot_at(&self, rank: Rank, slot: u32) -> usize {
-        self.slice_of(rank).0 + slot as usize * self.slot_bytes
-    }
 }
 
 /// What outlives an endpoint: how far a worker's requests have got. It makes a replay after a reconnect harmless.
@@ -402,133 +379,11 @@ impl Core {
             link.free(slot);
         }
     }
-
-    /// Answers the pulls that can be answered and announces credit. Gives the ranks that broke the protocol
-    /// ([`Error::Protocol`]) or whose endpoints failed. True when a pull was answered: once the transport has let go of its
-    /// buffer, there may be more.
-    pub fn settle(&mut self, transport: &mut dyn Transport, failed: &mut Vec<(Rank, Error)>) -> bool {
-        let before = self.stats.pulls;
-        failed.append(&mut self.faults);
-        if self.failed {
-            return false;
-        }
-        for rank in 0..self.links.len() {
-            if let Err(error) = self.settle_one(rank, transport) {
-                failed.push((rank as Rank, error));
-            }
-        }
-        self.stats.pulls > before
-    }
-
-    fn settle_one(&mut self, rank: usize, transport: &mut dyn Transport) -> Result<()> {
-        let closed = self.gate.closed();
-        let mut i = 0;
-        while let Some(link) = &mut self.links[rank] {
-            if !link.has_room() || i >= link.waiting.len() {
-                break;
-            }
-            if link.waiting[i].needed > closed {
-                i += 1;
-                continue;
-            }
-            let Some(waiting) = link.waiting.remove(i) else { break };
-            if !self.answer(rank, &waiting, transport)? {
-                if let Some(link) = &mut self.links[rank] {
-                    link.waiting.insert(i, waiting);
-                }
-                break;
-            }
-        }
-        match &mut self.links[rank] {
-            Some(link) => link.settle(closed, self.view.epoch, transport),
-            None => Ok(()),
-        }
-    }
-
-    /// Copies the values into a reply buffer and writes it, then the header. False when there is no room yet.
-    fn answer(&mut self, rank: usize, waiting: &Waiting, transport: &mut dyn Transport) -> Result<bool> {
-        let header = &waiting.header;
-        let Some(link) = &mut self.links[rank] else { return Ok(true) };
-        let (values, version) = if waiting.keys.is_empty() {
-            let reading = self.shard.read_dense(header.table, header.bucket, header.first, header.count);
-            let reading = reading.map_err(|m| m.by(&link.peer))?;
-            (reading.values, reading.version)
-        } else {
-            let version = self.shard.gather(header.table, &waiting.piece(), &mut self.gathered);
-            (&self.gathered[..], version)
-        };
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let Some(mut buf) = self.replies.lease(bytes.len()) else { return Ok(false) };
-        buf.copy_in(0, bytes);
-        let count = values.len() as u32;
-        let write = Write {
-            header: None,
-            body: Some(Payload::Owned(buf)),
-            remote: link.receive,
-            offset: header.argument,
-            imm: None,
-            context: None,
-        };
-        match transport.write(link.endpoint, write) {
-            Ok(()) => {}
-            Err(rejected) if matches!(rejected.refusal, Refusal::Full | Refusal::NotConnected) => {
-                return Ok(false);
-            }
-            Err(rejected) => {
-                return Err(Error::PeerLost {
-                    peer: link.peer.clone(),
-                    reason: rejected.refusal.to_string(),
-                });
-            }
-        }
-        self.stats.pulls += 1;
-        self.stats.pulled_bytes += u64::from(count) * 4;
-        let reply = ReplyHeader {
-            kind: ReplyKind::Pulled,
-            sequence: 0,
-            closed: self.gate.closed(),
-            version,
-            freed: 0,
-            epoch: self.view.epoch,
-            count,
-            tag: header.tag,
-        };
-        link.reply(reply, transport)?;
-        Ok(true)
-    }
 }
 
 impl Waiting {
     fn piece(&self) -> SparsePiece<'_> {
         SparsePiece { directory: &self.directory, keys: &self.keys, values: Floats::from(&[][..]) }
-    }
-}
-
-impl Staging {
-    /// A private copy of the header in a slot that was filled with `length` bytes, decoded.
-    fn header(&self, rank: Rank, slot: u32, length: u32) -> Result<RequestHeader, Malformed> {
-        if slot as usize >= self.slots {
-            return Err(Malformed::new("slot", format!("0 to {}", self.slots - 1), slot));
-        }
-        let mut bytes = [0u8; HEADER];
-        self.arena.copy_out(self.slot_at(rank, slot), &mut bytes);
-        let header = RequestHeader::decode(&bytes)?;
-        if u64::from(header.length) + HEADER as u64 != u64::from(length) || length as usize > self.slot_bytes
-        {
-            let expected = format!("{} as the slot was filled", i64::from(length) - HEADER as i64);
-            return Err(Malformed::new("length", expected, header.length));
-        }
-        Ok(header)
-    }
-
-    /// Private copies of a sparse body's directory and keys. `body` fits the slot.
-    fn keys(&self, at: usize, body: &SparseBody, directory: &mut Vec<DirectoryEntry>, keys: &mut Vec<Key>) {
-        directory.clear();
-        directory.resize(body.entries, DirectoryEntry { bucket: 0, keys: 0 });
-        self.arena.copy_out(at, bytemuck::cast_slice_mut(directory));
-        keys.clear();
-        keys.resize(body.keys, 0);
-        self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(keys));
     }
 }
 

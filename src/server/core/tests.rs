@@ -1,6 +1,7 @@
 //! Workers that hold the job's secret and lie.
 
 use super::*;
+use crate::mem::{Arena, RegionId};
 use crate::mem::{RemoteRegion, Rights};
 use crate::store::Optimizers;
 use crate::transport::EndpointId;

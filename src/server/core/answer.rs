@@ -1,0 +1,103 @@
+//! Answers: which pulls may be answered now, their values, and the credit that goes along.
+
+use super::{Core, Waiting};
+use crate::error::{Error, Result};
+use crate::proto::{ReplyHeader, ReplyKind};
+use crate::transport::{Payload, Refusal, Transport, Write};
+use crate::types::Rank;
+
+impl Core {
+    /// Answers the pulls that can be answered and announces credit. Gives the ranks that broke the protocol
+    /// ([`Error::Protocol`]) or whose endpoints failed. True when a pull was answered: once the transport has let go of its
+    /// buffer, there may be more.
+    pub fn settle(&mut self, transport: &mut dyn Transport, failed: &mut Vec<(Rank, Error)>) -> bool {
+        let before = self.stats.pulls;
+        failed.append(&mut self.faults);
+        if self.failed {
+            return false;
+        }
+        for rank in 0..self.links.len() {
+            if let Err(error) = self.settle_one(rank, transport) {
+                failed.push((rank as Rank, error));
+            }
+        }
+        self.stats.pulls > before
+    }
+
+    fn settle_one(&mut self, rank: usize, transport: &mut dyn Transport) -> Result<()> {
+        let closed = self.gate.closed();
+        let mut i = 0;
+        while let Some(link) = &mut self.links[rank] {
+            if !link.has_room() || i >= link.waiting.len() {
+                break;
+            }
+            if link.waiting[i].needed > closed {
+                i += 1;
+                continue;
+            }
+            let Some(waiting) = link.waiting.remove(i) else { break };
+            if !self.answer(rank, &waiting, transport)? {
+                if let Some(link) = &mut self.links[rank] {
+                    link.waiting.insert(i, waiting);
+                }
+                break;
+            }
+        }
+        match &mut self.links[rank] {
+            Some(link) => link.settle(closed, self.view.epoch, transport),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies the values into a reply buffer and writes it, then the header. False when there is no room yet.
+    fn answer(&mut self, rank: usize, waiting: &Waiting, transport: &mut dyn Transport) -> Result<bool> {
+        let header = &waiting.header;
+        let Some(link) = &mut self.links[rank] else { return Ok(true) };
+        let (values, version) = if waiting.keys.is_empty() {
+            let reading = self.shard.read_dense(header.table, header.bucket, header.first, header.count);
+            let reading = reading.map_err(|m| m.by(&link.peer))?;
+            (reading.values, reading.version)
+        } else {
+            let version = self.shard.gather(header.table, &waiting.piece(), &mut self.gathered);
+            (&self.gathered[..], version)
+        };
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let Some(mut buf) = self.replies.lease(bytes.len()) else { return Ok(false) };
+        buf.copy_in(0, bytes);
+        let count = values.len() as u32;
+        let write = Write {
+            header: None,
+            body: Some(Payload::Owned(buf)),
+            remote: link.receive,
+            offset: header.argument,
+            imm: None,
+            context: None,
+        };
+        match transport.write(link.endpoint, write) {
+            Ok(()) => {}
+            Err(rejected) if matches!(rejected.refusal, Refusal::Full | Refusal::NotConnected) => {
+                return Ok(false);
+            }
+            Err(rejected) => {
+                return Err(Error::PeerLost {
+                    peer: link.peer.clone(),
+                    reason: rejected.refusal.to_string(),
+                });
+            }
+        }
+        self.stats.pulls += 1;
+        self.stats.pulled_bytes += u64::from(count) * 4;
+        let reply = ReplyHeader {
+            kind: ReplyKind::Pulled,
+            sequence: 0,
+            closed: self.gate.closed(),
+            version,
+            freed: 0,
+            epoch: self.view.epoch,
+            count,
+            tag: header.tag,
+        };
+        link.reply(reply, transport)?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,65 @@
+//! The slots of a server thread, and the private copies that are taken of what workers wrote there.
+
+use std::sync::Arc;
+
+use crate::error::Malformed;
+use crate::mem::{Arena, RegionId};
+use crate::proto::{HEADER, RequestHeader, SparseBody};
+use crate::types::{DirectoryEntry, Key, Rank};
+
+/// The memory that workers write their requests into: for each rank `slots` slots of `slot_bytes`.
+#[derive(Debug, Clone)]
+pub struct Staging {
+    /// All slots of one server thread.
+    pub arena: Arc<Arena>,
+    /// As the transport knows it.
+    pub region: RegionId,
+    /// Slots of one worker.
+    pub slots: usize,
+    /// Header + payload, a multiple of 64.
+    pub slot_bytes: usize,
+}
+
+impl Staging {
+    /// The first byte of a worker's slots, and their length.
+    pub fn slice_of(&self, rank: Rank) -> (usize, usize) {
+        let length = self.slots * self.slot_bytes;
+        (rank as usize * length, length)
+    }
+
+    pub(super) fn slot_at(&self, rank: Rank, slot: u32) -> usize {
+        self.slice_of(rank).0 + slot as usize * self.slot_bytes
+    }
+
+    /// A private copy of the header in a slot that was filled with `length` bytes, decoded.
+    pub(super) fn header(&self, rank: Rank, slot: u32, length: u32) -> Result<RequestHeader, Malformed> {
+        if slot as usize >= self.slots {
+            return Err(Malformed::new("slot", format!("0 to {}", self.slots - 1), slot));
+        }
+        let mut bytes = [0u8; HEADER];
+        self.arena.copy_out(self.slot_at(rank, slot), &mut bytes);
+        let header = RequestHeader::decode(&bytes)?;
+        if u64::from(header.length) + HEADER as u64 != u64::from(length) || length as usize > self.slot_bytes
+        {
+            let expected = format!("{} as the slot was filled", i64::from(length) - HEADER as i64);
+            return Err(Malformed::new("length", expected, header.length));
+        }
+        Ok(header)
+    }
+
+    /// Private copies of a sparse body's directory and keys. `body` fits the slot.
+    pub(super) fn keys(
+        &self,
+        at: usize,
+        body: &SparseBody,
+        directory: &mut Vec<DirectoryEntry>,
+        keys: &mut Vec<Key>,
+    ) {
+        directory.clear();
+        directory.resize(body.entries, DirectoryEntry { bucket: 0, keys: 0 });
+        self.arena.copy_out(at, bytemuck::cast_slice_mut(directory));
+        keys.clear();
+        keys.resize(body.keys, 0);
+        self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(keys));
+    }
+}
