@@ -39,6 +39,7 @@ impl Rig {
             after_push: kind == RequestKind::Pull,
             sequence: self.sequences[rank as usize],
             clock,
+            region: 0,
             argument: 0,
             table: 0,
             bucket,

@@ -81,7 +81,8 @@ pub struct Tcp {
     /// Accepting failed for want of a resource.
     accept_stalled: bool,
     lobby: Lobby,
-    arenas: Vec<Arc<Arena>>,
+    /// By region id; places of arenas that were let go of are used again.
+    arenas: Vec<Option<Arc<Arena>>>,
     endpoints: Endpoints,
     next_key: u32,
     /// Connections with something to receive, or to send; whoever had a turn goes to the back.
@@ -197,13 +198,30 @@ impl Transport for Tcp {
     }
 
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
-        let id = u32::try_from(self.arenas.len()).map_err(|_| Error::Limit {
+        let place = self.arenas.iter().position(Option::is_none).unwrap_or(self.arenas.len());
+        let id = u32::try_from(place).map_err(|_| Error::Limit {
             resource: "registered arenas".to_owned(),
             limit: u32::MAX.into(),
-            asked: self.arenas.len() as u64 + 1,
+            asked: place as u64 + 1,
         })?;
-        self.arenas.push(arena);
+        // What may be written from outside, for who wants to check it against what is.
+        let (address, bytes) = (arena.at(0, 0) as usize, arena.len());
+        tracing::trace!(target: "windlass::region", address, bytes, "registered");
+        if place == self.arenas.len() {
+            self.arenas.push(None);
+        }
+        self.arenas[place] = Some(arena);
         Ok(RegionId(id))
+    }
+
+    fn unregister(&mut self, region: RegionId) -> bool {
+        if self.endpoints.iter().any(|e| e.uses(region)) {
+            return false;
+        }
+        if let Some(place) = self.arenas.get_mut(region.0 as usize) {
+            *place = None;
+        }
+        true
     }
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
@@ -228,7 +246,7 @@ impl Transport for Tcp {
         length: usize,
         rights: Rights,
     ) -> Result<RemoteRegion> {
-        let Some(arena) = self.arenas.get(region.0 as usize) else {
+        let Some(Some(arena)) = self.arenas.get(region.0 as usize) else {
             return Self::misuse("authorise", "the region was not registered with this transport");
         };
         if offset.checked_add(length).is_none_or(|end| end > arena.len()) {

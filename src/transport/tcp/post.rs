@@ -113,7 +113,7 @@ impl Tcp {
 
     fn admit_local(&self, slice: &RegionSlice) -> Result<(), Refusal> {
         let registered =
-            self.arenas.get(slice.region.0 as usize).is_some_and(|a| Arc::ptr_eq(a, &slice.arena));
+            matches!(self.arenas.get(slice.region.0 as usize), Some(Some(a)) if Arc::ptr_eq(a, &slice.arena));
         if !registered {
             return Err(Refusal::OutOfBounds(
                 "the local bytes' arena is not registered with this transport".into(),
