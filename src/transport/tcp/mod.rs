@@ -192,6 +192,12 @@ impl Tcp {
     }
 }
 
+/// Says which memory may be written from outside. A test compares it with what is.
+fn trace(arena: &Arena, event: &str) {
+    let (address, bytes) = (arena.at(0, 0) as usize, arena.len());
+    tracing::trace!(target: "windlass::region", address, bytes, "{event}");
+}
+
 impl Transport for Tcp {
     fn caps(&self) -> &Caps {
         &self.caps
@@ -204,9 +210,7 @@ impl Transport for Tcp {
             limit: u32::MAX.into(),
             asked: place as u64 + 1,
         })?;
-        // What may be written from outside, for who wants to check it against what is.
-        let (address, bytes) = (arena.at(0, 0) as usize, arena.len());
-        tracing::trace!(target: "windlass::region", address, bytes, "registered");
+        trace(&arena, "registered");
         if place == self.arenas.len() {
             self.arenas.push(None);
         }
@@ -218,8 +222,8 @@ impl Transport for Tcp {
         if self.endpoints.iter().any(|e| e.uses(region)) {
             return false;
         }
-        if let Some(place) = self.arenas.get_mut(region.0 as usize) {
-            *place = None;
+        if let Some(arena) = self.arenas.get_mut(region.0 as usize).and_then(Option::take) {
+            trace(&arena, "unregistered");
         }
         true
     }
