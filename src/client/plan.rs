@@ -98,7 +98,10 @@ impl SparsePlan {
         let keys = keys.as_slice();
         // Stable within a bucket because the key's number is the last part: the keys ascend there as they did.
         let SparsePlan { order, directory, frames, sorted } = self;
-        (order.clear(), directory.clear(), frames.clear(), sorted.clear());
+        order.clear();
+        directory.clear();
+        frames.clear();
+        sorted.clear();
         for (number, &key) in (0u32..).zip(keys) {
             let bucket = spec.bucket_of(key);
             sorted.push((map.owner(bucket) as u32, bucket, number));
