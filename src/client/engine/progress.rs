@@ -18,18 +18,12 @@ impl Engine {
     pub fn progress(&mut self) -> Result<bool> {
         self.check()?;
         if let Err(error) = self.hear_control() {
+            // What has arrived counts: a server that leaves in order has answered what it had taken.
+            while self.take_arrived() {}
             self.fail(error);
         }
         self.check()?;
-        self.transport.poll(&mut self.completions, BUDGET);
-        let worked = !self.completions.is_empty();
-        let mut completions = std::mem::take(&mut self.completions);
-        for completion in completions.drain(..) {
-            if let Err(error) = self.complete(completion) {
-                self.fail(error);
-            }
-        }
-        self.completions = completions;
+        let worked = self.take_arrived();
         if worked {
             self.sweep();
         }
@@ -39,6 +33,20 @@ impl Engine {
         self.kick();
         self.check()?;
         Ok(worked)
+    }
+
+    /// True when something had come.
+    fn take_arrived(&mut self) -> bool {
+        self.transport.poll(&mut self.completions, BUDGET);
+        let worked = !self.completions.is_empty();
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..) {
+            if let Err(error) = self.complete(completion) {
+                self.fail(error);
+            }
+        }
+        self.completions = completions;
+        worked
     }
 
     /// What the control thread heard is the cause; a lost endpoint is often only its consequence, and is opened anew
