@@ -19,10 +19,16 @@ use crate::mem::Arena;
 /// At most 63 at a time for each client. The calls take the client's lock, so they wait while another thread is in a call that
 /// blocks.
 ///
-/// ```no_run
+/// ```
+/// # use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+/// # use windlass::{Client, ClientConfig, KeyRange, Secret, Server, TableSpec};
 /// # fn main() -> windlass::Result<()> {
-/// # use windlass::{Client, ClientConfig, KeyRange, TableSpec};
-/// # let client = Client::connect(ClientConfig::from_env()?)?;
+/// # let secret = Secret::generate()?;
+/// # let coordinator = CoordinatorServer::bind(CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1)))?;
+/// # let address = coordinator.address().to_string();
+/// # let job = std::thread::spawn(move || coordinator.run());
+/// # let server = Server::builder(&address, secret.clone()).start()?;
+/// # let client = Client::connect(ClientConfig::new(&address, secret, 0, 1))?;
 /// let table = client.table(&TableSpec::dense("weights", &[1000, 1000]))?;
 /// let mut buffer = client.buffer(1_000_000)?;
 /// buffer.as_mut_slice()?.fill(0.5);
@@ -30,8 +36,10 @@ use crate::mem::Arena;
 /// client.clock()?;
 /// ticket.wait()?; // committed: the buffer may be written again
 /// table.pull_range_buffer(KeyRange::new(0, 1_000_000)?, &mut buffer, 0)?;
-/// println!("{}", buffer.as_slice()?[0]);
-/// # Ok(())
+/// assert!(buffer.as_slice()?[0] < 0.0); // one step of the optimizer, against the gradient
+/// # client.finalize()?;
+/// # job.join().unwrap()?;
+/// # server.run()
 /// # }
 /// ```
 pub struct Buffer {
