@@ -5,6 +5,8 @@ pub mod coordinator;
 mod core;
 mod link;
 mod reactor;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -224,6 +224,15 @@ impl SimNode {
         }
     }
 
+    /// Ends the simulation: it has failed.
+    pub fn fail(&self, why: &str) -> ! {
+        let mut world = self.network.lock();
+        let found = format!("{}: {why}", world.nodes[self.id].name);
+        world.fail(&found);
+        drop(world);
+        resume_unwind(Box::new(Halt))
+    }
+
     /// Lets virtual time pass.
     pub fn sleep(&self, time: Duration) {
         self.network.lock().sleep(self.id, nanoseconds(time));
