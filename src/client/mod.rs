@@ -11,6 +11,8 @@ mod link;
 mod plan;
 mod regions;
 mod reopen;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod table;
 mod ticket;
 
