@@ -42,6 +42,10 @@ impl Core {
                 }
                 break;
             }
+            if !waiting.keys.is_empty() {
+                // Never more than pulls were outstanding at a time.
+                self.spare.push((waiting.directory, waiting.keys));
+            }
         }
         match &mut self.links[rank] {
             Some(link) => link.settle(closed, self.view.epoch, transport),
@@ -61,6 +65,7 @@ impl Core {
             let version = self.shard.gather(header.table, &waiting.piece(), &mut self.gathered);
             (&self.gathered[..], version)
         };
+        let Some(remote) = link.region(header.region) else { return Ok(true) }; // it can't go while a pull names it
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let Some(mut buf) = self.replies.lease(bytes.len()) else { return Ok(false) };
         buf.copy_in(0, bytes);
@@ -68,7 +73,7 @@ impl Core {
         let write = Write {
             header: None,
             body: Some(Payload::Owned(buf)),
-            remote: link.receive,
+            remote,
             offset: header.argument,
             imm: None,
             context: None,
@@ -96,6 +101,7 @@ impl Core {
             epoch: self.view.epoch,
             count,
             tag: header.tag,
+            withdrawn: 0,
         };
         link.reply(reply, transport)?;
         Ok(true)
