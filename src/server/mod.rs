@@ -66,6 +66,7 @@ impl Server {
                 staging_bytes: 256 << 20,
                 payload_bytes: 256 << 10,
                 table_bytes: 64 << 30,
+                spare_bytes: 16 << 20,
                 slots: 16,
                 pull_credits: 64,
                 reply_buffers: 32,
@@ -110,6 +111,13 @@ impl ServerBuilder {
     /// tables. Rows of sparse tables come on top. A table that does not fit is refused.
     pub fn table_bytes(mut self, bytes: u64) -> ServerBuilder {
         self.sizes.table_bytes = bytes;
+        self
+    }
+
+    /// What of it each dense table may take, on each server thread, for versions of segments that are still being sent while
+    /// newer ones are written, in bytes (16 MiB by default). Answers beyond that are copied before they are sent; with 0, all.
+    pub fn spare_bytes(mut self, bytes: u64) -> ServerBuilder {
+        self.sizes.spare_bytes = bytes;
         self
     }
 

@@ -33,6 +33,8 @@ pub struct Sizes {
     pub payload_bytes: usize,
     /// What tables may take when they are made, in bytes; rows of sparse tables come on top.
     pub table_bytes: u64,
+    /// What of it versions of one dense table may take that are still being sent, in bytes.
+    pub spare_bytes: u64,
     /// Slots of one worker, where `staging_bytes` allows them.
     pub slots: usize,
     /// Pulls of one worker that may be outstanding.
@@ -279,7 +281,7 @@ impl Reactor {
                 }
                 Ok(Command::CreateTable(id, spec)) => {
                     let made = match &mut self.core {
-                        Some(core) => core.create_table(id, &spec),
+                        Some(core) => core.create_table(id, &spec, |arena| self.transport.register(arena)),
                         None => Err(not_begun("create a table")),
                     };
                     self.report(Report::TableCreated(id, made));
@@ -322,7 +324,8 @@ impl Reactor {
             (4096, self.sizes.reply_buffers.div_ceil(4) * 4),
         ];
         let replies = Pool::new(&classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone(), self.sizes.table_bytes);
+        let Sizes { table_bytes, spare_bytes, .. } = self.sizes;
+        let shard = Shard::new(self.optimizers.clone(), table_bytes, spare_bytes);
         self.core = Some(Core::new(self.id, view, shard, staging, replies, self.sizes.pull_credits));
         Ok(())
     }
