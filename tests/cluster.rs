@@ -356,8 +356,10 @@ fn a_slow_reader_gets_one_version_and_stops_nobody() {
                 }
                 let [answered, replies_pinned, replies_copied, moved] = answers(&client);
                 assert_eq!(replies_pinned + replies_copied, answered);
-                assert!(replies_pinned >= pinned && (pinned > 0) == (moved > 0), "{replies_pinned}, {moved}");
-                assert!((replies_copied > 0) == (pinned == 0) || pinned == 12, "{replies_copied} copied");
+                assert!(replies_pinned >= pinned, "{replies_pinned} pinned");
+                assert!(pinned > 0 || replies_copied == answered, "{replies_copied} copied");
+                // Where every answer is pinned, those that the socket did not take were when their segments were written.
+                assert!((pinned < SLOTS || moved > 0) && (pinned > 0 || moved == 0), "{moved} moved");
                 together.wait();
                 table.pull_range(all, &mut values).unwrap();
                 assert_eq!(versions(&values), [4.0; SEGMENTS as usize]);

@@ -1,7 +1,7 @@
 //! The optimizer's state of one bucket or row, and a step with it.
 
 use super::optimizer::{MAX_STATE_WIDTH, Optimizer};
-use crate::kernels::{self, Gradient};
+use crate::kernels::{self, Gradient, Input};
 
 /// The state of some neighbouring parameters: their part of each plane, and the scalars of the whole.
 pub struct State<'a> {
@@ -30,6 +30,13 @@ impl<'a> State<'a> {
     ) {
         let State { planes, whole, first, scalars } = self;
         optimizer.begin(scalars);
+        if let (Gradient::Piece(Input::F32(values)), None) = (&gradient, old) {
+            let mut parts = cut(planes, whole, first, parameters.len());
+            let parts = &mut parts[..optimizer.state_width()];
+            if optimizer.step_in_place(parameters, parts, scalars, *values) {
+                return;
+            }
+        }
         kernels::pass(parameters, gradient, None, |range, parameters, gradient| {
             if let Some(old) = old {
                 parameters.copy_from_slice(&old[range.clone()]);
