@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
 use std::thread;
+use std::time::Duration;
 
+use windlass::config::{Network, ServerLimits};
 use windlass::server::ServerBuilder;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::OptimizerSpec;
@@ -301,6 +303,44 @@ fn a_push_pull_whose_answer_has_no_room_pushes_nothing() {
     job.end();
 }
 
+/// In mid-job it answers what it took, lets go of its ports, and the worker's error names it. Again it does nothing.
+#[test]
+fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
+    let secret = Secret::generate().unwrap();
+    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1));
+    let coordinator = CoordinatorServer::bind(config).unwrap();
+    let address = coordinator.address().to_string();
+    let coordinator = thread::spawn(move || coordinator.run());
+    // Ports below those that the system gives out, for control and one thread.
+    let first = 18_000 + (std::process::id() % 700) as u16 * 2;
+    let network = Network { ports: Some(first..=first + 1), ..Network::default() };
+    let limits = ServerLimits { stop_timeout: Duration::from_secs(60), ..ServerLimits::default() };
+    let server = Server::builder(&address, secret.clone()).network(network).limits(limits).start().unwrap();
+    let client = Client::connect(ClientConfig::new(&address, secret, 0, 1)).unwrap();
+    let table = client.table(&TableSpec::dense("w", &[1 << 20]).optimizer(OptimizerSpec::assign())).unwrap();
+    let range = KeyRange::new(0, 1 << 20).unwrap();
+    // Answers that no socket buffer holds at once.
+    let ticket = table.push_pull_range(range, &vec![1.5; 1 << 20]).unwrap();
+    client.clock().unwrap();
+    let reader = thread::spawn(move || {
+        let mut values = vec![0.0; 1 << 20];
+        ticket.wait_into(&mut values).map(|_| values)
+    });
+    while client.server_stats().unwrap()[0].clocks != [1] {
+        thread::yield_now();
+    }
+    server.stop().unwrap();
+    assert!(reader.join().unwrap().unwrap().iter().all(|v| *v == 1.5));
+    for port in [first, first + 1] {
+        std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    }
+    server.stop().unwrap();
+    let error = table.pull_range(range, &mut vec![0.0; 1 << 20]).unwrap_err().to_string();
+    assert!(error.contains("server 0 (") && error.contains("told to stop"), "{error}");
+    let error = coordinator.join().unwrap().unwrap_err().to_string();
+    assert!(error.contains("server 0 ("), "{error}");
+}
+
 /// Elements of a segment, segments of the table, and how many of them a worker asks for before it has to read.
 const SEGMENT: u64 = 65_536;
 const SEGMENTS: u64 = 40;
@@ -341,7 +381,9 @@ fn answers(client: &Client) -> [u64; 4] {
 fn a_slow_reader_gets_one_version_and_stops_nobody() {
     // With room for a version of every segment, of some, of none.
     for (spare_bytes, pinned) in [(64 << 20, SLOTS), (3 << 20, 12), (0, 0)] {
-        let job = Job::start_with(1, 2, |server| server.spare_bytes(spare_bytes));
+        let job = Job::start_with(1, 2, |server| {
+            server.limits(ServerLimits { spare_bytes, ..ServerLimits::default() })
+        });
         let together = std::sync::Arc::new(std::sync::Barrier::new(2));
         job.workers(2, move |client| {
             let table = client.table(&counting_pushes()).unwrap();
@@ -385,7 +427,10 @@ fn a_slow_reader_gets_one_version_and_stops_nobody() {
 /// Everybody pulls and pushes at once, with fewer spare segments than answers under way.
 #[test]
 fn answers_are_of_one_version_under_pushes() {
-    let job = Job::start_with(1, 3, |server| server.spare_bytes(5 << 18).threads(2));
+    let job = Job::start_with(1, 3, |server| {
+        let limits = ServerLimits { spare_bytes: 5 << 18, ..ServerLimits::default() };
+        server.limits(limits).threads(2)
+    });
     job.workers(3, |client| {
         let table = client.table(&counting_pushes()).unwrap();
         let all = KeyRange::new(0, SEGMENT * SEGMENTS).unwrap();
