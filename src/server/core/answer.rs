@@ -53,7 +53,8 @@ impl Core {
         }
     }
 
-    /// Writes the values, then the header: from where they lie, or where that can't be, from a reply buffer. False when there is no room yet.
+    /// Writes the values, from where they lie or, where that can't be, from a reply buffer; then the header. False when there
+    /// is no room yet.
     fn answer(&mut self, rank: usize, waiting: &Waiting, transport: &mut dyn Transport) -> Result<bool> {
         let header = &waiting.header;
         let Some(link) = &mut self.links[rank] else { return Ok(true) };
