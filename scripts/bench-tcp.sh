@@ -4,7 +4,8 @@
 #
 #   scripts/bench-tcp.sh [--rounds N] [--seconds S] [--congestion NAME] [--windlass PROGRAM] [--row 'OP FLAGS']...
 #
-# A --row is measured as `windlass bench OP --bytes 1048576 --seconds S FLAGS`; without one: write, push, pull and push-pull.
+# A --row is measured as `windlass bench OP --bytes 1048576 --seconds S FLAGS`; without one: write, push, pull (also with
+# a window of 2) and push-pull.
 # Exit codes: 2 wrong usage or a program that is missing, 1 a measurement that failed.
 set -euo pipefail
 
@@ -28,7 +29,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-[ ${#rows[@]} -gt 0 ] || rows=(write push pull push-pull)
+[ ${#rows[@]} -gt 0 ] || rows=(write push pull 'pull --window 2' push-pull)
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || fail 2 "--rounds: expected a number from 1 up, found $rounds"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail 2 "--seconds: expected a whole number from 1 up (iperf3 takes no other), found $seconds"
 command -v iperf3 > /dev/null || fail 2 "iperf3: not found; on Debian: apt-get install iperf3"

@@ -96,6 +96,15 @@ impl Payload {
         }
     }
 
+    /// What it lies in.
+    pub fn region(&self) -> RegionId {
+        match self {
+            Payload::Owned(buf) => buf.region(),
+            Payload::Pinned(slice) => slice.region,
+            Payload::Published(pin) => pin.slice().region,
+        }
+    }
+
     /// The bytes, as the transport knows them.
     pub fn slice(&self) -> RegionSlice {
         match self {
@@ -269,8 +278,12 @@ pub trait Transport: Send {
     /// What it can do.
     fn caps(&self) -> &Caps;
 
-    /// Makes an arena known, for use in local slices and in [`Transport::authorise`]. It lives as long as the transport.
+    /// Makes an arena known, for use in local slices and in [`Transport::authorise`]. It lives as long as the transport, or
+    /// until [`Transport::unregister`].
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId>;
+
+    /// Lets go of an arena. False while an authorisation, or an operation under way, still uses it: ask again later.
+    fn unregister(&mut self, region: RegionId) -> bool;
 
     /// Prepares an endpoint to `peer` (a name for messages) and gives the address bytes that its other end needs.
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)>;

@@ -46,6 +46,10 @@ impl Core {
                 }
                 break;
             }
+            if !waiting.keys.is_empty() {
+                // Never more than pulls were outstanding at a time.
+                self.spare.push((waiting.directory, waiting.keys));
+            }
         }
         match &mut self.links[rank] {
             Some(link) => link.settle(closed, self.view.epoch, transport),
@@ -66,6 +70,7 @@ impl Core {
             let version = self.shard.gather(header.table, &waiting.piece(), &mut self.gathered);
             (&self.gathered[..], version)
         };
+        let Some(remote) = link.region(header.region) else { return Ok(true) }; // it can't go while a pull names it
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let count = values.len() as u32;
         let pin = if waiting.keys.is_empty() && bytes.len() >= PINNED {
@@ -85,7 +90,7 @@ impl Core {
         let write = Write {
             header: None,
             body: Some(body),
-            remote: link.receive,
+            remote,
             offset: header.argument,
             imm: None,
             context: None,
@@ -115,6 +120,7 @@ impl Core {
             epoch: self.view.epoch,
             count,
             tag: header.tag,
+            withdrawn: 0,
         };
         link.reply(reply, transport)?;
         Ok(true)

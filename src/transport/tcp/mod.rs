@@ -201,6 +201,14 @@ impl Transport for Tcp {
         self.arenas.register(arena)
     }
 
+    fn unregister(&mut self, region: RegionId) -> bool {
+        if self.endpoints.iter().any(|e| e.uses(region)) {
+            return false;
+        }
+        self.arenas.unregister(region);
+        true
+    }
+
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
         match (side, self.local) {
             (Side::Active, _) => Ok((self.endpoints.open(side, peer), address::ACTIVE.to_vec())),

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use super::frame::{FRAME, Frame};
 use super::socket::{self, NO_PART, Part};
-use crate::mem::RegionSlice;
+use crate::mem::{RegionId, RegionSlice};
 use crate::transport::{HEADER, MAX_SEND, Message, Payload};
 
 /// Parts of one vectored call; a frame takes one or two.
@@ -103,6 +103,11 @@ impl Tx {
     /// Whether an answer from this grant waits or is half sent.
     pub fn answers_from(&self, key: u32) -> bool {
         self.answers > 0 && self.items.iter().any(|i| i.origin == Origin::Answer(key))
+    }
+
+    /// Whether a body in this region waits or is half sent.
+    pub fn sends_from(&self, region: RegionId) -> bool {
+        self.items.iter().any(|i| i.body.as_ref().is_some_and(|b| b.region == region))
     }
 
     /// Queues a write. `frame` says its length.
