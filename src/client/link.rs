@@ -13,6 +13,11 @@ use crate::transport::{EndpointId, Message, Payload, Refusal, Side, Transport, W
 /// Entries of a reply ring.
 pub const RING_ENTRIES: u32 = 256;
 
+/// Bytes that may be under way to one server thread, beyond the first frame. Slots are filled from the lowest free one up, so
+/// this keeps those in use, and what the sockets hold, within the L2 of both ends: copying into cold memory takes five times
+/// as long. It is no less than a path of 10 GB/s and 100 µs holds.
+const WINDOW_BYTES: u64 = 1 << 20;
+
 /// A frame that waits for a slot.
 #[derive(Debug)]
 pub struct Outgoing {
@@ -245,7 +250,7 @@ impl Link {
             }
             self.replay.pop_front();
         }
-        while self.connected && self.free != 0 {
+        while self.connected && self.free != 0 && self.under_way() < WINDOW_BYTES {
             let may_pull = self.pulls_outstanding < self.grant.pull_credits;
             let from_pulls = may_pull && self.pulls.front().is_some_and(|f| f.header.clock < self.marked);
             let next = if from_pulls {
@@ -264,6 +269,11 @@ impl Link {
             }
         }
         self.tell_ring(transport)
+    }
+
+    /// Bytes in filled slots.
+    fn under_way(&self) -> u64 {
+        self.filled.iter().flatten().map(|f| u64::from(f.header.length)).sum()
     }
 
     /// Writes a frame into a free slot; gives it back when the transport has no room.

@@ -3,12 +3,14 @@
 //! A slot belongs to the worker while it is free, and to this thread from the completion that announced it until the
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
+use std::sync::Arc;
+
 use super::link::Link;
 #[cfg(test)]
 use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
-use crate::mem::{Floats, Pool};
+use crate::mem::{Arena, Floats, Pool, RegionId};
 use crate::proto::{HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage};
 use crate::store::{Applied, DensePiece, Shard, SparsePiece};
 use crate::types::{
@@ -117,10 +119,15 @@ impl Core {
         }
     }
 
-    /// Makes this shard's part of a table.
-    pub fn create_table(&mut self, id: TableId, spec: &TableSpec) -> Result<()> {
+    /// Makes this shard's part of a table; `register` makes its parameters known to the transport.
+    pub fn create_table(
+        &mut self,
+        id: TableId,
+        spec: &TableSpec,
+        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+    ) -> Result<()> {
         let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
-        self.shard.create_table(id, spec, &buckets)
+        self.shard.create_table(id, spec, &buckets, register)
     }
 
     /// A worker's slots.
@@ -178,6 +185,7 @@ impl Core {
     pub fn stats(&self) -> ThreadStats {
         ThreadStats {
             parameter_bytes: self.shard.parameter_bytes(),
+            blocks_moved: self.shard.moves(),
             max_clock_lag: self.gate.max_lag(),
             ..self.stats
         }

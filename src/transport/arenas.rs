@@ -95,6 +95,7 @@ impl Arenas {
             None => {}
             Some(Payload::Pinned(slice)) => self.admit_local(slice)?,
             Some(Payload::Owned(buf)) => self.admit_local(&buf.slice())?,
+            Some(Payload::Published(pin)) => self.admit_local(pin.slice())?,
         }
         if !write.remote.rights.may_write() {
             return Err(Refusal::OutOfBounds("the remote region may not be written".to_owned()));

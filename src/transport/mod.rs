@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use crate::config::{Network, TransportKind};
 use crate::error::{Error, Result};
-use crate::mem::{Arena, Buf, RegionId, RegionSlice, RemoteRegion, Rights};
+use crate::mem::{Arena, Buf, Pin, RegionId, RegionSlice, RemoteRegion, Rights};
 
 /// Length of the header that may precede a body in one write, in bytes.
 pub const HEADER: usize = 64;
@@ -80,8 +80,10 @@ pub struct Caps {
 pub enum Payload {
     /// Dropped (given back to its pool) when the write is done.
     Owned(Buf),
-    /// Published memory; the owner does not change it until the write is done.
+    /// Memory that its owner does not change until the write is done.
     Pinned(RegionSlice),
+    /// A published version. Dropped (so that its memory may be changed) when the write is done.
+    Published(Pin),
 }
 
 impl Payload {
@@ -90,6 +92,7 @@ impl Payload {
         match self {
             Payload::Owned(buf) => buf.len(),
             Payload::Pinned(slice) => slice.length,
+            Payload::Published(pin) => pin.slice().length,
         }
     }
 
@@ -98,6 +101,7 @@ impl Payload {
         match self {
             Payload::Owned(buf) => buf.region(),
             Payload::Pinned(slice) => slice.region,
+            Payload::Published(pin) => pin.slice().region,
         }
     }
 
@@ -106,6 +110,7 @@ impl Payload {
         match self {
             Payload::Owned(buf) => buf.slice(),
             Payload::Pinned(slice) => slice.clone(),
+            Payload::Published(pin) => pin.slice().clone(),
         }
     }
 }

@@ -38,7 +38,8 @@ macro_rules! all_cases {
             connect: connects_both_sides, many_endpoints, a_closed_endpoint_is_not_its_successor,
                 wakes_a_sleeper, posting_needs_a_connection;
             write: header_and_body_with_imm, every_shape, longest, silent_before_the_next_imm,
-                keeps_order_across_kinds, imm_values, done_gives_the_body_back, refused_locally,
+                keeps_order_across_kinds, imm_values, done_gives_the_body_back, published_bodies,
+                refused_locally,
                 body_changed_after_posting, slot_changed_after_written;
             send: every_length, many_in_order, both_ways_at_once;
             read: brings_the_bytes, many_outstanding, many_large_outstanding, sees_an_earlier_write, refused_locally;

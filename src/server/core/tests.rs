@@ -23,8 +23,10 @@ impl Rig {
         let staging = Staging { arena, region: RegionId(0), slots: 2, slot_bytes: SLOT };
         let pool = Pool::new(&[(4096, 4)], |_| Ok(RegionId(1))).unwrap();
         let id = ShardId { server: 0, thread: 0 };
-        let mut core = Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30), staging, pool, 4);
-        core.create_table(0, &TableSpec::dense("w", &[64]).segment_bytes(64)).unwrap();
+        let mut core =
+            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30, 1 << 20), staging, pool, 4);
+        let spec = TableSpec::dense("w", &[64]).segment_bytes(64);
+        core.create_table(0, &spec, |_| Ok(RegionId(2))).unwrap();
         let region = RemoteRegion { address: 0, length: 1 << 20, key: 1, rights: Rights::Write };
         for rank in 0..workers {
             let endpoint = EndpointId { index: rank, generation: 0 };
