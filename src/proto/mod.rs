@@ -11,7 +11,7 @@ mod wire;
 pub use control::ThreadStats;
 pub use layout::SparseBody;
 pub use reply::{ReplyHeader, ReplyKind};
-pub use request::{RequestHeader, RequestKind};
+pub use request::{NO_BASE, RequestHeader, RequestKind};
 
 use crate::error::Malformed;
 

@@ -1,20 +1,21 @@
 //! The header of what a server thread writes into a worker's reply ring.
 //!
 //! ```text
-//!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read
-//!  2  version  u8   1                            32  freed    u64  bit i: slot i is free again
-//!  3  kind     u8   1 credit, 2 pulled           40  epoch    u32
-//!  4  zero     u32                               44  count    u32  fp32 written
-//!                                                48  tag      u32  of the request
-//!  8  sequence u64  per endpoint, from 0         52  zero     u64
-//! 16  closed   u64  all clocks < closed are closed  60  check u32  CRC32C of bytes 0..60
+//!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read; rejected: of `bucket`
+//!  2  version  u8   2                            32  freed    u64  bit i: slot i is free again
+//!  3  kind     u8   1 credit, 2 pulled,          40  epoch    u32
+//!                   3 rejected                   44  count    u32  pulled: fp32 written; rejected: pieces
+//!  4  zero     u32                               48  tag      u32  of the request
+//!  8  sequence u64  per endpoint, from 0         52  bucket   u32  rejected: of the first such piece
+//! 16  closed   u64  all clocks < closed are      56  zero     u32
+//!                   closed                       60  check    u32  CRC32C of bytes 0..60
 //! ```
 
 use super::{Builder, Fields, HEADER};
 use crate::error::Malformed;
 
 const MAGIC: u16 = 0x5257;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What the header announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum ReplyKind {
     Credit,
     /// The answer to a pull; its values lie in the receive region.
     Pulled,
+    /// Pieces of a push are older than their table takes, and were not applied. It frees the push's slot.
+    Rejected,
 }
 
 /// A reply's header, decoded from a private copy.
@@ -40,10 +43,12 @@ pub struct ReplyHeader {
     pub freed: u64,
     /// The server's View.
     pub epoch: u32,
-    /// fp32 written.
+    /// Pulled: fp32 written. Rejected: how many pieces.
     pub count: u32,
     /// Of the request.
     pub tag: u32,
+    /// Rejected: the bucket of the first such piece, whose version is `version`.
+    pub bucket: u32,
 }
 
 impl ReplyHeader {
@@ -52,6 +57,7 @@ impl ReplyHeader {
         let kind = match self.kind {
             ReplyKind::Credit => 1u8,
             ReplyKind::Pulled => 2,
+            ReplyKind::Rejected => 3,
         };
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
@@ -63,6 +69,7 @@ impl ReplyHeader {
             .put(40, self.epoch.to_le_bytes())
             .put(44, self.count.to_le_bytes())
             .put(48, self.tag.to_le_bytes())
+            .put(52, self.bucket.to_le_bytes())
             .finish()
     }
 
@@ -73,9 +80,10 @@ impl ReplyHeader {
         let kind = match bytes[3] {
             1 => ReplyKind::Credit,
             2 => ReplyKind::Pulled,
-            other => return Err(Malformed::new("kind", "1 or 2", other)),
+            3 => ReplyKind::Rejected,
+            other => return Err(Malformed::new("kind", "1 to 3", other)),
         };
-        if fields.u32(4) != 0 || fields.u64(52) != 0 {
+        if fields.u32(4) != 0 || fields.u32(56) != 0 || (kind != ReplyKind::Rejected && fields.u32(52) != 0) {
             return Err(Malformed::new("reserved", "zero", "something else"));
         }
         Ok(ReplyHeader {
@@ -87,6 +95,7 @@ impl ReplyHeader {
             epoch: fields.u32(40),
             count: fields.u32(44),
             tag: fields.u32(48),
+            bucket: fields.u32(52),
         })
     }
 }
@@ -98,7 +107,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let reply = ReplyHeader {
-            kind: ReplyKind::Pulled,
+            kind: ReplyKind::Rejected,
             sequence: 7,
             closed: 3,
             version: 2,
@@ -106,6 +115,7 @@ mod tests {
             epoch: 4,
             count: 5,
             tag: 6,
+            bucket: 9,
         };
         let hex: String = reply.encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(

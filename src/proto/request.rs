@@ -1,8 +1,9 @@
 //! The header of what a worker writes into a slot of a server thread.
 //!
 //! ```text
-//!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the receive region
-//!  2  version  u8   1                      32  table    u32
+//!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the receive region;
+//!                                                        push: base version, 2^64 − 1 for none
+//!  2  version  u8   2                      32  table    u32
 //!  3  kind     u8                          36  bucket   u32  dense only
 //!  4  flags    u16  bit 0: after push      40  epoch    u32  of the View that routed it
 //!  6  zero     u16                         44  first    u32  dense: element in the bucket; sparse: directory entries
@@ -16,8 +17,10 @@ use super::{Builder, Fields, HEADER};
 use crate::error::Malformed;
 
 const MAGIC: u16 = 0x4C57;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const AFTER_PUSH: u16 = 1;
+/// The argument of a push that does not say which version of its bucket it was computed from.
+pub const NO_BASE: u64 = u64::MAX;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +46,7 @@ pub struct RequestHeader {
     pub sequence: u64,
     /// The worker's clock.
     pub clock: u64,
-    /// Pull: byte offset in the receive region.
+    /// Pull: byte offset in the receive region. Push: its base version, or [`NO_BASE`].
     pub argument: u64,
     /// Which table.
     pub table: u32,
@@ -154,7 +157,7 @@ mod tests {
     #[test]
     fn wrong_fields_are_named() {
         let mut bytes = example().encode();
-        bytes[2] = 2;
+        bytes[2] = VERSION + 1;
         assert_eq!(RequestHeader::decode(&bytes).unwrap_err().field, "version");
         let mut bytes = example().encode();
         bytes[16] ^= 1;
@@ -171,7 +174,7 @@ mod tests {
                 all
             })), mend in any::<bool>()) {
             if mend {
-                bytes[..3].copy_from_slice(&[0x57, 0x4C, 1]);
+                bytes[..3].copy_from_slice(&[0x57, 0x4C, VERSION]);
                 let check = crc32c::crc32c(&bytes[..60]);
                 bytes[60..].copy_from_slice(&check.to_le_bytes());
             }

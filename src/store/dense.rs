@@ -69,19 +69,24 @@ impl Dense {
         segment.version
     }
 
-    /// Steps with one piece at once.
+    /// Steps with one piece at once, divided by `divisor`.
     pub fn apply(
         &mut self,
         bucket: BucketId,
         first: u32,
         values: Input<'_>,
+        divisor: f32,
         optimizer: &dyn Optimizer,
     ) -> Result<Version, Malformed> {
         let segment = self.segment(bucket, first, values.len())?;
         let first = first as usize;
         let state = State::of_part(&mut segment.state, segment.parameters.len(), first, optimizer);
         let parameters = &mut segment.parameters[first..first + values.len()];
-        state.step(optimizer, parameters, Gradient::Piece(values));
+        let gradient = match divisor {
+            1.0 => Gradient::Piece(values),
+            _ => Gradient::Fold { sum: None, pieces: &[values], divisor },
+        };
+        state.step(optimizer, parameters, gradient);
         segment.version += 1;
         Ok(segment.version)
     }

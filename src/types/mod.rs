@@ -6,7 +6,7 @@ mod node;
 mod partition;
 mod table;
 
-pub use clock::{Clock, Consistency, Version};
+pub use clock::{Clock, Consistency, Late, Quorum, Stale, Version};
 pub use key::{Key, KeyRange, SortedKeys, mix64};
 pub use node::{Identity, Rank, Role, ServerInfo, View};
 pub use partition::{PartitionMap, ShardId};
