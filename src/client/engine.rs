@@ -50,6 +50,12 @@ pub struct Pending {
     /// A pull that needs its own clock closed.
     after_push: bool,
     under_bsp: bool,
+    /// A push that is committed when its clock closes: under Bsp, unless a quorum closes it.
+    at_close: bool,
+    /// The version that a push was computed from.
+    base: Option<Version>,
+    /// Why not all of a push was applied: [`Error::Stale`].
+    stale: Option<Error>,
     parts: Vec<Part>,
     order: Vec<u32>,
     width: usize,

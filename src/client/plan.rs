@@ -48,6 +48,11 @@ pub fn dense(spec: &TableSpec, map: &PartitionMap, range: KeyRange, limit: u32) 
     Ok(frames)
 }
 
+/// Whether no bucket is cut over several frames.
+pub fn dense_is_whole(frames: &[DenseFrame]) -> bool {
+    frames.windows(2).all(|w| w[0].bucket != w[1].bucket)
+}
+
 /// Keys of several buckets of one shard, few enough for one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SparseFrame {
@@ -70,7 +75,7 @@ pub struct SparsePlan {
 
 impl SparsePlan {
     /// Sorts the keys by shard and bucket and cuts them into frames of at most `limit` bytes, of which each key takes
-    /// 8 + `row_bytes` and each bucket 8.
+    /// 8 + `row_bytes` and each bucket 8. A bucket's keys are cut only when they do not fit one frame.
     pub fn new(
         spec: &TableSpec,
         map: &PartitionMap,
@@ -93,12 +98,23 @@ impl SparsePlan {
         }
         order.sort_unstable();
         let mut plan = SparsePlan::default();
+        let key_bytes = 8 + row_bytes;
+        let most = limit.saturating_sub(8) / key_bytes;
         let mut bytes = 0;
+        let mut left = 0; // of the bucket's keys
         for (at, &(shard, bucket, number)) in order.iter().enumerate() {
             let shard = shard as usize;
-            let fits =
-                plan.frames.last().is_some_and(|f| f.shard == shard) && bytes + 16 + row_bytes <= limit;
-            let same = fits && plan.directory.last().is_some_and(|d| d.bucket == bucket);
+            let begins = left == 0;
+            if begins {
+                left = order[at..].iter().take_while(|o| o.1 == bucket).count();
+            }
+            let room = match begins {
+                true => 8 + if left <= most { left } else { 1 } * key_bytes,
+                false => key_bytes,
+            };
+            let fits = plan.frames.last().is_some_and(|f| f.shard == shard) && bytes + room <= limit;
+            let same = fits && !begins && plan.directory.last().is_some_and(|d| d.bucket == bucket);
+            left -= 1;
             if !fits {
                 let entries = plan.directory.len();
                 plan.frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
@@ -112,7 +128,7 @@ impl SparsePlan {
                 plan.directory.push(DirectoryEntry { bucket, keys: 1 });
                 bytes += 8;
             }
-            bytes += 8 + row_bytes;
+            bytes += key_bytes;
             if let Some(frame) = plan.frames.last_mut() {
                 frame.keys.end = at + 1;
                 frame.directory.end = plan.directory.len();
@@ -120,6 +136,14 @@ impl SparsePlan {
             plan.order.push(number);
         }
         Ok(plan)
+    }
+
+    /// Whether no bucket is cut over several frames.
+    pub fn is_whole(&self) -> bool {
+        let edge = |frame: &SparseFrame| &self.directory[frame.directory.clone()];
+        self.frames
+            .windows(2)
+            .all(|w| edge(&w[0]).last().map(|d| d.bucket) != edge(&w[1]).first().map(|d| d.bucket))
     }
 }
 
@@ -167,6 +191,10 @@ mod tests {
                 prop_assert_eq!(at, frame.keys.end);
             }
             prop_assert_eq!(next, keys.len());
+            let mut runs = std::collections::HashMap::new();
+            keys.iter().for_each(|&k| *runs.entry(spec.bucket_of(k)).or_insert(0usize) += 1);
+            let all_fit = runs.values().all(|&keys| 8 + keys * (8 + dim * 4) <= limit);
+            prop_assert_eq!(plan.is_whole(), all_fit);
         }
 
         #[test]

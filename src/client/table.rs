@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::plan::{self, SparsePlan};
 use super::{Inner, Ticket};
 use crate::error::{Error, Result};
+use crate::proto::NO_BASE;
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// Values that one blocking pull has under way at a time.
@@ -42,13 +43,35 @@ impl Table {
 
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
     pub fn push(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
+        self.push_rows(keys, values, None)
+    }
+
+    /// As [`Table::push`], for values that were computed from what a pull of version `base` gave (Ssp, Asp): what becomes of
+    /// stale ones, the table's [`Stale`](crate::types::Stale) says.
+    ///
+    /// Each bucket counts its own version: a dense segment, or a sparse hash bucket with all its rows. A push has one piece
+    /// for each bucket, and every piece is judged by itself: its age is the version that its bucket has when it comes, less
+    /// `base`, and 0 when that is negative. Rejected pieces change nothing, the others are applied, and later pushes are not
+    /// concerned. As a pull gives the largest version of its buckets, ages are exact for pulls and pushes of one bucket, and
+    /// otherwise too small by what the others lay behind.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] under Bsp, or when a bucket's rows do not fit one frame. Waiting for the ticket gives
+    /// [`Error::Stale`] when pieces were rejected.
+    pub fn push_from(&self, base: Version, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
+        self.push_rows(keys, values, Some(base))
+    }
+
+    fn push_rows(&self, keys: SortedKeys<'_>, values: &[f32], base: Option<Version>) -> Result<Ticket> {
         self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
         let mut engine = self.inner.engine();
         let limit = engine.payload_bytes();
         let row = self.spec.width() as usize * 4;
         let plan = SparsePlan::new(&self.spec, &self.map, keys, row, limit)?;
+        self.check_base("push_from", base, plan.is_whole())?;
         let deadline = self.inner.deadline();
-        let id = engine.push_sparse((self.id, &self.spec), &plan, keys.as_slice(), values, deadline)?;
+        let table = (self.id, &*self.spec);
+        let id = engine.push_sparse(table, &plan, keys.as_slice(), values, base, deadline)?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 
@@ -83,11 +106,24 @@ impl Table {
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
     pub fn push_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
+        self.push_keys(range, values, None)
+    }
+
+    /// As [`Table::push_from`], for a range of a dense table.
+    ///
+    /// # Errors
+    /// As [`Table::push_from`].
+    pub fn push_range_from(&self, base: Version, range: KeyRange, values: &[f32]) -> Result<Ticket> {
+        self.push_keys(range, values, Some(base))
+    }
+
+    fn push_keys(&self, range: KeyRange, values: &[f32], base: Option<Version>) -> Result<Ticket> {
         self.same_length("values", range.len() as usize, values.len())?;
         let mut engine = self.inner.engine();
         let limit = (engine.payload_bytes() / 4) as u32;
         let frames = plan::dense(&self.spec, &self.map, range, limit)?;
-        let id = engine.push_dense((self.id, &self.spec), &frames, values, self.inner.deadline())?;
+        self.check_base("push_range_from", base, plan::dense_is_whole(&frames))?;
+        let id = engine.push_dense((self.id, &self.spec), &frames, values, base, self.inner.deadline())?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 
@@ -136,6 +172,28 @@ impl Table {
         let frames = plan::dense(&self.spec, &self.map, range, limit)?;
         let id = engine.pull_dense((self.id, &self.spec), &frames, after_push)?;
         Ok(Ticket::new(self.inner.clone(), id))
+    }
+
+    /// A piece in two frames would make its second half stale itself.
+    fn check_base(&self, call: &'static str, base: Option<Version>, whole: bool) -> Result<()> {
+        let reason = match base {
+            Some(NO_BASE) => format!("{NO_BASE} is no version"),
+            Some(_) if self.spec.consistency.folds_by_rank() => {
+                format!(
+                    "table \"{}\" is under bsp, where nothing is stale: push without a base",
+                    self.spec.name
+                )
+            }
+            Some(_) if !whole => {
+                format!(
+                    "what goes to one bucket of table \"{}\" does not fit a frame: push less at once, or make its \
+                     buckets smaller",
+                    self.spec.name
+                )
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Misuse { call, reason })
     }
 
     fn same_length(&self, what: &str, expected: usize, found: usize) -> Result<()> {

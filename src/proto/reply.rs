@@ -120,10 +120,12 @@ mod tests {
         let hex: String = reply.encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "5752010200000000070000000000000003000000000000000200000000000000\
-             000000000000008004000000050000000600000000000000000000006c681d73"
+            "5752020300000000070000000000000003000000000000000200000000000000\
+             000000000000008004000000050000000600000009000000000000001b7941db"
         );
         assert_eq!(ReplyHeader::decode(&reply.encode()), Ok(reply));
+        let pulled = ReplyHeader { kind: ReplyKind::Pulled, ..reply };
+        assert_eq!(ReplyHeader::decode(&pulled.encode()).unwrap_err().field, "reserved");
         let mut bytes = reply.encode();
         bytes[33] = 1;
         assert_eq!(ReplyHeader::decode(&bytes).unwrap_err().field, "check");

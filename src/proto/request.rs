@@ -148,8 +148,8 @@ mod tests {
         let hex: String = example().encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "574c010201000000080706050403020109000000000000000010000000000000\
-             030000001100000001000000050000000600000018000000efbeaddeba7b685f"
+            "574c020201000000080706050403020109000000000000000010000000000000\
+             030000001100000001000000050000000600000018000000efbeadde576e1a85"
         );
         assert_eq!(RequestHeader::decode(&example().encode()), Ok(example()));
     }

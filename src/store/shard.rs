@@ -7,9 +7,7 @@ use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::mem::Floats;
-use crate::types::{
-    Aggregate, BucketId, DirectoryEntry, Key, Stale, TableId, TableKind, TableSpec, Version,
-};
+use crate::types::{Aggregate, BucketId, DirectoryEntry, Key, Stale, TableId, TableKind, TableSpec, Version};
 
 /// Values for part of one dense bucket.
 #[derive(Debug, Clone, Copy)]
@@ -224,8 +222,7 @@ impl Shard {
             if let Intake::Step { divisor, base } = intake {
                 let current = bucket.version();
                 if let Some(divisor) = aged(spec.stale, base, current, divisor) {
-                    let version =
-                        bucket.apply(keys, values, divisor, optimizer.as_ref(), &mut self.scratch);
+                    let version = bucket.apply(keys, values, divisor, optimizer.as_ref(), &mut self.scratch);
                     applied.push(Applied { table, bucket: id, version });
                 } else {
                     rejection.get_or_insert(Rejection { pieces: 0, bucket: id, current }).pieces += 1;

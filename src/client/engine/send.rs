@@ -5,9 +5,9 @@ use crate::client::link::Outgoing;
 use crate::client::plan::{DenseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
-use crate::proto::{RequestHeader, RequestKind};
+use crate::proto::{NO_BASE, RequestHeader, RequestKind};
 use crate::time::Deadline;
-use crate::types::{Key, TableId, TableSpec};
+use crate::types::{Key, TableId, TableSpec, Version};
 
 impl Engine {
     /// Queues the frames of a dense push. Blocks only while staging memory is short.
@@ -16,15 +16,17 @@ impl Engine {
         (table, spec): (TableId, &TableSpec),
         frames: &[DenseFrame],
         values: &[f32],
+        base: Option<Version>,
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
         let ticket = self.new_ticket(spec, false);
+        self.pending[ticket].base = base;
         for frame in frames {
             let bytes: &[u8] = bytemuck::cast_slice(&values[frame.at..frame.at + frame.count as usize]);
             let mut body = self.lease_staging(bytes.len(), deadline, ticket)?;
             body.copy_in(0, bytes);
-            let header = self.header(RequestKind::Push, table).dense(frame, bytes.len());
+            let header = self.push_header(ticket, table).dense(frame, bytes.len());
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
             if bytes.len() >= LONG_FRAME {
                 self.kick();
@@ -41,10 +43,12 @@ impl Engine {
         plan: &SparsePlan,
         keys: &[Key],
         values: &[f32],
+        base: Option<Version>,
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
         let ticket = self.new_ticket(spec, false);
+        self.pending[ticket].base = base;
         let dim = spec.width() as usize;
         let (mut sent, mut rows): (Vec<Key>, Vec<f32>) = (Vec::new(), Vec::new());
         for frame in &plan.frames {
@@ -61,7 +65,7 @@ impl Engine {
                 bytemuck::cast_slice(&rows),
             ];
             let body = self.stage(&parts, deadline, ticket)?;
-            let header = self.header(RequestKind::Push, table);
+            let header = self.push_header(ticket, table);
             let header = header.sparse(frame.directory.len(), sent.len(), body.len());
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
         }
@@ -126,7 +130,7 @@ impl Engine {
         if let Some(pending) = ticket.and_then(|t| self.pending.get_mut(t)) {
             pending.open += 1;
             self.pushed |= pending.under_bsp;
-            if pending.under_bsp && !pending.commits_at.contains(&link) {
+            if pending.at_close && !pending.commits_at.contains(&link) {
                 pending.commits_at.push(link);
             }
         }
@@ -173,6 +177,14 @@ impl Engine {
             }
         }
         self.forget(ticket);
+    }
+
+    /// A push's: a rejection finds its ticket by the tag.
+    pub(super) fn push_header(&self, ticket: usize, table: TableId) -> RequestHeader {
+        let mut header = self.header(RequestKind::Push, table);
+        header.argument = self.pending[ticket].base.unwrap_or(NO_BASE);
+        header.tag = ticket as u32;
+        header
     }
 
     pub(super) fn header(&self, kind: RequestKind, table: TableId) -> RequestHeader {

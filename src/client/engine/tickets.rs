@@ -2,6 +2,7 @@
 
 use super::{Engine, Part, Pending, Places};
 use crate::error::{Error, Result};
+use crate::proto::ReplyHeader;
 use crate::types::{TableSpec, Version};
 
 impl Engine {
@@ -13,6 +14,9 @@ impl Engine {
             commits_at: Vec::new(),
             after_push,
             under_bsp: spec.consistency.folds_by_rank(),
+            at_close: spec.consistency.folds_by_rank() && spec.quorum.is_none(),
+            base: None,
+            stale: None,
             parts: Vec::new(),
             order: Vec::new(),
             width: spec.width() as usize,
@@ -23,15 +27,21 @@ impl Engine {
     }
 
     /// Whether a ticket is done. A wait that can only end after the caller's own next call is refused.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] for a push that is done and of which pieces were rejected.
     pub fn is_done(&self, ticket: usize, waiting: bool) -> Result<bool> {
         let pending = &self.pending[ticket];
         let done =
             pending.open == 0 && pending.commits_at.iter().all(|&l| self.links[l].closed > pending.clock);
         if done {
-            return Ok(true);
+            return pending.stale.clone().map_or(Ok(true), Err);
         }
         self.check()?;
-        let needs_own_mark = pending.under_bsp && (!pending.is_pull() || pending.after_push);
+        let needs_own_mark = match pending.is_pull() {
+            true => pending.under_bsp && pending.after_push,
+            false => pending.at_close,
+        };
         if waiting && needs_own_mark && pending.clock == self.clock && !self.finished {
             return Err(Error::Misuse {
                 call: "wait",
@@ -104,6 +114,18 @@ impl Engine {
                 self.pending.remove(ticket);
             }
         }
+    }
+
+    /// A server rejected pieces of a push. False when there is no such push under way.
+    pub(super) fn rejected(&mut self, header: &ReplyHeader) -> bool {
+        let pending = self.pending.get_mut(header.tag as usize).filter(|p| p.open > 0);
+        let Some((pending, base)) = pending.and_then(|p| p.base.map(|base| (p, base))) else { return false };
+        let (bucket, current) = (header.bucket, header.version);
+        let first = || Error::Stale { table: pending.table.clone(), bucket, base, current, pieces: 0 };
+        if let Error::Stale { pieces, .. } = pending.stale.get_or_insert_with(first) {
+            *pieces += u64::from(header.count);
+        }
+        true
     }
 
     pub(super) fn one_less(&mut self, ticket: usize, part: Option<Part>, version: Version) {

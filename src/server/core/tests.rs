@@ -39,7 +39,7 @@ impl Rig {
             after_push: kind == RequestKind::Pull,
             sequence: self.sequences[rank as usize],
             clock,
-            argument: 0,
+            argument: if kind == RequestKind::Push { NO_BASE } else { 0 },
             table: 0,
             bucket,
             epoch: 1,

@@ -170,8 +170,7 @@ fn of_a_sparse_frame_only_the_stale_pieces_are_rejected() {
     let key_in = |bucket: u32| (0u64..).find(|&k| spec.bucket_of(k) == bucket).unwrap();
     let mut push = |buckets: &[u32], base| {
         let keys: Vec<u64> = buckets.iter().map(|&b| key_in(b)).collect();
-        let directory: Vec<_> =
-            buckets.iter().map(|&bucket| DirectoryEntry { bucket, keys: 1 }).collect();
+        let directory: Vec<_> = buckets.iter().map(|&bucket| DirectoryEntry { bucket, keys: 1 }).collect();
         let values = vec![1.0f32; keys.len()];
         let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
         shard.push_sparse(0, piece, Intake::Step { divisor: 1.0, base }, &mut Vec::new()).unwrap()
