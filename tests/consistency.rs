@@ -30,6 +30,8 @@ const SHORT: Duration = Duration::from_millis(200);
 struct Said {
     rank: usize,
     clock: u64,
+    /// Whether the other one had been stopped before.
+    since_the_stop: bool,
     /// What it waits for; nothing when it goes on.
     blocked: Option<String>,
     /// As the server saw it then: the clock of the worker that is stopped, and the clocks that all have ended.
@@ -86,11 +88,13 @@ fn worker() {
 
 impl Worker {
     fn says(&self, blocked: Option<String>, values: Option<Vec<f32>>) {
+        let since_the_stop = self.directory.join("stopped").exists();
         let stats = &self.client.server_stats().unwrap()[0];
         let thread = stats.threads[0];
         let said = Said {
             rank: self.client.rank() as usize,
             clock: self.clock,
+            since_the_stop,
             blocked,
             slowest: stats.clocks[STOPPED],
             closed: thread.closed,
@@ -107,8 +111,6 @@ struct Job {
     process: Process,
     directory: tempfile::TempDir,
     stopped: i32,
-    /// Lines that were said before.
-    before: usize,
 }
 
 impl Job {
@@ -122,12 +124,12 @@ impl Job {
         command.env("TEST_TABLE", serde_json::to_string(spec).unwrap());
         command.env("TEST_FILES", directory.path());
         let process = Process::start(command);
-        let mut job = Job { process, directory, stopped: 0, before: 0 };
+        let mut job = Job { process, directory, stopped: 0 };
         job.until("all are under way", |said| (0..WORKERS).all(|r| said.iter().any(|s| s.rank == r)));
         job.stopped = job.process.member(Role::Worker, STOPPED as u32);
         kill(job.stopped, Signal::STOP);
         until(PATIENCE, "the stop", || is_stopped(job.stopped));
-        job.before = job.said().len();
+        fs::write(job.directory.path().join("stopped"), "").unwrap();
         job
     }
 
@@ -137,18 +139,19 @@ impl Job {
         whole.lines().filter_map(|l| serde_json::from_str(l.split_once("] ")?.1).ok()).collect()
     }
 
-    /// Waits until what was said since the stop is as it should be.
+    /// Waits until what was said is as it should be.
     fn until(&self, what: &str, condition: impl Fn(&[Said]) -> bool) {
-        until(PATIENCE, what, || condition(&self.said()[self.before..]));
+        until(PATIENCE, what, || condition(&self.said()));
     }
 
     /// All others go on until they are a hundred clocks ahead of the one that is stopped.
     fn passes_by_a_hundred(&self) {
-        let passed = |said: &[Said], rank| said.iter().any(|s| s.rank == rank && s.clock >= s.slowest + 100);
+        let passed = |said: &[Said], rank| {
+            said.iter().any(|s| s.rank == rank && s.since_the_stop && s.clock >= s.slowest + 100)
+        };
         self.until("a hundred clocks", |said| (0..STOPPED).all(|rank| passed(said, rank)));
         assert!(is_stopped(self.stopped));
-        let slowest = self.said().last().unwrap().slowest;
-        assert!(self.said().iter().all(|s| s.closed <= slowest), "no clock closes for all without it");
+        assert!(self.said().iter().all(|s| s.closed <= s.slowest), "no clock closes for all without it");
     }
 
     /// All others come to a pull that waits, `lead` clocks ahead of the one that is stopped, and get no further.
@@ -163,7 +166,8 @@ impl Job {
         // Three waits one after the other, each ended by its typed timeout.
         self.until("all are blocked at the bound", |said| {
             (0..STOPPED).all(|rank| {
-                let last: Vec<_> = said.iter().filter(|s| s.rank == rank).rev().take(3).collect();
+                let last: Vec<_> =
+                    said.iter().filter(|s| s.rank == rank && s.since_the_stop).rev().take(3).collect();
                 last.len() == 3 && last.iter().all(|s| at_the_bound(s))
             })
         });
@@ -174,16 +178,14 @@ impl Job {
     }
 
     /// The stopped one goes on; then all end. Gives what they said last, by rank.
-    fn goes_on_and_ends(mut self) -> Vec<Said> {
-        let stopped_in = self.said().last().unwrap().slowest;
-        self.before = self.said().len();
+    fn goes_on_and_ends(self) -> Vec<Said> {
+        let stopped_in = self.said().iter().map(|s| s.slowest).max().unwrap();
         kill(self.stopped, Signal::CONT);
         self.until("the stopped one goes on", |said| said.iter().any(|s| s.slowest > stopped_in));
         fs::write(self.directory.path().join("end"), "").unwrap();
-        let mut ended: Vec<Said> = {
-            self.until("the end", |said| said.iter().filter(|s| s.values.is_some()).count() == WORKERS);
-            self.said().into_iter().filter(|s| s.values.is_some()).collect()
-        };
+        let ended = |said: &[Said]| said.iter().filter(|s| s.values.is_some()).count() == WORKERS;
+        self.until("the end", ended);
+        let mut ended: Vec<Said> = self.said().into_iter().filter(|s| s.values.is_some()).collect();
         self.process.end(PATIENCE).expect(0);
         ended.sort_by_key(|s| s.rank);
         ended

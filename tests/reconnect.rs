@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use windlass::config::Network;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
-use windlass::types::{OptimizerSpec, mix64};
-use windlass::{Client, ClientConfig, KeyRange, Secret, Server, SortedKeys, TableSpec};
+use windlass::types::{Consistency, OptimizerSpec, Stale, mix64};
+use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, SortedKeys, TableSpec};
 
 /// Forwards connections to `target`, and cuts each after a random number of bytes in either direction until `cuts` are used up.
 struct Proxy {
@@ -90,11 +90,16 @@ struct Result {
     duplicates: u64,
 }
 
-/// Three workers, sparse and dense, push_pull and pull; one server thread behind a proxy that makes `cuts` cuts.
-fn train(cuts: u64, seed: u64) -> Result {
-    const WORKERS: u32 = 3;
+/// Workers, and one server thread behind a proxy that makes `cuts` cuts, each after `mean` bytes on average. Gives what
+/// `work` gave, by rank.
+fn through_proxy<T: Send + 'static>(
+    workers: u32,
+    (cuts, mean): (u64, u64),
+    seed: u64,
+    work: impl Fn(Client) -> T + Send + Clone + 'static,
+) -> Vec<T> {
     let secret = Secret::generate().unwrap();
-    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(WORKERS));
+    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(workers));
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
     // The proxy's address has to be known before the server starts, and the server's port before the proxy does.
@@ -102,27 +107,33 @@ fn train(cuts: u64, seed: u64) -> Result {
     let (ports, back) = two_free_ports();
     let network =
         Network { ports: Some(ports), advertise: Some(front.local_addr().unwrap()), ..Network::default() };
-    let proxy = Proxy::start(front, back, seed, cuts, 6_000);
+    let proxy = Proxy::start(front, back, seed, cuts, mean);
     let server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
     let running = thread::spawn(move || coordinator.run());
-    let workers: Vec<_> = (0..WORKERS)
+    let workers: Vec<_> = (0..workers)
         .map(|rank| {
-            let config = ClientConfig::new(&address, secret.clone(), rank, WORKERS);
+            let config = ClientConfig::new(&address, secret.clone(), rank, workers);
+            let work = work.clone();
             thread::spawn(move || work(Client::connect(config).unwrap()))
         })
         .collect();
+    let done = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+    running.join().unwrap().unwrap();
+    server.run().unwrap();
+    assert_eq!(proxy.cuts.load(Ordering::Acquire), 0, "not all cuts were made");
+    done
+}
+
+/// Three workers, sparse and dense, push_pull and pull.
+fn train(cuts: u64, seed: u64) -> Result {
     let mut bits = Vec::new();
     let (mut reconnects, mut duplicates) = (0, 0);
-    for worker in workers {
-        let (learnt, stats) = worker.join().unwrap();
+    for (learnt, stats) in through_proxy(3, (cuts, 6_000), seed, work) {
         bits = learnt;
         if let Some((r, d)) = stats {
             (reconnects, duplicates) = (r, d);
         }
     }
-    running.join().unwrap().unwrap();
-    server.run().unwrap();
-    assert_eq!(proxy.cuts.load(Ordering::Acquire), 0, "not all cuts were made");
     Result { bits, reconnects, duplicates }
 }
 
@@ -185,6 +196,63 @@ fn four_hundred_cuts_change_no_bit() {
     assert!(disturbed.duplicates > 0);
     assert!(undisturbed.bits.iter().any(|b| *b != 0));
     assert!(disturbed.bits == undisturbed.bits, "the weights differ");
+}
+
+/// Rounds of eight pushes with the same base version, of which each is one update older than the one before. Gives how each
+/// ended, the value and its version at the end, and how many pieces the server rejected.
+fn stale_pushes(client: Client, stale: Stale) -> (Vec<Option<Error>>, f32, u64, u64) {
+    let spec = TableSpec::dense("w", &[16]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+    let table = client.table(&spec.consistency(Consistency::Asp).stale(stale)).unwrap();
+    let all = KeyRange::new(0, 16).unwrap();
+    let mut values = [0.0; 16];
+    let mut ended = Vec::new();
+    for _ in 0..ROUNDS {
+        let base = table.pull_range(all, &mut values).unwrap();
+        let pushes: Vec<_> =
+            (0..8).map(|_| table.push_range_from(base, all, &[840.0; 16]).unwrap()).collect();
+        ended.extend(pushes.into_iter().map(|mut push| push.wait().err()));
+        client.clock().unwrap();
+    }
+    let version = table.pull_range(all, &mut values).unwrap();
+    let thread = client.server_stats().unwrap()[0].threads[0];
+    assert!(thread.reconnects >= 30 && thread.duplicates_dropped > 0, "{thread:?}");
+    client.finalize().unwrap();
+    (ended, values[0], version, thread.stale_rejected)
+}
+
+const ROUNDS: u64 = 300;
+
+#[test]
+fn a_push_that_was_rejected_stays_so_however_often_it_is_sent() {
+    let stale = |client| stale_pushes(client, Stale::Reject { max_age: 1 });
+    let (ended, value, version, rejected) = through_proxy(1, (40, 4_000), 11, stale).remove(0);
+    for (round, ended) in (0u64..).zip(ended.chunks(8)) {
+        assert!(ended[..2].iter().all(Option::is_none), "{ended:?}");
+        for error in &ended[2..] {
+            let Some(Error::Stale { table, bucket: 0, base, current, pieces: 1 }) = error else {
+                panic!("{error:?} in round {round}");
+            };
+            assert_eq!((&**table, *base, *current), ("w", 2 * round, 2 * round + 2));
+        }
+    }
+    assert_eq!((value, version, rejected), ((840 * 2 * ROUNDS) as f32, 2 * ROUNDS, 6 * ROUNDS));
+}
+
+#[test]
+fn a_push_is_scaled_by_the_age_that_it_had_when_it_came_first() {
+    let (ended, value, version, rejected) =
+        through_proxy(1, (40, 4_000), 12, |client| stale_pushes(client, Stale::Scale)).remove(0);
+    assert!(ended.iter().all(Option::is_none));
+    let round: u64 = (1..=8).map(|age| 840 / age).sum();
+    assert_eq!((value, version, rejected), ((round * ROUNDS) as f32, 8 * ROUNDS, 0));
+}
+
+#[test]
+fn a_stale_push_that_is_accepted_is_applied_once_as_it_is() {
+    let (ended, value, version, rejected) =
+        through_proxy(1, (40, 4_000), 13, |client| stale_pushes(client, Stale::Accept)).remove(0);
+    assert!(ended.iter().all(Option::is_none));
+    assert_eq!((value, version, rejected), ((840 * 8 * ROUNDS) as f32, 8 * ROUNDS, 0));
 }
 
 #[test]
