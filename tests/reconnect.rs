@@ -3,17 +3,26 @@
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
+mod common;
+
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use windlass::config::Network;
-use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use windlass::server::ServerHandle;
+use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::types::{Consistency, OptimizerSpec, Stale, mix64};
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, SortedKeys, TableSpec};
+
+use common::{PATIENCE, Process, scratch, text, windlass};
+
+const WORKERS: u32 = 3;
 
 /// Forwards connections to `target`, and cuts each after a random number of bytes in either direction until `cuts` are used up.
 struct Proxy {
@@ -90,50 +99,60 @@ struct Result {
     duplicates: u64,
 }
 
-/// Workers, and one server thread behind a proxy that makes `cuts` cuts, each after `mean` bytes on average. Gives what
-/// `work` gave, by rank.
-fn through_proxy<T: Send + 'static>(
-    workers: u32,
-    (cuts, mean): (u64, u64),
-    seed: u64,
-    work: impl Fn(Client) -> T + Send + Clone + 'static,
-) -> Vec<T> {
-    let secret = Secret::generate().unwrap();
-    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(workers));
-    let coordinator = CoordinatorServer::bind(config).unwrap();
-    let address = coordinator.address().to_string();
-    // The proxy's address has to be known before the server starts, and the server's port before the proxy does.
-    let front = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (ports, back) = two_free_ports();
-    let network =
-        Network { ports: Some(ports), advertise: Some(front.local_addr().unwrap()), ..Network::default() };
-    let proxy = Proxy::start(front, back, seed, cuts, mean);
-    let server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
-    let running = thread::spawn(move || coordinator.run());
-    let workers: Vec<_> = (0..workers)
+/// A job, its workers to be started yet, whose server's one thread is behind a proxy.
+struct Job {
+    address: String,
+    secret: Secret,
+    proxy: Proxy,
+    server: ServerHandle,
+    coordinator: JoinHandle<windlass::Result<Outcome>>,
+}
+
+impl Job {
+    /// The proxy makes `cuts` cuts, each after `mean` bytes or so.
+    fn start(workers: u32, (cuts, mean): (u64, u64), seed: u64) -> Job {
+        let secret = Secret::generate().unwrap();
+        let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(workers));
+        let coordinator = CoordinatorServer::bind(config).unwrap();
+        let address = coordinator.address().to_string();
+        // The proxy's address has to be known before the server starts, and the server's port before the proxy does.
+        let front = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (ports, back) = two_free_ports();
+        let advertise = Some(front.local_addr().unwrap());
+        let network = Network { ports: Some(ports), advertise, ..Network::default() };
+        let proxy = Proxy::start(front, back, seed, cuts, mean);
+        let server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
+        let coordinator = thread::spawn(move || coordinator.run());
+        Job { address, secret, proxy, server, coordinator }
+    }
+
+    /// The workers have ended well.
+    fn end(self) {
+        self.coordinator.join().unwrap().unwrap();
+        self.server.run().unwrap();
+        assert_eq!(self.proxy.cuts.load(Ordering::Acquire), 0, "not all cuts were made");
+    }
+}
+
+/// Sparse and dense, push_pull and pull, through the library.
+fn train(cuts: u64, seed: u64) -> Result {
+    let job = Job::start(WORKERS, (cuts, 6_000), seed);
+    let workers: Vec<_> = (0..WORKERS)
         .map(|rank| {
-            let config = ClientConfig::new(&address, secret.clone(), rank, workers);
-            let work = work.clone();
+            let config = ClientConfig::new(&job.address, job.secret.clone(), rank, WORKERS);
             thread::spawn(move || work(Client::connect(config).unwrap()))
         })
         .collect();
-    let done = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
-    running.join().unwrap().unwrap();
-    server.run().unwrap();
-    assert_eq!(proxy.cuts.load(Ordering::Acquire), 0, "not all cuts were made");
-    done
-}
-
-/// Three workers, sparse and dense, push_pull and pull.
-fn train(cuts: u64, seed: u64) -> Result {
     let mut bits = Vec::new();
     let (mut reconnects, mut duplicates) = (0, 0);
-    for (learnt, stats) in through_proxy(3, (cuts, 6_000), seed, work) {
+    for worker in workers {
+        let (learnt, stats) = worker.join().unwrap();
         bits = learnt;
         if let Some((r, d)) = stats {
             (reconnects, duplicates) = (r, d);
         }
     }
+    job.end();
     Result { bits, reconnects, duplicates }
 }
 
@@ -200,7 +219,9 @@ fn four_hundred_cuts_change_no_bit() {
 
 /// Rounds of eight pushes with the same base version, of which each is one update older than the one before. Gives how each
 /// ended, the value and its version at the end, and how many pieces the server rejected.
-fn stale_pushes(client: Client, stale: Stale) -> (Vec<Option<Error>>, f32, u64, u64) {
+fn stale_pushes(seed: u64, stale: Stale) -> (Vec<Option<Error>>, f32, u64, u64) {
+    let job = Job::start(1, (40, 4_000), seed);
+    let client = Client::connect(ClientConfig::new(&job.address, job.secret.clone(), 0, 1)).unwrap();
     let spec = TableSpec::dense("w", &[16]).segment_bytes(64).optimizer(OptimizerSpec::sum());
     let table = client.table(&spec.consistency(Consistency::Asp).stale(stale)).unwrap();
     let all = KeyRange::new(0, 16).unwrap();
@@ -217,6 +238,7 @@ fn stale_pushes(client: Client, stale: Stale) -> (Vec<Option<Error>>, f32, u64, 
     let thread = client.server_stats().unwrap()[0].threads[0];
     assert!(thread.reconnects >= 30 && thread.duplicates_dropped > 0, "{thread:?}");
     client.finalize().unwrap();
+    job.end();
     (ended, values[0], version, thread.stale_rejected)
 }
 
@@ -224,8 +246,7 @@ const ROUNDS: u64 = 300;
 
 #[test]
 fn a_push_that_was_rejected_stays_so_however_often_it_is_sent() {
-    let stale = |client| stale_pushes(client, Stale::Reject { max_age: 1 });
-    let (ended, value, version, rejected) = through_proxy(1, (40, 4_000), 11, stale).remove(0);
+    let (ended, value, version, rejected) = stale_pushes(11, Stale::Reject { max_age: 1 });
     for (round, ended) in (0u64..).zip(ended.chunks(8)) {
         assert!(ended[..2].iter().all(Option::is_none), "{ended:?}");
         for error in &ended[2..] {
@@ -240,8 +261,7 @@ fn a_push_that_was_rejected_stays_so_however_often_it_is_sent() {
 
 #[test]
 fn a_push_is_scaled_by_the_age_that_it_had_when_it_came_first() {
-    let (ended, value, version, rejected) =
-        through_proxy(1, (40, 4_000), 12, |client| stale_pushes(client, Stale::Scale)).remove(0);
+    let (ended, value, version, rejected) = stale_pushes(12, Stale::Scale);
     assert!(ended.iter().all(Option::is_none));
     let round: u64 = (1..=8).map(|age| 840 / age).sum();
     assert_eq!((value, version, rejected), ((round * ROUNDS) as f32, 8 * ROUNDS, 0));
@@ -249,10 +269,42 @@ fn a_push_is_scaled_by_the_age_that_it_had_when_it_came_first() {
 
 #[test]
 fn a_stale_push_that_is_accepted_is_applied_once_as_it_is() {
-    let (ended, value, version, rejected) =
-        through_proxy(1, (40, 4_000), 13, |client| stale_pushes(client, Stale::Accept)).remove(0);
+    let (ended, value, version, rejected) = stale_pushes(13, Stale::Accept);
     assert!(ended.iter().all(Option::is_none));
     assert_eq!((value, version, rejected), ((840 * 8 * ROUNDS) as f32, 8 * ROUNDS, 0));
+}
+
+/// `train lr` by hand, each worker a process: the report of rank 0.
+fn train_lr(cuts: u64, seed: u64) -> serde_json::Value {
+    let directory = scratch();
+    let (report, secret) = (directory.path().join("report"), directory.path().join("secret"));
+    let job = Job::start(WORKERS, (cuts, 20_000), seed);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret).unwrap();
+    file.write_all(job.secret.to_hex().as_bytes()).unwrap();
+    let workers: Vec<Process> = ["0", "1", "2"]
+        .iter()
+        .map(|rank| {
+            let node = ["--coordinator", &job.address, "--secret-file", text(&secret), "--workers", "3"];
+            let options = ["--rank", rank, "--l1", "0.001", "--epochs", "2"];
+            let report = if *rank == "0" { &["--report", text(&report)][..] } else { &[] };
+            Process::start(windlass([&["train", "lr"], &node[..], &options, report].concat()))
+        })
+        .collect();
+    for worker in workers {
+        worker.end(PATIENCE).expect(0);
+    }
+    job.end();
+    serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap()
+}
+
+#[test]
+fn train_lr_reports_the_cuts_and_learns_the_same() {
+    let undisturbed = train_lr(0, 1);
+    assert_eq!((&undisturbed["reconnects"], &undisturbed["duplicates_dropped"]), (&0.into(), &0.into()));
+    let disturbed = train_lr(300, 11);
+    assert!(disturbed["reconnects"].as_u64().unwrap() >= 200, "{disturbed:#}");
+    assert!(disturbed["duplicates_dropped"].as_u64().unwrap() > 0, "{disturbed:#}");
+    assert_eq!(disturbed["weights_sha256"], undisturbed["weights_sha256"]);
 }
 
 #[test]

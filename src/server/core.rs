@@ -4,16 +4,20 @@
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
 use super::link::Link;
+#[cfg(test)]
+use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
 use crate::mem::{Floats, Pool};
 use crate::proto::{HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats};
 use crate::store::{Applied, DensePiece, Intake, Rejection, Shard, SparsePiece};
 use crate::types::{
-    Aggregate, DirectoryEntry, Key, Late, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View,
+    Aggregate, Clock, DirectoryEntry, Key, Late, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec,
+    View,
 };
 
 mod answer;
+mod drain;
 mod staging;
 
 pub use staging::Staging;
@@ -79,6 +83,10 @@ pub struct Core {
     /// A worker broke the protocol, and the job ends: nothing more is taken, closed or answered, so that nobody sees a state
     /// that lacks a piece.
     failed: bool,
+    /// All clocks before this have to close, so that everything that was taken is answered.
+    promised: Clock,
+    /// The server was told to stop.
+    draining: bool,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     gathered: Vec<f32>,
@@ -112,6 +120,8 @@ impl Core {
             applied: Vec::new(),
             faults: Vec::new(),
             failed: false,
+            promised: 0,
+            draining: false,
             directory: Vec::new(),
             keys: Vec::new(),
             gathered: Vec::new(),
@@ -151,7 +161,10 @@ impl Core {
     }
 
     /// A worker's endpoint is open, for the first time or again.
-    pub fn attach(&mut self, rank: Rank, incarnation: u64, link: Link) {
+    pub fn attach(&mut self, rank: Rank, incarnation: u64, mut link: Link) {
+        if self.draining {
+            link.drain();
+        }
         let session = &mut self.sessions[rank as usize];
         if session.incarnation.replace(incarnation).is_some() {
             self.stats.reconnects += 1;
@@ -237,6 +250,9 @@ impl Core {
             return self.replayed(rank, slot, header);
         }
         session.next_sequence += 1;
+        if self.draining && header.clock >= self.promised {
+            return Ok(()); // it comes too late, as everything that follows from this worker
+        }
         let occupied = session.occupied & (1 << slot) != 0;
         session.occupied |= 1 << slot;
         session.rejected[slot as usize] = None;
@@ -282,6 +298,12 @@ impl Core {
         if pull {
             return self.pull(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
         }
+        #[cfg(test)]
+        if header.kind == RequestKind::Push && !occupied && super::simulated::has(Fault::KeepsDuplicates) {
+            let by_rank = self.known(header.table).is_ok_and(|s| s.consistency.folds_by_rank());
+            let intake = if by_rank { Intake::Fold } else { Intake::Step { divisor: 1.0, base: None } };
+            return self.take(rank, slot, header, intake).map(drop).map_err(|m| m.by(self.peer(rank)));
+        }
         self.stats.duplicates_dropped += 1;
         Ok(())
     }
@@ -298,6 +320,8 @@ impl Core {
             if header.argument != NO_BASE {
                 return Err(Malformed::new("argument", "no base version under bsp", header.argument));
             }
+            // With a quorum it is done when it is folded: for that the clocks before its own have to close.
+            self.promised = self.promised.max(header.clock + u64::from(quorum.is_none()));
             let (held, at) = (Held { slot, header }, (rank, header.clock));
             let passed = match quorum {
                 None => self.gate.push(rank, header.clock, held, &mut self.verdicts),
@@ -384,8 +408,11 @@ impl Core {
         let spec = self.known(header.table)?;
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
         let floats = u64::from(header.count) * u64::from(spec.width());
-        let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
         let dense = matches!(spec.kind, TableKind::Dense { .. });
+        let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
+        #[cfg(test)]
+        let needed = needed.saturating_sub(u64::from(super::simulated::has(Fault::AnswersEarly)));
+        self.promised = self.promised.max(needed);
         if floats * 4 > self.replies.largest() as u64 {
             return Err(Malformed::new(
                 "count",
