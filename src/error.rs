@@ -79,6 +79,23 @@ pub enum Error {
         /// What was asked for.
         asked: u64,
     },
+    /// A push was computed from values that are too old for its table: some of its pieces were not applied. Nothing else of
+    /// it, and no later push, is concerned.
+    #[error(
+        "table \"{table}\": {pieces} stale pieces rejected, first in bucket {bucket}: base version {base}, now {current}"
+    )]
+    Stale {
+        /// The table.
+        table: String,
+        /// The bucket of the first rejected piece.
+        bucket: u32,
+        /// The push's base version.
+        base: u64,
+        /// The bucket's version when the piece came.
+        current: u64,
+        /// How many pieces were rejected, each whole.
+        pieces: u64,
+    },
     /// A call that can't be right in the present state; the message says how to mend it.
     #[error("{call}: {reason}")]
     Misuse {
@@ -141,6 +158,7 @@ impl Error {
             Error::Aborted { .. } => 9,
             Error::Data { .. } => 10,
             Error::Device { .. } => 11,
+            Error::Stale { .. } => 12,
         }
     }
 

@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
 use windlass::config::{Network, ServerLimits};
 use windlass::server::ServerBuilder;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
-use windlass::types::OptimizerSpec;
+use windlass::types::{Consistency, Late, OptimizerSpec, Quorum, Stale};
 use windlass::{
     Client, ClientConfig, Error, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, TableSpec,
 };
@@ -298,6 +299,100 @@ fn a_push_pull_whose_answer_has_no_room_pushes_nothing() {
         let mut weights = vec![1.0; 16 * 2000];
         table.pull_range(range, &mut weights).unwrap();
         assert!(weights.iter().all(|w| *w == 0.0));
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+/// Of a push to many buckets only the pieces that are too old are rejected; the job, and later pushes, go on.
+#[test]
+fn stale_pieces_are_rejected_one_by_one() {
+    let job = Job::start(2, 2, 2);
+    job.workers(2, |client| {
+        let spec = TableSpec::sparse("w", 2).optimizer(OptimizerSpec::sum()).consistency(Consistency::Asp);
+        let spec = spec.stale(Stale::Reject { max_age: 1 });
+        let table = client.table(&spec).unwrap();
+        let all: Vec<u64> = (0..100).collect();
+        let bucket = |key: &u64| spec.bucket_of(*key);
+        let touched: BTreeSet<u32> = all[..20].iter().map(bucket).collect();
+        let keys = SortedKeys::new(&all).unwrap();
+        let mut rows = [0.0; 200];
+        let base = table.pull(keys, &mut rows).unwrap();
+        assert_eq!(base, 0);
+        client.barrier().unwrap();
+        if client.rank() == 1 {
+            for _ in 0..2 {
+                table.push(SortedKeys::new(&all[..20]).unwrap(), &[1.0; 40]).unwrap().wait().unwrap();
+            }
+        }
+        client.barrier().unwrap();
+        if client.rank() == 0 {
+            let mut push = table.push_from(base, keys, &[10.0; 200]).unwrap();
+            for _ in 0..2 {
+                let error = push.wait().unwrap_err();
+                let Error::Stale { table, bucket, base: 0, current: 2, pieces } = &error else {
+                    panic!("{error}")
+                };
+                assert_eq!((&**table, *pieces as usize), ("w", touched.len()));
+                assert!(touched.contains(bucket), "{error}");
+            }
+            let now = table.pull(keys, &mut rows).unwrap();
+            assert_eq!(now, 2);
+            for (key, row) in all.iter().zip(rows.chunks(2)) {
+                let expected = match (*key < 20, touched.contains(&bucket(key))) {
+                    (true, _) => 2.0,
+                    (false, true) => 0.0,
+                    (false, false) => 10.0,
+                };
+                assert_eq!(row, [expected; 2], "key {key}");
+            }
+            drop(table.push_from(base, keys, &[10.0; 200]).unwrap());
+            table.push_from(now, keys, &[0.5; 200]).unwrap().wait().unwrap();
+            table.push(keys, &[0.5; 200]).unwrap().wait().unwrap();
+            let rejected = client.server_stats().unwrap();
+            let rejected: u64 = rejected.iter().flat_map(|s| &s.threads).map(|t| t.stale_rejected).sum();
+            assert_eq!(rejected as usize, 2 * touched.len());
+        }
+        client.barrier().unwrap();
+        table.pull(keys, &mut rows).unwrap();
+        assert!(rows.chunks(2).take(20).all(|row| row == [3.0; 2]), "{rows:?}");
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+#[test]
+fn a_base_version_has_to_make_sense() {
+    let job = Job::start(1, 1, 1);
+    job.workers(1, |client| {
+        let refused = |pushed: windlass::Result<windlass::Ticket>, why: &str| {
+            let error = pushed.unwrap_err();
+            assert!(matches!(&error, Error::Misuse { reason, .. } if reason.contains(why)), "{error}");
+        };
+        let range = KeyRange::new(0, 16).unwrap();
+        let bsp = client.table(&sums("bsp", 16, 64)).unwrap();
+        refused(bsp.push_range_from(0, range, &[1.0; 16]), "under bsp");
+        let asp = client.table(&sums("asp", 1 << 18, 1 << 20).consistency(Consistency::Asp)).unwrap();
+        refused(asp.push_range_from(u64::MAX, range, &[1.0; 16]), "no version");
+        let long = KeyRange::new(0, 1 << 18).unwrap();
+        refused(asp.push_range_from(0, long, &vec![1.0; 1 << 18]), "does not fit a frame");
+        asp.push_range_from(0, range, &[1.0; 16]).unwrap().wait().unwrap();
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+#[test]
+fn a_quorum_of_more_workers_than_there_are_is_refused_with_both_numbers() {
+    let job = Job::start(1, 1, 1);
+    job.workers(1, |client| {
+        let spec = sums("w", 16, 64).quorum(Quorum { workers: 2, late: Late::Drop });
+        let error = client.table(&spec).unwrap_err().to_string();
+        assert!(error.contains("at most the job's 1 workers, found 2"), "{error}");
+        let spec = sums("w", 16, 64).quorum(Quorum { workers: 1, late: Late::Drop });
+        client.table(&spec).unwrap();
+        let error = client.table(&sums("w", 16, 64)).unwrap_err().to_string();
+        assert!(error.contains("quorum of 1, late pieces dropped"), "{error}");
         client.finalize().unwrap();
     });
     job.end();

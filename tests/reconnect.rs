@@ -17,8 +17,8 @@ use std::time::Duration;
 use windlass::config::Network;
 use windlass::server::ServerHandle;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
-use windlass::types::{OptimizerSpec, mix64};
-use windlass::{Client, ClientConfig, KeyRange, Secret, Server, SortedKeys, TableSpec};
+use windlass::types::{Consistency, OptimizerSpec, Stale, mix64};
+use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, SortedKeys, TableSpec};
 
 use common::{PATIENCE, Process, scratch, text, windlass};
 
@@ -99,7 +99,7 @@ struct Result {
     duplicates: u64,
 }
 
-/// A job of [`WORKERS`] workers, to be started yet, whose server's one thread is behind a proxy.
+/// A job, its workers to be started yet, whose server's one thread is behind a proxy.
 struct Job {
     address: String,
     secret: Secret,
@@ -110,9 +110,9 @@ struct Job {
 
 impl Job {
     /// The proxy makes `cuts` cuts, each after `mean` bytes or so.
-    fn start(cuts: u64, seed: u64, mean: u64) -> Job {
+    fn start(workers: u32, (cuts, mean): (u64, u64), seed: u64) -> Job {
         let secret = Secret::generate().unwrap();
-        let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(WORKERS));
+        let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(workers));
         let coordinator = CoordinatorServer::bind(config).unwrap();
         let address = coordinator.address().to_string();
         // The proxy's address has to be known before the server starts, and the server's port before the proxy does.
@@ -136,7 +136,7 @@ impl Job {
 
 /// Sparse and dense, push_pull and pull, from slices and (rank 1) from registered buffers, through the library.
 fn train(cuts: u64, seed: u64) -> Result {
-    let job = Job::start(cuts, seed, 6_000);
+    let job = Job::start(WORKERS, (cuts, 6_000), seed);
     let workers: Vec<_> = (0..WORKERS)
         .map(|rank| {
             let config = ClientConfig::new(&job.address, job.secret.clone(), rank, WORKERS);
@@ -230,11 +230,68 @@ fn four_hundred_cuts_change_no_bit() {
     assert!(disturbed.bits == undisturbed.bits, "the weights differ");
 }
 
+/// Rounds of eight pushes with the same base version, of which each is one update older than the one before. Gives how each
+/// ended, the value and its version at the end, and how many pieces the server rejected.
+fn stale_pushes(seed: u64, stale: Stale) -> (Vec<Option<Error>>, f32, u64, u64) {
+    let job = Job::start(1, (40, 4_000), seed);
+    let client = Client::connect(ClientConfig::new(&job.address, job.secret.clone(), 0, 1)).unwrap();
+    let spec = TableSpec::dense("w", &[16]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+    let table = client.table(&spec.consistency(Consistency::Asp).stale(stale)).unwrap();
+    let all = KeyRange::new(0, 16).unwrap();
+    let mut values = [0.0; 16];
+    let mut ended = Vec::new();
+    for _ in 0..ROUNDS {
+        let base = table.pull_range(all, &mut values).unwrap();
+        let pushes: Vec<_> =
+            (0..8).map(|_| table.push_range_from(base, all, &[840.0; 16]).unwrap()).collect();
+        ended.extend(pushes.into_iter().map(|mut push| push.wait().err()));
+        client.clock().unwrap();
+    }
+    let version = table.pull_range(all, &mut values).unwrap();
+    let thread = client.server_stats().unwrap()[0].threads[0];
+    assert!(thread.reconnects >= 30 && thread.duplicates_dropped > 0, "{thread:?}");
+    client.finalize().unwrap();
+    job.end();
+    (ended, values[0], version, thread.stale_rejected)
+}
+
+const ROUNDS: u64 = 300;
+
+#[test]
+fn a_push_that_was_rejected_stays_so_however_often_it_is_sent() {
+    let (ended, value, version, rejected) = stale_pushes(11, Stale::Reject { max_age: 1 });
+    for (round, ended) in (0u64..).zip(ended.chunks(8)) {
+        assert!(ended[..2].iter().all(Option::is_none), "{ended:?}");
+        for error in &ended[2..] {
+            let Some(Error::Stale { table, bucket: 0, base, current, pieces: 1 }) = error else {
+                panic!("{error:?} in round {round}");
+            };
+            assert_eq!((&**table, *base, *current), ("w", 2 * round, 2 * round + 2));
+        }
+    }
+    assert_eq!((value, version, rejected), ((840 * 2 * ROUNDS) as f32, 2 * ROUNDS, 6 * ROUNDS));
+}
+
+#[test]
+fn a_push_is_scaled_by_the_age_that_it_had_when_it_came_first() {
+    let (ended, value, version, rejected) = stale_pushes(12, Stale::Scale);
+    assert!(ended.iter().all(Option::is_none));
+    let round: u64 = (1..=8).map(|age| 840 / age).sum();
+    assert_eq!((value, version, rejected), ((round * ROUNDS) as f32, 8 * ROUNDS, 0));
+}
+
+#[test]
+fn a_stale_push_that_is_accepted_is_applied_once_as_it_is() {
+    let (ended, value, version, rejected) = stale_pushes(13, Stale::Accept);
+    assert!(ended.iter().all(Option::is_none));
+    assert_eq!((value, version, rejected), ((840 * 8 * ROUNDS) as f32, 8 * ROUNDS, 0));
+}
+
 /// `train lr` by hand, each worker a process: the report of rank 0.
 fn train_lr(cuts: u64, seed: u64) -> serde_json::Value {
     let directory = scratch();
     let (report, secret) = (directory.path().join("report"), directory.path().join("secret"));
-    let job = Job::start(cuts, seed, 20_000);
+    let job = Job::start(WORKERS, (cuts, 20_000), seed);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret).unwrap();
     file.write_all(job.secret.to_hex().as_bytes()).unwrap();
     let workers: Vec<Process> = ["0", "1", "2"]

@@ -64,6 +64,7 @@ fn the_built_in_set_is_learnt_and_reported() {
     assert!((number("examples_per_second") / rate - 1.0).abs() < 1e-9, "{report}");
     assert!(number("bytes_pushed") > 0.0 && number("bytes_pulled") > 0.0);
     assert_eq!((number("reconnects"), number("duplicates_dropped")), (0.0, 0.0));
+    assert_eq!((number("late_dropped"), number("late_applied")), (0.0, 0.0));
     // A worker may have ended the clock that another is still in; under Bsp no more than that.
     assert!(report["max_clock_lag"].as_u64().unwrap() <= 1, "{report}");
     assert_eq!(report["reproducible"], true);
@@ -239,6 +240,23 @@ fn workers_may_have_different_numbers_of_batches_or_none() {
     }
 }
 
+/// One worker's end closes a clock for all: of what the other three push in hundreds of clocks, something comes later.
+#[test]
+fn a_quorum_is_reported_with_what_came_late() {
+    for (consistency, late) in [("bsp", "drop"), ("ssp:2", "apply")] {
+        let arguments = ["--consistency", consistency, "--quorum", "1", "--late", late, "--epochs", "4"];
+        let (ended, report) = train(&arguments);
+        let number = |name: &str| report[name].as_u64().unwrap();
+        let (dropped, applied) = (number("late_dropped"), number("late_applied"));
+        assert!(dropped + applied > 0, "{report}");
+        assert_eq!(if late == "drop" { applied } else { dropped }, 0, "{report}");
+        assert!(ended.stdout.contains(&format!("late dropped, applied  {dropped}, {applied}\n")));
+        assert_eq!(report["reproducible"], false);
+        assert_eq!((&report["settings"]["quorum"], &report["settings"]["late"]), (&1.into(), &late.into()));
+        assert!(report["auc"].as_f64().unwrap() > 0.7, "{consistency}, {late}: {report}");
+    }
+}
+
 #[test]
 fn other_consistencies_learn_too_and_do_not_promise_the_same_bits() {
     for consistency in ["ssp:2", "asp"] {
@@ -305,6 +323,9 @@ fn settings_out_of_range_are_refused_by_their_flag() {
     for arguments in [["--table", "round"], ["--consistency", "never"], ["--transport", "pigeon"]] {
         run(["train", "lr"].into_iter().chain(arguments)).expect(2).says(arguments[1]).says(arguments[0]);
     }
+    let quorum = ["train", "lr", "--workers", "2", "--quorum", "3"];
+    run(quorum).expect(11).says("quorum: expected at most the job's 2 workers, found 3");
+    run(quorum.into_iter().chain(["--consistency", "asp"])).expect(11).says("bsp or ssp:N beside it");
     run(["train", "lr", "--hash", "--features", "9"]).expect(11).says("--hash: expected --data beside it");
 }
 

@@ -73,6 +73,10 @@ pub struct Pending {
     pull: bool,
     /// A pull that needs its own clock closed.
     after_push: bool,
+    /// The version that a push was computed from.
+    base: Option<Version>,
+    /// Why not all of a push was applied: [`Error::Stale`].
+    stale: Option<Error>,
     lists: Lists,
     /// Elements that are to be copied to the caller.
     floats: usize,

@@ -155,7 +155,7 @@ impl Client {
     /// Opens a table, and makes it if there is none of that name. Blocks until all servers have it. One that was made from
     /// another spec is refused with both specs in the message.
     pub fn table(&self, spec: &TableSpec) -> Result<Table> {
-        spec.validate()?;
+        spec.validate_for(self.inner.view.workers)?;
         let id = self.inner.control.open_table(spec, self.inner.config.wait_timeout)?;
         let map = PartitionMap::new(&self.inner.view, spec);
         Ok(Table::new(self.inner.clone(), id, spec.clone(), map))

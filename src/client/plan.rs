@@ -56,6 +56,12 @@ pub fn dense<'a>(
     }))
 }
 
+/// Whether [`dense`] cuts a bucket over several frames.
+pub fn dense_is_cut(spec: &TableSpec, map: &PartitionMap, range: KeyRange, limit: u32) -> Result<bool> {
+    let mut last = None;
+    Ok(dense(spec, map, range, limit)?.any(|frame| last.replace(frame.bucket) == Some(frame.bucket)))
+}
+
 /// Keys of several buckets of one shard, few enough for one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SparseFrame {
@@ -80,7 +86,7 @@ pub struct SparsePlan {
 
 impl SparsePlan {
     /// Sorts the keys by shard and bucket and cuts them into frames of at most `limit` bytes, of which each key takes
-    /// 8 + `row_bytes` and each bucket 8.
+    /// 8 + `row_bytes` and each bucket 8. A bucket's keys are cut only when they do not fit one frame.
     pub fn fill(
         &mut self,
         spec: &TableSpec,
@@ -107,11 +113,23 @@ impl SparsePlan {
             sorted.push((map.owner(bucket) as u32, bucket, number));
         }
         sorted.sort_unstable();
+        let key_bytes = 8 + row_bytes;
+        let most = limit.saturating_sub(8) / key_bytes;
         let mut bytes = 0;
+        let mut left = 0; // of the bucket's keys
         for (at, &(shard, bucket, number)) in sorted.iter().enumerate() {
             let shard = shard as usize;
-            let fits = frames.last().is_some_and(|f| f.shard == shard) && bytes + 16 + row_bytes <= limit;
-            let same = fits && directory.last().is_some_and(|d| d.bucket == bucket);
+            let begins = left == 0;
+            if begins {
+                left = sorted[at..].iter().take_while(|o| o.1 == bucket).count();
+            }
+            let room = match begins {
+                true => 8 + if left <= most { left } else { 1 } * key_bytes,
+                false => key_bytes,
+            };
+            let fits = frames.last().is_some_and(|f| f.shard == shard) && bytes + room <= limit;
+            let same = fits && !begins && directory.last().is_some_and(|d| d.bucket == bucket);
+            left -= 1;
             if !fits {
                 let entries = directory.len();
                 frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
@@ -125,7 +143,7 @@ impl SparsePlan {
                 directory.push(DirectoryEntry { bucket, keys: 1 });
                 bytes += 8;
             }
-            bytes += 8 + row_bytes;
+            bytes += key_bytes;
             if let Some(frame) = frames.last_mut() {
                 frame.keys.end = at + 1;
                 frame.directory.end = directory.len();
@@ -133,6 +151,14 @@ impl SparsePlan {
             order.push(number);
         }
         Ok(())
+    }
+
+    /// Whether a bucket is cut over several frames.
+    pub fn is_cut(&self) -> bool {
+        let edge = |frame: &SparseFrame| &self.directory[frame.directory.clone()];
+        self.frames
+            .windows(2)
+            .any(|w| edge(&w[0]).last().map(|d| d.bucket) == edge(&w[1]).first().map(|d| d.bucket))
     }
 }
 
@@ -183,6 +209,10 @@ mod tests {
                 prop_assert_eq!(at, frame.keys.end);
             }
             prop_assert_eq!(next, keys.len());
+            let mut runs = std::collections::HashMap::new();
+            keys.iter().for_each(|&k| *runs.entry(spec.bucket_of(k)).or_insert(0usize) += 1);
+            let all_fit = runs.values().all(|&keys| 8 + keys * (8 + dim * 4) <= limit);
+            prop_assert_eq!(plan.is_cut(), !all_fit);
         }
 
         #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::engine::{Source, Span, Target};
 use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
+use crate::proto::NO_BASE;
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
@@ -82,9 +83,30 @@ impl Table {
 
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
     pub fn push(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
+        self.push_rows(keys, values, None)
+    }
+
+    /// As [`Table::push`], for values that were computed from what a pull of version `base` gave (Ssp, Asp): what becomes of
+    /// stale ones, the table's [`Stale`](crate::types::Stale) says.
+    ///
+    /// Each bucket counts its own version: a dense segment, or a sparse hash bucket with all its rows. A push has one piece
+    /// for each bucket, and every piece is judged by itself: its age is the version that its bucket has when it comes, less
+    /// `base`, and 0 when that is negative. Rejected pieces change nothing, the others are applied, and later pushes are not
+    /// concerned. As a pull gives the largest version of its buckets, ages are exact for pulls and pushes of one bucket, and
+    /// otherwise too small by what the others lay behind.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] under Bsp, or when a bucket's rows do not fit one frame. Waiting for the ticket gives
+    /// [`Error::Stale`] when pieces were rejected.
+    pub fn push_from(&self, base: Version, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
+        self.push_rows(keys, values, Some(base))
+    }
+
+    fn push_rows(&self, keys: SortedKeys<'_>, values: &[f32], base: Option<Version>) -> Result<Ticket> {
         self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
+        self.check_base("push_from", base)?;
         let deadline = self.inner.deadline();
-        let id = self.inner.engine().push_sparse(&self.target(), keys, values, deadline)?;
+        let id = self.inner.engine().push_sparse(&self.target(), keys, values, base, deadline)?;
         Ok(self.ticket(id))
     }
 
@@ -119,9 +141,22 @@ impl Table {
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
     pub fn push_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
+        self.push_keys(range, values, None)
+    }
+
+    /// As [`Table::push_from`], for a range of a dense table.
+    ///
+    /// # Errors
+    /// As [`Table::push_from`].
+    pub fn push_range_from(&self, base: Version, range: KeyRange, values: &[f32]) -> Result<Ticket> {
+        self.push_keys(range, values, Some(base))
+    }
+
+    fn push_keys(&self, range: KeyRange, values: &[f32], base: Option<Version>) -> Result<Ticket> {
         self.same_length("values", range.len() as usize, values.len())?;
+        self.check_base("push_range_from", base)?;
         let (source, deadline) = (Source::Slice(values), self.inner.deadline());
-        let id = self.inner.engine().push_dense(&self.target(), range, source, deadline)?;
+        let id = self.inner.engine().push_dense(&self.target(), range, source, base, deadline)?;
         Ok(self.ticket(id))
     }
 
@@ -164,7 +199,8 @@ impl Table {
         let span = from.of(&self.inner, offset, range.len() as usize)?;
         let mut engine = self.inner.engine();
         engine.may_use(&span, false, "push_range_buffer")?;
-        let id = engine.push_dense(&self.target(), range, Source::Buffer(span), self.inner.deadline())?;
+        let id =
+            engine.push_dense(&self.target(), range, Source::Buffer(span), None, self.inner.deadline())?;
         Ok(self.ticket(id))
     }
 
@@ -224,7 +260,7 @@ impl Table {
         engine.may_use(&into, true, "push_pull_range_buffer")?;
         let (target, deadline) = (self.target(), self.inner.deadline());
         // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway.
-        let push = engine.push_dense(&target, range, Source::Buffer(from), deadline)?;
+        let push = engine.push_dense(&target, range, Source::Buffer(from), None, deadline)?;
         engine.forget(push);
         let pull = engine.pull_into(&target, range, into, true, deadline)?;
         Ok(self.ticket(pull))
@@ -247,6 +283,20 @@ impl Table {
 
     fn ticket(&self, id: usize) -> Ticket {
         Ticket::new(self.inner.clone(), id)
+    }
+
+    fn check_base(&self, call: &'static str, base: Option<Version>) -> Result<()> {
+        let reason = match base {
+            Some(NO_BASE) => format!("{NO_BASE} is no version"),
+            Some(_) if self.spec.consistency.folds_by_rank() => {
+                format!(
+                    "table \"{}\" is under bsp, where nothing is stale: push without a base",
+                    self.spec.name
+                )
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Misuse { call, reason })
     }
 
     fn same_length(&self, what: &str, expected: usize, found: usize) -> Result<()> {

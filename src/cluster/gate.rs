@@ -8,11 +8,16 @@
 //! as they come, its mark follows, and the next one becomes the least. This holds for every shard by itself, whatever
 //! order of buckets, tables or priorities each worker chose.
 //!
+//! A table with a quorum has a closing rule of its own over the same marks, see [`quorum`]; nothing of it waits for the ranks.
+//!
 //! Sans-io: what it says is appended to a list of [`Verdict`]s, in the order in which it must be done.
 
 use std::collections::VecDeque;
 
-use crate::types::{Clock, Rank};
+use self::quorum::Line;
+use crate::types::{Clock, Rank, TableId};
+
+mod quorum;
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +30,17 @@ pub enum Verdict<P> {
         clock: Clock,
         /// Divisor of a mean.
         expected: u32,
+    },
+    /// A quorum had closed the clock of this piece before it came.
+    Late(Rank, P),
+    /// A quorum has ended the open clock of one table: step.
+    CloseTable {
+        /// Which table.
+        table: TableId,
+        /// The clock that closes.
+        clock: Clock,
+        /// Divisor of a mean: the workers of whom a mark or a piece has come in that clock.
+        counted: u32,
     },
 }
 
@@ -42,24 +58,32 @@ pub struct Gate<P> {
     /// All clocks < closed are closed.
     closed: Clock,
     max_lag: u64,
+    /// Of the tables that have a quorum.
+    lines: Vec<Line<P>>,
 }
 
 #[derive(Debug)]
 struct Worker<P> {
-    /// Clocks that it has ended.
-    marked: Clock,
-    /// It pushes nothing from this clock on.
-    finished: Option<Clock>,
+    at: Progress,
     /// Pieces of its clocks in the order of their arrival.
     held: VecDeque<(Clock, P)>,
 }
 
-impl<P> Worker<P> {
-    fn past(&self, clock: Clock) -> bool {
+/// How far a worker has got.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// Clocks that it has ended.
+    marked: Clock,
+    /// It pushes nothing from this clock on.
+    finished: Option<Clock>,
+}
+
+impl Progress {
+    fn past(self, clock: Clock) -> bool {
         self.finished.is_some() || self.marked > clock
     }
 
-    fn expected_in(&self, clock: Clock) -> bool {
+    fn expected_in(self, clock: Clock) -> bool {
         self.finished.is_none_or(|f| clock < f)
     }
 }
@@ -68,23 +92,39 @@ impl<P> Gate<P> {
     /// A gate for the given number of workers, all in clock 0.
     pub fn new(workers: u32) -> Gate<P> {
         let workers =
-            (0..workers).map(|_| Worker { marked: 0, finished: None, held: VecDeque::new() }).collect();
-        Gate { workers, closed: 0, max_lag: 0 }
+            (0..workers).map(|_| Worker { at: Progress::default(), held: VecDeque::new() }).collect();
+        Gate { workers, closed: 0, max_lag: 0, lines: Vec::new() }
     }
 
-    /// All clocks < this are closed.
+    /// A table's clocks close when `quorum` workers have ended them. It may come at any time, before the table's first piece.
+    pub fn add_quorum(&mut self, table: TableId, quorum: u32) {
+        if self.line(table).is_none() {
+            self.lines.push(Line::new(table, quorum, self.closed, self.workers.iter().map(|w| w.at)));
+        }
+    }
+
+    /// All clocks < this are closed: ended by all workers.
     pub fn closed(&self) -> Clock {
         self.closed
     }
 
+    /// All clocks < this are closed for a table: ended by all workers, or by its quorum.
+    pub fn closed_of(&self, table: TableId) -> Clock {
+        self.line(table).map_or(self.closed, Line::closed)
+    }
+
+    fn line(&self, table: TableId) -> Option<&Line<P>> {
+        self.lines.iter().find(|l| l.table() == table)
+    }
+
     /// The clock that a worker is in.
     pub fn clock_of(&self, rank: Rank) -> Clock {
-        self.workers[rank as usize].marked
+        self.workers[rank as usize].at.marked
     }
 
     /// The clock that each worker is in, by rank.
     pub fn clocks(&self) -> Vec<Clock> {
-        self.workers.iter().map(|w| w.marked).collect()
+        self.workers.iter().map(|w| w.at.marked).collect()
     }
 
     /// The largest distance, in clocks, between the fastest and the slowest unfinished worker so far.
@@ -94,7 +134,8 @@ impl<P> Gate<P> {
 
     /// Pieces that wait.
     pub fn held(&self) -> usize {
-        self.workers.iter().map(|w| w.held.len()).sum()
+        let held: usize = self.workers.iter().map(|w| w.held.len()).sum();
+        held + self.lines.iter().map(Line::held).sum::<usize>()
     }
 
     /// A piece came that must be folded in canonical order.
@@ -106,11 +147,26 @@ impl<P> Gate<P> {
         verdicts: &mut Vec<Verdict<P>>,
     ) -> Result<(), OutOfOrder> {
         self.in_clock(rank, clock)?;
-        let first = clock == self.closed && self.workers[..rank as usize].iter().all(|w| w.past(clock));
+        let first = clock == self.closed && self.workers[..rank as usize].iter().all(|w| w.at.past(clock));
         if first {
             verdicts.push(Verdict::Fold(rank, piece));
         } else {
             self.workers[rank as usize].held.push_back((clock, piece));
+        }
+        Ok(())
+    }
+
+    /// A piece came of a table that has a quorum: it is folded as it comes.
+    pub fn push_to_quorum(
+        &mut self,
+        table: TableId,
+        (rank, clock): (Rank, Clock),
+        piece: P,
+        verdicts: &mut Vec<Verdict<P>>,
+    ) -> Result<(), OutOfOrder> {
+        self.in_clock(rank, clock)?;
+        if let Some(line) = self.lines.iter_mut().find(|l| l.table() == table) {
+            verdicts.extend(line.push(rank, clock, piece));
         }
         Ok(())
     }
@@ -123,9 +179,9 @@ impl<P> Gate<P> {
         verdicts: &mut Vec<Verdict<P>>,
     ) -> Result<(), OutOfOrder> {
         self.in_clock(rank, clock)?;
-        self.workers[rank as usize].marked += 1;
-        let slowest =
-            self.workers.iter().filter(|w| w.finished.is_none()).map(|w| w.marked).min().unwrap_or(clock + 1);
+        self.workers[rank as usize].at.marked += 1;
+        let running = self.workers.iter().map(|w| w.at).filter(|at| at.finished.is_none());
+        let slowest = running.map(|at| at.marked).min().unwrap_or(clock + 1);
         self.max_lag = self.max_lag.max(clock + 1 - slowest);
         self.advance(verdicts);
         Ok(())
@@ -139,21 +195,24 @@ impl<P> Gate<P> {
         verdicts: &mut Vec<Verdict<P>>,
     ) -> Result<(), OutOfOrder> {
         self.in_clock(rank, clock)?;
-        self.workers[rank as usize].finished = Some(clock);
+        self.workers[rank as usize].at.finished = Some(clock);
         self.advance(verdicts);
         Ok(())
     }
 
     fn in_clock(&self, rank: Rank, clock: Clock) -> Result<(), OutOfOrder> {
-        let worker = &self.workers[rank as usize];
-        if worker.finished.is_some() || worker.marked != clock {
-            return Err(OutOfOrder { expected: worker.marked });
+        let at = self.workers[rank as usize].at;
+        if at.finished.is_some() || at.marked != clock {
+            return Err(OutOfOrder { expected: at.marked });
         }
         Ok(())
     }
 
     /// Lets through whatever a mark set free, and closes what is complete.
     fn advance(&mut self, verdicts: &mut Vec<Verdict<P>>) {
+        for line in &mut self.lines {
+            line.advance(self.workers.iter().map(|w| w.at), verdicts);
+        }
         loop {
             let open = self.closed;
             let mut complete = true;
@@ -161,16 +220,16 @@ impl<P> Gate<P> {
                 while let Some((_, piece)) = worker.held.pop_front_if(|(clock, _)| *clock == open) {
                     verdicts.push(Verdict::Fold(rank, piece));
                 }
-                if !worker.past(open) {
+                if !worker.at.past(open) {
                     complete = false;
                     break;
                 }
             }
             // Once all have finished there is no clock left to close.
-            if !complete || !self.workers.iter().any(|w| w.expected_in(open)) {
+            let expected = self.workers.iter().filter(|w| w.at.expected_in(open)).count() as u32;
+            if !complete || expected == 0 {
                 return;
             }
-            let expected = self.workers.iter().filter(|w| w.expected_in(open)).count() as u32;
             verdicts.push(Verdict::Close { clock: open, expected });
             self.closed += 1;
         }

@@ -232,6 +232,14 @@ pub struct ThreadStats {
     pub reconnects: u64,
     /// The most clocks that one worker was seen ahead of another.
     pub max_clock_lag: u64,
+    /// All clocks < this have been ended by all workers.
+    pub closed: Clock,
+    /// Pieces that came after a quorum had closed their clock: dropped, or applied, as their table says.
+    pub late_dropped: u64,
+    /// See `late_dropped`.
+    pub late_applied: u64,
+    /// Pieces older than their table takes.
+    pub stale_rejected: u64,
 }
 
 impl ControlMessage {

@@ -13,7 +13,7 @@ pub use control::ThreadStats;
 pub use layout::SparseBody;
 pub use message::{MAX_REGIONS, WorkerMessage};
 pub use reply::{ReplyHeader, ReplyKind};
-pub use request::{RequestHeader, RequestKind};
+pub use request::{NO_BASE, RequestHeader, RequestKind};
 
 use crate::error::Malformed;
 

@@ -1,13 +1,14 @@
 //! The header of what a server thread writes into a worker's reply ring.
 //!
 //! ```text
-//!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read
+//!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read; rejected: of `bucket`
 //!  2  version  u8   2                            32  freed    u64  bit i: slot i is free again
-//!  3  kind     u8   1 credit, 2 pulled           40  epoch    u32
-//!  4  zero     u32                               44  count    u32  fp32 written
-//!                                                48  tag      u32  of the request
-//!  8  sequence u64  per endpoint, from 0         52  withdrawn u64 bit i: region i is no more written to
-//! 16  closed   u64  all clocks < closed are closed  60  check u32  CRC32C of bytes 0..60
+//!  3  kind     u8   1 credit, 2 pulled,          40  epoch    u32
+//!                   3 rejected                   44  count    u32  pulled: fp32 written; rejected: pieces
+//!  4  bucket   u32  rejected: of the first such  48  tag      u32  of the request
+//!                   piece                        52  withdrawn u64 bit i: region i is no more written to
+//!  8  sequence u64  per endpoint, from 0         60  check    u32  CRC32C of bytes 0..60
+//! 16  closed   u64  all clocks < closed are closed
 //! ```
 
 use super::{Builder, Fields, HEADER};
@@ -23,6 +24,8 @@ pub enum ReplyKind {
     Credit,
     /// The answer to a pull; its values lie in the receive region.
     Pulled,
+    /// Pieces of a push are older than their table takes, and were not applied. It frees the push's slot.
+    Rejected,
 }
 
 /// A reply's header, decoded from a private copy.
@@ -40,12 +43,14 @@ pub struct ReplyHeader {
     pub freed: u64,
     /// The server's View.
     pub epoch: u32,
-    /// fp32 written.
+    /// Pulled: fp32 written. Rejected: how many pieces.
     pub count: u32,
     /// Of the request.
     pub tag: u32,
     /// Bit i: the server has let go of region i, which the worker withdrew.
     pub withdrawn: u64,
+    /// Rejected: the bucket of the first such piece, whose version is `version`.
+    pub bucket: u32,
 }
 
 impl ReplyHeader {
@@ -54,10 +59,12 @@ impl ReplyHeader {
         let kind = match self.kind {
             ReplyKind::Credit => 1u8,
             ReplyKind::Pulled => 2,
+            ReplyKind::Rejected => 3,
         };
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
             .put(2, [VERSION, kind])
+            .put(4, self.bucket.to_le_bytes())
             .put(8, self.sequence.to_le_bytes())
             .put(16, self.closed.to_le_bytes())
             .put(24, self.version.to_le_bytes())
@@ -76,9 +83,10 @@ impl ReplyHeader {
         let kind = match bytes[3] {
             1 => ReplyKind::Credit,
             2 => ReplyKind::Pulled,
-            other => return Err(Malformed::new("kind", "1 or 2", other)),
+            3 => ReplyKind::Rejected,
+            other => return Err(Malformed::new("kind", "1 to 3", other)),
         };
-        if fields.u32(4) != 0 {
+        if kind != ReplyKind::Rejected && fields.u32(4) != 0 {
             return Err(Malformed::new("reserved", "zero", "something else"));
         }
         Ok(ReplyHeader {
@@ -90,6 +98,7 @@ impl ReplyHeader {
             epoch: fields.u32(40),
             count: fields.u32(44),
             tag: fields.u32(48),
+            bucket: fields.u32(4),
             withdrawn: fields.u64(52),
         })
     }
@@ -102,7 +111,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let reply = ReplyHeader {
-            kind: ReplyKind::Pulled,
+            kind: ReplyKind::Rejected,
             sequence: 7,
             closed: 3,
             version: 2,
@@ -110,15 +119,18 @@ mod tests {
             epoch: 4,
             count: 5,
             tag: 6,
+            bucket: 9,
             withdrawn: 1 << 62,
         };
         let hex: String = reply.encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "5752020200000000070000000000000003000000000000000200000000000000\
-             000000000000008004000000050000000600000000000000000000403d6014e8"
+            "5752020309000000070000000000000003000000000000000200000000000000\
+             00000000000000800400000005000000060000000000000000000040a6f490ea"
         );
         assert_eq!(ReplyHeader::decode(&reply.encode()), Ok(reply));
+        let pulled = ReplyHeader { kind: ReplyKind::Pulled, ..reply };
+        assert_eq!(ReplyHeader::decode(&pulled.encode()).unwrap_err().field, "reserved");
         let mut bytes = reply.encode();
         bytes[33] = 1;
         assert_eq!(ReplyHeader::decode(&bytes).unwrap_err().field, "check");

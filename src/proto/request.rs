@@ -1,7 +1,8 @@
 //! The header of what a worker writes into a slot of a server thread.
 //!
 //! ```text
-//!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the region
+//!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the region;
+//!                                                        push: base version, 2^64 − 1 for none
 //!  2  version  u8   2                      32  table    u32
 //!  3  kind     u8                          36  bucket   u32  dense only
 //!  4  flags    u16  bit 0: after push      40  epoch    u32  of the View that routed it
@@ -18,6 +19,8 @@ use crate::error::Malformed;
 const MAGIC: u16 = 0x4C57;
 const VERSION: u8 = 2;
 const AFTER_PUSH: u16 = 1;
+/// The argument of a push that does not say which version of its bucket it was computed from.
+pub const NO_BASE: u64 = u64::MAX;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +48,7 @@ pub struct RequestHeader {
     pub clock: u64,
     /// Pull: which of the regions that the worker announced; 0 is its receive memory.
     pub region: u16,
-    /// Pull: byte offset in the region.
+    /// Pull: byte offset in the region. Push: its base version, or [`NO_BASE`].
     pub argument: u64,
     /// Which table.
     pub table: u32,
@@ -163,7 +166,7 @@ mod tests {
     #[test]
     fn wrong_fields_are_named() {
         let mut bytes = example().encode();
-        bytes[2] = 1;
+        bytes[2] = VERSION + 1;
         assert_eq!(RequestHeader::decode(&bytes).unwrap_err().field, "version");
         let mut bytes = example().encode();
         bytes[16] ^= 1;
@@ -180,7 +183,7 @@ mod tests {
                 all
             })), mend in any::<bool>()) {
             if mend {
-                bytes[..3].copy_from_slice(&[0x57, 0x4C, 2]);
+                bytes[..3].copy_from_slice(&[0x57, 0x4C, VERSION]);
                 let check = crc32c::crc32c(&bytes[..60]);
                 bytes[60..].copy_from_slice(&check.to_le_bytes());
             }

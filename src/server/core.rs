@@ -11,10 +11,11 @@ use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
 use crate::mem::{Arena, Floats, Pool, RegionId};
-use crate::proto::{HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage};
-use crate::store::{Applied, DensePiece, Shard, SparsePiece};
+use crate::proto::{HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage};
+use crate::store::{Applied, DensePiece, Intake, Rejection, Shard, SparsePiece};
 use crate::types::{
-    Clock, DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View,
+    Aggregate, Clock, DirectoryEntry, Key, Late, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec,
+    View,
 };
 
 mod answer;
@@ -43,7 +44,7 @@ pub struct Waiting {
 }
 
 /// What outlives an endpoint: how far a worker's requests have got. It makes a replay after a reconnect harmless.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Session {
     /// Of the worker's process; `None` before its first endpoint.
     incarnation: Option<u64>,
@@ -51,6 +52,16 @@ struct Session {
     next_sequence: u64,
     /// Slots whose request was accepted and not yet done with.
     occupied: u64,
+    /// For each slot the rejection of the push that filled it last, until another request does: the worker has it then.
+    rejected: Vec<Option<Rejected>>,
+}
+
+/// What a worker is told of a push of which pieces were too old.
+#[derive(Debug, Clone, Copy)]
+struct Rejected {
+    sequence: u64,
+    tag: u32,
+    rejection: Rejection,
 }
 
 /// The state of one server thread, without its transport.
@@ -99,7 +110,10 @@ impl Core {
             id,
             gate: Gate::new(view.workers),
             links: (0..view.workers).map(|_| None).collect(),
-            sessions: vec![Session::default(); view.workers as usize],
+            sessions: vec![
+                Session { rejected: vec![None; staging.slots], ..Session::default() };
+                view.workers as usize
+            ],
             view,
             shard,
             staging,
@@ -126,8 +140,13 @@ impl Core {
         spec: &TableSpec,
         register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<()> {
+        spec.validate_for(self.view.workers)?;
         let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
-        self.shard.create_table(id, spec, &buckets, register)
+        self.shard.create_table(id, spec, &buckets, register)?;
+        if let Some(quorum) = spec.quorum {
+            self.gate.add_quorum(id, quorum.workers);
+        }
+        Ok(())
     }
 
     /// A worker's slots.
@@ -187,6 +206,7 @@ impl Core {
             parameter_bytes: self.shard.parameter_bytes(),
             blocks_moved: self.shard.moves(),
             max_clock_lag: self.gate.max_lag(),
+            closed: self.gate.closed(),
             ..self.stats
         }
     }
@@ -242,6 +262,7 @@ impl Core {
         }
         let occupied = session.occupied & (1 << slot) != 0;
         session.occupied |= 1 << slot;
+        session.rejected[slot as usize] = None;
         if !link.fill(slot) || occupied {
             return Err(Error::protocol(&link.peer, "slot", "one that is free", slot));
         }
@@ -268,20 +289,27 @@ impl Core {
         Ok(())
     }
 
-    /// A request that had been accepted before the worker's last endpoint was lost. Only a pull is done again: its answer
-    /// may have been lost with the endpoint.
+    /// A request that had been accepted before the worker's last endpoint was lost. Only a pull is done again, and only a
+    /// rejection is told again: the answer may have been lost with the endpoint.
     fn replayed(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<()> {
         let pull = header.kind == RequestKind::Pull;
-        let occupied = pull || self.sessions[rank as usize].occupied & (1 << slot) != 0;
+        let session = &self.sessions[rank as usize];
+        let rejected = session.rejected[slot as usize].is_some_and(|r| r.sequence == header.sequence);
+        let occupied = pull || rejected || session.occupied & (1 << slot) != 0;
         if let Some(link) = &mut self.links[rank as usize] {
             link.refill(slot, occupied);
+            if rejected {
+                link.reject(slot);
+            }
         }
         if pull {
             return self.pull(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
         }
         #[cfg(test)]
         if header.kind == RequestKind::Push && !occupied && super::simulated::has(Fault::KeepsDuplicates) {
-            return self.take(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
+            let by_rank = self.known(header.table).is_ok_and(|s| s.consistency.folds_by_rank());
+            let intake = if by_rank { Intake::Fold } else { Intake::Step { divisor: 1.0, base: None } };
+            return self.take(rank, slot, header, intake).map(drop).map_err(|m| m.by(self.peer(rank)));
         }
         self.stats.duplicates_dropped += 1;
         Ok(())
@@ -290,38 +318,70 @@ impl Core {
     fn push(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
         self.stats.pushes += 1;
         self.stats.pushed_bytes += u64::from(header.length);
-        let consistency = self.shard.consistency(header.table);
-        let consistency =
-            consistency.ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        let spec = self.known(header.table)?;
+        let (by_rank, quorum) = (spec.consistency.folds_by_rank(), spec.quorum);
         if header.clock != self.gate.clock_of(rank) {
             return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
         }
-        if consistency.folds_by_rank() {
-            self.promised = self.promised.max(header.clock + 1);
-            self.gate
-                .push(rank, header.clock, Held { slot, header }, &mut self.verdicts)
-                .map_err(|e| out_of_order(e, header.clock))
-        } else {
-            self.take(rank, slot, header)
+        if by_rank {
+            if header.argument != NO_BASE {
+                return Err(Malformed::new("argument", "no base version under bsp", header.argument));
+            }
+            // With a quorum it is done when it is folded: for that the clocks before its own have to close.
+            self.promised = self.promised.max(header.clock + u64::from(quorum.is_none()));
+            let (held, at) = (Held { slot, header }, (rank, header.clock));
+            let passed = match quorum {
+                None => self.gate.push(rank, header.clock, held, &mut self.verdicts),
+                Some(_) => self.gate.push_to_quorum(header.table, at, held, &mut self.verdicts),
+            };
+            return passed.map_err(|e| out_of_order(e, header.clock));
         }
+        if quorum.is_some() && header.clock < self.gate.closed_of(header.table) {
+            return self.take_late(rank, slot, header);
+        }
+        self.take(rank, slot, header, Intake::Step { divisor: 1.0, base: base(&header) }).map(drop)
     }
 
-    /// Gives a push to the shard, and its slot back.
-    fn take(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+    fn known(&self, table: TableId) -> Result<&TableSpec, Malformed> {
+        self.shard.spec(table).ok_or_else(|| Malformed::new("table", "a known table", table))
+    }
+
+    /// Does with a push whose clock a quorum has closed what its table says.
+    fn take_late(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+        let spec = self.known(header.table)?;
+        let Some(quorum) = spec.quorum else { return Ok(()) };
+        let divisor = match spec.aggregate {
+            Aggregate::Mean if spec.consistency.folds_by_rank() => quorum.workers as f32,
+            _ => 1.0,
+        };
+        match quorum.late {
+            Late::Drop => self.stats.late_dropped += self.take(rank, slot, header, Intake::Drop)?,
+            Late::Apply => {
+                let intake = Intake::Step { divisor, base: base(&header) };
+                self.stats.late_applied += self.take(rank, slot, header, intake)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a push to the shard, and its slot back. Gives the number of pieces that were taken, or dropped as they should be.
+    fn take(
+        &mut self,
+        rank: Rank,
+        slot: u32,
+        header: RequestHeader,
+        intake: Intake,
+    ) -> Result<u64, Malformed> {
         self.applied.clear();
         let body_at = self.staging.slot_at(rank, slot) + HEADER;
-        let spec = self
-            .shard
-            .spec(header.table)
-            .ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
-        match spec.kind {
+        let (pieces, rejection) = match self.known(header.table)?.kind {
             TableKind::Dense { .. } => {
                 if u64::from(header.length) != u64::from(header.count) * 4 {
                     return Err(Malformed::new("length", format!("4 × {}", header.count), header.length));
                 }
                 let values = Floats::in_arena(&self.staging.arena, body_at, header.count as usize);
                 let piece = DensePiece { bucket: header.bucket, first: header.first, values };
-                self.shard.push_dense(header.table, piece, &mut self.applied)?;
+                (1, self.shard.push_dense(header.table, piece, intake, &mut self.applied)?)
             }
             TableKind::Sparse { dim, .. } => {
                 let body = SparseBody::announced(&header, dim)?;
@@ -329,25 +389,37 @@ impl Core {
                 let values = body.keys * body.dim;
                 let values = Floats::in_arena(&self.staging.arena, body_at + body.values_at(), values);
                 let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
-                self.shard.push_sparse(header.table, piece, &mut self.applied)?;
+                (body.entries, self.shard.push_sparse(header.table, piece, intake, &mut self.applied)?)
             }
+        };
+        match rejection {
+            None => self.free(rank, slot),
+            Some(rejection) => self.reject(rank, slot, header, rejection),
         }
-        self.free(rank, slot);
-        Ok(())
+        Ok(pieces as u64 - rejection.map_or(0, |r| u64::from(r.pieces)))
+    }
+
+    /// Remembers that pieces of a push were too old. Its slot comes back with the reply that says so.
+    fn reject(&mut self, rank: Rank, slot: u32, header: RequestHeader, rejection: Rejection) {
+        self.stats.stale_rejected += u64::from(rejection.pieces);
+        let session = &mut self.sessions[rank as usize];
+        session.occupied &= !(1 << slot);
+        session.rejected[slot as usize] =
+            Some(Rejected { sequence: header.sequence, tag: header.tag, rejection });
+        if let Some(link) = &mut self.links[rank as usize] {
+            link.reject(slot);
+        }
     }
 
     fn pull(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
-        let spec = self
-            .shard
-            .spec(header.table)
-            .ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        let spec = self.known(header.table)?;
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
         let floats = u64::from(header.count) * u64::from(spec.width());
+        let dense = matches!(spec.kind, TableKind::Dense { .. });
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
         #[cfg(test)]
         let needed = needed.saturating_sub(u64::from(super::simulated::has(Fault::AnswersEarly)));
         self.promised = self.promised.max(needed);
-        let dense = matches!(spec.kind, TableKind::Dense { .. });
         if floats * 4 > self.replies.largest() as u64 {
             return Err(Malformed::new(
                 "count",
@@ -392,11 +464,14 @@ impl Core {
         for verdict in verdicts.drain(..) {
             match verdict {
                 Verdict::Fold(rank, held) => {
-                    // A piece that does not fit is dropped whole; its worker is named, and the job ends.
-                    if let Err(malformed) = self.take(rank, held.slot, held.header) {
-                        let error = malformed.by(self.peer(rank));
-                        self.faults.push((rank, error));
-                        self.failed = true;
+                    let taken = self.take(rank, held.slot, held.header, Intake::Fold).map(drop);
+                    if !self.fits(rank, taken) {
+                        break;
+                    }
+                }
+                Verdict::Late(rank, held) => {
+                    let taken = self.take_late(rank, held.slot, held.header);
+                    if !self.fits(rank, taken) {
                         break;
                     }
                 }
@@ -405,9 +480,22 @@ impl Core {
                     self.shard.close(expected, &mut self.applied);
                     self.links.iter_mut().flatten().for_each(Link::clock_closed);
                 }
+                Verdict::CloseTable { table, counted, .. } => {
+                    self.applied.clear();
+                    self.shard.close_table(table, counted, &mut self.applied);
+                }
             }
         }
         self.verdicts = verdicts;
+    }
+
+    /// A piece that does not fit is dropped whole; its worker is named, and the job ends.
+    fn fits(&mut self, rank: Rank, taken: Result<(), Malformed>) -> bool {
+        let Err(malformed) = taken else { return true };
+        let error = malformed.by(self.peer(rank));
+        self.faults.push((rank, error));
+        self.failed = true;
+        false
     }
 
     fn free(&mut self, rank: Rank, slot: u32) {
@@ -427,6 +515,10 @@ impl Waiting {
     fn piece(&self) -> SparsePiece<'_> {
         SparsePiece { directory: &self.directory, keys: &self.keys, values: Floats::from(&[][..]) }
     }
+}
+
+fn base(header: &RequestHeader) -> Option<u64> {
+    (header.argument != NO_BASE).then_some(header.argument)
 }
 
 fn out_of_order(e: OutOfOrder, found: u64) -> Malformed {

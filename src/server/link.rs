@@ -32,6 +32,8 @@ pub struct Link {
     /// Slots freed over this endpoint for a request that had come over an earlier one. Its replay may still be on its way,
     /// and must not free the slot a second time.
     freed_early: u64,
+    /// Slots, among `filled`, of pushes whose rejection has to be told.
+    rejected: u64,
     /// Something besides a pull has to be announced.
     credit_due: bool,
     /// A reply whose values are on their way but whose header found no room.
@@ -64,6 +66,7 @@ impl Link {
             freed: 0,
             filled: 0,
             freed_early: 0,
+            rejected: 0,
             credit_due: false,
             stuck: None,
             leaving: None,
@@ -132,6 +135,22 @@ impl Link {
         self.credit_due = true;
     }
 
+    /// Pieces of the push in a slot were rejected.
+    pub fn reject(&mut self, slot: u32) {
+        self.rejected |= 1 << slot;
+    }
+
+    /// A slot whose push's rejection can be told now: it is free with the next reply, which must be that.
+    pub fn next_rejected(&mut self) -> Option<u32> {
+        if self.rejected == 0 || !self.has_room() {
+            return None;
+        }
+        let slot = self.rejected.trailing_zeros();
+        self.rejected &= self.rejected - 1;
+        self.free(slot);
+        Some(slot)
+    }
+
     /// A clock closed.
     pub fn clock_closed(&mut self) {
         self.credit_due = true;
@@ -152,7 +171,8 @@ impl Link {
 
     /// Whether nothing is to be written to the worker, and all that was has left. Only after [`Link::drain`].
     pub fn is_drained(&self) -> bool {
-        self.leaving == Some(0) && !self.credit_due && self.stuck.is_none() && self.waiting.is_empty()
+        let told = self.rejected == 0 && !self.credit_due && self.stuck.is_none();
+        self.leaving == Some(0) && told && self.waiting.is_empty()
     }
 
     /// The worker has read the replies before `read`.
@@ -197,6 +217,7 @@ impl Link {
             epoch,
             count: 0,
             tag: 0,
+            bucket: 0,
             withdrawn: 0,
         };
         self.reply(header, transport)

@@ -88,12 +88,13 @@ impl Dense {
         segment.version
     }
 
-    /// Steps with one piece at once.
+    /// Steps with one piece at once, divided by `divisor`.
     pub fn apply(
         &mut self,
         bucket: BucketId,
         first: u32,
         values: Input<'_>,
+        divisor: f32,
         optimizer: &dyn Optimizer,
     ) -> Result<Version, Malformed> {
         let place = self.locate(bucket, first, values.len())?;
@@ -106,7 +107,11 @@ impl Dense {
         }
         let state = State::of_part(&mut segment.state, segment.length, first, optimizer);
         let old = old.map(|old| &old[first..end]);
-        state.step(optimizer, &mut to[first..end], old, Gradient::Piece(values));
+        let gradient = match divisor {
+            1.0 => Gradient::Piece(values),
+            _ => Gradient::Fold { sum: None, pieces: &[values], divisor },
+        };
+        state.step(optimizer, &mut to[first..end], old, gradient);
         segment.version += 1;
         Ok(segment.version)
     }

@@ -8,9 +8,7 @@ use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::mem::{Arena, Floats, Pin, RegionId};
-use crate::types::{
-    Aggregate, BucketId, Consistency, DirectoryEntry, Key, TableId, TableKind, TableSpec, Version,
-};
+use crate::types::{Aggregate, BucketId, DirectoryEntry, Key, Stale, TableId, TableKind, TableSpec, Version};
 
 /// Values for part of one dense bucket.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +30,33 @@ pub struct SparsePiece<'a> {
     pub keys: &'a [Key],
     /// `dim` for each key; empty for a pull.
     pub values: Floats<'a>,
+}
+
+/// How the pieces of one push are taken.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Intake {
+    /// Into the sum of the open clock.
+    Fold,
+    /// Each as a step of its own, divided by this number, unless it is stale: then as its table says.
+    Step {
+        /// 1 for most.
+        divisor: f32,
+        /// The version that they were computed from, where the worker said it.
+        base: Option<Version>,
+    },
+    /// Checked, and dropped.
+    Drop,
+}
+
+/// Pieces of one push that were too old for their table, and not applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rejection {
+    /// How many.
+    pub pieces: u32,
+    /// The bucket of the first.
+    pub bucket: BucketId,
+    /// Its version.
+    pub current: Version,
 }
 
 /// An update that became visible: what a replica would replay.
@@ -58,6 +83,8 @@ struct Table {
     spec: TableSpec,
     optimizer: Box<dyn Optimizer>,
     body: Body,
+    /// Buckets that the open clock touched, of a table whose quorum closes its clocks.
+    touched: Vec<BucketId>,
 }
 
 enum Body {
@@ -69,7 +96,7 @@ enum Body {
 pub struct Shard {
     optimizers: Optimizers,
     tables: HashMap<TableId, Table>,
-    /// Buckets that the open clock touched.
+    /// Buckets of the other tables that the open clock touched.
     touched: Vec<(TableId, BucketId)>,
     scratch: Vec<f32>,
     /// What tables may take when they are made, and what they took.
@@ -136,7 +163,7 @@ impl Shard {
             self.parameter_bytes += dense.parameter_bytes();
             self.used += dense.spare_bytes();
         }
-        self.tables.insert(id, Table { spec: spec.clone(), optimizer, body });
+        self.tables.insert(id, Table { spec: spec.clone(), optimizer, body, touched: Vec::new() });
         Ok(())
     }
 
@@ -145,40 +172,60 @@ impl Shard {
         self.tables.get(&table).map(|t| &t.spec)
     }
 
-    /// Takes one dense piece: into the open clock's sum (Bsp), or as a step of its own.
+    /// Takes one dense piece. Gives its rejection, if it is too old.
     pub fn push_dense(
         &mut self,
         table: TableId,
         piece: DensePiece<'_>,
+        intake: Intake,
         applied: &mut Vec<Applied>,
-    ) -> Result<(), Malformed> {
+    ) -> Result<Option<Rejection>, Malformed> {
         let DensePiece { bucket, first, values } = piece;
-        let Table { spec, optimizer, body } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
+        let Table { spec, optimizer, body, touched } =
+            self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
-        if spec.consistency.folds_by_rank() {
-            if dense.fold(bucket, first, values.into())? {
-                self.touched.push((table, bucket));
+        match intake {
+            Intake::Fold => {
+                if dense.fold(bucket, first, values.into())? {
+                    match spec.quorum {
+                        Some(_) => touched.push(bucket),
+                        None => self.touched.push((table, bucket)),
+                    }
+                }
             }
-        } else {
-            let version = dense.apply(bucket, first, values.into(), optimizer.as_ref())?;
-            applied.push(Applied { table, bucket, version });
+            Intake::Step { divisor, base } => {
+                let (_, current) = dense.read(bucket, first, values.len() as u32)?;
+                let Some(divisor) = aged(spec.stale, base, current, divisor) else {
+                    return Ok(Some(Rejection { pieces: 1, bucket, current }));
+                };
+                let version = dense.apply(bucket, first, values.into(), divisor, optimizer.as_ref())?;
+                applied.push(Applied { table, bucket, version });
+            }
+            Intake::Drop => drop(dense.read(bucket, first, values.len() as u32)?),
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Takes the sparse pieces of one frame. Nothing is touched unless all of it fits.
+    /// Takes the sparse pieces of one frame. Nothing is touched unless all of it fits. Gives the rejection of those that are
+    /// too old; the others are taken.
     pub fn push_sparse(
         &mut self,
         table: TableId,
         piece: SparsePiece<'_>,
+        intake: Intake,
         applied: &mut Vec<Applied>,
-    ) -> Result<(), Malformed> {
-        let Table { spec, optimizer, body } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
+    ) -> Result<Option<Rejection>, Malformed> {
+        let Table { spec, optimizer, body, touched } =
+            self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Sparse(sparse) = body else { return Err(kind_mismatch("sparse")) };
         check_directory(spec, &piece, |b| sparse.owns(b))?;
         let dim = spec.width() as usize;
         if piece.values.len() != piece.keys.len() * dim {
             return Err(Malformed::new("values", (piece.keys.len() * dim).to_string(), piece.values.len()));
+        }
+        let mut rejection: Option<Rejection> = None;
+        if intake == Intake::Drop {
+            return Ok(rejection);
         }
         let mut done = 0;
         for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
@@ -187,37 +234,42 @@ impl Shard {
             let count = count as usize;
             let keys = &piece.keys[done..done + count];
             let values = piece.values.part(done * dim, count * dim).into();
-            if spec.consistency.folds_by_rank() {
-                if bucket.fold(keys, values) {
-                    self.touched.push((table, id));
+            done += count;
+            if let Intake::Step { divisor, base } = intake {
+                let current = bucket.version();
+                if let Some(divisor) = aged(spec.stale, base, current, divisor) {
+                    let version = bucket.apply(keys, values, divisor, optimizer.as_ref(), &mut self.scratch);
+                    applied.push(Applied { table, bucket: id, version });
+                } else {
+                    rejection.get_or_insert(Rejection { pieces: 0, bucket: id, current }).pieces += 1;
                 }
-            } else {
-                let version = bucket.apply(keys, values, optimizer.as_ref(), &mut self.scratch);
-                applied.push(Applied { table, bucket: id, version });
+            } else if bucket.fold(keys, values) {
+                match spec.quorum {
+                    Some(_) => touched.push(id),
+                    None => self.touched.push((table, id)),
+                }
             }
             self.parameter_bytes += ((bucket.rows() - rows) * dim * 4) as u64;
-            done += count;
         }
-        Ok(())
+        Ok(rejection)
     }
 
-    /// Closes the open clock: every bucket that it touched takes one step. `expected` workers could have pushed.
+    /// Closes the open clock of all tables without a quorum: every bucket that it touched takes one step. `expected` workers
+    /// could have pushed.
     pub fn close(&mut self, expected: u32, applied: &mut Vec<Applied>) {
-        for (table_id, id) in self.touched.drain(..) {
-            let Some(Table { spec, optimizer, body }) = self.tables.get_mut(&table_id) else { continue };
-            let divisor = match spec.aggregate {
-                Aggregate::Sum => 1.0,
-                Aggregate::Mean => expected.max(1) as f32,
-            };
-            let version = match body {
-                Body::Dense(dense) => dense.close(id, divisor, optimizer.as_ref()),
-                Body::Sparse(sparse) => {
-                    let Some(bucket) = sparse.touched(id) else { continue };
-                    bucket.close(divisor, optimizer.as_ref())
-                }
-            };
-            applied.push(Applied { table: table_id, bucket: id, version });
+        for (id, bucket) in self.touched.drain(..) {
+            if let Some(table) = self.tables.get_mut(&id) {
+                applied.extend(table.step(id, bucket, expected));
+            }
         }
+    }
+
+    /// Closes the open clock of a table with a quorum, to which `counted` workers brought something.
+    pub fn close_table(&mut self, id: TableId, counted: u32, applied: &mut Vec<Applied>) {
+        let Some(table) = self.tables.get_mut(&id) else { return };
+        let mut touched = std::mem::take(&mut table.touched);
+        applied.extend(touched.drain(..).filter_map(|bucket| table.step(id, bucket, counted)));
+        table.touched = touched;
     }
 
     /// Reads part of a dense bucket.
@@ -277,14 +329,34 @@ impl Shard {
         version
     }
 
-    /// Consistency of a table, if it exists.
-    pub fn consistency(&self, table: TableId) -> Option<Consistency> {
-        self.spec(table).map(|s| s.consistency)
-    }
-
     /// Bytes of parameters, without state and index.
     pub fn parameter_bytes(&self) -> u64 {
         self.parameter_bytes
+    }
+}
+
+impl Table {
+    /// A bucket's step with what the open clock brought.
+    fn step(&mut self, id: TableId, bucket: BucketId, workers: u32) -> Option<Applied> {
+        let divisor = match self.spec.aggregate {
+            Aggregate::Sum => 1.0,
+            Aggregate::Mean => workers.max(1) as f32,
+        };
+        let version = match &mut self.body {
+            Body::Dense(dense) => dense.close(bucket, divisor, self.optimizer.as_ref()),
+            Body::Sparse(sparse) => sparse.touched(bucket)?.close(divisor, self.optimizer.as_ref()),
+        };
+        Some(Applied { table: id, bucket, version })
+    }
+}
+
+/// What a piece is divided by, its age considered; nothing when it is too old.
+fn aged(stale: Stale, base: Option<Version>, current: Version, divisor: f32) -> Option<f32> {
+    let age = base.map_or(0, |base| current.saturating_sub(base));
+    match stale {
+        Stale::Accept => Some(divisor),
+        Stale::Scale => Some(divisor * (1.0 + age as f32)),
+        Stale::Reject { max_age } => (age <= max_age).then_some(divisor),
     }
 }
 

@@ -120,16 +120,20 @@ impl SparseBucket {
         self.version
     }
 
-    /// Each row takes one step at once.
+    /// Each row takes one step at once, divided by `divisor`.
     pub fn apply(
         &mut self,
         keys: &[Key],
         values: Input<'_>,
+        divisor: f32,
         optimizer: &dyn Optimizer,
         scratch: &mut Vec<f32>,
     ) -> Version {
         scratch.resize(values.len(), 0.0);
         kernels::widen(scratch, values);
+        if divisor != 1.0 {
+            kernels::divide(scratch, divisor);
+        }
         for (&key, gradient) in keys.iter().zip(scratch.chunks_exact(self.dim)) {
             let row = self.row(key);
             step_row(&mut self.rows[row * self.stride..(row + 1) * self.stride], gradient, optimizer);
@@ -148,6 +152,11 @@ impl SparseBucket {
                 None => into.resize(into.len() + self.dim, 0.0),
             }
         }
+        self.version
+    }
+
+    /// Updates that it has seen.
+    pub fn version(&self) -> Version {
         self.version
     }
 

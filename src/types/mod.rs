@@ -7,7 +7,7 @@ mod partition;
 pub mod random;
 mod table;
 
-pub use clock::{Clock, Consistency, Version};
+pub use clock::{Clock, Consistency, Late, Quorum, Stale, Version};
 pub use key::{Key, KeyRange, SortedKeys, mix64};
 pub use node::{Identity, Rank, Role, ServerInfo, View};
 pub use partition::{PartitionMap, ShardId};

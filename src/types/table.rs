@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Consistency, Key, KeyRange, mix64};
+use super::{Consistency, Key, KeyRange, Quorum, Stale, mix64};
 use crate::error::{Error, Result};
 
 /// A table's number in the catalogue.
@@ -146,6 +146,10 @@ pub struct TableSpec {
     pub aggregate: Aggregate,
     /// When a pull may be answered.
     pub consistency: Consistency,
+    /// How many workers end a clock; `None` for all of them.
+    pub quorum: Option<Quorum>,
+    /// What becomes of pushes whose base version is old (Ssp, Asp).
+    pub stale: Stale,
 }
 
 impl TableSpec {
@@ -167,6 +171,8 @@ impl TableSpec {
             optimizer: OptimizerSpec::sgd(1.0),
             aggregate: Aggregate::Mean,
             consistency: Consistency::Bsp,
+            quorum: None,
+            stale: Stale::Accept,
         }
     }
 
@@ -185,6 +191,18 @@ impl TableSpec {
     /// The same under another consistency.
     pub fn consistency(mut self, consistency: Consistency) -> TableSpec {
         self.consistency = consistency;
+        self
+    }
+
+    /// The same with clocks that close when `quorum.workers` have ended them (Bsp, Ssp).
+    pub fn quorum(mut self, quorum: Quorum) -> TableSpec {
+        self.quorum = Some(quorum);
+        self
+    }
+
+    /// The same with another rule for pushes that carry a base version (Ssp, Asp).
+    pub fn stale(mut self, stale: Stale) -> TableSpec {
+        self.stale = stale;
         self
     }
 
@@ -211,6 +229,15 @@ impl TableSpec {
         }
         if let Some((name, _)) = self.optimizer.parameters.iter().find(|(name, _)| name.len() > 64) {
             return Err(Error::config(field("optimizer"), "names of at most 64 bytes", name.len()));
+        }
+        if self.quorum.is_some() && self.consistency == Consistency::Asp {
+            return Err(Error::config(field("quorum"), "bsp or ssp:N beside it", self.consistency));
+        }
+        if self.quorum.is_some_and(|q| q.workers == 0) {
+            return Err(Error::config(field("quorum"), "at least 1 worker", 0));
+        }
+        if self.stale != Stale::Accept && self.consistency == Consistency::Bsp {
+            return Err(Error::config(field("stale"), "ssp:N or asp beside it", self.consistency));
         }
         match &self.kind {
             TableKind::Dense { shape, segment } => {
@@ -243,6 +270,24 @@ impl TableSpec {
             }
         }
         Ok(())
+    }
+
+    /// The same for a job of so many workers, where their number is known.
+    pub fn validate_for(&self, workers: u32) -> Result<()> {
+        self.validate()?;
+        match self.quorum {
+            Some(quorum) if quorum.workers > workers => {
+                let setting = format!("table \"{}\": quorum", self.name);
+                Err(Error::config(setting, format!("at most the job's {workers} workers"), quorum.workers))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether `workers` workers that push the same get the same bits, whatever arrives when, and on any number of servers
+    /// and threads.
+    pub fn reproducible(&self, workers: u32) -> bool {
+        workers == 1 || (self.consistency.folds_by_rank() && self.quorum.is_none())
     }
 
     /// Number of buckets.
@@ -309,13 +354,21 @@ impl fmt::Display for TableSpec {
             TableKind::Sparse { dim, buckets } => write!(f, "sparse rows of {dim} in {buckets} buckets")?,
         }
         write!(f, ", {} {:?}", self.optimizer.name, self.optimizer.parameters)?;
-        write!(f, ", {:?}, {}", self.aggregate, self.consistency)
+        write!(f, ", {:?}, {}", self.aggregate, self.consistency)?;
+        if let Some(quorum) = self.quorum {
+            write!(f, ", {quorum}")?;
+        }
+        if self.stale != Stale::Accept {
+            write!(f, ", {}", self.stale)?;
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Late;
 
     #[test]
     fn segments_cover_the_keys_once() {
@@ -358,5 +411,32 @@ mod tests {
         ] {
             assert!(spec.validate().is_err(), "{spec}");
         }
+    }
+
+    #[test]
+    fn a_quorum_needs_clocks_and_as_many_workers() {
+        let quorum = |workers| Quorum { workers, late: Late::Drop };
+        let spec = TableSpec::dense("w", &[8]);
+        let three = spec.clone().quorum(quorum(3));
+        three.validate_for(4).unwrap();
+        three.validate_for(3).unwrap();
+        let error = three.validate_for(2).unwrap_err().to_string();
+        assert!(error.contains("at most the job's 2 workers, found 3"), "{error}");
+        assert!(spec.clone().quorum(quorum(0)).validate().is_err());
+        assert!(three.clone().consistency(Consistency::Asp).validate().is_err());
+        three.clone().consistency(Consistency::Ssp { staleness: 1 }).validate_for(3).unwrap();
+        assert!(three.to_string().ends_with("quorum of 3, late pieces dropped"), "{three}");
+        assert_ne!(three, spec);
+        assert!(spec.reproducible(4) && three.reproducible(1) && !three.reproducible(4));
+    }
+
+    #[test]
+    fn stale_pieces_are_not_a_matter_of_bsp() {
+        let spec = TableSpec::dense("w", &[8]).stale(Stale::Reject { max_age: 2 });
+        assert!(spec.validate().is_err());
+        let spec = spec.consistency(Consistency::Asp);
+        spec.validate().unwrap();
+        assert!(spec.to_string().ends_with("pieces of age above 2 rejected"), "{spec}");
+        assert!(!spec.reproducible(2) && spec.reproducible(1));
     }
 }

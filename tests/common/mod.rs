@@ -128,6 +128,11 @@ impl Process {
         self.stderr.until(label)
     }
 
+    /// What has come on standard error so far.
+    pub fn said(&self) -> String {
+        self.stderr.so_far()
+    }
+
     /// Its living descendants, and itself while it lives.
     pub fn members(&self) -> Vec<proc::Member> {
         proc::members(MARK, &self.mark)

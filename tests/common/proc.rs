@@ -52,9 +52,17 @@ pub fn members(variable: &str, value: &str) -> Vec<Member> {
 
 /// Whether the process exists and is no zombie.
 pub fn alive(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X'))
-    })
+    state(&format!("/proc/{pid}/stat")).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Whether all its threads are stopped by a signal.
+pub fn is_stopped(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    threads.map(|thread| state(thread.path().join("stat").to_str().unwrap())).all(|state| state == Some('T'))
+}
+
+fn state(stat: &str) -> Option<char> {
+    fs::read_to_string(stat).ok()?.rsplit(") ").next()?.chars().next()
 }
 
 /// The sockets on which these processes listen.

@@ -13,7 +13,7 @@ use crate::app::node::NodeOptions;
 use crate::data::libsvm::IndexMode;
 use crate::data::synthetic;
 use crate::error::{Error, Result};
-use crate::types::{Consistency, OptimizerSpec, TableSpec};
+use crate::types::{Consistency, Late, OptimizerSpec, Quorum, TableSpec};
 
 /// The most features that a model may have: 4 GiB of weights, which worker 0 holds at the end.
 pub const MAX_FEATURES: u64 = 1 << 30;
@@ -36,6 +36,16 @@ pub enum OptimizerChoice {
     Ftrl,
     /// Plain stochastic gradient descent.
     Sgd,
+}
+
+/// What becomes of pieces that come after a quorum has closed their clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LateChoice {
+    /// They change nothing.
+    Drop,
+    /// Each is a step of its own.
+    Apply,
 }
 
 /// Options of `windlass train lr`.
@@ -81,6 +91,12 @@ pub struct Options {
     /// When a pull is answered: bsp, ssp:N or asp
     #[arg(long, default_value = "bsp", value_parser = Consistency::from_str)]
     pub consistency: Consistency,
+    /// bsp, ssp:N: a clock closes when so many workers have ended it [default: all of them]
+    #[arg(long, value_name = "WORKERS")]
+    pub quorum: Option<u32>,
+    /// --quorum: what becomes of gradients that come after their clock has closed
+    #[arg(long, value_enum, default_value_t = LateChoice::Drop)]
+    pub late: LateChoice,
     /// Passes over the data
     #[arg(long, default_value_t = 12)]
     pub epochs: u32,
@@ -158,7 +174,10 @@ impl Options {
         if let Some((flag, rate)) = flags.into_iter().zip(rates).find(|(_, r)| !r.is_finite() || *r < 0.0) {
             return Err(Error::config(flag, "a finite value ≥ 0", rate));
         }
-        self.spec(1).validate()
+        match self.workers {
+            Some(workers) => self.spec(1).validate_for(workers),
+            None => self.spec(1).validate(),
+        }
     }
 
     /// Whether what `--save` and `--report` name can be written: an hour of training later is too late to find out. For the
@@ -200,7 +219,15 @@ impl Options {
                 TableSpec::dense("weights", &[features.max(1)]).segment_bytes(self.segment_bytes)
             }
         };
-        spec.optimizer(optimizer).consistency(self.consistency)
+        let late = match self.late {
+            LateChoice::Drop => Late::Drop,
+            LateChoice::Apply => Late::Apply,
+        };
+        let spec = spec.optimizer(optimizer).consistency(self.consistency);
+        match self.quorum {
+            Some(workers) => spec.quorum(Quorum { workers, late }),
+            None => spec,
+        }
     }
 }
 

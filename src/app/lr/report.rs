@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::options::{OptimizerChoice, Options, TableChoice};
+use super::options::{LateChoice, OptimizerChoice, Options, TableChoice};
 use crate::client::ServerStats;
 use crate::error::{Error, Result};
 
@@ -28,8 +28,11 @@ pub struct Report {
     pub bytes_per_server: Vec<Vec<u64>>,
     pub reconnects: u64,
     pub duplicates_dropped: u64,
+    /// Pieces that came after a quorum had closed their clock.
+    pub late_dropped: u64,
+    pub late_applied: u64,
     pub max_clock_lag: u64,
-    /// Whether the weights are the same bits on any number of servers and threads.
+    /// Whether the weights are the same bits on any number of servers and threads, whatever arrives when.
     pub reproducible: bool,
     pub transport: String,
     /// SHA-256 of the weights as little-endian fp32 in key order.
@@ -63,6 +66,9 @@ pub struct Settings {
     pub l2: f32,
     pub rate: f32,
     pub consistency: String,
+    /// `None`: all workers end a clock.
+    pub quorum: Option<u32>,
+    pub late: LateChoice,
     pub epochs: u32,
     pub batch: u32,
     pub seed: u64,
@@ -91,6 +97,8 @@ impl Settings {
             l2: options.l2,
             rate: options.rate,
             consistency: options.consistency.to_string(),
+            quorum: options.quorum,
+            late: options.late,
             epochs: options.epochs,
             batch: options.batch,
             seed: options.seed,
@@ -126,6 +134,7 @@ impl Report {
             ("bytes per server", held.join(" ")),
             ("reconnects", self.reconnects.to_string()),
             ("duplicates dropped", self.duplicates_dropped.to_string()),
+            ("late dropped, applied", format!("{}, {}", self.late_dropped, self.late_applied)),
             ("max clock lag", self.max_clock_lag.to_string()),
             ("reproducible", self.reproducible.to_string()),
             ("transport", self.transport.clone()),

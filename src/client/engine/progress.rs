@@ -98,6 +98,11 @@ impl Engine {
         let mut returned = std::mem::take(&mut self.returned);
         returned.clear();
         let header = self.links[link].reply(imm, length, &mut returned)?;
+        // Before its slot comes back, by which the push may be done.
+        if header.kind == ReplyKind::Rejected && !self.rejected(&header) {
+            let expected = "of a push under way with a base version";
+            return Err(Error::protocol(&self.links[link].peer, "tag", expected, header.tag));
+        }
         for frame in returned.drain(..) {
             if frame.header.kind == RequestKind::Pull {
                 let asked = self.asked.get_mut(frame.header.tag as usize).filter(|a| a.link == link);

@@ -5,10 +5,10 @@ use crate::client::link::Outgoing;
 use crate::client::plan::{self, DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
-use crate::proto::{RequestHeader, RequestKind};
+use crate::proto::{NO_BASE, RequestHeader, RequestKind};
 use crate::time::Deadline;
 use crate::transport::Payload;
-use crate::types::{KeyRange, SortedKeys, TableId};
+use crate::types::{KeyRange, SortedKeys, TableId, TableSpec, Version};
 
 /// Frames from and to registered buffers that may wait for one server thread before a call blocks.
 const QUEUE_LIMIT: usize = 4096;
@@ -29,15 +29,20 @@ impl Engine {
         table: &Target<'_>,
         range: KeyRange,
         source: Source<'_>,
+        base: Option<Version>,
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
+        if base.is_some() && plan::dense_is_cut(table.spec, table.map, range, self.dense_limit())? {
+            return Err(cut_bucket("push_range_from", table.spec));
+        }
         let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
         let read = match source {
             Source::Slice(_) => None,
             Source::Buffer(span) => Some(span),
         };
         let ticket = self.new_ticket(table, false, Uses { read, written: None });
+        self.pending[ticket].base = base;
         for frame in frames {
             let bytes = frame.count as usize * 4;
             let body = match source {
@@ -52,7 +57,7 @@ impl Engine {
                     Payload::Pinned(self.slice(&span, frame.at, frame.count as usize)?)
                 }
             };
-            let header = self.header(RequestKind::Push, table.id).dense(&frame, bytes);
+            let header = self.push_header(ticket, table.id).dense(&frame, bytes);
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
             if bytes >= LONG_FRAME {
                 self.kick();
@@ -68,11 +73,17 @@ impl Engine {
         table: &Target<'_>,
         keys: SortedKeys<'_>,
         values: &[f32],
+        base: Option<Version>,
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
         let plan = self.plan_sparse(table, keys)?;
+        if base.is_some() && plan.is_cut() {
+            self.plan = plan;
+            return Err(cut_bucket("push_from", table.spec));
+        }
         let ticket = self.new_ticket(table, false, Uses::default());
+        self.pending[ticket].base = base;
         let row = table.spec.width() as usize;
         let sent = plan.frames.iter().try_for_each(|frame| {
             let rows_at = frame.directory.len() * 8 + frame.keys.len() * 8;
@@ -82,7 +93,7 @@ impl Engine {
                 let values = &values[number as usize * row..(number as usize + 1) * row];
                 self.copy_in(&mut body, rows_at + place * row * 4, bytemuck::cast_slice(values));
             }
-            let header = self.header(RequestKind::Push, table.id);
+            let header = self.push_header(ticket, table.id);
             let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
             self.enqueue(frame.shard, header, Some(Payload::Owned(body)), Some(ticket));
             Ok(())
@@ -195,9 +206,9 @@ impl Engine {
     ) {
         if let Some(pending) = ticket.and_then(|t| self.pending.get_mut(t)) {
             pending.open += 1;
-            let under_bsp = pending.under_bsp();
-            self.pushed |= under_bsp;
-            if under_bsp && !pending.lists.commits_at.contains(&link) {
+            let commits_at_link = pending.at_close() && !pending.lists.commits_at.contains(&link);
+            self.pushed |= pending.under_bsp();
+            if commits_at_link {
                 pending.lists.commits_at.push(link);
             }
         }
@@ -257,6 +268,14 @@ impl Engine {
             }
         }
         self.forget(ticket);
+    }
+
+    /// A push's: a rejection finds its ticket by the tag.
+    pub(super) fn push_header(&self, ticket: usize, table: TableId) -> RequestHeader {
+        let mut header = self.header(RequestKind::Push, table);
+        header.argument = self.pending[ticket].base.unwrap_or(NO_BASE);
+        header.tag = ticket as u32;
+        header
     }
 
     pub(super) fn header(&self, kind: RequestKind, table: TableId) -> RequestHeader {
@@ -327,6 +346,15 @@ impl Engine {
         }
         leased
     }
+}
+
+/// A piece in two frames would make its second half stale itself.
+fn cut_bucket(call: &'static str, spec: &TableSpec) -> Error {
+    let reason = format!(
+        "what goes to one bucket of table \"{}\" does not fit a frame: push less at once, or make its buckets smaller",
+        spec.name
+    );
+    Error::Misuse { call, reason }
 }
 
 impl RequestHeader {

@@ -2,6 +2,7 @@
 
 use super::{Engine, Part, Pending, Places, Target, Uses};
 use crate::error::{Error, Result};
+use crate::proto::ReplyHeader;
 use crate::types::Version;
 
 impl Engine {
@@ -13,6 +14,8 @@ impl Engine {
             open: 0,
             pull,
             after_push: false,
+            base: None,
+            stale: None,
             lists,
             floats: 0,
             version: 0,
@@ -22,13 +25,19 @@ impl Engine {
     }
 
     /// Whether a ticket is done. A wait that can only end after the caller's own next call is refused.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] for a push that is done and of which pieces were rejected.
     pub fn is_done(&self, ticket: usize, waiting: bool) -> Result<bool> {
         let pending = &self.pending[ticket];
         if self.is_complete(pending) {
-            return Ok(true);
+            return pending.stale.clone().map_or(Ok(true), Err);
         }
         self.check()?;
-        let needs_own_mark = pending.under_bsp() && (!pending.pull || pending.after_push);
+        let needs_own_mark = match pending.pull {
+            true => pending.under_bsp() && pending.after_push,
+            false => pending.at_close(),
+        };
         if waiting && needs_own_mark && pending.clock == self.clock && !self.finished {
             return Err(Error::Misuse {
                 call: "wait",
@@ -106,6 +115,18 @@ impl Engine {
         self.sweep();
     }
 
+    /// A server rejected pieces of a push. False when there is no such push under way.
+    pub(super) fn rejected(&mut self, header: &ReplyHeader) -> bool {
+        let pending = self.pending.get_mut(header.tag as usize).filter(|p| p.open > 0);
+        let Some((pending, base)) = pending.and_then(|p| p.base.map(|base| (p, base))) else { return false };
+        let (bucket, current) = (header.bucket, header.version);
+        let first = || Error::Stale { table: pending.spec.name.clone(), bucket, base, current, pieces: 0 };
+        if let Error::Stale { pieces, .. } = pending.stale.get_or_insert_with(first) {
+            *pieces += u64::from(header.count);
+        }
+        true
+    }
+
     pub(super) fn one_less(&mut self, ticket: usize, part: Option<Part>, version: Version) {
         let Some(pending) = self.pending.get_mut(ticket) else { return };
         pending.open -= 1;
@@ -136,5 +157,10 @@ impl Engine {
 impl Pending {
     pub(super) fn under_bsp(&self) -> bool {
         self.spec.consistency.folds_by_rank()
+    }
+
+    /// A push that is committed when its clock closes: under Bsp, unless a quorum closes it.
+    pub(super) fn at_close(&self) -> bool {
+        self.under_bsp() && self.spec.quorum.is_none()
     }
 }

@@ -1,6 +1,6 @@
 //! Answers: which pulls may be answered now, their values, and the credit that goes along.
 
-use super::{Core, Waiting};
+use super::{Core, Rejected, Waiting};
 use crate::error::{Error, Result};
 use crate::proto::{ReplyHeader, ReplyKind};
 use crate::transport::{Payload, Refusal, Transport, Write};
@@ -29,13 +29,14 @@ impl Core {
     }
 
     fn settle_one(&mut self, rank: usize, transport: &mut dyn Transport) -> Result<()> {
+        self.tell_rejections(rank, transport)?;
         let closed = self.gate.closed();
         let mut i = 0;
         while let Some(link) = &mut self.links[rank] {
             if !link.has_room() || i >= link.waiting.len() {
                 break;
             }
-            if link.waiting[i].needed > closed {
+            if link.waiting[i].needed > self.gate.closed_of(link.waiting[i].header.table) {
                 i += 1;
                 continue;
             }
@@ -55,6 +56,30 @@ impl Core {
             Some(link) => link.settle(closed, self.view.epoch, transport),
             None => Ok(()),
         }
+    }
+
+    /// Gives back the slots of pushes of which pieces were rejected, each with its own reply.
+    fn tell_rejections(&mut self, rank: usize, transport: &mut dyn Transport) -> Result<()> {
+        let Some(link) = &mut self.links[rank] else { return Ok(()) };
+        while let Some(slot) = link.next_rejected() {
+            let Some(Rejected { tag, rejection, .. }) = self.sessions[rank].rejected[slot as usize] else {
+                continue;
+            };
+            let reply = ReplyHeader {
+                kind: ReplyKind::Rejected,
+                sequence: 0,
+                closed: self.gate.closed(),
+                version: rejection.current,
+                freed: 0,
+                epoch: self.view.epoch,
+                count: rejection.pieces,
+                tag,
+                bucket: rejection.bucket,
+                withdrawn: 0,
+            };
+            link.reply(reply, transport)?;
+        }
+        Ok(())
     }
 
     /// Writes the values, from where they lie or, where that can't be, from a reply buffer; then the header. False when there
@@ -120,6 +145,7 @@ impl Core {
             epoch: self.view.epoch,
             count,
             tag: header.tag,
+            bucket: 0,
             withdrawn: 0,
         };
         link.reply(reply, transport)?;

@@ -5,7 +5,7 @@ use crate::mem::{Arena, RegionId};
 use crate::mem::{RemoteRegion, Rights};
 use crate::store::Optimizers;
 use crate::transport::EndpointId;
-use crate::types::ServerInfo;
+use crate::types::{Consistency, Quorum, ServerInfo, Stale};
 
 const SLOT: usize = HEADER + 4096;
 
@@ -27,16 +27,26 @@ impl Rig {
             Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30, 1 << 20), staging, pool, 4);
         let spec = TableSpec::dense("w", &[64]).segment_bytes(64);
         core.create_table(0, &spec, |_| Ok(RegionId(2))).unwrap();
+        let mut rig = Rig { core, sequences: vec![0; workers as usize] };
+        (0..workers).for_each(|rank| rig.attach(rank));
+        rig
+    }
+
+    /// A new endpoint.
+    fn attach(&mut self, rank: u32) {
         let region = RemoteRegion { address: 0, length: 1 << 20, key: 1, rights: Rights::Write };
-        for rank in 0..workers {
-            let endpoint = EndpointId { index: rank, generation: 0 };
-            core.attach(rank, 7, Link::new(endpoint, format!("worker {rank}"), region, 256, region));
-        }
-        Rig { core, sequences: vec![0; workers as usize] }
+        let endpoint = EndpointId { index: rank, generation: 0 };
+        let link = Link::new(endpoint, format!("worker {rank}"), region, 256, region);
+        self.core.attach(rank, 7, link);
     }
 
     fn send(&mut self, at: (u32, u32), kind: RequestKind, clock: u64, bucket: u32) -> Result<()> {
-        self.write(at, |header| (header.kind, header.clock, header.bucket) = (kind, clock, bucket))
+        self.write(at, |header| {
+            (header.kind, header.clock, header.bucket) = (kind, clock, bucket);
+            if kind == RequestKind::Push {
+                header.argument = NO_BASE;
+            }
+        })
     }
 
     /// Worker 0 pulls bucket 0 to byte `argument` of a region, after its own clock.
@@ -52,25 +62,16 @@ impl Rig {
 
     /// A worker fills a slot with a pull of bucket 0, but for what `change` makes of it.
     fn write(&mut self, (rank, slot): (u32, u32), change: impl FnOnce(&mut RequestHeader)) -> Result<()> {
-        let mut header = RequestHeader {
-            kind: RequestKind::Pull,
-            after_push: false,
-            sequence: self.sequences[rank as usize],
-            clock: 0,
-            region: 0,
-            argument: 0,
-            table: 0,
-            bucket: 0,
-            epoch: 1,
-            first: 0,
-            count: 16,
-            length: 0,
-            tag: 0,
-        };
+        let mut header =
+            RequestHeader { kind: RequestKind::Pull, ..push(0, self.sequences[rank as usize], 0, 0) };
         change(&mut header);
         header.after_push = header.kind == RequestKind::Pull;
         header.length = if header.kind == RequestKind::Push { 64 } else { 0 };
         self.sequences[rank as usize] += 1;
+        self.frame((rank, slot), header)
+    }
+
+    fn frame(&mut self, (rank, slot): (u32, u32), header: RequestHeader) -> Result<()> {
         self.core.staging.arena.copy_in(self.core.staging.slot_at(rank, slot), &header.encode());
         self.core.request(rank, slot, HEADER as u32 + header.length)
     }
@@ -126,6 +127,25 @@ fn a_pull_of_the_last_clock_of_all_waits() {
     rig.send((0, 0), RequestKind::Pull, u64::MAX, 0).unwrap();
     let link = rig.core.links[0].as_ref().unwrap();
     assert_eq!(link.waiting[0].needed, u64::MAX);
+}
+
+/// A push of 16 elements to bucket 0.
+fn push(table: u32, sequence: u64, clock: u64, argument: u64) -> RequestHeader {
+    RequestHeader {
+        kind: RequestKind::Push,
+        after_push: false,
+        sequence,
+        clock,
+        region: 0,
+        argument,
+        table,
+        bucket: 0,
+        epoch: 1,
+        first: 0,
+        count: 16,
+        length: 64,
+        tag: 5,
+    }
 }
 
 /// A region of room for one answer and a bit.
@@ -207,6 +227,78 @@ fn a_region_that_a_pull_under_way_names_is_not_withdrawn() {
     // The job ends; nothing is answered from then on.
     rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
     assert_eq!(rig.core.gate.closed(), 0);
+}
+
+/// With a table 1 of one bucket, where only what is up to date is taken.
+fn rig_that_rejects() -> Rig {
+    let mut rig = Rig::new(1);
+    let spec = TableSpec::dense("a", &[16]).segment_bytes(64).consistency(Consistency::Asp);
+    let spec = spec.stale(Stale::Reject { max_age: 0 });
+    rig.core.create_table(1, &spec, |_| Ok(RegionId(3))).unwrap();
+    rig
+}
+
+#[test]
+fn a_rejection_is_told_again_over_a_new_endpoint_and_counted_once() {
+    let mut rig = rig_that_rejects();
+    let told = |rig: &mut Rig| rig.core.links[0].as_mut().unwrap().next_rejected();
+    let reconnect = |rig: &mut Rig| {
+        rig.core.detach(0);
+        rig.attach(0);
+    };
+    rig.frame((0, 0), push(1, 0, 0, 0)).unwrap();
+    rig.frame((0, 1), push(1, 1, 0, 0)).unwrap();
+    for _ in 0..3 {
+        assert_eq!((told(&mut rig), told(&mut rig)), (Some(1), None));
+        assert_eq!(rig.core.sessions[0].rejected[1].unwrap().rejection.current, 1);
+        // The endpoint is lost before the answers come: both are sent again.
+        reconnect(&mut rig);
+        rig.frame((0, 0), push(1, 0, 0, 0)).unwrap();
+        rig.frame((0, 1), push(1, 1, 0, 0)).unwrap();
+    }
+    let stats = rig.core.stats();
+    assert_eq!((stats.stale_rejected, stats.duplicates_dropped), (1, 6));
+    assert_eq!(rig.core.shard.read_dense(1, 0, 0, 16).unwrap().version, 1);
+    // Now the worker hears of it, and fills the slot anew. That push is accepted, and stays so.
+    assert_eq!(told(&mut rig), Some(1));
+    for _ in 0..2 {
+        reconnect(&mut rig);
+        rig.frame((0, 1), push(1, 2, 0, NO_BASE)).unwrap();
+        assert_eq!(told(&mut rig), None);
+        assert_eq!(rig.core.shard.read_dense(1, 0, 0, 16).unwrap().version, 2);
+    }
+}
+
+#[test]
+fn a_slot_whose_rejection_has_not_been_told_is_not_the_workers_to_fill() {
+    let mut rig = rig_that_rejects();
+    rig.frame((0, 0), push(1, 0, 0, 0)).unwrap();
+    rig.frame((0, 1), push(1, 1, 0, 0)).unwrap();
+    let error = rig.frame((0, 1), push(1, 2, 0, 0)).unwrap_err().to_string();
+    assert!(error.contains("worker 0") && error.contains("slot"), "{error}");
+}
+
+#[test]
+fn a_base_version_under_bsp_is_refused() {
+    let mut rig = Rig::new(1);
+    let error = rig.frame((0, 1), push(0, 0, 0, 7)).unwrap_err().to_string();
+    assert!(error.contains("argument") && error.contains("no base version"), "{error}");
+}
+
+#[test]
+fn a_late_piece_that_does_not_fit_is_its_own_workers_fault() {
+    for late in [Late::Drop, Late::Apply] {
+        let mut rig = Rig::new(2);
+        let spec = TableSpec::dense("q", &[16]).segment_bytes(64);
+        let spec = spec.quorum(Quorum { workers: 1, late });
+        rig.core.create_table(1, &spec, |_| Ok(RegionId(3))).unwrap();
+        rig.send((0, 0), RequestKind::Mark, 0, 0).unwrap();
+        assert_eq!((rig.core.gate.closed(), rig.core.gate.closed_of(1)), (0, 1));
+        // It waits for nobody, so it is the worker's whose request is being served.
+        rig.frame((1, 0), RequestHeader { bucket: 3, ..push(1, 0, 0, NO_BASE) }).unwrap();
+        assert_eq!((rig.core.faults.len(), rig.core.faults[0].0), (1, 1));
+        assert_eq!(rig.core.stats.late_dropped + rig.core.stats.late_applied, 0);
+    }
 }
 
 /// The clock that somebody waits for is closed and answered; what belongs to a later one is left alone.

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::OptimizerSpec;
+use crate::types::{Consistency, Late, OptimizerSpec, Quorum};
+
+/// A step of its own, of a push that does not say what it was computed from.
+const STEP: Intake = Intake::Step { divisor: 1.0, base: None };
 
 fn unregistered(_: Arc<Arena>) -> Result<RegionId> {
     Ok(RegionId(0))
@@ -28,10 +31,14 @@ fn grouped(spec: &TableSpec, pairs: &[(u64, f32)]) -> (Vec<DirectoryEntry>, Vec<
     (directory, sorted.iter().map(|s| s.1).collect(), sorted.iter().map(|s| s.2).collect())
 }
 
-fn push_sparse(shard: &mut Shard, spec: &TableSpec, pairs: &[(u64, f32)]) -> Result<(), Malformed> {
+fn push_sparse(
+    shard: &mut Shard,
+    spec: &TableSpec,
+    pairs: &[(u64, f32)],
+) -> Result<Option<Rejection>, Malformed> {
     let (directory, keys, values) = grouped(spec, pairs);
     let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
-    shard.push_sparse(0, piece, &mut Vec::new())
+    shard.push_sparse(0, piece, Intake::Fold, &mut Vec::new())
 }
 
 fn read_sparse(shard: &Shard, spec: &TableSpec, keys: &[u64]) -> HashMap<u64, u32> {
@@ -65,7 +72,7 @@ proptest! {
                     let values: Vec<f32> =
                         (range.start()..range.end()).map(|k| push.get(&k).copied().unwrap_or(0.0)).collect();
                     let piece = DensePiece { bucket, first: 0, values: Floats::from(&values[..]) };
-                    dense.push_dense(0, piece, &mut Vec::new()).unwrap();
+                    dense.push_dense(0, piece, Intake::Fold, &mut Vec::new()).unwrap();
                 }
             }
             sparse.close(pushes.len() as u32, &mut Vec::new());
@@ -91,7 +98,7 @@ fn a_clock_is_one_step_however_many_pieces() {
     let mut applied = Vec::new();
     for first in [0, 32, 0] {
         let piece = DensePiece { bucket: 0, first, values: Floats::from(&ones[..]) };
-        shard.push_dense(0, piece, &mut applied).unwrap();
+        shard.push_dense(0, piece, Intake::Fold, &mut applied).unwrap();
     }
     assert!(applied.is_empty());
     assert_eq!(shard.read_dense(0, 0, 0, 64).unwrap().values, [0.0; 64]);
@@ -115,16 +122,96 @@ fn without_barriers_a_part_of_a_segment_steps_alone() {
         let values = &gradient[first as usize..first as usize + 16];
         for _ in 0..2 {
             let piece = DensePiece { bucket: 0, first, values: Floats::from(values) };
-            parts.push_dense(0, piece, &mut applied).unwrap();
+            parts.push_dense(0, piece, STEP, &mut applied).unwrap();
         }
     }
     for _ in 0..2 {
         let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&gradient[..]) };
-        whole.push_dense(0, piece, &mut applied).unwrap();
+        whole.push_dense(0, piece, STEP, &mut applied).unwrap();
     }
     assert_eq!(parts.read_dense(0, 0, 0, 32).unwrap().values, whole.read_dense(0, 0, 0, 32).unwrap().values);
     assert_eq!(applied.last().unwrap().version, 2);
     assert_eq!(parts.read_dense(0, 0, 0, 32).unwrap().version, 4);
+}
+
+fn asp(spec: TableSpec, stale: Stale) -> TableSpec {
+    spec.optimizer(OptimizerSpec::sum()).consistency(Consistency::Asp).stale(stale)
+}
+
+/// Four pieces of 12, from a base that lies 0, 1, 2 and 3 updates back, or as many as were taken.
+#[test]
+fn a_stale_piece_is_accepted_scaled_or_rejected_by_its_bucket() {
+    let taken = |stale| {
+        let spec = asp(TableSpec::dense("w", &[32]).segment_bytes(64), stale);
+        let mut shard = shard(&spec);
+        let mut applied = Vec::new();
+        let intake = Intake::Step { divisor: 1.0, base: Some(0) };
+        let rejections: Vec<_> = (0..4)
+            .map(|_| {
+                let piece = DensePiece { bucket: 1, first: 4, values: Floats::from(&[12.0f32; 2][..]) };
+                shard.push_dense(0, piece, intake, &mut applied).unwrap()
+            })
+            .collect();
+        // Another bucket has another version.
+        let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&[1.0f32][..]) };
+        assert_eq!(shard.push_dense(0, piece, intake, &mut applied), Ok(None));
+        let reading = shard.read_dense(0, 1, 4, 2).unwrap();
+        (reading.values.to_vec(), reading.version, rejections)
+    };
+    assert_eq!(taken(Stale::Accept), (vec![48.0; 2], 4, vec![None; 4]));
+    assert_eq!(taken(Stale::Scale), (vec![12.0 + 6.0 + 4.0 + 3.0; 2], 4, vec![None; 4]));
+    let rejection = Some(Rejection { pieces: 1, bucket: 1, current: 2 });
+    assert_eq!(
+        taken(Stale::Reject { max_age: 1 }),
+        (vec![24.0; 2], 2, vec![None, None, rejection, rejection])
+    );
+}
+
+#[test]
+fn of_a_sparse_frame_only_the_stale_pieces_are_rejected() {
+    let spec = asp(TableSpec::sparse("w", 1), Stale::Reject { max_age: 0 });
+    let mut shard = shard(&spec);
+    let key_in = |bucket: u32| (0u64..).find(|&k| spec.bucket_of(k) == bucket).unwrap();
+    let mut push = |buckets: &[u32], base| {
+        let keys: Vec<u64> = buckets.iter().map(|&b| key_in(b)).collect();
+        let directory: Vec<_> = buckets.iter().map(|&bucket| DirectoryEntry { bucket, keys: 1 }).collect();
+        let values = vec![1.0f32; keys.len()];
+        let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+        shard.push_sparse(0, piece, Intake::Step { divisor: 1.0, base }, &mut Vec::new()).unwrap()
+    };
+    assert_eq!(push(&[2, 5], Some(0)), None);
+    assert_eq!(push(&[5], None), None, "without a base nothing is stale");
+    let rejection = Rejection { pieces: 2, bucket: 2, current: 1 };
+    assert_eq!(push(&[1, 2, 3, 5], Some(0)), Some(rejection));
+    let read = read_sparse(&shard, &spec, &[1, 2, 3, 5].map(key_in));
+    let values = [1, 2, 3, 5].map(|b| f32::from_bits(read[&key_in(b)]));
+    assert_eq!(values, [1.0, 1.0, 1.0, 2.0]);
+}
+
+#[test]
+fn a_table_with_a_quorum_closes_alone_and_takes_late_pieces_as_steps() {
+    let with = |name: &str| TableSpec::dense(name, &[16]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+    let quorum = with("q").quorum(Quorum { workers: 2, late: Late::Apply });
+    let mut shard = shard(&with("w"));
+    shard.create_table(1, &quorum, &[0], unregistered).unwrap();
+    let mut applied = Vec::new();
+    let mut push = |shard: &mut Shard, table, intake| {
+        let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&[6.0f32; 16][..]) };
+        assert_eq!(shard.push_dense(table, piece, intake, &mut applied), Ok(None));
+    };
+    let read = |shard: &Shard, table| shard.read_dense(table, 0, 0, 16).unwrap().values[0];
+    for table in [0, 1] {
+        push(&mut shard, table, Intake::Fold);
+    }
+    shard.close_table(1, 3, &mut Vec::new());
+    assert_eq!((read(&shard, 0), read(&shard, 1)), (0.0, 2.0));
+    push(&mut shard, 1, Intake::Fold);
+    push(&mut shard, 1, Intake::Drop);
+    push(&mut shard, 1, Intake::Step { divisor: 2.0, base: None });
+    shard.close(1, &mut Vec::new());
+    assert_eq!((read(&shard, 0), read(&shard, 1)), (6.0, 5.0), "the open clock of the quorum stays open");
+    shard.close_table(1, 2, &mut Vec::new());
+    assert_eq!(read(&shard, 1), 8.0);
 }
 
 #[test]
@@ -140,9 +227,9 @@ fn pieces_that_do_not_fit_touch_nothing() {
         let directory: Vec<_> =
             directory.iter().map(|&(bucket, keys)| DirectoryEntry { bucket, keys }).collect();
         let piece = SparsePiece { directory: &directory, keys, values: Floats::from(&zeros[..values]) };
-        shard.push_sparse(0, piece, &mut Vec::new()).map_err(|m| m.field)
+        shard.push_sparse(0, piece, Intake::Fold, &mut Vec::new()).map_err(|m| m.field)
     };
-    assert_eq!(check(&[(2, 1), (4, 1)], &[a, b], 2), Ok(()));
+    assert_eq!(check(&[(2, 1), (4, 1)], &[a, b], 2), Ok(None));
     assert_eq!(check(&[(4, 1), (2, 1)], &[b, a], 2), Err("directory"));
     assert_eq!(check(&[(2, 1), (2, 1)], &[a, a], 2), Err("directory"));
     assert_eq!(check(&[(3, 1)], &[foreign], 1), Err("directory"));
@@ -156,9 +243,9 @@ fn pieces_that_do_not_fit_touch_nothing() {
     shard.create_table(1, &spec, &[1], unregistered).unwrap();
     let mut check = |table, bucket, first, count: usize| {
         let piece = DensePiece { bucket, first, values: Floats::from(&zeros[..count]) };
-        shard.push_dense(table, piece, &mut Vec::new()).map_err(|m| m.field)
+        shard.push_dense(table, piece, Intake::Fold, &mut Vec::new()).map_err(|m| m.field)
     };
-    assert_eq!(check(1, 1, 0, 4), Ok(()));
+    assert_eq!(check(1, 1, 0, 4), Ok(None));
     assert_eq!(check(1, 1, 1, 4), Err("count"));
     assert_eq!(check(1, 1, u32::MAX, 4), Err("count"));
     assert_eq!(check(1, 1, 0, 0), Err("count"));
@@ -199,7 +286,7 @@ fn adam_counts_the_steps_of_each_row_and_of_each_bucket() {
     let mut dense = shard(&spec);
     for bucket in [0, 0, 1] {
         let piece = DensePiece { bucket, first: 0, values: Floats::from(&[2.0f32; 16][..]) };
-        dense.push_dense(0, piece, &mut Vec::new()).unwrap();
+        dense.push_dense(0, piece, Intake::Fold, &mut Vec::new()).unwrap();
         dense.close(1, &mut Vec::new());
     }
     for (bucket, expected) in [(0, -1.0), (1, -0.5)] {
@@ -269,7 +356,11 @@ proptest! {
             let values = vec![value; count as usize];
             for shard in [&mut pinning, &mut plain] {
                 let piece = DensePiece { bucket, first, values: Floats::from(&values[..]) };
-                shard.push_dense(0, piece, &mut Vec::new()).unwrap();
+                let intake = match spec.consistency.folds_by_rank() {
+                    true => Intake::Fold,
+                    false => Intake::Step { divisor: 1.0, base: None },
+                };
+                shard.push_dense(0, piece, intake, &mut Vec::new()).unwrap();
                 shard.close(1, &mut Vec::new());
             }
             while held.len() > keep {
