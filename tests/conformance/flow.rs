@@ -150,9 +150,9 @@ struct Transfer {
     reads: [VecDeque<ExpectedRead>; 2],
     /// Operations taken.
     posted: u64,
-    /// Writes of each end, and reads of both.
+    /// Writes and reads of each end.
     writes: [usize; 2],
-    reads_posted: usize,
+    reads_posted: [usize; 2],
 }
 
 impl Transfer {
@@ -169,7 +169,7 @@ impl Transfer {
             [0, 1].map(|e: usize| net.ends[e].grant(ids[e], CONSTANT, CONSTANT_LENGTH, Rights::Read));
         let pools = [0, 1].map(|e: usize| net.ends[e].pool(SLOT, 8));
         let (expected, reads) = Default::default();
-        let (posted, writes, reads_posted) = (0, [0; 2], 0);
+        let (posted, writes, reads_posted) = (0, [0; 2], [0; 2]);
         Transfer {
             net,
             ids,
@@ -217,14 +217,15 @@ impl Transfer {
     fn post_read(&mut self, end: usize) -> bool {
         let length = self.random.below(LONGEST_READ);
         let from = self.random.below(CONSTANT_LENGTH - length);
-        let to = LOCAL + self.reads_posted % (2 * READS) * LONGEST_READ;
+        // Counted for each end: by a common count one end could run into memory that a read of the other still fills.
+        let to = LOCAL + self.reads_posted[end] % READS * LONGEST_READ;
         let context = self.posted;
         let local = self.net.ends[end].slice(to, length);
         let read = Read { remote: self.constants[1 - end], offset: from as u64, local, context };
         let taken = self.net.ends[end].transport.read(self.ids[end], read).is_ok();
         if taken {
             self.reads[end].push_back(ExpectedRead { context, from, to, length });
-            self.reads_posted += 1;
+            self.reads_posted[end] += 1;
         }
         taken
     }
