@@ -186,6 +186,11 @@ impl World {
         self.events.is_empty()
     }
 
+    /// Whether something happens sooner than a slow message takes.
+    pub fn is_near(&self) -> bool {
+        self.events.first_key_value().is_some_and(|((at, _), _)| at - self.now <= self.options.longest)
+    }
+
     /// Lets the next thing happen; false when nothing will.
     pub fn step(&mut self) -> bool {
         let Some(((at, number), event)) = self.events.pop_first() else { return false };
