@@ -114,11 +114,16 @@ impl Link {
         self.write_header(header, transport)
     }
 
+    /// Writes the header that found no room, if there is one. Before anything else: only then there is room for more.
+    pub fn resume(&mut self, transport: &mut dyn Transport) -> Result<()> {
+        match self.stuck.take() {
+            Some(header) => self.write_header(header, transport),
+            None => Ok(()),
+        }
+    }
+
     /// Announces credit that no reply took along.
     pub fn settle(&mut self, closed: u64, epoch: u32, transport: &mut dyn Transport) -> Result<()> {
-        if let Some(header) = self.stuck.take() {
-            self.write_header(header, transport)?;
-        }
         if !self.credit_due || !self.has_room() {
             return Ok(());
         }
