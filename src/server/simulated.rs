@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
-use super::reactor::{Command, OpenRequest, Opened, Reactor, Report, Reports, Sizes};
-use crate::config::Polling;
+use super::reactor::{Command, OpenRequest, Opened, Reactor, Report, Reports};
+use crate::config::{Polling, ServerLimits};
 use crate::error::Result;
 use crate::mem::RemoteRegion;
 use crate::proto::ThreadStats;
@@ -24,6 +24,8 @@ pub(crate) enum Fault {
     None,
     /// Pulls are answered one clock too early.
     AnswersEarly,
+    /// Pulls are never answered.
+    NeverAnswers,
     /// Replayed pushes are applied again.
     KeepsDuplicates,
 }
@@ -32,19 +34,18 @@ thread_local! {
     static FAULT: Cell<Fault> = const { Cell::new(Fault::None) };
 }
 
+/// How many closed clocks a pull waits for on this server thread, if `needed` would be right.
+pub(crate) fn needed(needed: u64) -> u64 {
+    match FAULT.get() {
+        Fault::AnswersEarly => needed.saturating_sub(1),
+        Fault::NeverAnswers => u64::MAX,
+        Fault::None | Fault::KeepsDuplicates => needed,
+    }
+}
+
 /// Whether this server thread has a fault.
 pub(crate) fn has(fault: Fault) -> bool {
     FAULT.get() == fault
-}
-
-/// What one server thread has for all its workers.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Memory {
-    pub staging_bytes: usize,
-    pub payload_bytes: usize,
-    pub slots: usize,
-    pub pull_credits: usize,
-    pub reply_buffers: usize,
 }
 
 /// The control thread's end of one server thread.
@@ -81,23 +82,15 @@ pub(crate) fn wires() -> (Wires, Ends) {
 pub(crate) fn serve(
     transport: Box<dyn Transport>,
     id: ShardId,
-    memory: Memory,
+    limits: ServerLimits,
     ends: Ends,
     fault: Fault,
 ) -> Result<()> {
     FAULT.set(fault);
-    let sizes = Sizes {
-        staging_bytes: memory.staging_bytes,
-        payload_bytes: memory.payload_bytes,
-        table_bytes: 1 << 30,
-        slots: memory.slots,
-        pull_credits: memory.pull_credits,
-        reply_buffers: memory.reply_buffers,
-    };
     // Whoever reads the reports listens to their channel.
     let reports = Reports::new(id.thread, ends.outbox, Box::new(|| {}));
     let (polling, optimizers) = (Polling::Block, Optimizers::default());
-    Reactor::new(id, transport, polling, sizes, optimizers, ends.inbox, ends.stop, Waker::new()?, reports)
+    Reactor::new(id, transport, polling, limits, optimizers, ends.inbox, ends.stop, Waker::new()?, reports)
         .run();
     Ok(())
 }
@@ -155,7 +148,7 @@ impl Wires {
     pub fn next(&self) -> Option<Said> {
         loop {
             return Some(match self.reports.try_recv().ok()?.1 {
-                Report::TableCreated(_, Ok(())) => continue,
+                Report::TableCreated(_, Ok(())) | Report::Drained => continue,
                 Report::TableCreated(_, Err(error)) => Said::Failed(error.to_string()),
                 Report::Opened(token, outcome) => Said::Answer(token, answer(outcome)),
                 Report::Stats(_, stats, _) => Said::Stats(stats),

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::exact::{MOST, Pull, Pushes, value};
 use super::rig::{Job, Outcome, Worker};
 use crate::client::{Table, Ticket};
-use crate::server::simulated::{Fault, Memory};
+use crate::config::ServerLimits;
+use crate::server::simulated::Fault;
 use crate::transport::sim::{SimFailure, SimOptions};
 use crate::types::random::SplitMix64;
 use crate::types::{
@@ -276,12 +277,13 @@ fn job(seed: u64, fault: Fault, losses: bool) -> (Job, Scene) {
     let scene = Scene::new(random, &tables, units, workers, longest);
     let lossy = losses || random.below(2) == 0;
     let job = Job {
-        memory: Memory {
+        limits: ServerLimits {
             staging_bytes: 1 << 20,
             payload_bytes: 4096,
             slots: draw(random, 1, 4),
             pull_credits: draw(random, 1, 4),
             reply_buffers: draw(random, 1, 4),
+            ..ServerLimits::default()
         },
         options: SimOptions {
             shortest: 1_000,

@@ -9,11 +9,12 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::client::simulated::{self as worker_side, Asked};
 use crate::client::{Client, Table};
+use crate::config::ServerLimits;
 use crate::control::{Hub, HubConfig, HubWaker, this_process};
 use crate::proto::ThreadStats;
 use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
-use crate::server::simulated::{self as server_side, Fault, Memory, Said};
+use crate::server::simulated::{self as server_side, Fault, Said};
 use crate::transport::SessionKey;
 use crate::transport::sim::{SimFailure, SimNetwork, SimNode, SimOptions};
 use crate::types::random::SplitMix64;
@@ -27,7 +28,7 @@ pub struct Job {
     pub servers: u32,
     /// Of each server.
     pub threads: u32,
-    pub memory: Memory,
+    pub limits: ServerLimits,
     pub tables: Vec<TableSpec>,
     pub options: SimOptions,
     /// Of every server thread.
@@ -41,15 +42,16 @@ pub struct Job {
 impl Job {
     /// A job without faults on a network without losses.
     pub fn new(seed: u64, workers: u32, (servers, threads): (u32, u32), tables: Vec<TableSpec>) -> Job {
-        let memory = Memory {
+        let limits = ServerLimits {
             staging_bytes: 1 << 20,
             payload_bytes: 4096,
             slots: 4,
             pull_credits: 8,
             reply_buffers: 8,
+            ..ServerLimits::default()
         };
         let (options, fault) = (SimOptions::default(), Fault::None);
-        Job { seed, workers, servers, threads, memory, tables, options, fault, partitions: 0, crash: None }
+        Job { seed, workers, servers, threads, limits, tables, options, fault, partitions: 0, crash: None }
     }
 
     /// Runs it; each worker does `work`.
@@ -114,11 +116,11 @@ impl Job {
     fn serve(&self, network: &SimNetwork, shard: usize) -> server_side::Wires {
         let (wires, ends) = server_side::wires();
         let (server, thread) = (shard as u32 / self.threads, shard as u32 % self.threads);
-        let (memory, fault) = (self.memory, self.fault);
+        let (limits, fault) = (self.limits, self.fault);
         let body = move |node: SimNode| {
             node.doing("serving");
             let transport = Box::new(node.transport().unwrap());
-            server_side::serve(transport, ShardId { server, thread }, memory, ends, fault).unwrap();
+            server_side::serve(transport, ShardId { server, thread }, limits, ends, fault).unwrap();
         };
         network.spawn(&format!("server {server} thread {thread}"), body).unwrap();
         wires
@@ -135,7 +137,7 @@ impl Job {
                 break;
             }
             let apart: Vec<usize> = (0..nodes).filter(|_| random.below(2) == 0).collect();
-            node.network().partition(&apart, Duration::from_nanos(random.below(2 * self.options.lost_after)));
+            node.network().partition(&apart, Duration::from_nanos(random.below(4 * self.options.lost_after)));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::rig::{Job, Outcome, Worker};
-use crate::server::simulated::Memory;
+use crate::config::ServerLimits;
 use crate::types::random::{SplitMix64, permutation};
 use crate::types::{KeyRange, OptimizerSpec, SortedKeys, TableKind, TableSpec};
 
@@ -96,9 +96,9 @@ fn all(worker: &Worker) -> Vec<u32> {
     worker.tables.iter().flat_map(pull).collect()
 }
 
-fn run(seed: u64, workers: u32, memory: Memory) -> (Vec<u32>, Outcome) {
+fn run(seed: u64, workers: u32, limits: ServerLimits) -> (Vec<u32>, Outcome) {
     let result = Arc::new(Mutex::new(Vec::new()));
-    let job = Job { memory, ..Job::new(seed, workers, (2, 1), tables()) };
+    let job = Job { limits, ..Job::new(seed, workers, (2, 1), tables()) };
     let written = result.clone();
     let outcome = job.run(move |worker| act(worker, seed, &written));
     let outcome = outcome.unwrap_or_else(|failure| panic!("{failure}"));
@@ -108,23 +108,31 @@ fn run(seed: u64, workers: u32, memory: Memory) -> (Vec<u32>, Outcome) {
     (bits, outcome)
 }
 
-fn memory(staging_bytes: usize, slots: usize) -> Memory {
-    Memory { staging_bytes, payload_bytes: 4096, slots, pull_credits: 64, reply_buffers: 8 }
+fn limits(staging_bytes: usize, slots: usize) -> ServerLimits {
+    let (payload_bytes, pull_credits, reply_buffers) = (4096, 64, 8);
+    ServerLimits {
+        staging_bytes,
+        payload_bytes,
+        slots,
+        pull_credits,
+        reply_buffers,
+        ..ServerLimits::default()
+    }
 }
 
 #[test]
 fn with_one_slot_each_64_workers_complete_with_the_bits_of_64_slots() {
-    let (expected, _) = run(1, 64, memory(64 * STAGING, 64));
+    let (expected, _) = run(1, 64, limits(64 * STAGING, 64));
     let seeds = if cfg!(debug_assertions) { 3 } else { 8 };
     for seed in 1..=seeds {
-        let (bits, _) = run(seed, 64, memory(STAGING, 64));
+        let (bits, _) = run(seed, 64, limits(STAGING, 64));
         assert!(bits == expected, "seed {seed}: other bits");
     }
 }
 
 #[test]
 fn a_server_thread_has_no_more_memory_for_64_workers_than_for_8() {
-    let registered = |workers| run(1, workers, memory(STAGING, 64)).1.registered;
+    let registered = |workers| run(1, workers, limits(STAGING, 64)).1.registered;
     let (few, many) = (registered(8), registered(64));
     assert!(few.iter().all(|&bytes| bytes > STAGING), "{few:?}: the slots and the reply buffers");
     assert_eq!(few, many);

@@ -13,6 +13,7 @@
 //! what the endpoint was granted is possible and every payload it held has been dropped.
 
 mod arenas;
+pub mod cpus;
 mod grants;
 pub mod interface;
 pub mod network;
