@@ -68,9 +68,9 @@ fn partitions_that_last_break_connections_and_the_job_goes_on() {
     let mut reconnects = 0;
     for seed in 1..=20 {
         let mut job = Job::new(seed, 3, (2, 2), table(Consistency::Asp));
-        job.options.lost_after = 200_000;
-        job.options.longest = 100_000;
-        job.partitions = 10;
+        job.options.lost_after = 100_000;
+        job.options.longest = 200_000;
+        job.partitions = 60;
         let outcome = job.run(act).unwrap_or_else(|failure| panic!("{failure}"));
         reconnects += outcome.stats.iter().map(|s| s.reconnects).sum::<u64>();
     }

@@ -135,7 +135,7 @@ pub(super) struct World {
     joined: u64,
     /// The nodes of one side, and until when.
     partitions: Vec<(Vec<usize>, u64)>,
-    losses: u32,
+    pub losses: u32,
     copied: Vec<u8>,
 }
 
