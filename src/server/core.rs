@@ -418,7 +418,7 @@ impl Core {
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
         #[cfg(test)]
-        let needed = needed.saturating_sub(u64::from(super::simulated::has(Fault::AnswersEarly)));
+        let needed = super::simulated::needed(needed);
         self.promised = self.promised.max(needed);
         if floats * 4 > self.replies.largest() as u64 {
             return Err(Malformed::new(

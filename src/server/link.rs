@@ -29,9 +29,6 @@ pub struct Link {
     freed: u64,
     /// Slots whose request came over this endpoint and is not done with.
     filled: u64,
-    /// Slots freed over this endpoint for a request that had come over an earlier one. Its replay may still be on its way,
-    /// and must not free the slot a second time.
-    freed_early: u64,
     /// Slots, among `filled`, of pushes whose rejection has to be told.
     rejected: u64,
     /// Something besides a pull has to be announced.
@@ -65,7 +62,6 @@ impl Link {
             read: 0,
             freed: 0,
             filled: 0,
-            freed_early: 0,
             rejected: 0,
             credit_due: false,
             stuck: None,
@@ -107,32 +103,26 @@ impl Link {
         let bit = 1u64 << slot;
         let free = (self.filled | self.freed) & bit == 0;
         self.filled |= bit;
-        self.freed_early &= !bit;
         free
     }
 
     /// A request came that had been accepted over an earlier endpoint; `occupied` while it still needs its slot.
     pub fn refill(&mut self, slot: u32, occupied: bool) {
-        let bit = 1 << slot;
-        if self.freed_early & bit != 0 {
-            self.freed_early &= !bit;
-        } else {
-            self.filled |= bit;
-            if !occupied {
-                self.free(slot);
-            }
+        self.filled |= 1 << slot;
+        if !occupied {
+            self.free(slot);
         }
     }
 
-    /// A slot is free again.
+    /// A slot's request is done with. One that came over an earlier endpoint is not given back before its replay has come:
+    /// the worker would fill the slot anew, and the replay, written before, would find another request in it.
     pub fn free(&mut self, slot: u32) {
         let bit = 1 << slot;
-        if self.filled & bit == 0 {
-            self.freed_early |= bit;
+        if self.filled & bit != 0 {
+            self.filled &= !bit;
+            self.freed |= bit;
+            self.credit_due = true;
         }
-        self.filled &= !bit;
-        self.freed |= bit;
-        self.credit_due = true;
     }
 
     /// Pieces of the push in a slot were rejected.
@@ -200,11 +190,16 @@ impl Link {
         self.write_header(header, transport)
     }
 
+    /// Writes the header that found no room, if there is one. Before anything else: only then there is room for more.
+    pub fn resume(&mut self, transport: &mut dyn Transport) -> Result<()> {
+        match self.stuck.take() {
+            Some(header) => self.write_header(header, transport),
+            None => Ok(()),
+        }
+    }
+
     /// Announces credit that no reply took along.
     pub fn settle(&mut self, closed: u64, epoch: u32, transport: &mut dyn Transport) -> Result<()> {
-        if let Some(header) = self.stuck.take() {
-            self.write_header(header, transport)?;
-        }
         if !self.credit_due || !self.has_room() {
             return Ok(());
         }

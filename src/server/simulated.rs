@@ -24,12 +24,23 @@ pub(crate) enum Fault {
     None,
     /// Pulls are answered one clock too early.
     AnswersEarly,
+    /// Pulls are never answered.
+    NeverAnswers,
     /// Replayed pushes are applied again.
     KeepsDuplicates,
 }
 
 thread_local! {
     static FAULT: Cell<Fault> = const { Cell::new(Fault::None) };
+}
+
+/// How many closed clocks a pull waits for on this server thread, if `needed` would be right.
+pub(crate) fn needed(needed: u64) -> u64 {
+    match FAULT.get() {
+        Fault::AnswersEarly => needed.saturating_sub(1),
+        Fault::NeverAnswers => u64::MAX,
+        Fault::None | Fault::KeepsDuplicates => needed,
+    }
 }
 
 /// Whether this server thread has a fault.

@@ -7,8 +7,10 @@
 //! | `exact` | what a pull may and must have seen, told from its values |
 //! | `random` | a thousand random small jobs, and faults that they find |
 //! | `slots` | 64 workers with one slot each |
+//! | `faults` | crashed processes, and what the simulation itself finds |
 
 mod exact;
+mod faults;
 mod random;
 mod rig;
 mod slots;

@@ -171,7 +171,7 @@ impl Scene {
         match call.at_once && (call.kind == Kind::Pull || !bsp) {
             true => waited.wait(self, worker),
             // A ticket that nobody keeps cancels nothing.
-            false if call.kind == Kind::Push && call.nap % 2 == 0 => drop(waited.ticket.take()),
+            false if call.kind == Kind::Push && call.nap.is_multiple_of(2) => drop(waited.ticket.take()),
             false => later.push(waited),
         }
     }

@@ -137,7 +137,7 @@ impl Job {
                 break;
             }
             let apart: Vec<usize> = (0..nodes).filter(|_| random.below(2) == 0).collect();
-            node.network().partition(&apart, Duration::from_nanos(random.below(2 * self.options.lost_after)));
+            node.network().partition(&apart, Duration::from_nanos(random.below(4 * self.options.lost_after)));
         }
     }
 }
@@ -200,7 +200,7 @@ impl Start {
             let (joining, wires) =
                 worker_side::prepare(transport, &self.view, rank, export(rank), self.waker.clone()).unwrap();
             self.plugs.send(Plug { rank, incarnation, node: node.id(), wires }).unwrap();
-            let client = joining.connect().unwrap();
+            let client = joining.connect().unwrap_or_else(|error| node.fail(&error.to_string()));
             let tables = (0..).zip(&self.job.tables).map(|(id, spec)| client.made_table(id, spec)).collect();
             let worker = Worker { rank, node, client, tables, start: self };
             (worker.start.work)(&worker);

@@ -98,6 +98,12 @@ impl SimNetwork {
         Sim::new(self, node)
     }
 
+    /// From now on connections are lost as [`SimOptions::loss`] and [`SimOptions::losses`] say.
+    pub fn set_losses(&self, loss: u32, losses: u32) {
+        let mut world = self.lock();
+        (world.options.loss, world.losses) = (loss, losses);
+    }
+
     /// For `time` these nodes and the others can't reach each other. What is under way arrives afterwards, if that is soon
     /// enough; else connections break.
     pub fn partition(&self, nodes: &[usize], time: Duration) {

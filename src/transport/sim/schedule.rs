@@ -70,16 +70,15 @@ impl World {
                 break;
             }
             let able: Vec<usize> = (0..self.nodes.len()).filter(|&n| self.is_able(n)).collect();
-            // The network is one candidate more: it may be faster than those who could run.
-            let network = usize::from(!self.is_quiet());
+            // The network is one candidate more: it may be faster than those who could run, but they are never so slow that
+            // an idle second passes meanwhile.
+            let network = usize::from(if able.is_empty() { !self.is_quiet() } else { self.is_near() });
             match self.random.below((able.len() + network) as u64) as usize {
                 pick if pick < able.len() => {
                     self.note(able[pick] as u64);
                     return Some(able[pick]);
                 }
-                _ if network == 1 => {
-                    self.step();
-                }
+                _ if network == 1 => _ = self.step(),
                 _ => self.stalled(),
             }
         }

@@ -135,7 +135,7 @@ pub(super) struct World {
     joined: u64,
     /// The nodes of one side, and until when.
     partitions: Vec<(Vec<usize>, u64)>,
-    losses: u32,
+    pub losses: u32,
     copied: Vec<u8>,
 }
 
@@ -184,6 +184,11 @@ impl World {
 
     pub fn is_quiet(&self) -> bool {
         self.events.is_empty()
+    }
+
+    /// Whether something happens sooner than a slow message takes.
+    pub fn is_near(&self) -> bool {
+        self.events.first_key_value().is_some_and(|((at, _), _)| at - self.now <= self.options.longest)
     }
 
     /// Lets the next thing happen; false when nothing will.
