@@ -303,7 +303,7 @@ fn a_push_pull_whose_answer_has_no_room_pushes_nothing() {
 #[test]
 fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
     let secret = Secret::generate().unwrap();
-    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1));
+    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(2));
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
     let coordinator = thread::spawn(move || coordinator.run());
@@ -312,21 +312,33 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
     let network = Network { ports: Some(first..=first + 1), ..Network::default() };
     let limits = ServerLimits { stop_timeout: Duration::from_secs(60), ..ServerLimits::default() };
     let server = Server::builder(&address, secret.clone()).network(network).limits(limits).start().unwrap();
-    let client = Client::connect(ClientConfig::new(&address, secret, 0, 1)).unwrap();
-    let table = client.table(&TableSpec::dense("w", &[1 << 20]).optimizer(OptimizerSpec::assign())).unwrap();
+    let join = |rank| {
+        let config = ClientConfig::new(&address, secret.clone(), rank, 2);
+        thread::spawn(move || Client::connect(config).unwrap())
+    };
+    let [first_client, second_client] = [join(0), join(1)].map(|thread| thread.join().unwrap());
+    let spec = TableSpec::dense("w", &[1 << 20]).optimizer(OptimizerSpec::assign());
+    let table = first_client.table(&spec.aggregate(windlass::types::Aggregate::Sum)).unwrap();
     let range = KeyRange::new(0, 1 << 20).unwrap();
-    // Answers that no socket buffer holds at once.
-    let ticket = table.push_pull_range(range, &vec![1.5; 1 << 20]).unwrap();
-    client.clock().unwrap();
-    let reader = thread::spawn(move || {
-        let mut values = vec![0.0; 1 << 20];
-        ticket.wait_into(&mut values).map(|_| values)
-    });
-    while client.server_stats().unwrap()[0].clocks != [1] {
-        thread::yield_now();
+    table.push_range(range, &vec![1.5; 1 << 20]).unwrap();
+    first_client.clock().unwrap();
+    // The second worker has not ended that clock, so this waits: 4 MiB of answers. A push stands behind it.
+    let ticket = table.pull_range_async(range).unwrap();
+    let mut push = table.push_range(KeyRange::new(0, 1).unwrap(), &[2.0]).unwrap();
+    while first_client.server_stats().unwrap()[0].threads[0].pushes != 17 {
+        assert!(!push.test().unwrap());
     }
-    server.stop().unwrap();
-    assert!(reader.join().unwrap().unwrap().iter().all(|v| *v == 1.5));
+    thread::scope(|scope| {
+        let stopping = scope.spawn(|| server.stop());
+        second_client.clock().unwrap();
+        let mut values = vec![0.0; 1 << 20];
+        ticket.wait_into(&mut values).unwrap();
+        assert!(values.iter().all(|v| *v == 1.5));
+        first_client.clock().unwrap();
+        second_client.clock().unwrap();
+        push.wait().unwrap();
+        stopping.join().unwrap().unwrap();
+    });
     for port in [first, first + 1] {
         std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     }
