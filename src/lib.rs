@@ -28,7 +28,7 @@ pub use client::{Client, ClientConfig, Table, Ticket};
 pub use error::{Error, Result};
 pub use proto::secret::Secret;
 pub use server::{Server, ServerBuilder, ServerHandle};
-pub use types::{KeyRange, SortedKeys, TableSpec};
+pub use types::{Initializer, KeyRange, SortedKeys, TableSpec};
 
 /// The README's example has to compile.
 #[cfg(doctest)]

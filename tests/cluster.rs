@@ -9,7 +9,8 @@ use windlass::config::{Network, ServerLimits};
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::OptimizerSpec;
 use windlass::{
-    Client, ClientConfig, Error, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, TableSpec,
+    Client, ClientConfig, Error, Initializer, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys,
+    TableSpec,
 };
 
 struct Job {
@@ -122,6 +123,9 @@ fn a_table_of_another_spec_is_refused_with_both() {
         client.table(&TableSpec::sparse("w", 1)).unwrap();
         let error = client.table(&TableSpec::sparse("w", 2)).unwrap_err().to_string();
         assert!(error.contains("rows of 1") && error.contains("rows of 2"), "{error}");
+        let other = Initializer::Constant(1.5);
+        let error = client.table(&TableSpec::sparse("w", 1).initializer(other)).unwrap_err().to_string();
+        assert!(error.contains("zeros") && error.contains("constant 1.5"), "{error}");
         let error = client.table(&TableSpec::sparse("x", 1).optimizer(OptimizerSpec::new("magic", &[])));
         assert!(error.unwrap_err().to_string().contains("sgd"));
         client.finalize().unwrap();
@@ -347,4 +351,31 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
     assert!(error.contains("server 0 (") && error.contains("told to stop"), "{error}");
     let error = coordinator.join().unwrap().unwrap_err().to_string();
     assert!(error.contains("server 0 ("), "{error}");
+}
+
+/// What tables begin with depends on nothing but their spec.
+#[test]
+fn parameters_begin_the_same_on_any_number_of_servers_and_threads() {
+    let begin = |servers, threads| {
+        let job = Job::start(servers, threads, 1);
+        let read = job.workers(1, |client| {
+            let begin = Initializer::Normal { mean: 0.0, std: 0.1, seed: 9 };
+            let keys: Vec<u64> = (0..100).map(|k| k * 0x0123_4567_89AB).collect();
+            let mut rows = vec![0.0; 300];
+            let sparse = client.table(&TableSpec::sparse("rows", 3).initializer(begin)).unwrap();
+            sparse.pull(SortedKeys::new(&keys).unwrap(), &mut rows).unwrap();
+            let mut elements = vec![0.0; 1000];
+            let dense = TableSpec::dense("elements", &[10, 100]).segment_bytes(64).initializer(begin);
+            let dense = client.table(&dense).unwrap();
+            dense.pull_range(KeyRange::new(0, 1000).unwrap(), &mut elements).unwrap();
+            client.finalize().unwrap();
+            rows.iter().chain(&elements).map(|v: &f32| v.to_bits()).collect::<Vec<_>>()
+        });
+        job.end();
+        read
+    };
+    let one = begin(1, 1);
+    assert!(one[0].iter().filter(|bits| **bits != 0).count() > 1290);
+    assert_eq!(one, begin(2, 2));
+    assert_eq!(one, begin(3, 1));
 }

@@ -5,7 +5,7 @@ use super::state::State;
 use crate::error::{Malformed, Result};
 use crate::kernels::{self, Gradient, Input};
 use crate::mem::{Block, Blocks, align_up};
-use crate::types::{BucketId, TableSpec, Version};
+use crate::types::{BucketId, Initial, TableSpec, Version};
 
 const NOT_OURS: u32 = u32::MAX;
 
@@ -27,16 +27,19 @@ struct Segment {
 }
 
 impl Dense {
-    /// Zeroed segments for `buckets`, which must be buckets of `spec`.
+    /// Segments as they begin for `buckets`, which must be buckets of `spec`.
     pub fn new(spec: &TableSpec, buckets: &[BucketId], optimizer: &dyn Optimizer) -> Result<Dense> {
         let mut blocks = Blocks::for_lengths(buckets.iter().flat_map(|b| lengths(spec, *b, optimizer)))?;
+        let initial = Initial::new(spec.initializer, &spec.name);
         let mut place = vec![NOT_OURS; spec.buckets() as usize];
         let mut segments = Vec::with_capacity(buckets.len());
         for bucket in buckets {
             let [parameters, state, sum] = lengths(spec, *bucket, optimizer).map(|n| blocks.cut(n));
-            let (Some(parameters), Some(state), Some(sum)) = (parameters, state, sum) else {
+            let (Some(mut parameters), Some(state), Some(sum)) = (parameters, state, sum) else {
                 unreachable!("the arena was sized for exactly these blocks");
             };
+            let first = spec.segment_range(*bucket).map_or(0, |range| range.start());
+            initial.fill_range(first, &mut parameters);
             place[*bucket as usize] = segments.len() as u32;
             segments.push(Segment { parameters, state, sum, touched: false, version: 0 });
         }

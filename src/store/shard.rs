@@ -8,7 +8,8 @@ use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::mem::Floats;
 use crate::types::{
-    Aggregate, BucketId, Consistency, DirectoryEntry, Key, TableId, TableKind, TableSpec, Version,
+    Aggregate, BucketId, Consistency, DirectoryEntry, Initializer, Key, TableId, TableKind, TableSpec,
+    Version,
 };
 
 /// Values for part of one dense bucket.
@@ -103,6 +104,11 @@ impl Shard {
         }
         spec.validate()?;
         let optimizer = self.optimizers.build(&spec.optimizer)?;
+        if optimizer.weights_follow_state() && spec.initializer != Initializer::Zeros {
+            let setting = format!("table \"{}\": initializer", spec.name);
+            let expected = format!("zeros with {}, whose weights follow from its state", spec.optimizer.name);
+            return Err(Error::config(setting, expected, spec.initializer));
+        }
         let bytes = match &spec.kind {
             TableKind::Dense { .. } => Dense::bytes(spec, buckets, optimizer.as_ref()),
             TableKind::Sparse { .. } => Sparse::bytes(spec),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Consistency, Key, KeyRange, mix64};
+use super::{Consistency, Initializer, Key, KeyRange, mix64};
 use crate::error::{Error, Result};
 
 /// A table's number in the catalogue.
@@ -146,6 +146,8 @@ pub struct TableSpec {
     pub aggregate: Aggregate,
     /// When a pull may be answered.
     pub consistency: Consistency,
+    /// What parameters are before anything was pushed to them.
+    pub initializer: Initializer,
 }
 
 impl TableSpec {
@@ -167,6 +169,7 @@ impl TableSpec {
             optimizer: OptimizerSpec::sgd(1.0),
             aggregate: Aggregate::Mean,
             consistency: Consistency::Bsp,
+            initializer: Initializer::Zeros,
         }
     }
 
@@ -185,6 +188,13 @@ impl TableSpec {
     /// The same under another consistency.
     pub fn consistency(mut self, consistency: Consistency) -> TableSpec {
         self.consistency = consistency;
+        self
+    }
+
+    /// The same with other parameters to begin with. Refused by the servers, unless it is [`Initializer::Zeros`], with an update
+    /// rule whose weights follow from its state alone (`ftrl`): the first push would undo it.
+    pub fn initializer(mut self, initializer: Initializer) -> TableSpec {
+        self.initializer = initializer;
         self
     }
 
@@ -212,6 +222,7 @@ impl TableSpec {
         if let Some((name, _)) = self.optimizer.parameters.iter().find(|(name, _)| name.len() > 64) {
             return Err(Error::config(field("optimizer"), "names of at most 64 bytes", name.len()));
         }
+        self.initializer.validate(&field("initializer"))?;
         match &self.kind {
             TableKind::Dense { shape, segment } => {
                 if shape.len() > MAX_DIMENSIONS {
@@ -309,7 +320,7 @@ impl fmt::Display for TableSpec {
             TableKind::Sparse { dim, buckets } => write!(f, "sparse rows of {dim} in {buckets} buckets")?,
         }
         write!(f, ", {} {:?}", self.optimizer.name, self.optimizer.parameters)?;
-        write!(f, ", {:?}, {}", self.aggregate, self.consistency)
+        write!(f, ", {:?}, {}, {}", self.aggregate, self.consistency, self.initializer)
     }
 }
 
@@ -355,6 +366,7 @@ mod tests {
             TableSpec::dense("w", &[1 << 39]).segment_bytes(64),
             TableSpec::dense("w", &[8]).segment_bytes(60),
             TableSpec::sparse("w", 0),
+            TableSpec::sparse("w", 1).initializer(Initializer::Constant(f32::INFINITY)),
         ] {
             assert!(spec.validate().is_err(), "{spec}");
         }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::OptimizerSpec;
+use crate::types::{Initializer, OptimizerSpec};
 
 fn shard(spec: &TableSpec) -> Shard {
     let mut shard = Shard::new(Optimizers::default(), 1 << 30);
@@ -49,8 +49,12 @@ proptest! {
         ftrl in any::<bool>(),
     ) {
         let rule = if ftrl { OptimizerSpec::ftrl(0.3, 1.0, 0.2, 0.01) } else { OptimizerSpec::sgd(0.1) };
-        let sparse_spec = TableSpec::sparse("w", 1).optimizer(rule.clone());
-        let dense_spec = TableSpec::dense("w", &[100]).segment_bytes(64).optimizer(rule);
+        let begin = match ftrl {
+            true => Initializer::Zeros,
+            false => Initializer::Normal { mean: 0.0, std: 1.0, seed: 5 },
+        };
+        let sparse_spec = TableSpec::sparse("w", 1).optimizer(rule.clone()).initializer(begin);
+        let dense_spec = TableSpec::dense("w", &[100]).segment_bytes(64).optimizer(rule).initializer(begin);
         let (mut sparse, mut dense) = (shard(&sparse_spec), shard(&dense_spec));
         for pushes in &clocks {
             for push in pushes {
@@ -233,4 +237,36 @@ fn buckets_that_nobody_touched_read_as_zeros() {
     assert_eq!(read.len(), 50);
     assert!(read.iter().all(|(&key, &bits)| (bits != 0) == (key == 5)), "{read:?}");
     assert_eq!(shard.parameter_bytes(), 4);
+}
+
+#[test]
+fn a_missing_row_reads_as_it_begins_is_not_made_and_the_first_push_starts_from_it() {
+    let begin = Initializer::Uniform { low: 1.0, high: 2.0, seed: 3 };
+    let spec = TableSpec::sparse("w", 1).optimizer(OptimizerSpec::sum()).initializer(begin);
+    let mut shard = shard(&spec);
+    let initial = |key| {
+        let mut row = [0.0; 1];
+        crate::types::Initial::new(begin, "w").fill_row(key, &mut row);
+        row[0]
+    };
+    let keys = [3, 4, u64::MAX];
+    let expected: HashMap<u64, u32> = keys.iter().map(|&key| (key, initial(key).to_bits())).collect();
+    assert_eq!(read_sparse(&shard, &spec, &keys), expected);
+    assert_eq!(shard.parameter_bytes(), 0);
+    push_sparse(&mut shard, &spec, &[(4, 0.5)]).unwrap();
+    shard.close(1, &mut Vec::new());
+    let read = read_sparse(&shard, &spec, &keys);
+    assert_eq!(read[&4], (initial(4) + 0.5).to_bits());
+    assert_eq!((read[&3], read[&u64::MAX]), (expected[&3], expected[&u64::MAX]));
+    assert_eq!(shard.parameter_bytes(), 4);
+}
+
+#[test]
+fn a_rule_whose_weights_follow_from_its_state_begins_at_zero() {
+    let mut shard = Shard::new(Optimizers::default(), 1 << 30);
+    let ftrl = TableSpec::sparse("w", 1).optimizer(OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0));
+    let error =
+        shard.create_table(0, &ftrl.clone().initializer(Initializer::Constant(1.0)), &[0]).unwrap_err();
+    assert!(error.to_string().contains("zeros with ftrl"), "{error}");
+    shard.create_table(0, &ftrl, &[0]).unwrap();
 }
