@@ -29,8 +29,3 @@ pub use error::{Error, Result};
 pub use proto::secret::Secret;
 pub use server::{Server, ServerBuilder, ServerHandle};
 pub use types::{Initializer, KeyRange, SortedKeys, TableSpec};
-
-/// The README's example has to compile.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

@@ -47,12 +47,23 @@ pub struct ServerBuilder {
 
 /// The server half of the library.
 ///
-/// ```no_run
+/// ```
+/// use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 /// use windlass::{Secret, Server};
 /// # fn main() -> windlass::Result<()> {
-/// let secret = Secret::from_file("job.secret".as_ref())?;
-/// let server = Server::builder("127.0.0.1:7000", secret).threads(2).start()?;
-/// server.run() // until the job has ended
+/// let secret = Secret::generate()?; // or `Secret::from_file`
+/// // Of one server and one worker; elsewhere `windlass coordinator` does this.
+/// let config = CoordinatorServerConfig::new(secret.clone(), "my job", 1, Some(1));
+/// let coordinator = CoordinatorServer::bind(config)?;
+/// let address = coordinator.address().to_string();
+/// let coordinator = std::thread::spawn(move || coordinator.run());
+///
+/// let server = Server::builder(&address, secret.clone()).job("my job").threads(2).start()?;
+/// # let mut config = windlass::ClientConfig::new(&address, secret, 0, 1);
+/// # config.job = "my job".to_owned();
+/// # windlass::Client::connect(config)?.finalize()?;
+/// server.run()?; // until the job has ended
+/// # coordinator.join().unwrap().map(drop)
 /// # }
 /// ```
 #[derive(Debug)]
