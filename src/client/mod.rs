@@ -9,6 +9,8 @@ mod engine;
 mod link;
 mod plan;
 mod reopen;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod table;
 mod ticket;
 

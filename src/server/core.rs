@@ -4,6 +4,8 @@
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
 use super::link::Link;
+#[cfg(test)]
+use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
 use crate::mem::{Floats, Pool};
@@ -270,6 +272,10 @@ impl Core {
         if pull {
             return self.pull(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
         }
+        #[cfg(test)]
+        if header.kind == RequestKind::Push && !occupied && super::simulated::has(Fault::KeepsDuplicates) {
+            return self.take(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
+        }
         self.stats.duplicates_dropped += 1;
         Ok(())
     }
@@ -331,6 +337,8 @@ impl Core {
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
         let floats = u64::from(header.count) * u64::from(spec.width());
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
+        #[cfg(test)]
+        let needed = needed.saturating_sub(u64::from(super::simulated::has(Fault::AnswersEarly)));
         self.promised = self.promised.max(needed);
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         if floats * 4 > self.replies.largest() as u64 {

@@ -5,6 +5,7 @@ mod initializer;
 mod key;
 mod node;
 mod partition;
+pub mod random;
 mod table;
 
 pub use clock::{Clock, Consistency, Version};
