@@ -39,7 +39,7 @@ impl Optimizer for Clipped {
 fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("worker") => work(),
-        _ => Server::from_env()?.optimizer("clipped", Clipped::of).start()?.run_until_sigterm(),
+        _ => Server::from_env()?.optimizer("clipped", Clipped::of).stop_on_sigterm().start()?.run(),
     }
 }
 

@@ -379,3 +379,37 @@ fn parameters_begin_the_same_on_any_number_of_servers_and_threads() {
     assert_eq!(one, begin(2, 2));
     assert_eq!(one, begin(3, 1));
 }
+
+/// Everybody sets element 0, and one of them element 1; the highest rank's value stands, whoever was first, and what is pushed
+/// beside it still steps.
+#[test]
+fn what_is_set_in_a_clock_stands_when_it_has_closed() {
+    let job = Job::start(2, 2, 3);
+    job.workers(3, |client| {
+        let dense = TableSpec::dense("w", &[100]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+        let dense = client.table(&dense.aggregate(windlass::types::Aggregate::Sum)).unwrap();
+        let rows = client.table(&TableSpec::sparse("r", 2)).unwrap();
+        let (one, two) = (KeyRange::new(0, 1).unwrap(), KeyRange::new(0, 100).unwrap());
+        let key = [7];
+        let key = SortedKeys::new(&key).unwrap();
+        for clock in 1..=20u16 {
+            let mine = f32::from(clock) * 10.0 + client.rank() as f32;
+            let mut tickets = vec![dense.push_range(two, &[1.0; 100]).unwrap()];
+            tickets.push(dense.set_range(one, &[mine]).unwrap());
+            tickets.push(rows.set(key, &[mine, -mine]).unwrap());
+            assert_eq!(u64::from(clock), client.clock().unwrap());
+            client.wait_all(&mut tickets).unwrap();
+            let (mut all, mut row) = ([0.0; 100], [0.0; 2]);
+            dense.pull_range(two, &mut all).unwrap();
+            rows.pull(key, &mut row).unwrap();
+            let highest = f32::from(clock) * 10.0 + 2.0;
+            assert_eq!((all[0], row), (highest, [highest, -highest]));
+            assert!(all[1..].iter().all(|v| *v == 3.0 * f32::from(clock)), "{all:?}");
+        }
+        let ftrl = TableSpec::sparse("f", 1).optimizer(OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0));
+        let error = client.table(&ftrl).unwrap().set(key, &[1.0]).unwrap_err();
+        assert!(matches!(&error, Error::Misuse { reason, .. } if reason.contains("ftrl")), "{error}");
+        client.finalize().unwrap();
+    });
+    job.end();
+}

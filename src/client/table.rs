@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::plan::{self, SparsePlan};
 use super::{Inner, Ticket};
 use crate::error::{Error, Result};
+use crate::proto::RequestKind;
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// Values that one blocking pull has under way at a time.
@@ -42,13 +43,65 @@ impl Table {
 
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
     pub fn push(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
+        self.send(RequestKind::Push, keys, values)
+    }
+
+    /// Writes a row of `dim` fp32 for each key (sparse), past the update rule, whose state stays as it is.
+    ///
+    /// Under Bsp it belongs to this worker's clock, as a push does: when the clock closes, first what was pushed in it becomes
+    /// one step, then rows that were set become what they were set to; where several workers set the same row, the highest
+    /// rank's last value stands. Until then the server keeps the values beside the table. Under Ssp and Asp it is written
+    /// as soon as it arrives. It is done, and done once, when a push would be. Refused where the weights follow from the
+    /// update rule's state (`ftrl`): the next push would undo it.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/in_process.rs"));
+    /// # use windlass::{Client, SortedKeys, TableSpec};
+    /// # fn main() -> windlass::Result<()> {
+    /// # let job = InProcess::start()?;
+    /// # let client = Client::connect(job.config())?;
+    /// let table = client.table(&TableSpec::sparse("weights", 2))?;
+    /// let keys = SortedKeys::new(&[7])?;
+    /// table.push(keys, &[1.0, 1.0])?;
+    /// table.set(keys, &[0.25, 0.5])?;
+    /// client.clock()?;
+    /// let mut row = [0.0; 2];
+    /// table.pull(keys, &mut row)?;
+    /// assert_eq!(row, [0.25, 0.5]);
+    /// # client.finalize()?;
+    /// # job.end()
+    /// # }
+    /// ```
+    pub fn set(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
+        self.may_set()?;
+        self.send(RequestKind::Set, keys, values)
+    }
+
+    /// Writes one fp32 for each key of the range (dense), as [`Table::set`] writes rows.
+    pub fn set_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
+        self.may_set()?;
+        self.send_range(RequestKind::Set, range, values)
+    }
+
+    fn may_set(&self) -> Result<()> {
+        if self.spec.optimizer.weights_follow_state() {
+            let reason = format!(
+                "the weights of table \"{}\" follow from the state of {}: the next push would undo it",
+                self.spec.name, self.spec.optimizer.name
+            );
+            return Err(Error::Misuse { call: "set", reason });
+        }
+        Ok(())
+    }
+
+    fn send(&self, kind: RequestKind, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
         self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
         let mut engine = self.inner.engine();
         let limit = engine.payload_bytes();
         let row = self.spec.width() as usize * 4;
         let plan = SparsePlan::new(&self.spec, &self.map, keys, row, limit)?;
         let deadline = self.inner.deadline();
-        let id = engine.push_sparse((self.id, &self.spec), &plan, keys.as_slice(), values, deadline)?;
+        let id = engine.push_sparse(kind, (self.id, &self.spec), &plan, keys.as_slice(), values, deadline)?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 
@@ -83,11 +136,15 @@ impl Table {
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
     pub fn push_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
+        self.send_range(RequestKind::Push, range, values)
+    }
+
+    fn send_range(&self, kind: RequestKind, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         self.same_length("values", range.len() as usize, values.len())?;
         let mut engine = self.inner.engine();
         let limit = (engine.payload_bytes() / 4) as u32;
         let frames = plan::dense(&self.spec, &self.map, range, limit)?;
-        let id = engine.push_dense((self.id, &self.spec), &frames, values, self.inner.deadline())?;
+        let id = engine.push_dense(kind, (self.id, &self.spec), &frames, values, self.inner.deadline())?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 

@@ -30,6 +30,8 @@ pub enum RequestKind {
     Mark,
     /// The worker pushes nothing from `clock` on.
     Finish,
+    /// The body's values are what the parameters become. Laid out and treated as a push.
+    Set,
 }
 
 /// A request's header, decoded from a private copy.
@@ -69,6 +71,7 @@ impl RequestHeader {
             RequestKind::Pull => 2,
             RequestKind::Mark => 3,
             RequestKind::Finish => 4,
+            RequestKind::Set => 5,
         };
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
@@ -96,7 +99,8 @@ impl RequestHeader {
             2 => RequestKind::Pull,
             3 => RequestKind::Mark,
             4 => RequestKind::Finish,
-            other => return Err(Malformed::new("kind", "1 to 4", other)),
+            5 => RequestKind::Set,
+            other => return Err(Malformed::new("kind", "1 to 5", other)),
         };
         if fields.u16(4) & !AFTER_PUSH != 0 || fields.u16(6) != 0 {
             return Err(Malformed::new("flags", "only known flags", format!("{:#06x}", fields.u16(4))));
@@ -159,6 +163,15 @@ mod tests {
         let mut bytes = example().encode();
         bytes[16] ^= 1;
         assert_eq!(RequestHeader::decode(&bytes).unwrap_err().field, "check");
+    }
+
+    #[test]
+    fn the_kinds_are_numbered() {
+        let kinds =
+            [RequestKind::Push, RequestKind::Pull, RequestKind::Mark, RequestKind::Finish, RequestKind::Set];
+        for (number, kind) in (1..).zip(kinds) {
+            assert_eq!(RequestHeader { kind, ..example() }.encode()[3], number);
+        }
     }
 
     proptest! {

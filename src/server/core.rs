@@ -10,7 +10,7 @@ use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
 use crate::mem::{Floats, Pool};
 use crate::proto::{HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats};
-use crate::store::{Applied, DensePiece, Shard, SparsePiece};
+use crate::store::{Applied, DensePiece, How, Shard, SparsePiece};
 use crate::types::{
     Clock, DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View,
 };
@@ -243,7 +243,7 @@ impl Core {
         }
         self.verdicts.clear();
         let outcome = match header.kind {
-            RequestKind::Push => self.push(rank, slot, header),
+            RequestKind::Push | RequestKind::Set => self.push(rank, slot, header),
             RequestKind::Pull => self.pull(rank, slot, header),
             RequestKind::Mark | RequestKind::Finish => {
                 let mut verdicts = std::mem::take(&mut self.verdicts);
@@ -303,6 +303,7 @@ impl Core {
     fn take(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
         self.applied.clear();
         let body_at = self.staging.slot_at(rank, slot) + HEADER;
+        let how = if header.kind == RequestKind::Set { How::Set } else { How::Push };
         let spec = self
             .shard
             .spec(header.table)
@@ -314,7 +315,7 @@ impl Core {
                 }
                 let values = Floats::in_arena(&self.staging.arena, body_at, header.count as usize);
                 let piece = DensePiece { bucket: header.bucket, first: header.first, values };
-                self.shard.push_dense(header.table, piece, &mut self.applied)?;
+                self.shard.write_dense(header.table, how, piece, &mut self.applied)?;
             }
             TableKind::Sparse { dim, .. } => {
                 let body = SparseBody::announced(&header, dim)?;
@@ -322,7 +323,7 @@ impl Core {
                 let values = body.keys * body.dim;
                 let values = Floats::in_arena(&self.staging.arena, body_at + body.values_at(), values);
                 let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
-                self.shard.push_sparse(header.table, piece, &mut self.applied)?;
+                self.shard.write_sparse(header.table, how, piece, &mut self.applied)?;
             }
         }
         self.free(rank, slot);

@@ -22,8 +22,17 @@ struct Segment {
     state: Block,
     /// What the open clock brought so far.
     sum: Block,
-    touched: bool,
+    /// The open clock brought gradients.
+    pushed: bool,
+    /// What the open clock set.
+    sets: Option<Box<Sets>>,
     version: Version,
+}
+
+/// Values that replace parameters when the clock closes, where `there` says so.
+struct Sets {
+    values: Vec<f32>,
+    there: Vec<bool>,
 }
 
 impl Dense {
@@ -41,7 +50,7 @@ impl Dense {
             let first = spec.segment_range(*bucket).map_or(0, |range| range.start());
             initial.fill_range(first, &mut parameters);
             place[*bucket as usize] = segments.len() as u32;
-            segments.push(Segment { parameters, state, sum, touched: false, version: 0 });
+            segments.push(Segment { parameters, state, sum, pushed: false, sets: None, version: 0 });
         }
         Ok(Dense { place, segments })
     }
@@ -58,16 +67,47 @@ impl Dense {
         let segment = self.segment(bucket, first, values.len())?;
         let first = first as usize;
         kernels::accumulate(&mut segment.sum[first..first + values.len()], values);
-        Ok(!std::mem::replace(&mut segment.touched, true))
+        let pushed = std::mem::replace(&mut segment.pushed, true);
+        Ok(!pushed && segment.sets.is_none())
     }
 
-    /// Steps with what the clock brought, divided by `divisor`: one pass over the segment.
+    /// Keeps a piece that replaces parameters when the clock closes. True when it is the bucket's first in this clock.
+    pub fn hold_set(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<bool, Malformed> {
+        let segment = self.segment(bucket, first, values.len())?;
+        let length = segment.parameters.len();
+        let first_of_clock = !segment.pushed && segment.sets.is_none();
+        let new = || Box::new(Sets { values: vec![0.0; length], there: vec![false; length] });
+        let sets = segment.sets.get_or_insert_with(new);
+        let range = first as usize..first as usize + values.len();
+        kernels::widen(&mut sets.values[range.clone()], values);
+        sets.there[range].fill(true);
+        Ok(first_of_clock)
+    }
+
+    /// Replaces parameters at once.
+    pub fn set(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<Version, Malformed> {
+        let segment = self.segment(bucket, first, values.len())?;
+        kernels::widen(&mut segment.parameters[first as usize..first as usize + values.len()], values);
+        segment.version += 1;
+        Ok(segment.version)
+    }
+
+    /// Steps with what the clock brought, divided by `divisor`, in one pass over the segment; then writes what it set.
     pub fn close(&mut self, bucket: BucketId, divisor: f32, optimizer: &dyn Optimizer) -> Version {
         let segment = &mut self.segments[self.place[bucket as usize] as usize];
-        let gradient = Gradient::Fold { sum: Some(&mut segment.sum), pieces: &[], divisor };
-        let state = State::of_part(&mut segment.state, segment.parameters.len(), 0, optimizer);
-        state.step(optimizer, &mut segment.parameters, gradient);
-        segment.touched = false;
+        if std::mem::take(&mut segment.pushed) {
+            let gradient = Gradient::Fold { sum: Some(&mut segment.sum), pieces: &[], divisor };
+            let state = State::of_part(&mut segment.state, segment.parameters.len(), 0, optimizer);
+            state.step(optimizer, &mut segment.parameters, gradient);
+        }
+        if let Some(sets) = segment.sets.take() {
+            for ((parameter, value), there) in segment.parameters.iter_mut().zip(sets.values).zip(sets.there)
+            {
+                if there {
+                    *parameter = value;
+                }
+            }
+        }
         segment.version += 1;
         segment.version
     }

@@ -34,6 +34,15 @@ pub struct SparsePiece<'a> {
     pub values: Floats<'a>,
 }
 
+/// What a piece does to the parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// It is a gradient for the update rule.
+    Push,
+    /// They become its values, past the update rule.
+    Set,
+}
+
 /// An update that became visible: what a replica would replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Applied {
@@ -135,36 +144,47 @@ impl Shard {
         self.tables.get(&table).map(|t| &t.spec)
     }
 
-    /// Takes one dense piece: into the open clock's sum (Bsp), or as a step of its own.
-    pub fn push_dense(
+    /// Takes one dense piece: into what the open clock brings (Bsp), or at once.
+    pub fn write_dense(
         &mut self,
         table: TableId,
+        how: How,
         piece: DensePiece<'_>,
         applied: &mut Vec<Applied>,
     ) -> Result<(), Malformed> {
         let DensePiece { bucket, first, values } = piece;
         let Table { spec, optimizer, body } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
+        may_take(how, optimizer.as_ref())?;
         if spec.consistency.folds_by_rank() {
-            if dense.fold(bucket, first, values.into())? {
+            let first_of_clock = match how {
+                How::Push => dense.fold(bucket, first, values.into())?,
+                How::Set => dense.hold_set(bucket, first, values.into())?,
+            };
+            if first_of_clock {
                 self.touched.push((table, bucket));
             }
         } else {
-            let version = dense.apply(bucket, first, values.into(), optimizer.as_ref())?;
+            let version = match how {
+                How::Push => dense.apply(bucket, first, values.into(), optimizer.as_ref())?,
+                How::Set => dense.set(bucket, first, values.into())?,
+            };
             applied.push(Applied { table, bucket, version });
         }
         Ok(())
     }
 
     /// Takes the sparse pieces of one frame. Nothing is touched unless all of it fits.
-    pub fn push_sparse(
+    pub fn write_sparse(
         &mut self,
         table: TableId,
+        how: How,
         piece: SparsePiece<'_>,
         applied: &mut Vec<Applied>,
     ) -> Result<(), Malformed> {
         let Table { spec, optimizer, body } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Sparse(sparse) = body else { return Err(kind_mismatch("sparse")) };
+        may_take(how, optimizer.as_ref())?;
         check_directory(spec, &piece, |b| sparse.owns(b))?;
         let dim = spec.width() as usize;
         if piece.values.len() != piece.keys.len() * dim {
@@ -178,11 +198,18 @@ impl Shard {
             let keys = &piece.keys[done..done + count];
             let values = piece.values.part(done * dim, count * dim).into();
             if spec.consistency.folds_by_rank() {
-                if bucket.fold(keys, values) {
+                let first_of_clock = match how {
+                    How::Push => bucket.fold(keys, values),
+                    How::Set => bucket.hold_set(keys, values),
+                };
+                if first_of_clock {
                     self.touched.push((table, id));
                 }
             } else {
-                let version = bucket.apply(keys, values, optimizer.as_ref(), &mut self.scratch);
+                let version = match how {
+                    How::Push => bucket.apply(keys, values, optimizer.as_ref(), &mut self.scratch),
+                    How::Set => bucket.set(keys, values),
+                };
                 applied.push(Applied { table, bucket: id, version });
             }
             self.parameter_bytes += ((bucket.rows() - rows) * dim * 4) as u64;
@@ -290,6 +317,16 @@ fn check_directory(
         return Err(Malformed::new("directory", format!("{} keys", piece.keys.len()), done));
     }
     Ok(())
+}
+
+/// A set that the next push would undo is refused.
+fn may_take(how: How, optimizer: &dyn Optimizer) -> Result<(), Malformed> {
+    match how {
+        How::Set if optimizer.weights_follow_state() => {
+            Err(Malformed::new("kind", "no set of weights that follow from the rule's state", "a set"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn unknown(table: TableId) -> Malformed {

@@ -73,6 +73,8 @@ pub struct SparseBucket {
     sum_of: Vec<u32>,
     touched: Vec<u32>,
     sums: Vec<f32>,
+    /// Rows that the open clock set, and to what.
+    sets: HashMap<u32, Vec<f32>>,
     version: Version,
 }
 
@@ -88,13 +90,14 @@ impl SparseBucket {
             sum_of: Vec::new(),
             touched: Vec::new(),
             sums: Vec::new(),
+            sets: HashMap::new(),
             version: 0,
         }
     }
 
     /// Adds the rows of `values` to what the open clock brought. True when they are the bucket's first in this clock.
     pub fn fold(&mut self, keys: &[Key], values: Input<'_>) -> bool {
-        let first = self.touched.is_empty();
+        let first = self.touched.is_empty() && self.sets.is_empty();
         for (i, &key) in keys.iter().enumerate() {
             let row = self.row(key);
             if self.sum_of[row] == UNTOUCHED {
@@ -108,7 +111,28 @@ impl SparseBucket {
         first
     }
 
-    /// Each touched row takes one step with its sum divided by `divisor`.
+    /// Keeps rows that replace those of the table when the clock closes. True when they are the bucket's first in this clock.
+    pub fn hold_set(&mut self, keys: &[Key], values: Input<'_>) -> bool {
+        let first = self.touched.is_empty() && self.sets.is_empty();
+        for (i, &key) in keys.iter().enumerate() {
+            let row = self.row(key) as u32;
+            let kept = self.sets.entry(row).or_insert_with(|| vec![0.0; self.dim]);
+            kernels::widen(kept, values.part(i * self.dim, self.dim));
+        }
+        first
+    }
+
+    /// Replaces rows at once.
+    pub fn set(&mut self, keys: &[Key], values: Input<'_>) -> Version {
+        for (i, &key) in keys.iter().enumerate() {
+            let start = self.row(key) * self.stride;
+            kernels::widen(&mut self.rows[start..start + self.dim], values.part(i * self.dim, self.dim));
+        }
+        self.version += 1;
+        self.version
+    }
+
+    /// Each touched row takes one step with its sum divided by `divisor`; then what was set is written.
     pub fn close(&mut self, divisor: f32, optimizer: &dyn Optimizer) -> Version {
         if divisor != 1.0 {
             kernels::divide(&mut self.sums, divisor);
@@ -120,6 +144,10 @@ impl SparseBucket {
         }
         self.touched.clear();
         self.sums.clear();
+        for (row, values) in self.sets.drain() {
+            let start = row as usize * self.stride;
+            self.rows[start..start + self.dim].copy_from_slice(&values);
+        }
         self.version += 1;
         self.version
     }

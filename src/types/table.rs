@@ -127,6 +127,11 @@ impl OptimizerSpec {
         spec
     }
 
+    /// Whether the built-in rule of this name takes the weights from its state alone, so that others would not last.
+    pub fn weights_follow_state(&self) -> bool {
+        self.name == "ftrl"
+    }
+
     /// FTRL-Proximal (McMahan et al., KDD 2013, Algorithm 1).
     pub fn ftrl(alpha: f32, beta: f32, l1: f32, l2: f32) -> OptimizerSpec {
         OptimizerSpec::new("ftrl", &[("alpha", alpha), ("beta", beta), ("l1", l1), ("l2", l2)])

@@ -10,9 +10,10 @@ use crate::time::Deadline;
 use crate::types::{Key, TableId, TableSpec};
 
 impl Engine {
-    /// Queues the frames of a dense push. Blocks only while staging memory is short.
+    /// Queues the frames of a dense push or set. Blocks only while staging memory is short.
     pub fn push_dense(
         &mut self,
+        kind: RequestKind,
         (table, spec): (TableId, &TableSpec),
         frames: &[DenseFrame],
         values: &[f32],
@@ -24,7 +25,7 @@ impl Engine {
             let bytes: &[u8] = bytemuck::cast_slice(&values[frame.at..frame.at + frame.count as usize]);
             let mut body = self.lease_staging(bytes.len(), deadline, ticket)?;
             body.copy_in(0, bytes);
-            let header = self.header(RequestKind::Push, table).dense(frame, bytes.len());
+            let header = self.header(kind, table).dense(frame, bytes.len());
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
             if bytes.len() >= LONG_FRAME {
                 self.kick();
@@ -34,9 +35,11 @@ impl Engine {
         Ok(ticket)
     }
 
-    /// Queues the frames of a sparse push. Blocks only while staging memory is short.
+    /// Queues the frames of a sparse push or set. Blocks only while staging memory is short.
+    #[allow(clippy::too_many_arguments)] // what is sent where, and how long that may take
     pub fn push_sparse(
         &mut self,
+        kind: RequestKind,
         (table, spec): (TableId, &TableSpec),
         plan: &SparsePlan,
         keys: &[Key],
@@ -61,7 +64,7 @@ impl Engine {
                 bytemuck::cast_slice(&rows),
             ];
             let body = self.stage(&parts, deadline, ticket)?;
-            let header = self.header(RequestKind::Push, table);
+            let header = self.header(kind, table);
             let header = header.sparse(frame.directory.len(), sent.len(), body.len());
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
         }

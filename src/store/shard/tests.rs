@@ -27,7 +27,7 @@ fn grouped(spec: &TableSpec, pairs: &[(u64, f32)]) -> (Vec<DirectoryEntry>, Vec<
 fn push_sparse(shard: &mut Shard, spec: &TableSpec, pairs: &[(u64, f32)]) -> Result<(), Malformed> {
     let (directory, keys, values) = grouped(spec, pairs);
     let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
-    shard.push_sparse(0, piece, &mut Vec::new())
+    shard.write_sparse(0, How::Push, piece, &mut Vec::new())
 }
 
 fn read_sparse(shard: &Shard, spec: &TableSpec, keys: &[u64]) -> HashMap<u64, u32> {
@@ -65,7 +65,7 @@ proptest! {
                     let values: Vec<f32> =
                         (range.start()..range.end()).map(|k| push.get(&k).copied().unwrap_or(0.0)).collect();
                     let piece = DensePiece { bucket, first: 0, values: Floats::from(&values[..]) };
-                    dense.push_dense(0, piece, &mut Vec::new()).unwrap();
+                    dense.write_dense(0, How::Push, piece, &mut Vec::new()).unwrap();
                 }
             }
             sparse.close(pushes.len() as u32, &mut Vec::new());
@@ -91,7 +91,7 @@ fn a_clock_is_one_step_however_many_pieces() {
     let mut applied = Vec::new();
     for first in [0, 32, 0] {
         let piece = DensePiece { bucket: 0, first, values: Floats::from(&ones[..]) };
-        shard.push_dense(0, piece, &mut applied).unwrap();
+        shard.write_dense(0, How::Push, piece, &mut applied).unwrap();
     }
     assert!(applied.is_empty());
     assert_eq!(shard.read_dense(0, 0, 0, 64).unwrap().values, [0.0; 64]);
@@ -115,12 +115,12 @@ fn without_barriers_a_part_of_a_segment_steps_alone() {
         let values = &gradient[first as usize..first as usize + 16];
         for _ in 0..2 {
             let piece = DensePiece { bucket: 0, first, values: Floats::from(values) };
-            parts.push_dense(0, piece, &mut applied).unwrap();
+            parts.write_dense(0, How::Push, piece, &mut applied).unwrap();
         }
     }
     for _ in 0..2 {
         let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&gradient[..]) };
-        whole.push_dense(0, piece, &mut applied).unwrap();
+        whole.write_dense(0, How::Push, piece, &mut applied).unwrap();
     }
     assert_eq!(parts.read_dense(0, 0, 0, 32).unwrap().values, whole.read_dense(0, 0, 0, 32).unwrap().values);
     assert_eq!(applied.last().unwrap().version, 2);
@@ -140,7 +140,7 @@ fn pieces_that_do_not_fit_touch_nothing() {
         let directory: Vec<_> =
             directory.iter().map(|&(bucket, keys)| DirectoryEntry { bucket, keys }).collect();
         let piece = SparsePiece { directory: &directory, keys, values: Floats::from(&zeros[..values]) };
-        shard.push_sparse(0, piece, &mut Vec::new()).map_err(|m| m.field)
+        shard.write_sparse(0, How::Push, piece, &mut Vec::new()).map_err(|m| m.field)
     };
     assert_eq!(check(&[(2, 1), (4, 1)], &[a, b], 2), Ok(()));
     assert_eq!(check(&[(4, 1), (2, 1)], &[b, a], 2), Err("directory"));
@@ -156,7 +156,7 @@ fn pieces_that_do_not_fit_touch_nothing() {
     shard.create_table(1, &spec, &[1]).unwrap();
     let mut check = |table, bucket, first, count: usize| {
         let piece = DensePiece { bucket, first, values: Floats::from(&zeros[..count]) };
-        shard.push_dense(table, piece, &mut Vec::new()).map_err(|m| m.field)
+        shard.write_dense(table, How::Push, piece, &mut Vec::new()).map_err(|m| m.field)
     };
     assert_eq!(check(1, 1, 0, 4), Ok(()));
     assert_eq!(check(1, 1, 1, 4), Err("count"));
@@ -199,7 +199,7 @@ fn adam_counts_the_steps_of_each_row_and_of_each_bucket() {
     let mut dense = shard(&spec);
     for bucket in [0, 0, 1] {
         let piece = DensePiece { bucket, first: 0, values: Floats::from(&[2.0f32; 16][..]) };
-        dense.push_dense(0, piece, &mut Vec::new()).unwrap();
+        dense.write_dense(0, How::Push, piece, &mut Vec::new()).unwrap();
         dense.close(1, &mut Vec::new());
     }
     for (bucket, expected) in [(0, -1.0), (1, -0.5)] {
@@ -269,4 +269,70 @@ fn a_rule_whose_weights_follow_from_its_state_begins_at_zero() {
         shard.create_table(0, &ftrl.clone().initializer(Initializer::Constant(1.0)), &[0]).unwrap_err();
     assert!(error.to_string().contains("zeros with ftrl"), "{error}");
     shard.create_table(0, &ftrl, &[0]).unwrap();
+}
+
+/// Of four parameters, in two clocks: what is pushed steps, what is set stands, the later set of the canonical order wins, and
+/// the rule's state is what it would be without the set.
+#[test]
+fn what_a_clock_sets_is_written_after_its_step() {
+    let rule = OptimizerSpec::momentum(1.0, 0.5);
+    let sparse_spec = TableSpec::sparse("w", 1).optimizer(rule.clone());
+    let dense_spec = TableSpec::dense("w", &[4]).segment_bytes(64).optimizer(rule);
+    let (mut sparse, mut dense) = (shard(&sparse_spec), shard(&dense_spec));
+    let mut write = |how, pairs: &[(u64, f32)]| {
+        let (directory, keys, values) = grouped(&sparse_spec, pairs);
+        let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+        sparse.write_sparse(0, how, piece, &mut Vec::new()).unwrap();
+        for &(key, value) in pairs {
+            let values = [value];
+            let piece = DensePiece { bucket: 0, first: key as u32, values: Floats::from(&values[..]) };
+            dense.write_dense(0, how, piece, &mut Vec::new()).unwrap();
+        }
+    };
+    write(How::Set, &[(0, 10.0), (1, 20.0)]);
+    write(How::Push, &[(1, 1.0), (2, 1.0)]);
+    write(How::Set, &[(1, 30.0)]);
+    let read = |sparse: &Shard, dense: &Shard| {
+        let keys = [0, 1, 2, 3];
+        let rows = read_sparse(sparse, &sparse_spec, &keys);
+        let rows = keys.map(|key| f32::from_bits(rows[&key]));
+        assert_eq!(dense.read_dense(0, 0, 0, 4).unwrap().values, rows);
+        rows
+    };
+    assert_eq!(read(&sparse, &dense), [0.0; 4], "nothing before the clock closes");
+    let close = |shard: &mut Shard| {
+        let mut applied = Vec::new();
+        shard.close(1, &mut applied);
+        applied.iter().map(|a| a.version).max()
+    };
+    assert_eq!((close(&mut sparse), close(&mut dense)), (Some(1), Some(1)));
+    assert_eq!(read(&sparse, &dense), [10.0, 30.0, -1.0, 0.0]);
+    // The momentum of 1 was kept: its next step is 0.5 · 1 + 2.
+    let (directory, keys, values) = grouped(&sparse_spec, &[(1, 2.0)]);
+    let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+    sparse.write_sparse(0, How::Push, piece, &mut Vec::new()).unwrap();
+    close(&mut sparse);
+    assert_eq!(f32::from_bits(read_sparse(&sparse, &sparse_spec, &[1])[&1]), 27.5);
+    // A clock that only sets is no step of the rule.
+    let values = [5.0];
+    let piece = DensePiece { bucket: 0, first: 3, values: Floats::from(&values[..]) };
+    dense.write_dense(0, How::Set, piece, &mut Vec::new()).unwrap();
+    assert_eq!(close(&mut dense), Some(2));
+    assert_eq!(dense.read_dense(0, 0, 0, 4).unwrap().values, [10.0, 30.0, -1.0, 5.0]);
+}
+
+#[test]
+fn under_asp_a_set_is_written_at_once_and_with_ftrl_it_is_refused() {
+    let spec = TableSpec::dense("w", &[4]).segment_bytes(64).consistency(Consistency::Asp);
+    let values = [1.0, 2.0];
+    let piece = DensePiece { bucket: 0, first: 1, values: Floats::from(&values[..]) };
+    let mut applied = Vec::new();
+    let mut asp = shard(&spec);
+    asp.write_dense(0, How::Set, piece, &mut applied).unwrap();
+    assert_eq!(applied, [Applied { table: 0, bucket: 0, version: 1 }]);
+    assert_eq!(asp.read_dense(0, 0, 0, 4).unwrap().values, [0.0, 1.0, 2.0, 0.0]);
+    let ftrl = OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0);
+    assert!(ftrl.weights_follow_state());
+    let refused = shard(&spec.optimizer(ftrl)).write_dense(0, How::Set, piece, &mut applied).unwrap_err();
+    assert_eq!(refused.field, "kind");
 }
