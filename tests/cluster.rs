@@ -11,7 +11,8 @@ use windlass::server::ServerBuilder;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::{Consistency, Late, OptimizerSpec, Quorum, Stale};
 use windlass::{
-    Client, ClientConfig, Error, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, TableSpec,
+    Client, ClientConfig, Error, Initializer, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys,
+    TableSpec,
 };
 
 struct Job {
@@ -127,6 +128,9 @@ fn a_table_of_another_spec_is_refused_with_both() {
         client.table(&TableSpec::sparse("w", 1)).unwrap();
         let error = client.table(&TableSpec::sparse("w", 2)).unwrap_err().to_string();
         assert!(error.contains("rows of 1") && error.contains("rows of 2"), "{error}");
+        let other = Initializer::Constant(1.5);
+        let error = client.table(&TableSpec::sparse("w", 1).initializer(other)).unwrap_err().to_string();
+        assert!(error.contains("zeros") && error.contains("constant 1.5"), "{error}");
         let error = client.table(&TableSpec::sparse("x", 1).optimizer(OptimizerSpec::new("magic", &[])));
         assert!(error.unwrap_err().to_string().contains("sgd"));
         client.finalize().unwrap();
@@ -402,7 +406,7 @@ fn a_quorum_of_more_workers_than_there_are_is_refused_with_both_numbers() {
 #[test]
 fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
     let secret = Secret::generate().unwrap();
-    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1));
+    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(2));
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
     let coordinator = thread::spawn(move || coordinator.run());
@@ -411,21 +415,33 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
     let network = Network { ports: Some(first..=first + 1), ..Network::default() };
     let limits = ServerLimits { stop_timeout: Duration::from_secs(60), ..ServerLimits::default() };
     let server = Server::builder(&address, secret.clone()).network(network).limits(limits).start().unwrap();
-    let client = Client::connect(ClientConfig::new(&address, secret, 0, 1)).unwrap();
-    let table = client.table(&TableSpec::dense("w", &[1 << 20]).optimizer(OptimizerSpec::assign())).unwrap();
+    let join = |rank| {
+        let config = ClientConfig::new(&address, secret.clone(), rank, 2);
+        thread::spawn(move || Client::connect(config).unwrap())
+    };
+    let [first_client, second_client] = [join(0), join(1)].map(|thread| thread.join().unwrap());
+    let spec = TableSpec::dense("w", &[1 << 20]).optimizer(OptimizerSpec::assign());
+    let table = first_client.table(&spec.aggregate(windlass::types::Aggregate::Sum)).unwrap();
     let range = KeyRange::new(0, 1 << 20).unwrap();
-    // Answers that no socket buffer holds at once.
-    let ticket = table.push_pull_range(range, &vec![1.5; 1 << 20]).unwrap();
-    client.clock().unwrap();
-    let reader = thread::spawn(move || {
-        let mut values = vec![0.0; 1 << 20];
-        ticket.wait_into(&mut values).map(|_| values)
-    });
-    while client.server_stats().unwrap()[0].clocks != [1] {
-        thread::yield_now();
+    table.push_range(range, &vec![1.5; 1 << 20]).unwrap();
+    first_client.clock().unwrap();
+    // The second worker has not ended that clock, so this waits: 4 MiB of answers. A push stands behind it.
+    let ticket = table.pull_range_async(range).unwrap();
+    let mut push = table.push_range(KeyRange::new(0, 1).unwrap(), &[2.0]).unwrap();
+    while first_client.server_stats().unwrap()[0].threads[0].pushes != 17 {
+        assert!(!push.test().unwrap());
     }
-    server.stop().unwrap();
-    assert!(reader.join().unwrap().unwrap().iter().all(|v| *v == 1.5));
+    thread::scope(|scope| {
+        let stopping = scope.spawn(|| server.stop());
+        second_client.clock().unwrap();
+        let mut values = vec![0.0; 1 << 20];
+        ticket.wait_into(&mut values).unwrap();
+        assert!(values.iter().all(|v| *v == 1.5));
+        first_client.clock().unwrap();
+        second_client.clock().unwrap();
+        push.wait().unwrap();
+        stopping.join().unwrap().unwrap();
+    });
     for port in [first, first + 1] {
         std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     }
@@ -546,6 +562,67 @@ fn answers_are_of_one_version_under_pushes() {
         assert_eq!(versions(&values), [24.0; SEGMENTS as usize]);
         let [pulls, pinned, copied, _] = answers(&client);
         assert!(pinned > 0 && pinned + copied == pulls, "{pinned} + {copied} of {pulls}");
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+/// What tables begin with depends on nothing but their spec.
+#[test]
+fn parameters_begin_the_same_on_any_number_of_servers_and_threads() {
+    let begin = |servers, threads| {
+        let job = Job::start(servers, threads, 1);
+        let read = job.workers(1, |client| {
+            let begin = Initializer::Normal { mean: 0.0, std: 0.1, seed: 9 };
+            let keys: Vec<u64> = (0..100).map(|k| k * 0x0123_4567_89AB).collect();
+            let mut rows = vec![0.0; 300];
+            let sparse = client.table(&TableSpec::sparse("rows", 3).initializer(begin)).unwrap();
+            sparse.pull(SortedKeys::new(&keys).unwrap(), &mut rows).unwrap();
+            let mut elements = vec![0.0; 1000];
+            let dense = TableSpec::dense("elements", &[10, 100]).segment_bytes(64).initializer(begin);
+            let dense = client.table(&dense).unwrap();
+            dense.pull_range(KeyRange::new(0, 1000).unwrap(), &mut elements).unwrap();
+            client.finalize().unwrap();
+            rows.iter().chain(&elements).map(|v: &f32| v.to_bits()).collect::<Vec<_>>()
+        });
+        job.end();
+        read
+    };
+    let one = begin(1, 1);
+    assert!(one[0].iter().filter(|bits| **bits != 0).count() > 1290);
+    assert_eq!(one, begin(2, 2));
+    assert_eq!(one, begin(3, 1));
+}
+
+/// Everybody sets element 0, and one of them element 1; the highest rank's value stands, whoever was first, and what is pushed
+/// beside it still steps.
+#[test]
+fn what_is_set_in_a_clock_stands_when_it_has_closed() {
+    let job = Job::start(2, 2, 3);
+    job.workers(3, |client| {
+        let dense = TableSpec::dense("w", &[100]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+        let dense = client.table(&dense.aggregate(windlass::types::Aggregate::Sum)).unwrap();
+        let rows = client.table(&TableSpec::sparse("r", 2)).unwrap();
+        let (one, two) = (KeyRange::new(0, 1).unwrap(), KeyRange::new(0, 100).unwrap());
+        let key = [7];
+        let key = SortedKeys::new(&key).unwrap();
+        for clock in 1..=20u16 {
+            let mine = f32::from(clock) * 10.0 + client.rank() as f32;
+            let mut tickets = vec![dense.push_range(two, &[1.0; 100]).unwrap()];
+            tickets.push(dense.set_range(one, &[mine]).unwrap());
+            tickets.push(rows.set(key, &[mine, -mine]).unwrap());
+            assert_eq!(u64::from(clock), client.clock().unwrap());
+            client.wait_all(&mut tickets).unwrap();
+            let (mut all, mut row) = ([0.0; 100], [0.0; 2]);
+            dense.pull_range(two, &mut all).unwrap();
+            rows.pull(key, &mut row).unwrap();
+            let highest = f32::from(clock) * 10.0 + 2.0;
+            assert_eq!((all[0], row), (highest, [highest, -highest]));
+            assert!(all[1..].iter().all(|v| *v == 3.0 * f32::from(clock)), "{all:?}");
+        }
+        let ftrl = TableSpec::sparse("f", 1).optimizer(OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0));
+        let error = client.table(&ftrl).unwrap().set(key, &[1.0]).unwrap_err();
+        assert!(matches!(&error, Error::Misuse { reason, .. } if reason.contains("ftrl")), "{error}");
         client.finalize().unwrap();
     });
     job.end();

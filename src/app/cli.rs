@@ -288,7 +288,7 @@ fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
         eprintln!("windlass server: joining the job at {coordinator}");
     }
     let secret = options.node.secret(environment)?;
-    Server::configured(&coordinator, secret, &settings)?.start()?.run_until_sigterm()
+    Server::configured(&coordinator, secret, &settings)?.stop_on_sigterm().start()?.run()
 }
 
 #[cfg(test)]

@@ -288,7 +288,7 @@ impl Link {
         match frame.header.kind {
             RequestKind::Pull => self.pulls_outstanding += 1,
             RequestKind::Mark => self.marked = frame.header.clock + 1,
-            RequestKind::Push | RequestKind::Finish => {}
+            RequestKind::Push | RequestKind::Set | RequestKind::Finish => {}
         }
         self.filled[slot as usize] = Some(frame);
         Ok(None)

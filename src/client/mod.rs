@@ -94,17 +94,22 @@ impl ClientConfig {
 
 /// A worker's connection to its job. Clones share it.
 ///
-/// ```no_run
-/// use windlass::{Client, ClientConfig, SortedKeys, TableSpec};
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/in_process.rs"));
+/// use windlass::{Client, SortedKeys, TableSpec};
 /// # fn main() -> windlass::Result<()> {
-/// let client = Client::connect(ClientConfig::from_env()?)?; // or `ClientConfig::new`, without a launcher
+/// # let job = InProcess::start()?;
+/// # let config = job.config();
+/// let client = Client::connect(config)?; // `ClientConfig::from_env()?`, or without a launcher `ClientConfig::new`
 /// let table = client.table(&TableSpec::sparse("weights", 1))?;
 /// let keys = SortedKeys::new(&[3, 17, 1 << 60])?;
 /// table.push(keys, &[0.1, 0.2, 0.3])?;
 /// client.clock()?; // the pushes of this clock become one update
 /// let mut weights = [0.0; 3];
 /// table.pull(keys, &mut weights)?;
-/// client.finalize()
+/// assert_eq!(weights, [-0.1, -0.2, -0.3]); // one step of plain gradient descent with rate 1
+/// client.finalize()?;
+/// # job.end()
 /// # }
 /// ```
 #[derive(Clone)]
@@ -167,6 +172,29 @@ impl Client {
         let clock = self.inner.engine().end_clock(self.inner.deadline())?;
         self.inner.control.shared().clock.store(clock, Ordering::Relaxed);
         Ok(clock)
+    }
+
+    /// Waits until all of `tickets` are done, at most for the client's `wait_timeout` in all. After an error those that are not
+    /// done are still under way.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/in_process.rs"));
+    /// # use windlass::{Client, SortedKeys, TableSpec};
+    /// # fn main() -> windlass::Result<()> {
+    /// # let job = InProcess::start()?;
+    /// # let client = Client::connect(job.config())?;
+    /// let tables = [client.table(&TableSpec::sparse("a", 1))?, client.table(&TableSpec::sparse("b", 1))?];
+    /// let keys = SortedKeys::new(&[1, 2])?;
+    /// let mut tickets = [tables[0].push(keys, &[1.0, 2.0])?, tables[1].push(keys, &[3.0, 4.0])?];
+    /// client.clock()?;
+    /// client.wait_all(&mut tickets)?;
+    /// # client.finalize()?;
+    /// # job.end()
+    /// # }
+    /// ```
+    pub fn wait_all(&self, tickets: &mut [Ticket]) -> Result<()> {
+        let deadline = self.inner.deadline();
+        tickets.iter_mut().try_for_each(|ticket| ticket.wait_timeout(deadline.left(Instant::now())))
     }
 
     /// This worker pushes nothing from its present clock on: nobody waits for it any more. Blocks until all that it sent

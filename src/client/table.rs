@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::engine::{Source, Span, Target};
 use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
-use crate::proto::NO_BASE;
+use crate::proto::{NO_BASE, RequestKind};
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
@@ -83,7 +83,7 @@ impl Table {
 
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
     pub fn push(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
-        self.push_rows(keys, values, None)
+        self.send(RequestKind::Push, keys, values, None)
     }
 
     /// As [`Table::push`], for values that were computed from what a pull of version `base` gave (Ssp, Asp): what becomes of
@@ -99,14 +99,68 @@ impl Table {
     /// [`Error::Misuse`] under Bsp, or when a bucket's rows do not fit one frame. Waiting for the ticket gives
     /// [`Error::Stale`] when pieces were rejected.
     pub fn push_from(&self, base: Version, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
-        self.push_rows(keys, values, Some(base))
+        self.check_base("push_from", base)?;
+        self.send(RequestKind::Push, keys, values, Some(base))
     }
 
-    fn push_rows(&self, keys: SortedKeys<'_>, values: &[f32], base: Option<Version>) -> Result<Ticket> {
+    /// Writes a row of `dim` fp32 for each key (sparse), past the update rule, whose state stays as it is.
+    ///
+    /// Under Bsp it belongs to this worker's clock, as a push does: when the clock closes, first what was pushed in it becomes
+    /// one step, then rows that were set become what they were set to; where several workers set the same row, the highest
+    /// rank's last value stands. Until then the server keeps the values beside the table. Under Ssp and Asp it is written
+    /// as soon as it arrives. It is done, and done once, when a push would be. Refused where the weights follow from the
+    /// update rule's state (`ftrl`): the next push would undo it.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/in_process.rs"));
+    /// # use windlass::{Client, SortedKeys, TableSpec};
+    /// # fn main() -> windlass::Result<()> {
+    /// # let job = InProcess::start()?;
+    /// # let client = Client::connect(job.config())?;
+    /// let table = client.table(&TableSpec::sparse("weights", 2))?;
+    /// let keys = SortedKeys::new(&[7])?;
+    /// table.push(keys, &[1.0, 1.0])?;
+    /// table.set(keys, &[0.25, 0.5])?;
+    /// client.clock()?;
+    /// let mut row = [0.0; 2];
+    /// table.pull(keys, &mut row)?;
+    /// assert_eq!(row, [0.25, 0.5]);
+    /// # client.finalize()?;
+    /// # job.end()
+    /// # }
+    /// ```
+    pub fn set(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
+        self.may_set()?;
+        self.send(RequestKind::Set, keys, values, None)
+    }
+
+    /// Writes one fp32 for each key of the range (dense), as [`Table::set`] writes rows.
+    pub fn set_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
+        self.may_set()?;
+        self.send_range(RequestKind::Set, range, values, None)
+    }
+
+    fn may_set(&self) -> Result<()> {
+        if self.spec.optimizer.weights_follow_state() {
+            let reason = format!(
+                "the weights of table \"{}\" follow from the state of {}: the next push would undo it",
+                self.spec.name, self.spec.optimizer.name
+            );
+            return Err(Error::Misuse { call: "set", reason });
+        }
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        kind: RequestKind,
+        keys: SortedKeys<'_>,
+        values: &[f32],
+        base: Option<Version>,
+    ) -> Result<Ticket> {
         self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
-        self.check_base("push_from", base)?;
         let deadline = self.inner.deadline();
-        let id = self.inner.engine().push_sparse(&self.target(), keys, values, base, deadline)?;
+        let id = self.inner.engine().push_sparse(kind, &self.target(), keys, values, base, deadline)?;
         Ok(self.ticket(id))
     }
 
@@ -141,7 +195,7 @@ impl Table {
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
     pub fn push_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
-        self.push_keys(range, values, None)
+        self.send_range(RequestKind::Push, range, values, None)
     }
 
     /// As [`Table::push_from`], for a range of a dense table.
@@ -149,14 +203,20 @@ impl Table {
     /// # Errors
     /// As [`Table::push_from`].
     pub fn push_range_from(&self, base: Version, range: KeyRange, values: &[f32]) -> Result<Ticket> {
-        self.push_keys(range, values, Some(base))
+        self.check_base("push_range_from", base)?;
+        self.send_range(RequestKind::Push, range, values, Some(base))
     }
 
-    fn push_keys(&self, range: KeyRange, values: &[f32], base: Option<Version>) -> Result<Ticket> {
+    fn send_range(
+        &self,
+        kind: RequestKind,
+        range: KeyRange,
+        values: &[f32],
+        base: Option<Version>,
+    ) -> Result<Ticket> {
         self.same_length("values", range.len() as usize, values.len())?;
-        self.check_base("push_range_from", base)?;
         let (source, deadline) = (Source::Slice(values), self.inner.deadline());
-        let id = self.inner.engine().push_dense(&self.target(), range, source, base, deadline)?;
+        let id = self.inner.engine().push_dense(kind, &self.target(), range, source, base, deadline)?;
         Ok(self.ticket(id))
     }
 
@@ -199,8 +259,8 @@ impl Table {
         let span = from.of(&self.inner, offset, range.len() as usize)?;
         let mut engine = self.inner.engine();
         engine.may_use(&span, false, "push_range_buffer")?;
-        let id =
-            engine.push_dense(&self.target(), range, Source::Buffer(span), None, self.inner.deadline())?;
+        let (source, deadline) = (Source::Buffer(span), self.inner.deadline());
+        let id = engine.push_dense(RequestKind::Push, &self.target(), range, source, None, deadline)?;
         Ok(self.ticket(id))
     }
 
@@ -260,7 +320,8 @@ impl Table {
         engine.may_use(&into, true, "push_pull_range_buffer")?;
         let (target, deadline) = (self.target(), self.inner.deadline());
         // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway.
-        let push = engine.push_dense(&target, range, Source::Buffer(from), None, deadline)?;
+        let push =
+            engine.push_dense(RequestKind::Push, &target, range, Source::Buffer(from), None, deadline)?;
         engine.forget(push);
         let pull = engine.pull_into(&target, range, into, true, deadline)?;
         Ok(self.ticket(pull))
@@ -285,16 +346,13 @@ impl Table {
         Ticket::new(self.inner.clone(), id)
     }
 
-    fn check_base(&self, call: &'static str, base: Option<Version>) -> Result<()> {
-        let reason = match base {
-            Some(NO_BASE) => format!("{NO_BASE} is no version"),
-            Some(_) if self.spec.consistency.folds_by_rank() => {
-                format!(
-                    "table \"{}\" is under bsp, where nothing is stale: push without a base",
-                    self.spec.name
-                )
-            }
-            _ => return Ok(()),
+    fn check_base(&self, call: &'static str, base: Version) -> Result<()> {
+        let reason = if base == NO_BASE {
+            format!("{NO_BASE} is no version")
+        } else if self.spec.consistency.folds_by_rank() {
+            format!("table \"{}\" is under bsp, where nothing is stale: push without a base", self.spec.name)
+        } else {
+            return Ok(());
         };
         Err(Error::Misuse { call, reason })
     }

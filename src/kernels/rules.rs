@@ -8,6 +8,9 @@ use super::table::{Step, Table};
 
 /// An update rule with `PLANES` fp32 of state for each parameter.
 pub trait Rule<const PLANES: usize>: Copy {
+    /// Whether parameters that the state does not imply are lost at the first step.
+    const WEIGHTS_FOLLOW_STATE: bool = false;
+
     /// The new parameter and state.
     fn step<L: Lanes>(self, w: L, state: [L; PLANES], g: L) -> (L, [L; PLANES]);
 
@@ -219,6 +222,8 @@ pub struct Ftrl {
 }
 
 impl Rule<2> for Ftrl {
+    const WEIGHTS_FOLLOW_STATE: bool = true;
+
     #[inline(always)]
     fn step<L: Lanes>(self, w: L, [z, n]: [L; 2], g: L) -> (L, [L; 2]) {
         let (alpha, l1, zero) = (g.splat(self.alpha), g.splat(self.l1), g.splat(0.0));

@@ -52,6 +52,16 @@ pub struct Writing<'a> {
     pub to: &'a mut [f32],
 }
 
+impl<'a> Writing<'a> {
+    /// The next version, which is the present one until it is written to.
+    pub fn whole(self) -> &'a mut [f32] {
+        if let Some(old) = self.old {
+            self.to.copy_from_slice(old);
+        }
+        self.to
+    }
+}
+
 impl Published {
     /// `count` blocks of `length` zeros and as many spare ones as fit into `spare_bytes`, at most one for each block. Their
     /// arena still has to be registered: `register` is called once with it.

@@ -40,7 +40,7 @@ impl SparseBody {
 
     /// The layout that a header announces, for a table of rows of `dim`; refused unless `length` fits it exactly.
     pub fn announced(header: &RequestHeader, dim: u32) -> Result<SparseBody, Malformed> {
-        let dim = if header.kind == RequestKind::Push { dim as usize } else { 0 };
+        let dim = if matches!(header.kind, RequestKind::Push | RequestKind::Set) { dim as usize } else { 0 };
         let body = SparseBody { entries: header.first as usize, keys: header.count as usize, dim };
         if body.entries == 0 || body.entries > body.keys {
             return Err(Malformed::new(

@@ -33,6 +33,8 @@ pub enum RequestKind {
     Mark,
     /// The worker pushes nothing from `clock` on.
     Finish,
+    /// The body's values are what the parameters become. Laid out and treated as a push.
+    Set,
 }
 
 /// A request's header, decoded from a private copy.
@@ -74,6 +76,7 @@ impl RequestHeader {
             RequestKind::Pull => 2,
             RequestKind::Mark => 3,
             RequestKind::Finish => 4,
+            RequestKind::Set => 5,
         };
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
@@ -102,7 +105,8 @@ impl RequestHeader {
             2 => RequestKind::Pull,
             3 => RequestKind::Mark,
             4 => RequestKind::Finish,
-            other => return Err(Malformed::new("kind", "1 to 4", other)),
+            5 => RequestKind::Set,
+            other => return Err(Malformed::new("kind", "1 to 5", other)),
         };
         let region = fields.u16(6);
         if region != 0 && kind != RequestKind::Pull {
@@ -171,6 +175,15 @@ mod tests {
         let mut bytes = example().encode();
         bytes[16] ^= 1;
         assert_eq!(RequestHeader::decode(&bytes).unwrap_err().field, "check");
+    }
+
+    #[test]
+    fn the_kinds_are_numbered() {
+        let kinds =
+            [RequestKind::Push, RequestKind::Pull, RequestKind::Mark, RequestKind::Finish, RequestKind::Set];
+        for (number, kind) in (1..).zip(kinds) {
+            assert_eq!(RequestHeader { kind, ..example() }.encode()[3], number);
+        }
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
 use crate::mem::{Arena, Floats, Pool, RegionId};
 use crate::proto::{HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage};
-use crate::store::{Applied, DensePiece, Intake, Rejection, Shard, SparsePiece};
+use crate::store::{Applied, DensePiece, How, Intake, Rejection, Shard, SparsePiece};
 use crate::types::{
     Aggregate, Clock, DirectoryEntry, Key, Late, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec,
     View,
@@ -271,7 +271,7 @@ impl Core {
         }
         self.verdicts.clear();
         let outcome = match header.kind {
-            RequestKind::Push => self.push(rank, slot, header),
+            RequestKind::Push | RequestKind::Set => self.push(rank, slot, header),
             RequestKind::Pull => self.pull(rank, slot, header),
             RequestKind::Mark | RequestKind::Finish => {
                 let mut verdicts = std::mem::take(&mut self.verdicts);
@@ -323,10 +323,11 @@ impl Core {
         if header.clock != self.gate.clock_of(rank) {
             return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
         }
+        if (by_rank || header.kind == RequestKind::Set) && header.argument != NO_BASE {
+            let expected = "no base version under bsp, or of a set";
+            return Err(Malformed::new("argument", expected, header.argument));
+        }
         if by_rank {
-            if header.argument != NO_BASE {
-                return Err(Malformed::new("argument", "no base version under bsp", header.argument));
-            }
             // With a quorum it is done when it is folded: for that the clocks before its own have to close.
             self.promised = self.promised.max(header.clock + u64::from(quorum.is_none()));
             let (held, at) = (Held { slot, header }, (rank, header.clock));
@@ -374,6 +375,7 @@ impl Core {
     ) -> Result<u64, Malformed> {
         self.applied.clear();
         let body_at = self.staging.slot_at(rank, slot) + HEADER;
+        let how = if header.kind == RequestKind::Set { How::Set } else { How::Push };
         let (pieces, rejection) = match self.known(header.table)?.kind {
             TableKind::Dense { .. } => {
                 if u64::from(header.length) != u64::from(header.count) * 4 {
@@ -381,7 +383,7 @@ impl Core {
                 }
                 let values = Floats::in_arena(&self.staging.arena, body_at, header.count as usize);
                 let piece = DensePiece { bucket: header.bucket, first: header.first, values };
-                (1, self.shard.push_dense(header.table, piece, intake, &mut self.applied)?)
+                (1, self.shard.write_dense(header.table, how, piece, intake, &mut self.applied)?)
             }
             TableKind::Sparse { dim, .. } => {
                 let body = SparseBody::announced(&header, dim)?;
@@ -389,7 +391,7 @@ impl Core {
                 let values = body.keys * body.dim;
                 let values = Floats::in_arena(&self.staging.arena, body_at + body.values_at(), values);
                 let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
-                (body.entries, self.shard.push_sparse(header.table, piece, intake, &mut self.applied)?)
+                (body.entries, self.shard.write_sparse(header.table, how, piece, intake, &mut self.applied)?)
             }
         };
         match rejection {

@@ -26,6 +26,7 @@ use crate::types::{OptimizerSpec, Rank, Role, ShardId};
 use control::Control;
 use pin::Plan;
 use reactor::{Command, Reactor, Reports};
+use signal::Watcher;
 
 pub use pin::Place;
 
@@ -45,16 +46,28 @@ pub struct ServerBuilder {
     limits: ServerLimits,
     pin: Pin,
     place: Place,
+    sigterm: bool,
 }
 
 /// The server half of the library.
 ///
-/// ```no_run
+/// ```
+/// use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 /// use windlass::{Secret, Server};
 /// # fn main() -> windlass::Result<()> {
-/// let secret = Secret::from_file("job.secret".as_ref())?;
-/// let server = Server::builder("127.0.0.1:7000", secret).threads(2).start()?;
-/// server.run() // until the job has ended
+/// let secret = Secret::generate()?; // or `Secret::from_file`
+/// // Of one server and one worker; elsewhere `windlass coordinator` does this.
+/// let config = CoordinatorServerConfig::new(secret.clone(), "my job", 1, Some(1));
+/// let coordinator = CoordinatorServer::bind(config)?;
+/// let address = coordinator.address().to_string();
+/// let coordinator = std::thread::spawn(move || coordinator.run());
+///
+/// let server = Server::builder(&address, secret.clone()).job("my job").threads(2).start()?;
+/// # let mut config = windlass::ClientConfig::new(&address, secret, 0, 1);
+/// # config.job = "my job".to_owned();
+/// # windlass::Client::connect(config)?.finalize()?;
+/// server.run()?; // until the job has ended
+/// # coordinator.join().unwrap().map(drop)
 /// # }
 /// ```
 #[derive(Debug)]
@@ -74,6 +87,7 @@ impl Server {
             limits: ServerLimits::default(),
             pin: Pin::default(),
             place: Place::default(),
+            sigterm: false,
         }
     }
 
@@ -153,6 +167,13 @@ impl ServerBuilder {
         self
     }
 
+    /// A SIGTERM to this process means [`ServerHandle::stop`], from [`ServerBuilder::start`] on. For a program that is a server
+    /// and nothing else: once the handle is dropped SIGTERM has no effect on the process.
+    pub fn stop_on_sigterm(mut self) -> ServerBuilder {
+        self.sigterm = true;
+        self
+    }
+
     /// Makes an update rule known by `name`, for tables that ask for it.
     pub fn optimizer(
         mut self,
@@ -168,6 +189,7 @@ impl ServerBuilder {
         if self.threads == 0 || self.threads > 256 {
             return Err(Error::config("threads", "1 to 256", self.threads));
         }
+        let signals = if self.sigterm { Some(signal::catch()?) } else { None };
         let cpus = self.cpus()?;
         let identity = this_process(Role::Server, self.rank)?;
         let mut config = HubConfig::new(self.secret.clone(), &self.job, identity);
@@ -187,7 +209,9 @@ impl ServerBuilder {
         let ends = (stopping.clone(), stop_timeout);
         let control = Control::new(hub, coordinator, self.rank, address, threads, reports, ends);
         let handle = spawn("wl-ctl", move || control.run())?;
-        Ok(ServerHandle { stopping, waker: hub_waker, thread: Mutex::new(Some(handle)) })
+        let watch = |signals| Watcher::start(signals, stopping.clone(), hub_waker.clone());
+        let sigterm = signals.map(watch).transpose()?;
+        Ok(ServerHandle { stopping, waker: hub_waker, thread: Mutex::new(Some(handle)), _sigterm: sigterm })
     }
 
     /// The CPU of each thread; none where they are not pinned, which the log explains.
@@ -289,6 +313,7 @@ pub struct ServerHandle {
     stopping: Arc<AtomicBool>,
     waker: HubWaker,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
+    _sigterm: Option<Watcher>,
 }
 
 impl ServerHandle {

@@ -1,27 +1,47 @@
 //! SIGTERM as a wish to stop.
 
-use signal_hook::consts::SIGTERM;
-use signal_hook::iterator::Signals;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
 
-use super::{ServerHandle, spawn};
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::{Handle, Signals};
+
+use super::{ask_to_stop, spawn};
+use crate::control::HubWaker;
 use crate::error::{Error, Result};
 
-impl ServerHandle {
-    /// As [`ServerHandle::run`], and a SIGTERM to this process means [`ServerHandle::stop`]. For a program that is a server and
-    /// nothing else: afterwards SIGTERM has no effect on the process.
-    pub fn run_until_sigterm(&self) -> Result<()> {
-        let mut signals = Signals::new([SIGTERM]).map_err(|e| Error::io("catch", "SIGTERM", e))?;
-        let end = signals.handle();
-        let (stopping, waker) = (self.stopping.clone(), self.waker.clone());
-        let watcher = spawn("wl-sig", move || {
+/// From now on SIGTERM no longer ends the process.
+pub fn catch() -> Result<Signals> {
+    Signals::new([SIGTERM]).map_err(|e| Error::io("catch", "SIGTERM", e))
+}
+
+/// Passes SIGTERM on to a server while it lives.
+#[derive(Debug)]
+pub struct Watcher {
+    signals: Handle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Passes on what `signals` caught, and will catch.
+    pub fn start(mut signals: Signals, stopping: Arc<AtomicBool>, waker: HubWaker) -> Result<Watcher> {
+        let handle = signals.handle();
+        let thread = spawn("wl-sig", move || {
             for _ in signals.forever() {
-                super::ask_to_stop(&stopping, &waker);
+                ask_to_stop(&stopping, &waker);
             }
         })?;
-        let outcome = self.run();
-        end.close();
-        // It only waits for signals, and has been told that there are no more.
-        let _ = watcher.join();
-        outcome
+        Ok(Watcher { signals: handle, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.signals.close();
+        if let Some(thread) = self.thread.take() {
+            // It only waits for signals, and has been told that there are no more.
+            let _ = thread.join();
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::state::State;
 use crate::error::{Malformed, Result};
 use crate::kernels::{self, Gradient, Input};
 use crate::mem::{Arena, Block, Blocks, Pin, Published, RegionId, Writing, align_up};
-use crate::types::{BucketId, TableSpec, Version};
+use crate::types::{BucketId, Initial, TableSpec, Version};
 
 const NOT_OURS: u32 = u32::MAX;
 
@@ -27,12 +27,21 @@ struct Segment {
     state: Block,
     /// What the open clock brought so far.
     sum: Block,
-    touched: bool,
+    /// The open clock brought gradients.
+    pushed: bool,
+    /// What the open clock set.
+    sets: Option<Box<Sets>>,
     version: Version,
 }
 
+/// Values that replace parameters when the clock closes, where `there` says so.
+struct Sets {
+    values: Vec<f32>,
+    there: Vec<bool>,
+}
+
 impl Dense {
-    /// Zeroed segments for `buckets`, which must be buckets of `spec`, and up to `spare_bytes` for versions that are still
+    /// Segments as they begin for `buckets`, which must be buckets of `spec`, and up to `spare_bytes` for versions that are still
     /// being sent. `register` makes the parameters' arena known to the transport.
     pub fn new(
         spec: &TableSpec,
@@ -41,8 +50,9 @@ impl Dense {
         spare_bytes: u64,
         register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<Dense> {
-        let parameters = Published::new(longest(spec, buckets), buckets.len(), spare_bytes, register)?;
+        let mut parameters = Published::new(longest(spec, buckets), buckets.len(), spare_bytes, register)?;
         let mut blocks = Blocks::for_lengths(buckets.iter().flat_map(|b| lengths(spec, *b, optimizer)))?;
+        let initial = Initial::new(spec.initializer, &spec.name);
         let mut place = vec![NOT_OURS; spec.buckets() as usize];
         let mut segments = Vec::with_capacity(buckets.len());
         for bucket in buckets {
@@ -52,7 +62,9 @@ impl Dense {
             };
             place[*bucket as usize] = segments.len() as u32;
             let length = elements(spec, *bucket);
-            segments.push(Segment { length, state, sum, touched: false, version: 0 });
+            let first = spec.segment_range(*bucket).map_or(0, |range| range.start());
+            initial.fill_range(first, &mut parameters.write(segments.len()).to[..length]);
+            segments.push(Segment { length, state, sum, pushed: false, sets: None, version: 0 });
         }
         Ok(Dense { place, segments, parameters })
     }
@@ -71,19 +83,55 @@ impl Dense {
         let segment = &mut self.segments[place];
         let first = first as usize;
         kernels::accumulate(&mut segment.sum[first..first + values.len()], values);
-        Ok(!std::mem::replace(&mut segment.touched, true))
+        let pushed = std::mem::replace(&mut segment.pushed, true);
+        Ok(!pushed && segment.sets.is_none())
     }
 
-    /// Steps with what the clock brought, divided by `divisor`: one pass over the segment.
+    /// Keeps a piece that replaces parameters when the clock closes. True when it is the bucket's first in this clock.
+    pub fn hold_set(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<bool, Malformed> {
+        let place = self.locate(bucket, first, values.len())?;
+        let segment = &mut self.segments[place];
+        let length = segment.length;
+        let first_of_clock = !segment.pushed && segment.sets.is_none();
+        let new = || Box::new(Sets { values: vec![0.0; length], there: vec![false; length] });
+        let sets = segment.sets.get_or_insert_with(new);
+        let range = first as usize..first as usize + values.len();
+        kernels::widen(&mut sets.values[range.clone()], values);
+        sets.there[range].fill(true);
+        Ok(first_of_clock)
+    }
+
+    /// Replaces parameters at once.
+    pub fn set(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<Version, Malformed> {
+        let place = self.locate(bucket, first, values.len())?;
+        let to = self.parameters.write(place).whole();
+        kernels::widen(&mut to[first as usize..first as usize + values.len()], values);
+        self.segments[place].version += 1;
+        Ok(self.segments[place].version)
+    }
+
+    /// Steps with what the clock brought, divided by `divisor`, in one pass over the segment; then writes what it set.
     pub fn close(&mut self, bucket: BucketId, divisor: f32, optimizer: &dyn Optimizer) -> Version {
         let place = self.place[bucket as usize] as usize;
         let segment = &mut self.segments[place];
-        let Writing { old, to } = self.parameters.write(place);
-        let gradient = Gradient::Fold { sum: Some(&mut segment.sum), pieces: &[], divisor };
-        let state = State::of_part(&mut segment.state, segment.length, 0, optimizer);
-        let old = old.map(|old| &old[..segment.length]);
-        state.step(optimizer, &mut to[..segment.length], old, gradient);
-        segment.touched = false;
+        let writing = self.parameters.write(place);
+        let to = if std::mem::take(&mut segment.pushed) {
+            let Writing { old, to } = writing;
+            let gradient = Gradient::Fold { sum: Some(&mut segment.sum), pieces: &[], divisor };
+            let state = State::of_part(&mut segment.state, segment.length, 0, optimizer);
+            let old = old.map(|old| &old[..segment.length]);
+            state.step(optimizer, &mut to[..segment.length], old, gradient);
+            to
+        } else {
+            writing.whole()
+        };
+        if let Some(sets) = segment.sets.take() {
+            for ((parameter, value), there) in to.iter_mut().zip(sets.values).zip(sets.there) {
+                if there {
+                    *parameter = value;
+                }
+            }
+        }
         segment.version += 1;
         segment.version
     }

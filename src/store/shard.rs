@@ -8,7 +8,9 @@ use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::mem::{Arena, Floats, Pin, RegionId};
-use crate::types::{Aggregate, BucketId, DirectoryEntry, Key, Stale, TableId, TableKind, TableSpec, Version};
+use crate::types::{
+    Aggregate, BucketId, DirectoryEntry, Initializer, Key, Stale, TableId, TableKind, TableSpec, Version,
+};
 
 /// Values for part of one dense bucket.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +34,16 @@ pub struct SparsePiece<'a> {
     pub values: Floats<'a>,
 }
 
-/// How the pieces of one push are taken.
+/// What a piece does to the parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// It is a gradient for the update rule.
+    Push,
+    /// They become its values, past the update rule.
+    Set,
+}
+
+/// When the pieces of one push are taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Intake {
     /// Into the sum of the open clock.
@@ -141,6 +152,11 @@ impl Shard {
         }
         spec.validate()?;
         let optimizer = self.optimizers.build(&spec.optimizer)?;
+        if optimizer.weights_follow_state() && spec.initializer != Initializer::Zeros {
+            let setting = format!("table \"{}\": initializer", spec.name);
+            let expected = format!("zeros with {}, whose weights follow from its state", spec.optimizer.name);
+            return Err(Error::config(setting, expected, spec.initializer));
+        }
         let bytes = match &spec.kind {
             TableKind::Dense { .. } => Dense::bytes(spec, buckets, optimizer.as_ref()),
             TableKind::Sparse { .. } => Sparse::bytes(spec),
@@ -173,9 +189,10 @@ impl Shard {
     }
 
     /// Takes one dense piece. Gives its rejection, if it is too old.
-    pub fn push_dense(
+    pub fn write_dense(
         &mut self,
         table: TableId,
+        how: How,
         piece: DensePiece<'_>,
         intake: Intake,
         applied: &mut Vec<Applied>,
@@ -184,9 +201,14 @@ impl Shard {
         let Table { spec, optimizer, body, touched } =
             self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
+        may_take(how, optimizer.as_ref())?;
         match intake {
             Intake::Fold => {
-                if dense.fold(bucket, first, values.into())? {
+                let first_of_clock = match how {
+                    How::Push => dense.fold(bucket, first, values.into())?,
+                    How::Set => dense.hold_set(bucket, first, values.into())?,
+                };
+                if first_of_clock {
                     match spec.quorum {
                         Some(_) => touched.push(bucket),
                         None => self.touched.push((table, bucket)),
@@ -195,10 +217,15 @@ impl Shard {
             }
             Intake::Step { divisor, base } => {
                 let (_, current) = dense.read(bucket, first, values.len() as u32)?;
-                let Some(divisor) = aged(spec.stale, base, current, divisor) else {
-                    return Ok(Some(Rejection { pieces: 1, bucket, current }));
+                let version = match how {
+                    How::Push => {
+                        let Some(divisor) = aged(spec.stale, base, current, divisor) else {
+                            return Ok(Some(Rejection { pieces: 1, bucket, current }));
+                        };
+                        dense.apply(bucket, first, values.into(), divisor, optimizer.as_ref())?
+                    }
+                    How::Set => dense.set(bucket, first, values.into())?,
                 };
-                let version = dense.apply(bucket, first, values.into(), divisor, optimizer.as_ref())?;
                 applied.push(Applied { table, bucket, version });
             }
             Intake::Drop => drop(dense.read(bucket, first, values.len() as u32)?),
@@ -208,9 +235,10 @@ impl Shard {
 
     /// Takes the sparse pieces of one frame. Nothing is touched unless all of it fits. Gives the rejection of those that are
     /// too old; the others are taken.
-    pub fn push_sparse(
+    pub fn write_sparse(
         &mut self,
         table: TableId,
+        how: How,
         piece: SparsePiece<'_>,
         intake: Intake,
         applied: &mut Vec<Applied>,
@@ -218,6 +246,7 @@ impl Shard {
         let Table { spec, optimizer, body, touched } =
             self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Sparse(sparse) = body else { return Err(kind_mismatch("sparse")) };
+        may_take(how, optimizer.as_ref())?;
         check_directory(spec, &piece, |b| sparse.owns(b))?;
         let dim = spec.width() as usize;
         if piece.values.len() != piece.keys.len() * dim {
@@ -237,16 +266,27 @@ impl Shard {
             done += count;
             if let Intake::Step { divisor, base } = intake {
                 let current = bucket.version();
-                if let Some(divisor) = aged(spec.stale, base, current, divisor) {
-                    let version = bucket.apply(keys, values, divisor, optimizer.as_ref(), &mut self.scratch);
-                    applied.push(Applied { table, bucket: id, version });
-                } else {
-                    rejection.get_or_insert(Rejection { pieces: 0, bucket: id, current }).pieces += 1;
-                }
-            } else if bucket.fold(keys, values) {
-                match spec.quorum {
-                    Some(_) => touched.push(id),
-                    None => self.touched.push((table, id)),
+                let version = match (how, aged(spec.stale, base, current, divisor)) {
+                    (How::Set, _) => bucket.set(keys, values),
+                    (How::Push, Some(divisor)) => {
+                        bucket.apply(keys, values, divisor, optimizer.as_ref(), &mut self.scratch)
+                    }
+                    (How::Push, None) => {
+                        rejection.get_or_insert(Rejection { pieces: 0, bucket: id, current }).pieces += 1;
+                        continue;
+                    }
+                };
+                applied.push(Applied { table, bucket: id, version });
+            } else {
+                let first_of_clock = match how {
+                    How::Push => bucket.fold(keys, values),
+                    How::Set => bucket.hold_set(keys, values),
+                };
+                if first_of_clock {
+                    match spec.quorum {
+                        Some(_) => touched.push(id),
+                        None => self.touched.push((table, id)),
+                    }
                 }
             }
             self.parameter_bytes += ((bucket.rows() - rows) * dim * 4) as u64;
@@ -389,6 +429,16 @@ fn check_directory(
         return Err(Malformed::new("directory", format!("{} keys", piece.keys.len()), done));
     }
     Ok(())
+}
+
+/// A set that the next push would undo is refused.
+fn may_take(how: How, optimizer: &dyn Optimizer) -> Result<(), Malformed> {
+    match how {
+        How::Set if optimizer.weights_follow_state() => {
+            Err(Malformed::new("kind", "no set of weights that follow from the rule's state", "a set"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn unknown(table: TableId) -> Malformed {

@@ -6,13 +6,14 @@ use super::index::Index;
 use super::optimizer::Optimizer;
 use super::state::State;
 use crate::kernels::{self, Input};
-use crate::types::{BucketId, Key, TableSpec, Version};
+use crate::types::{BucketId, Initial, Key, TableSpec, Version};
 
 const UNTOUCHED: u32 = u32::MAX;
 
 /// Buckets of one sparse table. Those that nobody has touched cost one bit.
 pub struct Sparse {
     dim: usize,
+    initial: Initial,
     /// A bit for each bucket of the table: whether it is this shard's.
     ours: Vec<u64>,
     touched: HashMap<BucketId, SparseBucket>,
@@ -25,7 +26,8 @@ impl Sparse {
         for bucket in buckets {
             ours[*bucket as usize / 64] |= 1 << (bucket % 64);
         }
-        Sparse { dim: spec.width() as usize, ours, touched: HashMap::new() }
+        let initial = Initial::new(spec.initializer, &spec.name);
+        Sparse { dim: spec.width() as usize, initial, ours, touched: HashMap::new() }
     }
 
     /// Bytes that a table takes before it has rows.
@@ -40,7 +42,7 @@ impl Sparse {
 
     /// A bucket of this shard, made when it is touched for the first time.
     pub fn touch(&mut self, bucket: BucketId, optimizer: &dyn Optimizer) -> &mut SparseBucket {
-        self.touched.entry(bucket).or_insert_with(|| SparseBucket::new(self.dim, optimizer))
+        self.touched.entry(bucket).or_insert_with(|| SparseBucket::new(self.dim, self.initial, optimizer))
     }
 
     /// A bucket that was touched before.
@@ -48,12 +50,12 @@ impl Sparse {
         self.touched.get_mut(&bucket)
     }
 
-    /// Appends the row of each key of a bucket; rows that do not exist read as 0 and are not made.
+    /// Appends the row of each key of a bucket; rows that do not exist read as they would begin, and are not made.
     pub fn gather(&self, bucket: BucketId, keys: &[Key], into: &mut Vec<f32>) -> Version {
         match self.touched.get(&bucket) {
             Some(bucket) => bucket.gather(keys, into),
             None => {
-                into.resize(into.len() + keys.len() * self.dim, 0.0);
+                keys.iter().for_each(|key| begin(self.initial, *key, self.dim, into));
                 0
             }
         }
@@ -64,33 +66,38 @@ impl Sparse {
 pub struct SparseBucket {
     dim: usize,
     stride: usize,
+    initial: Initial,
     index: Index,
     rows: Vec<f32>,
     /// For each row its place in `sums`, if the open clock touched it.
     sum_of: Vec<u32>,
     touched: Vec<u32>,
     sums: Vec<f32>,
+    /// Rows that the open clock set, and to what.
+    sets: HashMap<u32, Vec<f32>>,
     version: Version,
 }
 
 impl SparseBucket {
     /// An empty bucket of rows of `dim`.
-    pub fn new(dim: usize, optimizer: &dyn Optimizer) -> SparseBucket {
+    pub fn new(dim: usize, initial: Initial, optimizer: &dyn Optimizer) -> SparseBucket {
         SparseBucket {
             dim,
             stride: dim * (1 + optimizer.state_width()) + optimizer.scalars(),
+            initial,
             index: Index::default(),
             rows: Vec::new(),
             sum_of: Vec::new(),
             touched: Vec::new(),
             sums: Vec::new(),
+            sets: HashMap::new(),
             version: 0,
         }
     }
 
     /// Adds the rows of `values` to what the open clock brought. True when they are the bucket's first in this clock.
     pub fn fold(&mut self, keys: &[Key], values: Input<'_>) -> bool {
-        let first = self.touched.is_empty();
+        let first = self.touched.is_empty() && self.sets.is_empty();
         for (i, &key) in keys.iter().enumerate() {
             let row = self.row(key);
             if self.sum_of[row] == UNTOUCHED {
@@ -104,7 +111,28 @@ impl SparseBucket {
         first
     }
 
-    /// Each touched row takes one step with its sum divided by `divisor`.
+    /// Keeps rows that replace those of the table when the clock closes. True when they are the bucket's first in this clock.
+    pub fn hold_set(&mut self, keys: &[Key], values: Input<'_>) -> bool {
+        let first = self.touched.is_empty() && self.sets.is_empty();
+        for (i, &key) in keys.iter().enumerate() {
+            let row = self.row(key) as u32;
+            let kept = self.sets.entry(row).or_insert_with(|| vec![0.0; self.dim]);
+            kernels::widen(kept, values.part(i * self.dim, self.dim));
+        }
+        first
+    }
+
+    /// Replaces rows at once.
+    pub fn set(&mut self, keys: &[Key], values: Input<'_>) -> Version {
+        for (i, &key) in keys.iter().enumerate() {
+            let start = self.row(key) * self.stride;
+            kernels::widen(&mut self.rows[start..start + self.dim], values.part(i * self.dim, self.dim));
+        }
+        self.version += 1;
+        self.version
+    }
+
+    /// Each touched row takes one step with its sum divided by `divisor`; then what was set is written.
     pub fn close(&mut self, divisor: f32, optimizer: &dyn Optimizer) -> Version {
         if divisor != 1.0 {
             kernels::divide(&mut self.sums, divisor);
@@ -116,6 +144,10 @@ impl SparseBucket {
         }
         self.touched.clear();
         self.sums.clear();
+        for (row, values) in self.sets.drain() {
+            let start = row as usize * self.stride;
+            self.rows[start..start + self.dim].copy_from_slice(&values);
+        }
         self.version += 1;
         self.version
     }
@@ -149,7 +181,7 @@ impl SparseBucket {
                     let start = row as usize * self.stride;
                     into.extend_from_slice(&self.rows[start..start + self.dim]);
                 }
-                None => into.resize(into.len() + self.dim, 0.0),
+                None => begin(self.initial, key, self.dim, into),
             }
         }
         self.version
@@ -168,11 +200,20 @@ impl SparseBucket {
     fn row(&mut self, key: Key) -> usize {
         let (row, new) = self.index.find_or_insert(key);
         if new {
-            self.rows.resize(self.rows.len() + self.stride, 0.0);
+            let start = self.rows.len();
+            self.rows.resize(start + self.stride, 0.0);
+            self.initial.fill_row(key, &mut self.rows[start..start + self.dim]);
             self.sum_of.push(UNTOUCHED);
         }
         row as usize
     }
+}
+
+/// Appends the row that `key` begins with.
+fn begin(initial: Initial, key: Key, dim: usize, into: &mut Vec<f32>) {
+    let start = into.len();
+    into.resize(start + dim, 0.0);
+    initial.fill_row(key, &mut into[start..]);
 }
 
 fn step_row(row: &mut [f32], gradient: &[f32], optimizer: &dyn Optimizer) {

@@ -1,6 +1,7 @@
 //! The nouns: keys, tables, clocks, nodes, and which shard holds which bucket.
 
 mod clock;
+mod initializer;
 mod key;
 mod node;
 mod partition;
@@ -8,6 +9,7 @@ pub mod random;
 mod table;
 
 pub use clock::{Clock, Consistency, Late, Quorum, Stale, Version};
+pub use initializer::{Initial, Initializer};
 pub use key::{Key, KeyRange, SortedKeys, mix64};
 pub use node::{Identity, Rank, Role, ServerInfo, View};
 pub use partition::{PartitionMap, ShardId};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Consistency, Key, KeyRange, Quorum, Stale, mix64};
+use super::{Consistency, Initializer, Key, KeyRange, Quorum, Stale, mix64};
 use crate::error::{Error, Result};
 
 /// A table's number in the catalogue.
@@ -127,6 +127,11 @@ impl OptimizerSpec {
         spec
     }
 
+    /// Whether the built-in rule of this name takes the weights from its state alone, so that others would not last.
+    pub fn weights_follow_state(&self) -> bool {
+        self.name == "ftrl"
+    }
+
     /// FTRL-Proximal (McMahan et al., KDD 2013, Algorithm 1).
     pub fn ftrl(alpha: f32, beta: f32, l1: f32, l2: f32) -> OptimizerSpec {
         OptimizerSpec::new("ftrl", &[("alpha", alpha), ("beta", beta), ("l1", l1), ("l2", l2)])
@@ -150,6 +155,8 @@ pub struct TableSpec {
     pub quorum: Option<Quorum>,
     /// What becomes of pushes whose base version is old (Ssp, Asp).
     pub stale: Stale,
+    /// What parameters are before anything was pushed to them.
+    pub initializer: Initializer,
 }
 
 impl TableSpec {
@@ -173,6 +180,7 @@ impl TableSpec {
             consistency: Consistency::Bsp,
             quorum: None,
             stale: Stale::Accept,
+            initializer: Initializer::Zeros,
         }
     }
 
@@ -203,6 +211,13 @@ impl TableSpec {
     /// The same with another rule for pushes that carry a base version (Ssp, Asp).
     pub fn stale(mut self, stale: Stale) -> TableSpec {
         self.stale = stale;
+        self
+    }
+
+    /// The same with other parameters to begin with. Refused by the servers, unless it is [`Initializer::Zeros`], with an update
+    /// rule whose weights follow from its state alone (`ftrl`): the first push would undo it.
+    pub fn initializer(mut self, initializer: Initializer) -> TableSpec {
+        self.initializer = initializer;
         self
     }
 
@@ -239,6 +254,7 @@ impl TableSpec {
         if self.stale != Stale::Accept && self.consistency == Consistency::Bsp {
             return Err(Error::config(field("stale"), "ssp:N or asp beside it", self.consistency));
         }
+        self.initializer.validate(&field("initializer"))?;
         match &self.kind {
             TableKind::Dense { shape, segment } => {
                 if shape.len() > MAX_DIMENSIONS {
@@ -354,7 +370,7 @@ impl fmt::Display for TableSpec {
             TableKind::Sparse { dim, buckets } => write!(f, "sparse rows of {dim} in {buckets} buckets")?,
         }
         write!(f, ", {} {:?}", self.optimizer.name, self.optimizer.parameters)?;
-        write!(f, ", {:?}, {}", self.aggregate, self.consistency)?;
+        write!(f, ", {:?}, {}, {}", self.aggregate, self.consistency, self.initializer)?;
         if let Some(quorum) = self.quorum {
             write!(f, ", {quorum}")?;
         }
@@ -408,6 +424,7 @@ mod tests {
             TableSpec::dense("w", &[1 << 39]).segment_bytes(64),
             TableSpec::dense("w", &[8]).segment_bytes(60),
             TableSpec::sparse("w", 0),
+            TableSpec::sparse("w", 1).initializer(Initializer::Constant(f32::INFINITY)),
         ] {
             assert!(spec.validate().is_err(), "{spec}");
         }

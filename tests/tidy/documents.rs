@@ -191,3 +191,27 @@ fn an_unknown_flag_is_found() {
         ]
     );
 }
+
+/// Examples that are only compiled, or not even that, in the library's documents.
+fn idle_examples(sources: &[Source]) -> Vec<String> {
+    let fenced = |line: &&str| line.trim_start_matches(['/', '!', ' ']).starts_with("```");
+    let idle = |line: &&str| ["no_run", "ignore", "compile_fail"].iter().any(|word| line.contains(word));
+    let complain = |source: &Source| {
+        let found = source.text.lines().filter(fenced).filter(idle);
+        found.map(|line| format!("{}: {line}: this example does not run", source.path)).collect::<Vec<_>>()
+    };
+    sources.iter().flat_map(complain).collect()
+}
+
+#[test]
+fn every_example_of_the_documents_runs() {
+    assert_none(idle_examples(&read(&["src"], &[".rs"])));
+}
+
+#[test]
+fn an_example_that_does_not_run_is_found() {
+    let source = |fence: &str| [Source::new("src/x.rs", &format!("/// {fence}\n/// f();\n/// ```\n"))];
+    assert_eq!(idle_examples(&source("```no_run")).len(), 1);
+    assert_eq!(idle_examples(&source("```rust,ignore")).len(), 1);
+    assert_eq!(idle_examples(&source("```")).len(), 0);
+}

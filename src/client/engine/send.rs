@@ -23,9 +23,10 @@ pub enum Source<'a> {
 }
 
 impl Engine {
-    /// Queues the frames of a dense push. Blocks only while staging memory, or room in the queues, is short.
+    /// Queues the frames of a dense push or set. Blocks only while staging memory, or room in the queues, is short.
     pub fn push_dense(
         &mut self,
+        kind: RequestKind,
         table: &Target<'_>,
         range: KeyRange,
         source: Source<'_>,
@@ -57,7 +58,7 @@ impl Engine {
                     Payload::Pinned(self.slice(&span, frame.at, frame.count as usize)?)
                 }
             };
-            let header = self.push_header(ticket, table.id).dense(&frame, bytes);
+            let header = self.write_header(kind, ticket, table.id).dense(&frame, bytes);
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
             if bytes >= LONG_FRAME {
                 self.kick();
@@ -67,9 +68,10 @@ impl Engine {
         Ok(ticket)
     }
 
-    /// Queues the frames of a sparse push. Blocks only while staging memory is short.
+    /// Queues the frames of a sparse push or set. Blocks only while staging memory is short.
     pub fn push_sparse(
         &mut self,
+        kind: RequestKind,
         table: &Target<'_>,
         keys: SortedKeys<'_>,
         values: &[f32],
@@ -93,7 +95,7 @@ impl Engine {
                 let values = &values[number as usize * row..(number as usize + 1) * row];
                 self.copy_in(&mut body, rows_at + place * row * 4, bytemuck::cast_slice(values));
             }
-            let header = self.push_header(ticket, table.id);
+            let header = self.write_header(kind, ticket, table.id);
             let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
             self.enqueue(frame.shard, header, Some(Payload::Owned(body)), Some(ticket));
             Ok(())
@@ -271,8 +273,8 @@ impl Engine {
     }
 
     /// A push's: a rejection finds its ticket by the tag.
-    pub(super) fn push_header(&self, ticket: usize, table: TableId) -> RequestHeader {
-        let mut header = self.header(RequestKind::Push, table);
+    pub(super) fn write_header(&self, kind: RequestKind, ticket: usize, table: TableId) -> RequestHeader {
+        let mut header = self.header(kind, table);
         header.argument = self.pending[ticket].base.unwrap_or(NO_BASE);
         header.tag = ticket as u32;
         header

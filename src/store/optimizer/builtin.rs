@@ -12,6 +12,10 @@ impl<R: Rule<PLANES> + Send, const PLANES: usize> Optimizer for Plain<R, PLANES>
         PLANES
     }
 
+    fn weights_follow_state(&self) -> bool {
+        R::WEIGHTS_FOLLOW_STATE
+    }
+
     fn step(&self, parameters: &mut [f32], state: &mut [&mut [f32]], scalars: &[f32], gradient: &[f32]) {
         self.step_in_place(parameters, state, scalars, gradient.into());
     }

@@ -53,6 +53,12 @@ pub trait Optimizer: Send {
         0
     }
 
+    /// Whether a step takes the new parameters from the state alone, so that parameters that the state does not imply are lost
+    /// at the first push, as with FTRL-Proximal. A table of such a rule begins at 0.
+    fn weights_follow_state(&self) -> bool {
+        false
+    }
+
     /// A bucket or row begins a step: the only place where its `scalars` change. Under Bsp that is once for each clock that
     /// brought anything, else once for each piece.
     fn begin(&self, scalars: &mut [f32]) {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::{Consistency, Late, OptimizerSpec, Quorum};
+use crate::types::{Consistency, Initializer, Late, OptimizerSpec, Quorum};
 
 /// A step of its own, of a push that does not say what it was computed from.
 const STEP: Intake = Intake::Step { divisor: 1.0, base: None };
@@ -38,7 +38,7 @@ fn push_sparse(
 ) -> Result<Option<Rejection>, Malformed> {
     let (directory, keys, values) = grouped(spec, pairs);
     let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
-    shard.push_sparse(0, piece, Intake::Fold, &mut Vec::new())
+    shard.write_sparse(0, How::Push, piece, Intake::Fold, &mut Vec::new())
 }
 
 fn read_sparse(shard: &Shard, spec: &TableSpec, keys: &[u64]) -> HashMap<u64, u32> {
@@ -60,8 +60,12 @@ proptest! {
         ftrl in any::<bool>(),
     ) {
         let rule = if ftrl { OptimizerSpec::ftrl(0.3, 1.0, 0.2, 0.01) } else { OptimizerSpec::sgd(0.1) };
-        let sparse_spec = TableSpec::sparse("w", 1).optimizer(rule.clone());
-        let dense_spec = TableSpec::dense("w", &[100]).segment_bytes(64).optimizer(rule);
+        let begin = match ftrl {
+            true => Initializer::Zeros,
+            false => Initializer::Normal { mean: 0.0, std: 1.0, seed: 5 },
+        };
+        let sparse_spec = TableSpec::sparse("w", 1).optimizer(rule.clone()).initializer(begin);
+        let dense_spec = TableSpec::dense("w", &[100]).segment_bytes(64).optimizer(rule).initializer(begin);
         let (mut sparse, mut dense) = (shard(&sparse_spec), shard(&dense_spec));
         for pushes in &clocks {
             for push in pushes {
@@ -72,7 +76,7 @@ proptest! {
                     let values: Vec<f32> =
                         (range.start()..range.end()).map(|k| push.get(&k).copied().unwrap_or(0.0)).collect();
                     let piece = DensePiece { bucket, first: 0, values: Floats::from(&values[..]) };
-                    dense.push_dense(0, piece, Intake::Fold, &mut Vec::new()).unwrap();
+                    dense.write_dense(0, How::Push, piece, Intake::Fold, &mut Vec::new()).unwrap();
                 }
             }
             sparse.close(pushes.len() as u32, &mut Vec::new());
@@ -98,7 +102,7 @@ fn a_clock_is_one_step_however_many_pieces() {
     let mut applied = Vec::new();
     for first in [0, 32, 0] {
         let piece = DensePiece { bucket: 0, first, values: Floats::from(&ones[..]) };
-        shard.push_dense(0, piece, Intake::Fold, &mut applied).unwrap();
+        shard.write_dense(0, How::Push, piece, Intake::Fold, &mut applied).unwrap();
     }
     assert!(applied.is_empty());
     assert_eq!(shard.read_dense(0, 0, 0, 64).unwrap().values, [0.0; 64]);
@@ -122,12 +126,12 @@ fn without_barriers_a_part_of_a_segment_steps_alone() {
         let values = &gradient[first as usize..first as usize + 16];
         for _ in 0..2 {
             let piece = DensePiece { bucket: 0, first, values: Floats::from(values) };
-            parts.push_dense(0, piece, STEP, &mut applied).unwrap();
+            parts.write_dense(0, How::Push, piece, STEP, &mut applied).unwrap();
         }
     }
     for _ in 0..2 {
         let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&gradient[..]) };
-        whole.push_dense(0, piece, STEP, &mut applied).unwrap();
+        whole.write_dense(0, How::Push, piece, STEP, &mut applied).unwrap();
     }
     assert_eq!(parts.read_dense(0, 0, 0, 32).unwrap().values, whole.read_dense(0, 0, 0, 32).unwrap().values);
     assert_eq!(applied.last().unwrap().version, 2);
@@ -149,12 +153,12 @@ fn a_stale_piece_is_accepted_scaled_or_rejected_by_its_bucket() {
         let rejections: Vec<_> = (0..4)
             .map(|_| {
                 let piece = DensePiece { bucket: 1, first: 4, values: Floats::from(&[12.0f32; 2][..]) };
-                shard.push_dense(0, piece, intake, &mut applied).unwrap()
+                shard.write_dense(0, How::Push, piece, intake, &mut applied).unwrap()
             })
             .collect();
         // Another bucket has another version.
         let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&[1.0f32][..]) };
-        assert_eq!(shard.push_dense(0, piece, intake, &mut applied), Ok(None));
+        assert_eq!(shard.write_dense(0, How::Push, piece, intake, &mut applied), Ok(None));
         let reading = shard.read_dense(0, 1, 4, 2).unwrap();
         (reading.values.to_vec(), reading.version, rejections)
     };
@@ -177,7 +181,7 @@ fn of_a_sparse_frame_only_the_stale_pieces_are_rejected() {
         let directory: Vec<_> = buckets.iter().map(|&bucket| DirectoryEntry { bucket, keys: 1 }).collect();
         let values = vec![1.0f32; keys.len()];
         let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
-        shard.push_sparse(0, piece, Intake::Step { divisor: 1.0, base }, &mut Vec::new()).unwrap()
+        shard.write_sparse(0, How::Push, piece, Intake::Step { divisor: 1.0, base }, &mut Vec::new()).unwrap()
     };
     assert_eq!(push(&[2, 5], Some(0)), None);
     assert_eq!(push(&[5], None), None, "without a base nothing is stale");
@@ -197,7 +201,7 @@ fn a_table_with_a_quorum_closes_alone_and_takes_late_pieces_as_steps() {
     let mut applied = Vec::new();
     let mut push = |shard: &mut Shard, table, intake| {
         let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&[6.0f32; 16][..]) };
-        assert_eq!(shard.push_dense(table, piece, intake, &mut applied), Ok(None));
+        assert_eq!(shard.write_dense(table, How::Push, piece, intake, &mut applied), Ok(None));
     };
     let read = |shard: &Shard, table| shard.read_dense(table, 0, 0, 16).unwrap().values[0];
     for table in [0, 1] {
@@ -227,7 +231,7 @@ fn pieces_that_do_not_fit_touch_nothing() {
         let directory: Vec<_> =
             directory.iter().map(|&(bucket, keys)| DirectoryEntry { bucket, keys }).collect();
         let piece = SparsePiece { directory: &directory, keys, values: Floats::from(&zeros[..values]) };
-        shard.push_sparse(0, piece, Intake::Fold, &mut Vec::new()).map_err(|m| m.field)
+        shard.write_sparse(0, How::Push, piece, Intake::Fold, &mut Vec::new()).map_err(|m| m.field)
     };
     assert_eq!(check(&[(2, 1), (4, 1)], &[a, b], 2), Ok(None));
     assert_eq!(check(&[(4, 1), (2, 1)], &[b, a], 2), Err("directory"));
@@ -243,7 +247,7 @@ fn pieces_that_do_not_fit_touch_nothing() {
     shard.create_table(1, &spec, &[1], unregistered).unwrap();
     let mut check = |table, bucket, first, count: usize| {
         let piece = DensePiece { bucket, first, values: Floats::from(&zeros[..count]) };
-        shard.push_dense(table, piece, Intake::Fold, &mut Vec::new()).map_err(|m| m.field)
+        shard.write_dense(table, How::Push, piece, Intake::Fold, &mut Vec::new()).map_err(|m| m.field)
     };
     assert_eq!(check(1, 1, 0, 4), Ok(None));
     assert_eq!(check(1, 1, 1, 4), Err("count"));
@@ -286,7 +290,7 @@ fn adam_counts_the_steps_of_each_row_and_of_each_bucket() {
     let mut dense = shard(&spec);
     for bucket in [0, 0, 1] {
         let piece = DensePiece { bucket, first: 0, values: Floats::from(&[2.0f32; 16][..]) };
-        dense.push_dense(0, piece, Intake::Fold, &mut Vec::new()).unwrap();
+        dense.write_dense(0, How::Push, piece, Intake::Fold, &mut Vec::new()).unwrap();
         dense.close(1, &mut Vec::new());
     }
     for (bucket, expected) in [(0, -1.0), (1, -0.5)] {
@@ -360,7 +364,7 @@ proptest! {
                     true => Intake::Fold,
                     false => Intake::Step { divisor: 1.0, base: None },
                 };
-                shard.push_dense(0, piece, intake, &mut Vec::new()).unwrap();
+                shard.write_dense(0, How::Push, piece, intake, &mut Vec::new()).unwrap();
                 shard.close(1, &mut Vec::new());
             }
             while held.len() > keep {
@@ -375,4 +379,104 @@ proptest! {
         }
         prop_assert!(pinning.moves() > 0 && plain.moves() == 0);
     }
+}
+
+#[test]
+fn a_missing_row_reads_as_it_begins_is_not_made_and_the_first_push_starts_from_it() {
+    let begin = Initializer::Uniform { low: 1.0, high: 2.0, seed: 3 };
+    let spec = TableSpec::sparse("w", 1).optimizer(OptimizerSpec::sum()).initializer(begin);
+    let mut shard = shard(&spec);
+    let initial = |key| {
+        let mut row = [0.0; 1];
+        crate::types::Initial::new(begin, "w").fill_row(key, &mut row);
+        row[0]
+    };
+    let keys = [3, 4, u64::MAX];
+    let expected: HashMap<u64, u32> = keys.iter().map(|&key| (key, initial(key).to_bits())).collect();
+    assert_eq!(read_sparse(&shard, &spec, &keys), expected);
+    assert_eq!(shard.parameter_bytes(), 0);
+    push_sparse(&mut shard, &spec, &[(4, 0.5)]).unwrap();
+    shard.close(1, &mut Vec::new());
+    let read = read_sparse(&shard, &spec, &keys);
+    assert_eq!(read[&4], (initial(4) + 0.5).to_bits());
+    assert_eq!((read[&3], read[&u64::MAX]), (expected[&3], expected[&u64::MAX]));
+    assert_eq!(shard.parameter_bytes(), 4);
+}
+
+#[test]
+fn a_rule_whose_weights_follow_from_its_state_begins_at_zero() {
+    let mut shard = Shard::new(Optimizers::default(), 1 << 30, 1 << 20);
+    let ftrl = TableSpec::sparse("w", 1).optimizer(OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0));
+    let error = shard
+        .create_table(0, &ftrl.clone().initializer(Initializer::Constant(1.0)), &[0], unregistered)
+        .unwrap_err();
+    assert!(error.to_string().contains("zeros with ftrl"), "{error}");
+    shard.create_table(0, &ftrl, &[0], unregistered).unwrap();
+}
+
+/// Of four parameters, in two clocks: what is pushed steps, what is set stands, the later set of the canonical order wins, and
+/// the rule's state is what it would be without the set.
+#[test]
+fn what_a_clock_sets_is_written_after_its_step() {
+    let rule = OptimizerSpec::momentum(1.0, 0.5);
+    let sparse_spec = TableSpec::sparse("w", 1).optimizer(rule.clone());
+    let dense_spec = TableSpec::dense("w", &[4]).segment_bytes(64).optimizer(rule);
+    let (mut sparse, mut dense) = (shard(&sparse_spec), shard(&dense_spec));
+    let mut write = |how, pairs: &[(u64, f32)]| {
+        let (directory, keys, values) = grouped(&sparse_spec, pairs);
+        let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+        sparse.write_sparse(0, how, piece, Intake::Fold, &mut Vec::new()).unwrap();
+        for &(key, value) in pairs {
+            let values = [value];
+            let piece = DensePiece { bucket: 0, first: key as u32, values: Floats::from(&values[..]) };
+            dense.write_dense(0, how, piece, Intake::Fold, &mut Vec::new()).unwrap();
+        }
+    };
+    write(How::Set, &[(0, 10.0), (1, 20.0)]);
+    write(How::Push, &[(1, 1.0), (2, 1.0)]);
+    write(How::Set, &[(1, 30.0)]);
+    let read = |sparse: &Shard, dense: &Shard| {
+        let keys = [0, 1, 2, 3];
+        let rows = read_sparse(sparse, &sparse_spec, &keys);
+        let rows = keys.map(|key| f32::from_bits(rows[&key]));
+        assert_eq!(dense.read_dense(0, 0, 0, 4).unwrap().values, rows);
+        rows
+    };
+    assert_eq!(read(&sparse, &dense), [0.0; 4], "nothing before the clock closes");
+    let close = |shard: &mut Shard| {
+        let mut applied = Vec::new();
+        shard.close(1, &mut applied);
+        applied.iter().map(|a| a.version).max()
+    };
+    assert_eq!((close(&mut sparse), close(&mut dense)), (Some(1), Some(1)));
+    assert_eq!(read(&sparse, &dense), [10.0, 30.0, -1.0, 0.0]);
+    // The momentum of 1 was kept: its next step is 0.5 · 1 + 2.
+    let (directory, keys, values) = grouped(&sparse_spec, &[(1, 2.0)]);
+    let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+    sparse.write_sparse(0, How::Push, piece, Intake::Fold, &mut Vec::new()).unwrap();
+    close(&mut sparse);
+    assert_eq!(f32::from_bits(read_sparse(&sparse, &sparse_spec, &[1])[&1]), 27.5);
+    // A clock that only sets is no step of the rule.
+    let values = [5.0];
+    let piece = DensePiece { bucket: 0, first: 3, values: Floats::from(&values[..]) };
+    dense.write_dense(0, How::Set, piece, Intake::Fold, &mut Vec::new()).unwrap();
+    assert_eq!(close(&mut dense), Some(2));
+    assert_eq!(dense.read_dense(0, 0, 0, 4).unwrap().values, [10.0, 30.0, -1.0, 5.0]);
+}
+
+#[test]
+fn under_asp_a_set_is_written_at_once_and_with_ftrl_it_is_refused() {
+    let spec = TableSpec::dense("w", &[4]).segment_bytes(64).consistency(Consistency::Asp);
+    let values = [1.0, 2.0];
+    let piece = DensePiece { bucket: 0, first: 1, values: Floats::from(&values[..]) };
+    let mut applied = Vec::new();
+    let mut asp = shard(&spec);
+    asp.write_dense(0, How::Set, piece, STEP, &mut applied).unwrap();
+    assert_eq!(applied, [Applied { table: 0, bucket: 0, version: 1 }]);
+    assert_eq!(asp.read_dense(0, 0, 0, 4).unwrap().values, [0.0, 1.0, 2.0, 0.0]);
+    let ftrl = OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0);
+    assert!(ftrl.weights_follow_state());
+    let refused =
+        shard(&spec.optimizer(ftrl)).write_dense(0, How::Set, piece, STEP, &mut applied).unwrap_err();
+    assert_eq!(refused.field, "kind");
 }
