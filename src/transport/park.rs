@@ -61,3 +61,66 @@ pub fn park(fds: &[RawFd], timeout: Duration) -> Result<()> {
         Err(e) => Err(Error::io("poll", "waiting for the network", io::Error::from(e))),
     }
 }
+
+/// Sleeping and waking as a model, with an eventfd made of loom's lock: whoever announces something does so before it wakes, and
+/// whoever was woken forgets the wake before it looks. Then nothing is slept through.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::sync::atomic::{AtomicBool, Ordering};
+    use loom::sync::{Arc, Condvar, Mutex};
+    use loom::thread;
+
+    #[derive(Default)]
+    struct Eventfd {
+        counter: Mutex<u64>,
+        readable: Condvar,
+    }
+
+    impl Eventfd {
+        fn wake(&self) {
+            *self.counter.lock().unwrap() += 1;
+            self.readable.notify_all();
+        }
+
+        fn park(&self) {
+            let mut counter = self.counter.lock().unwrap();
+            while *counter == 0 {
+                counter = self.readable.wait(counter).unwrap();
+            }
+        }
+
+        fn drain(&self) {
+            *self.counter.lock().unwrap() = 0;
+        }
+    }
+
+    /// Two announce something each; the sleeper needs both. `after` says whether it drains after it has looked.
+    fn all_is_seen(after: bool) {
+        loom::model(move || {
+            let shared = Arc::new((Eventfd::default(), [AtomicBool::new(false), AtomicBool::new(false)]));
+            let announcers: Vec<_> = (0..2)
+                .map(|which| {
+                    let shared = shared.clone();
+                    thread::spawn(move || {
+                        shared.1[which].store(true, Ordering::Release);
+                        shared.0.wake();
+                    })
+                })
+                .collect();
+            let look = || shared.1.iter().all(|flag| flag.load(Ordering::Acquire));
+            while !look() {
+                shared.0.park();
+                if after && look() {
+                    break;
+                }
+                shared.0.drain();
+            }
+            announcers.into_iter().for_each(|a| a.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn loom_nothing_is_slept_through() {
+        all_is_seen(false);
+    }
+}
