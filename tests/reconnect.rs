@@ -3,17 +3,26 @@
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
+mod common;
+
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use windlass::config::Network;
-use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use windlass::server::ServerHandle;
+use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::types::{OptimizerSpec, mix64};
 use windlass::{Client, ClientConfig, KeyRange, Secret, Server, SortedKeys, TableSpec};
+
+use common::{PATIENCE, Process, scratch, text, windlass};
+
+const WORKERS: u32 = 3;
 
 /// Forwards connections to `target`, and cuts each after a random number of bytes in either direction until `cuts` are used up.
 struct Proxy {
@@ -90,24 +99,47 @@ struct Result {
     duplicates: u64,
 }
 
-/// Three workers, sparse and dense, push_pull and pull; one server thread behind a proxy that makes `cuts` cuts.
+/// A job of [`WORKERS`] workers, to be started yet, whose server's one thread is behind a proxy.
+struct Job {
+    address: String,
+    secret: Secret,
+    proxy: Proxy,
+    server: ServerHandle,
+    coordinator: JoinHandle<windlass::Result<Outcome>>,
+}
+
+impl Job {
+    /// The proxy makes `cuts` cuts, each after `mean` bytes or so.
+    fn start(cuts: u64, seed: u64, mean: u64) -> Job {
+        let secret = Secret::generate().unwrap();
+        let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(WORKERS));
+        let coordinator = CoordinatorServer::bind(config).unwrap();
+        let address = coordinator.address().to_string();
+        // The proxy's address has to be known before the server starts, and the server's port before the proxy does.
+        let front = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (ports, back) = two_free_ports();
+        let advertise = Some(front.local_addr().unwrap());
+        let network = Network { ports: Some(ports), advertise, ..Network::default() };
+        let proxy = Proxy::start(front, back, seed, cuts, mean);
+        let server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
+        let coordinator = thread::spawn(move || coordinator.run());
+        Job { address, secret, proxy, server, coordinator }
+    }
+
+    /// The workers have ended well.
+    fn end(self) {
+        self.coordinator.join().unwrap().unwrap();
+        self.server.run().unwrap();
+        assert_eq!(self.proxy.cuts.load(Ordering::Acquire), 0, "not all cuts were made");
+    }
+}
+
+/// Sparse and dense, push_pull and pull, through the library.
 fn train(cuts: u64, seed: u64) -> Result {
-    const WORKERS: u32 = 3;
-    let secret = Secret::generate().unwrap();
-    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(WORKERS));
-    let coordinator = CoordinatorServer::bind(config).unwrap();
-    let address = coordinator.address().to_string();
-    // The proxy's address has to be known before the server starts, and the server's port before the proxy does.
-    let front = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (ports, back) = two_free_ports();
-    let network =
-        Network { ports: Some(ports), advertise: Some(front.local_addr().unwrap()), ..Network::default() };
-    let proxy = Proxy::start(front, back, seed, cuts, 6_000);
-    let server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
-    let running = thread::spawn(move || coordinator.run());
+    let job = Job::start(cuts, seed, 6_000);
     let workers: Vec<_> = (0..WORKERS)
         .map(|rank| {
-            let config = ClientConfig::new(&address, secret.clone(), rank, WORKERS);
+            let config = ClientConfig::new(&job.address, job.secret.clone(), rank, WORKERS);
             thread::spawn(move || work(Client::connect(config).unwrap()))
         })
         .collect();
@@ -120,9 +152,7 @@ fn train(cuts: u64, seed: u64) -> Result {
             (reconnects, duplicates) = (r, d);
         }
     }
-    running.join().unwrap().unwrap();
-    server.run().unwrap();
-    assert_eq!(proxy.cuts.load(Ordering::Acquire), 0, "not all cuts were made");
+    job.end();
     Result { bits, reconnects, duplicates }
 }
 
@@ -185,6 +215,39 @@ fn four_hundred_cuts_change_no_bit() {
     assert!(disturbed.duplicates > 0);
     assert!(undisturbed.bits.iter().any(|b| *b != 0));
     assert!(disturbed.bits == undisturbed.bits, "the weights differ");
+}
+
+/// `train lr` by hand, each worker a process: the report of rank 0.
+fn train_lr(cuts: u64, seed: u64) -> serde_json::Value {
+    let directory = scratch();
+    let (report, secret) = (directory.path().join("report"), directory.path().join("secret"));
+    let job = Job::start(cuts, seed, 20_000);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret).unwrap();
+    file.write_all(job.secret.to_hex().as_bytes()).unwrap();
+    let workers: Vec<Process> = ["0", "1", "2"]
+        .iter()
+        .map(|rank| {
+            let node = ["--coordinator", &job.address, "--secret-file", text(&secret), "--workers", "3"];
+            let options = ["--rank", rank, "--l1", "0.001", "--epochs", "2"];
+            let report = if *rank == "0" { &["--report", text(&report)][..] } else { &[] };
+            Process::start(windlass([&["train", "lr"], &node[..], &options, report].concat()))
+        })
+        .collect();
+    for worker in workers {
+        worker.end(PATIENCE).expect(0);
+    }
+    job.end();
+    serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap()
+}
+
+#[test]
+fn train_lr_reports_the_cuts_and_learns_the_same() {
+    let undisturbed = train_lr(0, 1);
+    assert_eq!((&undisturbed["reconnects"], &undisturbed["duplicates_dropped"]), (&0.into(), &0.into()));
+    let disturbed = train_lr(300, 11);
+    assert!(disturbed["reconnects"].as_u64().unwrap() >= 200, "{disturbed:#}");
+    assert!(disturbed["duplicates_dropped"].as_u64().unwrap() > 0, "{disturbed:#}");
+    assert_eq!(disturbed["weights_sha256"], undisturbed["weights_sha256"]);
 }
 
 #[test]

@@ -184,8 +184,9 @@ impl Policy {
         while self.deadline().is_some_and(|deadline| now >= deadline) && !self.done() {
             match self.phase {
                 Phase::Draining { .. } => {
+                    let hint = if self.finished { "" } else { " (did the workers ever join the job?)" };
                     let late = format!(
-                        "{} did not end within {:?} after the workers; stopping",
+                        "{} did not end within {:?} after the workers{hint}; stopping",
                         self.alive(),
                         self.times.grace
                     );

@@ -163,7 +163,9 @@ fn a_server_that_stays_is_stopped_and_that_is_no_failure() {
     policy.exited(1, Exit::Code(0), t);
     policy.exited(2, Exit::Code(0), t);
     policy.tick(t + GRACE);
-    let late = say("server 0 (pid 100) did not end within 5s after the workers; stopping");
+    let late = say(
+        "server 0 (pid 100) did not end within 5s after the workers (did the workers ever join the job?); stopping",
+    );
     assert_eq!(said(&mut policy), [late, Action::Signal(SIGTERM)]);
     policy.exited(0, Exit::Signal(SIGTERM), t + GRACE);
     assert_eq!(policy.outcome(), Outcome { code: 0, cause: None });
