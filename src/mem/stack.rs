@@ -90,9 +90,14 @@ mod loom_tests {
         }
     }
 
-    fn check(threads: usize, count: u32, turn: impl Fn(&Shared) + Clone + Send + Sync + 'static) {
+    fn check(
+        threads: usize,
+        count: u32,
+        preemptions: usize,
+        turn: impl Fn(&Shared) + Clone + Send + Sync + 'static,
+    ) {
         let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
+        model.preemption_bound = Some(preemptions);
         model.check(move || {
             let shared = Shared::new(count);
             let others: Vec<_> = (1..threads)
@@ -111,23 +116,20 @@ mod loom_tests {
 
     #[test]
     fn loom_nobody_shares_a_number() {
-        check(2, 1, |shared| {
-            if let Some(number) = shared.take() {
-                shared.stack.push(number);
-            }
-        });
-        check(3, 2, |shared| {
-            if let Some(number) = shared.take() {
-                shared.stack.push(number);
-            }
-        });
+        for (threads, numbers, preemptions) in [(2, 1, 3), (2, 2, 3), (3, 1, 1)] {
+            check(threads, numbers, preemptions, |shared| {
+                if let Some(number) = shared.take() {
+                    shared.stack.push(number);
+                }
+            });
+        }
     }
 
     /// One takes both and gives them back in the other order, while another is in the middle of taking: the head looks as
     /// before, and what lies below it is different (ABA).
     #[test]
     fn loom_a_head_that_came_back_is_not_the_old_one() {
-        check(2, 3, |shared| {
+        check(2, 3, 3, |shared| {
             let (first, second) = (shared.take(), shared.take());
             first.into_iter().for_each(|number| shared.stack.push(number));
             second.into_iter().for_each(|number| shared.stack.push(number));
