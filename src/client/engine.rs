@@ -8,6 +8,7 @@ use slab::Slab;
 
 use super::control::Shared;
 use super::link::{Link, Outgoing};
+use super::plan::SparsePlan;
 use super::reopen::Reopener;
 use crate::config::Polling;
 use crate::error::{Error, Result};
@@ -15,12 +16,17 @@ use crate::mem::{Buf, Pool};
 use crate::proto::HEADER;
 use crate::time::Deadline;
 use crate::transport::{Completion, EndpointId, Transport};
-use crate::types::{Clock, Version};
+use crate::types::{Clock, PartitionMap, TableId, TableSpec, Version};
 
+mod buffers;
 mod clocks;
 mod progress;
 mod send;
 mod tickets;
+
+use buffers::Registered;
+pub use buffers::{Span, Uses};
+pub use send::Source;
 
 const BUDGET: usize = 256;
 /// A frame of so many bytes leaves at once: it is worth its own system call, and what was just copied is still in L2.
@@ -39,22 +45,39 @@ struct Part {
     places: Places,
 }
 
+/// A table, as a call names it.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub id: TableId,
+    pub spec: &'a Arc<TableSpec>,
+    pub map: &'a PartitionMap,
+}
+
+/// The lists of an operation. Those of one that has ended are used again.
+#[derive(Default)]
+struct Lists {
+    /// A push is committed when its clock has closed at these links.
+    commits_at: Vec<usize>,
+    /// The answers of a pull.
+    parts: Vec<Part>,
+    /// Where the rows of a sparse pull belong.
+    order: Vec<u32>,
+}
+
 /// A push that is not yet committed, or a pull that is not yet answered.
 pub struct Pending {
-    table: String,
+    spec: Arc<TableSpec>,
     clock: Clock,
     /// Frames whose slots have not come back (push), or that are not answered (pull).
     open: usize,
-    /// A push is committed when its clock has closed at these links.
-    commits_at: Vec<usize>,
+    pull: bool,
     /// A pull that needs its own clock closed.
     after_push: bool,
-    under_bsp: bool,
-    parts: Vec<Part>,
-    order: Vec<u32>,
-    width: usize,
+    lists: Lists,
+    /// Elements that are to be copied to the caller.
     floats: usize,
     version: Version,
+    uses: Uses,
     dropped: bool,
 }
 
@@ -63,6 +86,7 @@ struct Asked {
     ticket: usize,
     link: usize,
     floats: usize,
+    /// Where its values arrive; none when that is a registered buffer.
     part: Option<Part>,
     /// The request, once its slot has come back: a new endpoint has to ask again.
     accepted: Option<Outgoing>,
@@ -78,6 +102,17 @@ pub struct Engine {
     staging: Pool,
     receive: Pool,
     pending: Slab<Pending>,
+    /// Lists of ended operations.
+    spare: Vec<Lists>,
+    plan: SparsePlan,
+    /// By number; none has number 0.
+    buffers: Vec<Option<Registered>>,
+    /// Buffers that were dropped and are still registered.
+    retiring: usize,
+    /// Operations on registered buffers that nobody waits for any more.
+    quarantined: usize,
+    /// Between the caller's memory and registered memory.
+    bytes_copied: u64,
     asked: Slab<Asked>,
     clock: Clock,
     /// Something was pushed under Bsp in the present clock.
@@ -110,6 +145,12 @@ impl Engine {
             staging,
             receive,
             pending: Slab::new(),
+            spare: Vec::new(),
+            plan: SparsePlan::default(),
+            buffers: Vec::new(),
+            retiring: 0,
+            quarantined: 0,
+            bytes_copied: 0,
             asked: Slab::new(),
             clock: 0,
             pushed: false,
@@ -148,6 +189,11 @@ impl Engine {
         self.drive(deadline, "the endpoints of the servers", |engine| {
             engine.links.iter().all(|l| l.connected).then_some(())
         })
+    }
+
+    /// Bytes copied between the caller's memory and registered memory so far.
+    pub fn bytes_copied(&self) -> u64 {
+        self.bytes_copied
     }
 
     /// What [`Engine::idle`] or an outside waiter may sleep on.

@@ -2,15 +2,55 @@
 
 use std::sync::Arc;
 
-use super::plan::{self, SparsePlan};
-use super::{Inner, Ticket};
+use super::engine::{Source, Span, Target};
+use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
-/// Values that one blocking pull has under way at a time.
-const WINDOW_BYTES: usize = 4 << 20;
+/// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
+const WINDOWS: usize = 4;
+/// Values of one window.
+const WINDOW_BYTES: usize = 1 << 20;
 /// And segments, of a dense table.
-const WINDOW_FRAMES: u64 = 64;
+const WINDOW_FRAMES: u64 = 16;
+
+/// The windows of a blocking pull that are under way, oldest first.
+#[derive(Default)]
+struct Windows<'a> {
+    /// A ring: the oldest is number `done`.
+    under_way: [Option<(Ticket, &'a mut [f32])>; WINDOWS],
+    done: usize,
+    version: Version,
+}
+
+impl<'a> Windows<'a> {
+    /// Waits for the oldest window when there are [`WINDOWS`].
+    fn make_room(&mut self) -> Result<()> {
+        if self.under_way.iter().all(Option::is_some) { self.wait_oldest().map(drop) } else { Ok(()) }
+    }
+
+    /// Adds one where [`Windows::make_room`] made room.
+    fn add(&mut self, ticket: Ticket, values: &'a mut [f32]) {
+        let free = (self.done..).find(|n| self.under_way[n % WINDOWS].is_none());
+        if let Some(number) = free {
+            self.under_way[number % WINDOWS] = Some((ticket, values));
+        }
+    }
+
+    /// Waits for all. Gives the largest version read.
+    fn finish(mut self) -> Result<Version> {
+        while self.wait_oldest()? {}
+        Ok(self.version)
+    }
+
+    /// False when there is none.
+    fn wait_oldest(&mut self) -> Result<bool> {
+        let Some((ticket, values)) = self.under_way[self.done % WINDOWS].take() else { return Ok(false) };
+        self.version = self.version.max(ticket.wait_into(values)?);
+        self.done += 1;
+        Ok(true)
+    }
+}
 
 /// A handle to a table of the job.
 ///
@@ -43,13 +83,9 @@ impl Table {
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
     pub fn push(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
         self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
-        let mut engine = self.inner.engine();
-        let limit = engine.payload_bytes();
-        let row = self.spec.width() as usize * 4;
-        let plan = SparsePlan::new(&self.spec, &self.map, keys, row, limit)?;
         let deadline = self.inner.deadline();
-        let id = engine.push_sparse((self.id, &self.spec), &plan, keys.as_slice(), values, deadline)?;
-        Ok(Ticket::new(self.inner.clone(), id))
+        let id = self.inner.engine().push_sparse(&self.target(), keys, values, deadline)?;
+        Ok(self.ticket(id))
     }
 
     /// Asks for the row of each key (sparse); [`Ticket::wait_into`] gives `keys × dim` fp32.
@@ -62,13 +98,13 @@ impl Table {
         let width = self.spec.width() as usize;
         self.same_length("values", keys.len() * width, values.len())?;
         let window = (WINDOW_BYTES / (width * 4)).max(1);
-        let mut version = 0;
+        let mut windows = Windows::default();
         for (keys, values) in keys.as_slice().chunks(window).zip(values.chunks_mut(window * width)) {
+            windows.make_room()?;
             // A part of ascending keys ascends.
-            let ticket = self.ask(SortedKeys::new(keys)?, false)?;
-            version = version.max(ticket.wait_into(values)?);
+            windows.add(self.ask(SortedKeys::new(keys)?, false)?, values);
         }
-        Ok(version)
+        windows.finish()
     }
 
     /// Pushes rows and asks for what they become: under Bsp for the values after this clock has closed everywhere.
@@ -84,11 +120,9 @@ impl Table {
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
     pub fn push_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         self.same_length("values", range.len() as usize, values.len())?;
-        let mut engine = self.inner.engine();
-        let limit = (engine.payload_bytes() / 4) as u32;
-        let frames = plan::dense(&self.spec, &self.map, range, limit)?;
-        let id = engine.push_dense((self.id, &self.spec), &frames, values, self.inner.deadline())?;
-        Ok(Ticket::new(self.inner.clone(), id))
+        let (source, deadline) = (Source::Slice(values), self.inner.deadline());
+        let id = self.inner.engine().push_dense(&self.target(), range, source, deadline)?;
+        Ok(self.ticket(id))
     }
 
     /// Asks for one fp32 for each key of the range (dense); [`Ticket::wait_into`] gives them.
@@ -102,14 +136,15 @@ impl Table {
         // Short segments make many frames, each of which holds a receive buffer.
         let most = u64::from(self.spec.segment_length()) * WINDOW_FRAMES;
         let window = ((WINDOW_BYTES / 4) as u64).min(most.max(1));
-        let mut version = 0;
+        let mut windows = Windows::default();
         let mut start = range.start();
         for values in values.chunks_mut(window as usize) {
             let end = start + values.len() as u64;
-            version = version.max(self.ask_range(KeyRange::new(start, end)?, false)?.wait_into(values)?);
+            windows.make_room()?;
+            windows.add(self.ask_range(KeyRange::new(start, end)?, false)?, values);
             start = end;
         }
-        Ok(version)
+        windows.finish()
     }
 
     /// Pushes a range and asks for what it becomes: under Bsp for the values after this clock has closed everywhere.
@@ -120,22 +155,98 @@ impl Table {
         ticket.map_or_else(|| self.ask_range(range, true), Ok)
     }
 
-    fn ask(&self, keys: SortedKeys<'_>, after_push: bool) -> Result<Ticket> {
+    /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy. The
+    /// elements may be written again when the ticket is done, which is when the push is committed.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] while a pull into these elements is not done; [`Error::Config`] when they lie outside.
+    pub fn push_range_buffer(&self, range: KeyRange, from: &Buffer, offset: usize) -> Result<Ticket> {
+        let span = from.of(&self.inner, offset, range.len() as usize)?;
         let mut engine = self.inner.engine();
-        // The answer has to fit a frame, too: rows count as if they travelled with the keys.
-        let row = self.spec.width() as usize * 4;
-        let plan = SparsePlan::new(&self.spec, &self.map, keys, row, engine.payload_bytes())?;
-        let table = (self.id, &*self.spec);
-        let id = engine.pull_sparse(table, plan, keys.as_slice(), after_push, self.inner.deadline())?;
-        Ok(Ticket::new(self.inner.clone(), id))
+        engine.may_use(&span, false, "push_range_buffer")?;
+        let id = engine.push_dense(&self.target(), range, Source::Buffer(span), self.inner.deadline())?;
+        Ok(self.ticket(id))
+    }
+
+    /// Asks for one fp32 for each key of the range (dense); the server threads write them to the registered buffer, from element
+    /// `offset` on. [`Ticket::wait_version`] waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] while an operation on these elements is not done; [`Error::Config`] when they lie outside.
+    pub fn pull_range_buffer_async(
+        &self,
+        range: KeyRange,
+        into: &mut Buffer,
+        offset: usize,
+    ) -> Result<Ticket> {
+        let span = into.of(&self.inner, offset, range.len() as usize)?;
+        let mut engine = self.inner.engine();
+        engine.may_use(&span, true, "pull_range_buffer")?;
+        let id = engine.pull_into(&self.target(), range, span, false, self.inner.deadline())?;
+        Ok(self.ticket(id))
+    }
+
+    /// Pulls the keys of the range (dense) into a registered buffer, from element `offset` on, and waits for them. Gives the
+    /// largest version read. Errors as [`Table::pull_range_buffer_async`].
+    pub fn pull_range_buffer(&self, range: KeyRange, into: &mut Buffer, offset: usize) -> Result<Version> {
+        self.pull_range_buffer_async(range, into, offset)?.wait_version()
+    }
+
+    /// Pushes a range (dense) from element `offset` of a registered buffer on, and asks for what it becomes in the same place:
+    /// under Bsp for the values after this clock has closed everywhere. Errors as [`Table::pull_range_buffer_async`].
+    pub fn push_pull_range_buffer(
+        &self,
+        range: KeyRange,
+        both: &mut Buffer,
+        offset: usize,
+    ) -> Result<Ticket> {
+        let span = both.of(&self.inner, offset, range.len() as usize)?;
+        self.push_pull_spans(range, span, span)
+    }
+
+    /// As [`Table::push_pull_range_buffer`], from one buffer (and element) into another.
+    pub fn push_pull_range_buffers(
+        &self,
+        range: KeyRange,
+        (from, from_offset): (&Buffer, usize),
+        (into, into_offset): (&mut Buffer, usize),
+    ) -> Result<Ticket> {
+        let from = from.of(&self.inner, from_offset, range.len() as usize)?;
+        let into = into.of(&self.inner, into_offset, range.len() as usize)?;
+        self.push_pull_spans(range, from, into)
+    }
+
+    /// In place is sound: a server thread answers the pull of a key only when it has taken the push of it, so what the answer
+    /// overwrites is never needed again. Sent again after a reconnect, such a push is dropped without being looked at.
+    fn push_pull_spans(&self, range: KeyRange, from: Span, into: Span) -> Result<Ticket> {
+        let mut engine = self.inner.engine();
+        engine.may_use(&from, false, "push_pull_range_buffer")?;
+        engine.may_use(&into, true, "push_pull_range_buffer")?;
+        let (target, deadline) = (self.target(), self.inner.deadline());
+        // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway.
+        let push = engine.push_dense(&target, range, Source::Buffer(from), deadline)?;
+        engine.forget(push);
+        let pull = engine.pull_into(&target, range, into, true, deadline)?;
+        Ok(self.ticket(pull))
+    }
+
+    fn ask(&self, keys: SortedKeys<'_>, after_push: bool) -> Result<Ticket> {
+        let deadline = self.inner.deadline();
+        let id = self.inner.engine().pull_sparse(&self.target(), keys, after_push, deadline)?;
+        Ok(self.ticket(id))
     }
 
     fn ask_range(&self, range: KeyRange, after_push: bool) -> Result<Ticket> {
-        let mut engine = self.inner.engine();
-        let limit = (engine.payload_bytes() / 4) as u32;
-        let frames = plan::dense(&self.spec, &self.map, range, limit)?;
-        let id = engine.pull_dense((self.id, &self.spec), &frames, after_push)?;
-        Ok(Ticket::new(self.inner.clone(), id))
+        let id = self.inner.engine().pull_dense(&self.target(), range, after_push)?;
+        Ok(self.ticket(id))
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target { id: self.id, spec: &self.spec, map: &self.map }
+    }
+
+    fn ticket(&self, id: usize) -> Ticket {
+        Ticket::new(self.inner.clone(), id)
     }
 
     fn same_length(&self, what: &str, expected: usize, found: usize) -> Result<()> {

@@ -8,12 +8,14 @@ mod arena;
 mod atomic;
 mod block;
 mod pool;
+mod published;
 mod stack;
 mod values;
 
 pub use arena::Arena;
 pub use block::{Block, Blocks};
 pub use pool::{Buf, Pool};
+pub use published::{Pin, Published, Writing};
 pub use values::{Floats, Halves, Values};
 
 use std::sync::Arc;

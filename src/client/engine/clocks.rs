@@ -63,7 +63,7 @@ impl Engine {
         self.drive(deadline, "the answers to this clock's pulls", |engine| {
             let left = engine.pending.iter().any(|(_, p)| {
                 let waits_for_this_end = p.after_push && p.clock == engine.clock;
-                p.under_bsp && !waits_for_this_end && p.open > 0 && p.is_pull()
+                p.spec.consistency.folds_by_rank() && !waits_for_this_end && p.open > 0 && p.pull
             });
             (!left).then_some(())
         })

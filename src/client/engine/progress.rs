@@ -24,6 +24,12 @@ impl Engine {
         }
         self.check()?;
         let worked = self.take_arrived();
+        if worked {
+            self.sweep();
+        }
+        if let Err(error) = self.retire() {
+            self.fail(error);
+        }
         self.kick();
         self.check()?;
         Ok(worked)
@@ -103,6 +109,7 @@ impl Engine {
             }
         }
         self.returned = returned;
+        self.links[link].acknowledged(header.withdrawn, self.transport.as_mut())?;
         if header.kind == ReplyKind::Pulled {
             let asked = self.asked.get(header.tag as usize).filter(|a| a.link == link);
             let expected = asked.map(|a| a.floats);

@@ -1,32 +1,60 @@
 //! What leaves: the frames of pushes and pulls, cut and staged.
 
-use super::{Asked, Engine, LONG_FRAME, Part, Places};
+use super::{Asked, Engine, LONG_FRAME, Part, Places, Span, Target, Uses};
 use crate::client::link::Outgoing;
-use crate::client::plan::{DenseFrame, SparsePlan};
+use crate::client::plan::{self, DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
 use crate::proto::{RequestHeader, RequestKind};
 use crate::time::Deadline;
-use crate::types::{Key, TableId, TableSpec};
+use crate::transport::Payload;
+use crate::types::{KeyRange, SortedKeys, TableId};
+
+/// Frames from and to registered buffers that may wait for one server thread before a call blocks.
+const QUEUE_LIMIT: usize = 4096;
+
+/// Where the values of a dense push lie.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// In the caller's memory: they are copied.
+    Slice(&'a [f32]),
+    /// In a registered buffer: they leave from there.
+    Buffer(Span),
+}
 
 impl Engine {
-    /// Queues the frames of a dense push. Blocks only while staging memory is short.
+    /// Queues the frames of a dense push. Blocks only while staging memory, or room in the queues, is short.
     pub fn push_dense(
         &mut self,
-        (table, spec): (TableId, &TableSpec),
-        frames: &[DenseFrame],
-        values: &[f32],
+        table: &Target<'_>,
+        range: KeyRange,
+        source: Source<'_>,
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
-        let ticket = self.new_ticket(spec, false);
+        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
+        let read = match source {
+            Source::Slice(_) => None,
+            Source::Buffer(span) => Some(span),
+        };
+        let ticket = self.new_ticket(table, false, Uses { read, written: None });
         for frame in frames {
-            let bytes: &[u8] = bytemuck::cast_slice(&values[frame.at..frame.at + frame.count as usize]);
-            let mut body = self.lease_staging(bytes.len(), deadline, ticket)?;
-            body.copy_in(0, bytes);
-            let header = self.header(RequestKind::Push, table).dense(frame, bytes.len());
+            let bytes = frame.count as usize * 4;
+            let body = match source {
+                Source::Slice(values) => {
+                    let mut body = self.lease_staging(bytes, deadline, ticket)?;
+                    let values = &values[frame.at..frame.at + frame.count as usize];
+                    self.copy_in(&mut body, 0, bytemuck::cast_slice(values));
+                    Payload::Owned(body)
+                }
+                Source::Buffer(span) => {
+                    self.await_room(frame.shard, deadline, ticket)?;
+                    Payload::Pinned(self.slice(&span, frame.at, frame.count as usize)?)
+                }
+            };
+            let header = self.header(RequestKind::Push, table.id).dense(&frame, bytes);
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
-            if bytes.len() >= LONG_FRAME {
+            if bytes >= LONG_FRAME {
                 self.kick();
             }
         }
@@ -37,51 +65,72 @@ impl Engine {
     /// Queues the frames of a sparse push. Blocks only while staging memory is short.
     pub fn push_sparse(
         &mut self,
-        (table, spec): (TableId, &TableSpec),
-        plan: &SparsePlan,
-        keys: &[Key],
+        table: &Target<'_>,
+        keys: SortedKeys<'_>,
         values: &[f32],
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
-        let ticket = self.new_ticket(spec, false);
-        let dim = spec.width() as usize;
-        let (mut sent, mut rows): (Vec<Key>, Vec<f32>) = (Vec::new(), Vec::new());
-        for frame in &plan.frames {
-            sent.clear();
-            rows.clear();
-            for &number in &plan.order[frame.keys.clone()] {
-                let number = number as usize;
-                sent.push(keys[number]);
-                rows.extend_from_slice(&values[number * dim..(number + 1) * dim]);
+        let plan = self.plan_sparse(table, keys)?;
+        let ticket = self.new_ticket(table, false, Uses::default());
+        let row = table.spec.width() as usize;
+        let sent = plan.frames.iter().try_for_each(|frame| {
+            let rows_at = frame.directory.len() * 8 + frame.keys.len() * 8;
+            let length = rows_at + frame.keys.len() * row * 4;
+            let mut body = self.stage_keys(&plan, frame, keys, length, deadline, ticket)?;
+            for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
+                let values = &values[number as usize * row..(number as usize + 1) * row];
+                self.copy_in(&mut body, rows_at + place * row * 4, bytemuck::cast_slice(values));
             }
-            let parts: [&[u8]; 3] = [
-                bytemuck::cast_slice(&plan.directory[frame.directory.clone()]),
-                bytemuck::cast_slice(&sent),
-                bytemuck::cast_slice(&rows),
-            ];
-            let body = self.stage(&parts, deadline, ticket)?;
-            let header = self.header(RequestKind::Push, table);
-            let header = header.sparse(frame.directory.len(), sent.len(), body.len());
-            self.enqueue(frame.shard, header, Some(body), Some(ticket));
+            let header = self.header(RequestKind::Push, table.id);
+            let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
+            self.enqueue(frame.shard, header, Some(Payload::Owned(body)), Some(ticket));
+            Ok(())
+        });
+        self.plan = plan;
+        sent?;
+        self.kick();
+        Ok(ticket)
+    }
+
+    /// Queues the frames of a dense pull into receive memory; refused when that is out.
+    pub fn pull_dense(&mut self, table: &Target<'_>, range: KeyRange, after_push: bool) -> Result<usize> {
+        self.check()?;
+        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
+        let ticket = self.new_ticket(table, true, Uses::default());
+        self.pending[ticket].after_push = after_push;
+        for frame in frames {
+            let floats = frame.count as usize;
+            let header = self.header(RequestKind::Pull, table.id).dense(&frame, 0);
+            self.ask(frame.shard, ticket, header, None, (floats, Places::From(frame.at)))?;
         }
         self.kick();
         Ok(ticket)
     }
 
-    /// Queues the frames of a dense pull; refused when the receive memory is out.
-    pub fn pull_dense(
+    /// Queues the frames of a dense pull into a registered buffer. Blocks only while room in the queues is short.
+    pub fn pull_into(
         &mut self,
-        (table, spec): (TableId, &TableSpec),
-        frames: &[DenseFrame],
+        table: &Target<'_>,
+        range: KeyRange,
+        into: Span,
         after_push: bool,
+        deadline: Deadline,
     ) -> Result<usize> {
         self.check()?;
-        let ticket = self.new_ticket(spec, after_push);
+        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
+        let ticket = self.new_ticket(table, true, Uses { read: None, written: Some(into) });
+        self.pending[ticket].after_push = after_push;
         for frame in frames {
-            let floats = frame.count as usize;
-            let header = self.header(RequestKind::Pull, table).dense(frame, 0);
-            self.ask(frame.shard, ticket, header, None, (floats, Places::From(frame.at)))?;
+            self.await_room(frame.shard, deadline, ticket)?;
+            if let Err(error) = self.announce(frame.shard, &into) {
+                self.forget(ticket);
+                return Err(error);
+            }
+            let mut header = self.header(RequestKind::Pull, table.id).dense(&frame, 0);
+            header.region = u16::from(into.buffer);
+            header.argument = (into.start + frame.at) as u64 * 4;
+            self.queue_pull(frame.shard, ticket, header, None, (frame.count as usize, None));
         }
         self.kick();
         Ok(ticket)
@@ -90,29 +139,50 @@ impl Engine {
     /// Queues the frames of a sparse pull; refused when the receive memory is out.
     pub fn pull_sparse(
         &mut self,
-        (table, spec): (TableId, &TableSpec),
-        plan: SparsePlan,
-        keys: &[Key],
+        table: &Target<'_>,
+        keys: SortedKeys<'_>,
         after_push: bool,
         deadline: Deadline,
     ) -> Result<usize> {
         self.check()?;
-        let ticket = self.new_ticket(spec, after_push);
-        let mut sent: Vec<Key> = Vec::new();
-        for frame in &plan.frames {
-            sent.clear();
-            sent.extend(plan.order[frame.keys.clone()].iter().map(|&n| keys[n as usize]));
-            let parts: [&[u8]; 2] =
-                [bytemuck::cast_slice(&plan.directory[frame.directory.clone()]), bytemuck::cast_slice(&sent)];
-            let body = self.stage(&parts, deadline, ticket)?;
-            let header = self.header(RequestKind::Pull, table);
-            let header = header.sparse(frame.directory.len(), sent.len(), body.len());
-            let floats = sent.len() * spec.width() as usize;
-            self.ask(frame.shard, ticket, header, Some(body), (floats, Places::Rows(frame.keys.clone())))?;
+        let mut plan = self.plan_sparse(table, keys)?;
+        let ticket = self.new_ticket(table, true, Uses::default());
+        self.pending[ticket].after_push = after_push;
+        let sent = plan.frames.iter().try_for_each(|frame| {
+            let length = frame.directory.len() * 8 + frame.keys.len() * 8;
+            let body = self.stage_keys(&plan, frame, keys, length, deadline, ticket)?;
+            let header = self.header(RequestKind::Pull, table.id);
+            let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
+            let floats = frame.keys.len() * table.spec.width() as usize;
+            self.ask(frame.shard, ticket, header, Some(body), (floats, Places::Rows(frame.keys.clone())))
+        });
+        if sent.is_ok() {
+            std::mem::swap(&mut self.pending[ticket].lists.order, &mut plan.order);
         }
-        self.pending[ticket].order = plan.order;
+        self.plan = plan;
+        sent?;
         self.kick();
         Ok(ticket)
+    }
+
+    /// The engine's plan, filled; whoever takes it puts it back.
+    fn plan_sparse(&mut self, table: &Target<'_>, keys: SortedKeys<'_>) -> Result<SparsePlan> {
+        let mut plan = std::mem::take(&mut self.plan);
+        // A pull's answer has to fit a frame, too: rows count as if they travelled with the keys.
+        let row = table.spec.width() as usize * 4;
+        let filled = plan.fill(table.spec, table.map, keys, row, self.payload_bytes());
+        match filled {
+            Ok(()) => Ok(plan),
+            Err(error) => {
+                self.plan = plan;
+                Err(error)
+            }
+        }
+    }
+
+    /// The longest frame of a dense table, in elements.
+    fn dense_limit(&self) -> u32 {
+        (self.payload_bytes() / 4) as u32
     }
 
     /// Queues one frame of a push, or a mark.
@@ -120,20 +190,21 @@ impl Engine {
         &mut self,
         link: usize,
         header: RequestHeader,
-        body: Option<Buf>,
+        body: Option<Payload>,
         ticket: Option<usize>,
     ) {
         if let Some(pending) = ticket.and_then(|t| self.pending.get_mut(t)) {
             pending.open += 1;
-            self.pushed |= pending.under_bsp;
-            if pending.under_bsp && !pending.commits_at.contains(&link) {
-                pending.commits_at.push(link);
+            let under_bsp = pending.under_bsp();
+            self.pushed |= under_bsp;
+            if under_bsp && !pending.lists.commits_at.contains(&link) {
+                pending.lists.commits_at.push(link);
             }
         }
         self.links[link].enqueue(Outgoing { header, body, ticket }, false);
     }
 
-    /// Queues one frame of a pull.
+    /// Queues one frame of a pull into receive memory.
     pub(super) fn ask(
         &mut self,
         link: usize,
@@ -150,16 +221,29 @@ impl Engine {
                 asked: (floats * 4) as u64,
             });
         };
+        self.pending[ticket].floats += floats;
+        header.argument = buf.offset() as u64;
+        let part = Some(Part { buf, places });
+        self.queue_pull(link, ticket, header, body.map(Payload::Owned), (floats, part));
+        Ok(())
+    }
+
+    /// Queues one frame of a pull, which says where the values go; `part` is what receives them unless that is a registered
+    /// buffer.
+    fn queue_pull(
+        &mut self,
+        link: usize,
+        ticket: usize,
+        mut header: RequestHeader,
+        body: Option<Payload>,
+        (floats, part): (usize, Option<Part>),
+    ) {
         let pending = &mut self.pending[ticket];
         pending.open += 1;
-        pending.floats += floats;
         header.after_push = pending.after_push;
-        header.argument = buf.offset() as u64;
-        let may_overtake = pending.under_bsp && pending.after_push;
-        let part = Some(Part { buf, places });
+        let may_overtake = pending.under_bsp() && pending.after_push;
         header.tag = self.asked.insert(Asked { ticket, link, floats, part, accepted: None }) as u32;
         self.links[link].enqueue(Outgoing { header, body, ticket: None }, may_overtake);
-        Ok(())
     }
 
     /// A pull that could not be queued whole: takes back what was not sent, and forgets the rest.
@@ -181,6 +265,7 @@ impl Engine {
             after_push: false,
             sequence: 0,
             clock: self.clock,
+            region: 0,
             argument: 0,
             table,
             bucket: 0,
@@ -192,15 +277,43 @@ impl Engine {
         }
     }
 
-    pub(super) fn stage(&mut self, parts: &[&[u8]], deadline: Deadline, ticket: usize) -> Result<Buf> {
-        let length = parts.iter().map(|p| p.len()).sum();
+    /// Staging memory of `length` bytes that begins with a frame's directory and keys.
+    fn stage_keys(
+        &mut self,
+        plan: &SparsePlan,
+        frame: &SparseFrame,
+        keys: SortedKeys<'_>,
+        length: usize,
+        deadline: Deadline,
+        ticket: usize,
+    ) -> Result<Buf> {
         let mut body = self.lease_staging(length, deadline, ticket)?;
-        let mut at = 0;
-        for part in parts {
-            body.copy_in(at, part);
-            at += part.len();
+        let directory: &[u8] = bytemuck::cast_slice(&plan.directory[frame.directory.clone()]);
+        self.copy_in(&mut body, 0, directory);
+        for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
+            let key = keys.as_slice()[number as usize].to_ne_bytes();
+            self.copy_in(&mut body, directory.len() + place * 8, &key);
         }
         Ok(body)
+    }
+
+    fn copy_in(&mut self, body: &mut Buf, at: usize, bytes: &[u8]) {
+        body.copy_in(at, bytes);
+        self.bytes_copied += bytes.len() as u64;
+    }
+
+    /// Waits until one more frame from or to a registered buffer may be queued.
+    fn await_room(&mut self, link: usize, deadline: Deadline, ticket: usize) -> Result<()> {
+        if self.links[link].queued() < QUEUE_LIMIT {
+            return Ok(());
+        }
+        let room = self.drive(deadline, "room to queue a frame", |engine| {
+            (engine.links[link].queued() < QUEUE_LIMIT).then_some(())
+        });
+        if room.is_err() {
+            self.forget(ticket);
+        }
+        room
     }
 
     pub(super) fn lease_staging(&mut self, bytes: usize, deadline: Deadline, ticket: usize) -> Result<Buf> {

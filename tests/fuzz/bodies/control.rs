@@ -248,8 +248,8 @@ pub fn spec(data: &[u8]) {
     let map = PartitionMap::new(&view, &spec);
     let shards = [0, 1].map(|thread| map.buckets_of(ShardId { server: 0, thread }));
     assert_eq!(shards.iter().map(Vec::len).sum::<usize>(), buckets as usize);
-    let mut shard = Shard::new(Optimizers::default(), 1 << 20);
-    if shard.create_table(0, &spec, &shards[0]).is_ok() {
+    let mut shard = Shard::new(Optimizers::default(), 1 << 20, 1 << 16);
+    if shard.create_table(0, &spec, &shards[0], |_| Ok(windlass::mem::RegionId(0))).is_ok() {
         assert!(shard.parameter_bytes() <= 1 << 20);
     }
 }

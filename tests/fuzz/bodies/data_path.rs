@@ -10,7 +10,7 @@ fn header(data: &[u8], magic: [u8; 2]) -> [u8; HEADER] {
     let mut bytes: [u8; HEADER] = input.array();
     if input.u8() & 1 == 0 {
         bytes[..2].copy_from_slice(&magic);
-        bytes[2] = 1;
+        bytes[2] = 2;
         seal(&mut bytes);
     }
     bytes
@@ -42,6 +42,7 @@ fn example(kind: RequestKind) -> RequestHeader {
         after_push: kind == RequestKind::Pull,
         sequence: 3,
         clock: 9,
+        region: 0,
         argument: 4096,
         table: 3,
         bucket: 17,
@@ -72,6 +73,7 @@ pub fn reply_seeds() -> Vec<Vec<u8>> {
         epoch: 4,
         count: 5,
         tag: 6,
+        withdrawn: 1,
     };
     [ReplyKind::Credit, ReplyKind::Pulled].map(|kind| reply(kind).encode().to_vec()).to_vec()
 }

@@ -41,7 +41,8 @@ impl Rig {
         let staging = Staging { arena: arena.clone(), region: RegionId(0), slots: SLOTS, slot_bytes: SLOT };
         let replies = Pool::new(&[(1024, 2)], |_| Ok(RegionId(1))).unwrap();
         let id = ShardId { server: 0, thread: 0 };
-        let mut core = Core::new(id, view, Shard::new(Optimizers::default(), 1 << 20), staging, replies, 3);
+        let mut core =
+            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 20, 1 << 16), staging, replies, 3);
         let mut sparse = TableSpec::sparse("s", 2);
         if let windlass::types::TableKind::Sparse { buckets, .. } = &mut sparse.kind {
             *buckets = 4;
@@ -54,7 +55,7 @@ impl Rig {
             sparse.consistency(Consistency::Ssp { staleness: 1 }),
         ];
         for (id, spec) in (0..).zip(tables) {
-            core.create_table(id, &spec).unwrap();
+            core.create_table(id, &spec, |_| Ok(RegionId(2 + id))).unwrap();
         }
         let transport = Sink { full: false, kept: Vec::new() };
         let mut rig = Rig { core, arena, sequences: [0; WORKERS as usize], endpoints: 0, transport };
@@ -114,6 +115,8 @@ impl Rig {
             after_push: how & 4 != 0,
             sequence: 0,
             clock: self.core.clocks()[rank as usize].saturating_sub(behind),
+            // Sometimes a region that the worker did not announce.
+            region: u16::from(small == 0xff),
             argument: u64::from(small >> 5) * 640,
             table: u32::from(small & 3),
             bucket: u32::from(small >> 2 & 3),
@@ -235,6 +238,10 @@ impl Transport for Sink {
     }
 
     fn register(&mut self, _: Arc<Arena>) -> Result<RegionId> {
+        unreachable!()
+    }
+
+    fn unregister(&mut self, _: RegionId) -> bool {
         unreachable!()
     }
 
