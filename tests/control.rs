@@ -625,6 +625,32 @@ fn a_crowd_of_nodes_gets_in_through_few_places_and_survives_a_pause() {
     assert_eq!(theirs.len(), 300);
 }
 
+/// Slow loris: a Hello that comes byte by byte has no more time than one that comes at once.
+#[test]
+fn a_hello_that_drips_is_cut_off() {
+    const GIVEN: Duration = Duration::from_millis(250);
+    let mut hurried = config(Role::Server, Some(0));
+    hurried.limits.handshake_timeout = GIVEN;
+    let mut server = Hub::new(hurried).unwrap();
+    let address = server.listen(LOCALHOST, None).unwrap();
+    let hello = hello(identity(Role::Worker, Some(0))).1;
+    let mut stream = TcpStream::connect(address).unwrap();
+    let (start, mut sent, mut events) = (Instant::now(), 0, Vec::new());
+    while events.is_empty() {
+        // A byte every 20 ms: the whole would take longer than a second.
+        if start.elapsed() > Duration::from_millis(20) * sent as u32 && sent < hello.len() {
+            let _ = stream.write(&hello[sent..=sent]);
+            sent += 1;
+        }
+        assert!(start.elapsed() < PATIENCE, "it goes on after {sent} bytes");
+        server.poll(&mut events, Duration::from_millis(5)).unwrap();
+    }
+    assert!(matches!(&events[..], [Event::Refused { .. }]), "{events:?}");
+    assert!(start.elapsed() >= GIVEN && sent < hello.len(), "{sent} bytes in {:?}", start.elapsed());
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(matches!(stream.read(&mut [0; 16]), Ok(0) | Err(_)));
+}
+
 #[test]
 fn a_stranger_keeps_its_place_for_a_moment() {
     let mut limited = config(Role::Server, Some(0));

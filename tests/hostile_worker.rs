@@ -3,20 +3,22 @@
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use windlass::config::Network;
 use windlass::control::{Event, Hub, HubConfig, LinkId};
 use windlass::error::{Error, Result};
-use windlass::mem::{Arena, Rights};
+use windlass::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
 use windlass::proto::control::ControlMessage;
 use windlass::proto::handshake::{SessionKey, derive_endpoint_key};
+use windlass::proto::{HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind};
 use windlass::server::ServerHandle;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
-use windlass::transport::{self, Completion, Message, Side};
-use windlass::types::{Identity, Role, View};
-use windlass::{Secret, Server};
+use windlass::transport::{self, Completion, EndpointId, Message, Payload, Side, Transport, Write};
+use windlass::types::{Aggregate, Identity, OptimizerSpec, PartitionMap, Role, ServerInfo, ShardId, View};
+use windlass::{Secret, Server, TableSpec};
 
 /// Longer than anything here takes; reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -136,37 +138,216 @@ impl<const N: usize> Job<N> {
     }
 }
 
+/// One worker's endpoint to a server thread, made by hand.
+struct Data {
+    transport: Box<dyn Transport>,
+    endpoint: EndpointId,
+    arena: Arc<Arena>,
+    region: RegionId,
+    slots: RemoteRegion,
+    slot_bytes: u64,
+    sequence: u64,
+    /// Replies that came, and how many of them have been looked at.
+    replies: u64,
+    read: u64,
+}
+
+/// Where the reply ring, the receive memory and what is sent lie in a worker's arena.
+const RING: usize = 0;
+const RING_ENTRIES: usize = 64;
+const RECEIVE: usize = RING_ENTRIES * HEADER;
+const SENT: usize = 1 << 16;
+
+impl<const N: usize> Job<N> {
+    /// Opens an endpoint of worker `rank` to a thread of the server.
+    fn open(&mut self, rank: usize, thread: u32) -> Data {
+        let worker = &mut self.workers[rank].0;
+        let link = worker.dial(&self.address);
+        let mut transport = transport::build(&Network::default(), false).unwrap();
+        let arena = Arena::new(1 << 20).unwrap();
+        let region = transport.register(arena.clone()).unwrap();
+        let (endpoint, address) = transport.open(Side::Active, "the server").unwrap();
+        let mut grant = |offset| transport.authorise(endpoint, region, offset, RECEIVE, Rights::Write);
+        let (ring, receive) = (grant(RING).unwrap().encode(), grant(RECEIVE).unwrap().encode());
+        let open = ControlMessage::OpenEndpoint {
+            request: 7,
+            thread,
+            transport: transport.caps().name.to_owned(),
+            address,
+            ring,
+            ring_entries: RING_ENTRIES as u32,
+            receive,
+        };
+        worker.hub.send(link, &open).unwrap();
+        let ControlMessage::EndpointOpened { request: 7, address, slots, slot_bytes, .. } = worker.message()
+        else {
+            panic!("refused")
+        };
+        let key = derive_endpoint_key(worker.export.as_ref().unwrap(), "data", &[thread]);
+        transport.connect(endpoint, &address, &key).unwrap();
+        let slots = RemoteRegion::decode(&slots).unwrap();
+        let slot_bytes = slot_bytes.into();
+        let mut data =
+            Data { transport, endpoint, arena, region, slots, slot_bytes, sequence: 0, replies: 0, read: 0 };
+        data.until(|c| matches!(c, Completion::Connected { .. }));
+        data
+    }
+}
+
+impl Data {
+    fn until(&mut self, wanted: impl Fn(&Completion) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        let mut completions = Vec::new();
+        loop {
+            self.transport.flush();
+            self.transport.poll(&mut completions, 16);
+            self.replies +=
+                completions.iter().filter(|c| matches!(c, Completion::Written { .. })).count() as u64;
+            if completions.iter().any(&wanted) {
+                return;
+            }
+            assert!(Instant::now() < end, "{completions:?}");
+            completions.clear();
+        }
+    }
+
+    fn copy(&self, at: usize, length: usize) -> Vec<u8> {
+        let mut out = vec![0; length];
+        // SAFETY: `at` proves the range, and the bytes are read after the completion that announced them.
+        unsafe { self.arena.at(at, length).copy_to_nonoverlapping(out.as_mut_ptr(), length) };
+        out
+    }
+
+    /// Writes a header and a body into a slot, and says so unless `silently`.
+    fn fill(&mut self, slot: u64, header: [u8; HEADER], body: &[u8], silently: bool) {
+        // SAFETY: `at` proves the range; what was sent from it before has been answered, so that nobody reads it.
+        unsafe { self.arena.at(SENT, body.len()).copy_from_nonoverlapping(body.as_ptr(), body.len()) };
+        let slice =
+            RegionSlice { arena: self.arena.clone(), region: self.region, offset: SENT, length: body.len() };
+        let write = Write {
+            header: Some(header),
+            body: (!body.is_empty()).then_some(Payload::Pinned(slice)),
+            remote: self.slots,
+            offset: slot * self.slot_bytes,
+            imm: (!silently).then_some(slot as u32),
+            context: Some(1),
+        };
+        self.transport.write(self.endpoint, write).unwrap();
+        self.until(|c| matches!(c, Completion::Done { .. }));
+    }
+
+    fn request(&mut self, slot: u64, mut header: RequestHeader, body: &[u8]) {
+        header.sequence = self.sequence;
+        header.length = body.len() as u32;
+        self.sequence += 1;
+        self.fill(slot, header.encode(), body, false);
+    }
+
+    fn mark(&mut self, slot: u64) {
+        self.request(slot, header(RequestKind::Mark, 0, 0), &[]);
+    }
+
+    /// The next reply's header.
+    fn reply(&mut self) -> ReplyHeader {
+        if self.replies == self.read {
+            self.until(|c| matches!(c, Completion::Written { .. }));
+        }
+        let bytes = self.copy(RING + self.read as usize * HEADER, HEADER);
+        self.read += 1;
+        ReplyHeader::decode(bytes.as_slice().try_into().unwrap()).unwrap()
+    }
+}
+
+fn header(kind: RequestKind, bucket: u32, count: u32) -> RequestHeader {
+    let after_push = kind == RequestKind::Pull;
+    RequestHeader {
+        kind,
+        after_push,
+        sequence: 0,
+        clock: 0,
+        region: 0,
+        argument: 0,
+        table: 0,
+        bucket,
+        epoch: 1,
+        first: 0,
+        count,
+        length: 0,
+        tag: 5,
+    }
+}
+
+/// Two workers with an endpoint each to thread 0, and a table of which a bucket belongs to that thread.
+fn two_with(spec: &TableSpec) -> (Job<2>, [Data; 2], u32) {
+    let mut job = Job::<2>::start();
+    let (worker, link) = &mut job.workers[0];
+    worker.hub.send(*link, &ControlMessage::OpenTable { request: 1, spec: spec.clone() }).unwrap();
+    assert!(matches!(worker.message(), ControlMessage::TableOpened { table: 0, .. }));
+    let servers = vec![ServerInfo { rank: 0, address: String::new(), threads: 2 }];
+    let map = PartitionMap::new(&View { epoch: 1, servers, workers: 2 }, spec);
+    let bucket = map.buckets_of(ShardId { server: 0, thread: 0 })[0];
+    let ends = [0, 1].map(|rank| job.open(rank, 0));
+    (job, ends, bucket)
+}
+
+/// The gate holds worker 1's push in its slot. Worker 1 writes over its header, which has been copied: the push counts as it was.
+#[test]
+fn a_header_changed_while_the_gate_holds_the_push_changes_nothing() {
+    let spec = TableSpec::dense("w", &[64]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+    let (_job, [mut first, mut second], bucket) = two_with(&spec.aggregate(Aggregate::Sum));
+    let ones: Vec<u8> = [1.0f32; 16].iter().flat_map(|v| v.to_le_bytes()).collect();
+    second.request(0, header(RequestKind::Push, bucket, 16), &ones);
+    let mut lie = header(RequestKind::Push, u32::MAX, u32::MAX);
+    (lie.table, lie.length, lie.clock) = (u32::MAX, u32::MAX, u64::MAX);
+    for changed in [lie.encode(), [0xff; HEADER], [0; HEADER]] {
+        second.fill(0, changed, &[], true);
+    }
+    second.mark(1);
+    // The mark has been taken, and so has all that was written before it.
+    while second.reply().freed & 2 == 0 {}
+    first.mark(0);
+    first.request(1, header(RequestKind::Pull, bucket, 16), &[]);
+    while first.reply().kind != ReplyKind::Pulled {}
+    assert_eq!(first.copy(RECEIVE, 64), ones);
+}
+
+/// The same with the keys, which are copied when the push is let through: whatever they are then is checked before it is used.
+#[test]
+fn keys_changed_while_the_gate_holds_the_push_are_checked_and_end_the_job_by_name() {
+    let spec = TableSpec::sparse("v", 1);
+    let (job, [mut first, mut second], bucket) = two_with(&spec);
+    let keys: Vec<u64> = (0..).filter(|key| spec.bucket_of(*key) == bucket).take(2).collect();
+    let body = |bucket: u32, count: u32, keys: [u64; 2]| {
+        [&bucket.to_le_bytes()[..], &count.to_le_bytes(), &keys.map(u64::to_le_bytes).concat(), &[0; 8]]
+            .concat()
+    };
+    let mut push = header(RequestKind::Push, 0, 2);
+    push.first = 1;
+    second.request(0, push, &body(bucket, 2, [keys[0], keys[1]]));
+    // Another bucket than there is, more keys than there are, in the wrong order: the last stays.
+    push.length = 32;
+    for changed in
+        [body(u32::MAX, 2, [0; 2]), body(bucket, u32::MAX, [0; 2]), body(bucket, 2, [keys[1], keys[0]])]
+    {
+        second.fill(0, push.encode(), &changed, true);
+    }
+    second.mark(1);
+    while second.reply().freed & 2 == 0 {}
+    first.mark(0);
+    let Err(Error::Aborted { reason }) = job.coordinator.join().unwrap() else { panic!("it went well") };
+    for part in ["server 0", "worker 1", "keys"] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    assert!(matches!(job.server.run().unwrap_err(), Error::Protocol { .. }));
+}
+
 #[test]
 fn a_frame_that_the_protocol_does_not_allow_ends_the_job_by_name() {
     let mut job = Job::<1>::start();
-    let (worker, _) = &mut job.workers[0];
-    let link = worker.dial(&job.address);
-    let mut transport = transport::build(&Network::default(), false).unwrap();
-    let region = transport.register(Arena::new(1 << 20).unwrap()).unwrap();
-    let (endpoint, address) = transport.open(Side::Active, "the server").unwrap();
-    let memory = transport.authorise(endpoint, region, 0, 1 << 20, Rights::Write).unwrap().encode();
-    let open = ControlMessage::OpenEndpoint {
-        request: 7,
-        thread: 1,
-        transport: transport.caps().name.to_owned(),
-        address,
-        ring: memory,
-        ring_entries: 64,
-        receive: memory,
-    };
-    worker.hub.send(link, &open).unwrap();
-    let ControlMessage::EndpointOpened { request: 7, address, .. } = worker.message() else {
-        panic!("refused")
-    };
-    let key = derive_endpoint_key(worker.export.as_ref().unwrap(), "data", &[1]);
-    transport.connect(endpoint, &address, &key).unwrap();
-    let mut completions = Vec::new();
-    let end = Instant::now() + PATIENCE;
-    while !completions.iter().any(|c| matches!(c, Completion::Connected { .. })) {
-        assert!(Instant::now() < end, "{completions:?}");
-        transport.poll(&mut completions, 16);
-    }
-    transport.send(endpoint, Message::new(b"abc").unwrap()).unwrap();
+    let mut data = job.open(0, 1);
+    let Data { transport, endpoint, .. } = &mut data;
+    let (mut completions, end) = (Vec::new(), Instant::now() + PATIENCE);
+    transport.send(*endpoint, Message::new(b"abc").unwrap()).unwrap();
     while !completions.iter().any(|c| matches!(c, Completion::Closed { .. })) {
         assert!(Instant::now() < end, "{completions:?}");
         transport.flush();

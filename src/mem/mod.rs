@@ -5,9 +5,11 @@
 //! they are copied out (`Arena::copy_out`) or read through the raw pointer after their completion was acquired.
 
 mod arena;
+mod atomic;
 mod block;
 mod pool;
 mod published;
+mod stack;
 mod values;
 
 pub use arena::Arena;

@@ -9,8 +9,8 @@
 //! block always finds a spare one that is not pinned when it has to be written, and a write never waits for a reader.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::atomic::{AtomicU32, Ordering};
 use super::{Arena, Block, Blocks, RegionId, RegionSlice, align_up};
 use crate::error::Result;
 

@@ -159,6 +159,23 @@ fn no_downgrade_and_no_other_change_on_the_way() {
     }
 }
 
+/// Whoever sits in between strikes the better mode from the offer, or from what was taken: both are in the transcript.
+#[test]
+fn an_offer_struck_out_on_the_way_is_found_out() {
+    let hello = encode_hello(&Local { offers: vec!["fp16".into()], ..worker() }, (1, 0), &[1; 32]);
+    let challenge = encode_challenge(&coordinator().identity, &[2; 32], &["fp16".into()]);
+    for (from_dialler, weaker) in [(true, hello), (false, challenge)] {
+        let mut first = true;
+        let (d, a) = drive(worker(), coordinator(), |towards_acceptor, bytes| {
+            if towards_acceptor == from_dialler && std::mem::take(&mut first) {
+                bytes.clone_from(&weaker);
+            }
+        });
+        assert!(message_of(a).contains("wrong secret"));
+        assert!(matches!(d, Err(Error::Refused { .. })));
+    }
+}
+
 #[test]
 fn a_replayed_proof_does_not_fit_a_fresh_challenge() {
     let (mut hello, mut proof) = (Vec::new(), Vec::new());

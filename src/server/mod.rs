@@ -2,8 +2,11 @@
 
 mod control;
 pub mod coordinator;
-mod core;
-mod link;
+// Open to tests/fuzz, which drives the way of a request without a network; no part of the library.
+#[doc(hidden)]
+pub mod core;
+#[doc(hidden)]
+pub mod link;
 mod pin;
 mod reactor;
 mod signal;

@@ -58,3 +58,60 @@ pub fn park<const N: usize>(fds: &[RawFd; N], timeout: Duration) -> Result<()> {
         Err(e) => Err(Error::io("poll", "waiting for the network", io::Error::from(e))),
     }
 }
+
+/// Sleeping and waking as a model, with an eventfd made of loom's lock: whoever announces something does so before it wakes, and
+/// whoever was woken forgets the wake before it looks. Then nothing is slept through.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::sync::atomic::{AtomicBool, Ordering};
+    use loom::sync::{Arc, Condvar, Mutex};
+    use loom::thread;
+
+    #[derive(Default)]
+    struct Eventfd {
+        counter: Mutex<u64>,
+        readable: Condvar,
+    }
+
+    impl Eventfd {
+        fn wake(&self) {
+            *self.counter.lock().unwrap() += 1;
+            self.readable.notify_all();
+        }
+
+        fn park(&self) {
+            let mut counter = self.counter.lock().unwrap();
+            while *counter == 0 {
+                counter = self.readable.wait(counter).unwrap();
+            }
+        }
+
+        fn drain(&self) {
+            *self.counter.lock().unwrap() = 0;
+        }
+    }
+
+    /// Two announce something each; the sleeper needs both.
+    #[test]
+    fn loom_nothing_is_slept_through() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(|| {
+            let shared = Arc::new((Eventfd::default(), [AtomicBool::new(false), AtomicBool::new(false)]));
+            let announcers: Vec<_> = (0..2)
+                .map(|which| {
+                    let shared = shared.clone();
+                    thread::spawn(move || {
+                        shared.1[which].store(true, Ordering::Release);
+                        shared.0.wake();
+                    })
+                })
+                .collect();
+            while !shared.1.iter().all(|flag| flag.load(Ordering::Acquire)) {
+                shared.0.park();
+                shared.0.drain();
+            }
+            announcers.into_iter().for_each(|a| a.join().unwrap());
+        });
+    }
+}

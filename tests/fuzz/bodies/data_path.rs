@@ -1,0 +1,104 @@
+//! The headers of the data path, and the body of a sparse request.
+
+use windlass::proto::{HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind, SparseBody};
+
+use super::Bytes;
+
+/// 64 bytes, with magic, version and CRC mended unless the 65th is odd.
+fn header(data: &[u8], magic: [u8; 2]) -> [u8; HEADER] {
+    let mut input = Bytes(data);
+    let mut bytes: [u8; HEADER] = input.array();
+    if input.u8() & 1 == 0 {
+        bytes[..2].copy_from_slice(&magic);
+        bytes[2] = 2;
+        seal(&mut bytes);
+    }
+    bytes
+}
+
+fn seal(bytes: &mut [u8; HEADER]) {
+    let check = crc32c::crc32c(&bytes[..60]);
+    bytes[60..].copy_from_slice(&check.to_le_bytes());
+}
+
+/// What decodes is what encodes to the same bytes, and nothing else.
+pub fn request(data: &[u8]) {
+    let bytes = header(data, *b"WL");
+    match RequestHeader::decode(&bytes) {
+        Ok(header) => assert_eq!(header.encode(), bytes),
+        Err(malformed) => assert!(!malformed.field.is_empty()),
+    }
+}
+
+pub fn request_seeds() -> Vec<Vec<u8>> {
+    [RequestKind::Push, RequestKind::Pull, RequestKind::Mark, RequestKind::Finish]
+        .map(|kind| example(kind).encode().to_vec())
+        .to_vec()
+}
+
+fn example(kind: RequestKind) -> RequestHeader {
+    RequestHeader {
+        kind,
+        after_push: kind == RequestKind::Pull,
+        sequence: 3,
+        clock: 9,
+        region: 0,
+        argument: 4096,
+        table: 3,
+        bucket: 17,
+        epoch: 1,
+        first: 2,
+        count: 3,
+        length: 16 + 24,
+        tag: 5,
+    }
+}
+
+/// As [`request`].
+pub fn reply(data: &[u8]) {
+    let bytes = header(data, *b"WR");
+    match ReplyHeader::decode(&bytes) {
+        Ok(header) => assert_eq!(header.encode(), bytes),
+        Err(malformed) => assert!(!malformed.field.is_empty()),
+    }
+}
+
+pub fn reply_seeds() -> Vec<Vec<u8>> {
+    let reply = |kind| ReplyHeader {
+        kind,
+        sequence: 7,
+        closed: 3,
+        version: 2,
+        freed: 1 << 63,
+        epoch: 4,
+        count: 5,
+        tag: 6,
+        bucket: if kind == ReplyKind::Rejected { 9 } else { 0 },
+        withdrawn: 1,
+    };
+    [ReplyKind::Credit, ReplyKind::Pulled, ReplyKind::Rejected]
+        .map(|kind| reply(kind).encode().to_vec())
+        .to_vec()
+}
+
+/// What is announced lies inside the length that the header gives.
+pub fn sparse(data: &[u8]) {
+    let mut input = Bytes(data);
+    let kind = if input.u8() & 1 == 0 { RequestKind::Push } else { RequestKind::Pull };
+    let dim = u32::from(input.u16()) % ((1 << 14) + 1);
+    let (first, count) = (input.u32(), input.u32());
+    let mut header = RequestHeader { kind, first, count, ..example(kind) };
+    header.length = input.u32();
+    let Ok(body) = SparseBody::announced(&header, dim) else { return };
+    assert!(body.entries >= 1 && body.entries <= body.keys);
+    assert!(body.keys_at() <= body.values_at() && body.values_at() <= body.length());
+    assert_eq!(body.length(), header.length as usize);
+}
+
+pub fn sparse_seeds() -> Vec<Vec<u8>> {
+    let seed = |kind: u8, dim: u16, first: u32, count: u32, length: u32| {
+        let numbers = [first, count, length].map(u32::to_le_bytes).concat();
+        [&[kind][..], &dim.to_le_bytes(), &numbers].concat()
+    };
+    vec![seed(0, 2, 1, 2, 8 + 16 + 16), seed(1, 2, 2, 3, 16 + 24), seed(0, 16384, 1, u32::MAX, u32::MAX)]
+}
