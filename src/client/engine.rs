@@ -7,20 +7,23 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::control::Shared;
-use super::link::{Link, Outgoing};
+use super::frame::{Outgoing, Spare};
+use super::link::Link;
 use super::reopen::Reopener;
 use crate::config::Polling;
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Pool};
 use crate::proto::HEADER;
-use crate::time::Deadline;
 use crate::transport::{Completion, EndpointId, Transport};
 use crate::types::{Clock, Version};
 
+mod after;
 mod clocks;
 mod progress;
 mod send;
 mod tickets;
+
+pub use after::After;
 
 const BUDGET: usize = 256;
 /// A frame of so many bytes leaves at once: it is worth its own system call, and what was just copied is still in L2.
@@ -41,6 +44,8 @@ struct Part {
 
 /// A push that is not yet committed, or a pull that is not yet answered.
 pub struct Pending {
+    /// Counts the tickets: their places are used again.
+    number: u64,
     table: String,
     clock: Clock,
     /// Frames whose slots have not come back (push), or that are not answered (pull).
@@ -56,16 +61,28 @@ pub struct Pending {
     floats: usize,
     version: Version,
     dropped: bool,
+    /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
+    after: Option<Arc<After>>,
+    stalled: Vec<(usize, Outgoing, bool)>,
 }
 
-/// A pull frame under way; its number is the header's tag.
+/// A pull request under way; its place is the header's tag.
 struct Asked {
+    /// Counts them: places are used again.
+    number: u64,
     ticket: usize,
     link: usize,
     floats: usize,
     part: Option<Part>,
-    /// The request, once its slot has come back: a new endpoint has to ask again.
-    accepted: Option<Outgoing>,
+    /// Among the engine's `accepted`, once its slot has come back.
+    accepted: Option<usize>,
+}
+
+/// A frame whose slot has come back and that holds pulls that are not answered: a new endpoint has to ask for them again.
+struct Accepted {
+    link: usize,
+    frame: Outgoing,
+    unanswered: u32,
 }
 
 /// See the module's head.
@@ -79,6 +96,14 @@ pub struct Engine {
     receive: Pool,
     pending: Slab<Pending>,
     asked: Slab<Asked>,
+    accepted: Slab<Accepted>,
+    /// Tickets and pull requests so far.
+    numbers: u64,
+    /// Tickets that have stalled frames, in order.
+    stalled: Vec<usize>,
+    /// Pushes and pulls that wait for staging memory in mid-queue: the clock does not end meanwhile.
+    half_queued: usize,
+    spares: Vec<Spare>,
     clock: Clock,
     /// Something was pushed under Bsp in the present clock.
     pushed: bool,
@@ -111,6 +136,11 @@ impl Engine {
             receive,
             pending: Slab::new(),
             asked: Slab::new(),
+            accepted: Slab::new(),
+            numbers: 0,
+            stalled: Vec::new(),
+            half_queued: 0,
+            spares: Vec::new(),
             clock: 0,
             pushed: false,
             finished: false,
@@ -143,20 +173,24 @@ impl Engine {
         granted.min(self.staging.largest()).min(self.receive.largest())
     }
 
-    /// Waits until every endpoint is connected.
-    pub fn connect(&mut self, deadline: Deadline) -> Result<()> {
-        self.drive(deadline, "the endpoints of the servers", |engine| {
-            engine.links.iter().all(|l| l.connected).then_some(())
-        })
+    /// Whether every endpoint is connected.
+    pub fn connected(&self) -> bool {
+        self.links.iter().all(|l| l.connected)
     }
 
-    /// What [`Engine::idle`] or an outside waiter may sleep on.
+    /// What a waiter may sleep on.
     pub fn descriptors(&self) -> [RawFd; 2] {
         [self.transport.waitable(), self.shared.waker.fd()]
     }
 
     fn link_at(&self, endpoint: EndpointId) -> Option<usize> {
         self.link_of.get(&endpoint).copied()
+    }
+
+    /// The next number of a ticket or pull request.
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
     }
 
     fn may_push(&self) -> Result<()> {

@@ -3,23 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::frame::{Outgoing, Owner};
 use crate::error::{Error, Result};
-use crate::mem::{Arena, Buf, Pool, RegionId, RemoteRegion, Rights};
+use crate::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
 use crate::proto::control::RegionBytes;
-use crate::proto::{HEADER, ReplyHeader, RequestHeader, RequestKind};
+use crate::proto::{HEADER, ReplyHeader, RequestHeader};
 use crate::transport::{EndpointId, Message, Payload, Refusal, Side, Transport, Write};
 
 /// Entries of a reply ring.
 pub const RING_ENTRIES: u32 = 256;
-
-/// A frame that waits for a slot.
-#[derive(Debug)]
-pub struct Outgoing {
-    pub header: RequestHeader,
-    pub body: Option<Buf>,
-    /// Whom its slot's return concerns.
-    pub ticket: Option<usize>,
-}
 
 /// What a server thread granted.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +131,7 @@ impl Link {
         if !self.filled.is_empty() {
             return Ok(());
         }
-        self.free = u64::MAX >> (64 - grant.slot_count);
+        self.free = self.all_slots();
         self.filled = (0..grant.slot_count).map(|_| None).collect();
         Ok(())
     }
@@ -150,18 +142,20 @@ impl Link {
     }
 
     /// The endpoint is connected. On any but the first, all that has not been taken back is sent again: the server drops
-    /// what it had accepted before.
-    pub fn connected(&mut self) {
+    /// what it had accepted before, but answers pulls again; those that have been answered, which `unanswered` tells, are
+    /// made void.
+    pub fn connected(&mut self, unanswered: impl Fn(Owner) -> bool) {
         self.connected = true;
-        (self.ring_read, self.ring_told) = (0, 0);
-        let mut sent: Vec<(u64, u32)> = (0u32..)
-            .zip(&self.filled)
-            .filter_map(|(slot, frame)| Some((frame.as_ref()?.header.sequence, slot)))
-            .collect();
+        (self.ring_read, self.ring_told, self.pulls_outstanding) = (0, 0, 0);
+        let mut sent = Vec::new();
+        for (slot, frame) in (0u32..).zip(&mut self.filled) {
+            let Some(frame) = frame else { continue };
+            frame.keep(|owner| !matches!(owner, Owner::Pull { .. }) || unanswered(owner));
+            self.pulls_outstanding += frame.pulls;
+            sent.push((frame.header.sequence, slot));
+        }
         sent.sort_unstable();
         self.replay = sent.into_iter().map(|(_, slot)| slot).collect();
-        let pulls = self.filled.iter().flatten().filter(|f| f.header.kind == RequestKind::Pull);
-        self.pulls_outstanding = pulls.count() as u32;
     }
 
     /// Frames that wait for a slot.
@@ -171,26 +165,43 @@ impl Link {
 
     /// Whether everything queued was sent and taken by the server.
     pub fn drained(&self) -> bool {
-        self.queued() == 0 && self.filled.iter().all(Option::is_none)
+        self.queued() == 0 && self.free == self.all_slots()
     }
 
     /// Queues a frame behind all others, or, when `may_overtake`, behind other pulls only.
     pub fn enqueue(&mut self, frame: Outgoing, may_overtake: bool) {
-        if may_overtake { self.pulls.push_back(frame) } else { self.queue.push_back(frame) }
+        self.lane(may_overtake).push_back(frame);
     }
 
-    /// Queues a pull that had been accepted, but not answered, over an endpoint that is gone: before all others.
-    pub fn ask_again(&mut self, frame: Outgoing) {
+    /// Puts a small request into the frame at the end of its queue. False when it can't join that one.
+    pub fn join(&mut self, header: RequestHeader, body: &[&[u8]], owner: Owner, may_overtake: bool) -> bool {
+        let credits = self.grant.pull_credits;
+        let one_more = u32::from(matches!(owner, Owner::Pull { .. }));
+        let Some(last) = self.lane(may_overtake).back_mut().filter(|f| f.open) else { return false };
+        // A frame whose pulls exceed the credits could never leave; pulls that overtake wait for the mark of one clock.
+        let fits = last.pulls + one_more <= credits && (!may_overtake || last.header.clock == header.clock);
+        fits && last.join(header, body, owner)
+    }
+
+    /// Nothing more joins the last frame, so that it leaves. Those that wait for a mark need no such word.
+    pub fn flush(&mut self) {
+        if let Some(last) = self.queue.back_mut() {
+            last.open = false;
+        }
+    }
+
+    /// Queues pulls that had been accepted, but not answered, over an endpoint that is gone: before all others.
+    pub fn ask_again(&mut self, mut frame: Outgoing) {
+        frame.open = false;
         self.queue.push_front(frame);
     }
 
     /// Takes a pull back that has not been sent. False when it has.
-    pub fn unqueue(&mut self, tag: u32) -> bool {
-        let before = self.queued();
-        let other = |f: &Outgoing| f.header.kind != RequestKind::Pull || f.header.tag != tag;
-        self.queue.retain(other);
-        self.pulls.retain(other);
-        self.queued() < before
+    pub fn unqueue(&mut self, pull: Owner) -> bool {
+        let mut waiting = self.queue.iter_mut().chain(&mut self.pulls);
+        let Some(frame) = waiting.find(|f| f.owners().any(|o| o == pull)) else { return false };
+        frame.keep(|owner| owner != pull);
+        true
     }
 
     /// Fills free slots with what waits.
@@ -207,24 +218,34 @@ impl Link {
             self.replay.pop_front();
         }
         while self.connected && self.free != 0 {
-            let may_pull = self.pulls_outstanding < self.grant.pull_credits;
-            let from_pulls = may_pull && self.pulls.front().is_some_and(|f| f.header.clock < self.marked);
-            let next = if from_pulls {
-                self.pulls.pop_front()
-            } else {
-                self.queue.pop_front_if(|f| may_pull || f.header.kind != RequestKind::Pull)
-            };
-            let Some(frame) = next else { break };
+            let Some(overtakes) = self.next() else { break };
+            let Some(frame) = self.lane(overtakes).pop_front() else { break };
             if let Some(frame) = self.fill(frame, transport)? {
-                if from_pulls {
-                    self.pulls.push_front(frame)
-                } else {
-                    self.queue.push_front(frame)
-                }
+                self.lane(overtakes).push_front(frame);
                 break;
             }
         }
         self.tell_ring(transport)
+    }
+
+    /// The queue whose first frame may leave now: that of the overtaking pulls (true), or the other.
+    fn next(&self) -> Option<bool> {
+        let credits = self.grant.pull_credits.saturating_sub(self.pulls_outstanding);
+        if self.pulls.front().is_some_and(|f| f.pulls <= credits && f.header.clock < self.marked) {
+            return Some(true);
+        }
+        // One that others may join leaves when the server thread would have nothing to do otherwise.
+        let idle = self.free == self.all_slots();
+        let ready = |f: &Outgoing| !f.open || idle || self.queue.len() > 1;
+        self.queue.front().is_some_and(|f| f.pulls <= credits && ready(f)).then_some(false)
+    }
+
+    fn lane(&mut self, may_overtake: bool) -> &mut VecDeque<Outgoing> {
+        if may_overtake { &mut self.pulls } else { &mut self.queue }
+    }
+
+    fn all_slots(&self) -> u64 {
+        u64::MAX.checked_shr(64 - self.grant.slot_count).unwrap_or(0)
     }
 
     /// Writes a frame into a free slot; gives it back when the transport has no room.
@@ -236,11 +257,8 @@ impl Link {
         }
         self.sequence += 1;
         self.free &= !(1 << slot);
-        match frame.header.kind {
-            RequestKind::Pull => self.pulls_outstanding += 1,
-            RequestKind::Mark => self.marked = frame.header.clock + 1,
-            RequestKind::Push | RequestKind::Finish => {}
-        }
+        self.pulls_outstanding += frame.pulls;
+        self.marked = self.marked.max(frame.marks);
         self.filled[slot as usize] = Some(frame);
         Ok(None)
     }
@@ -250,7 +268,7 @@ impl Link {
         let Some(endpoint) = self.endpoint else { return Ok(false) };
         let write = Write {
             header: Some(frame.header.encode()),
-            body: frame.body.as_ref().map(|b| Payload::Pinned(b.slice())),
+            body: frame.body().map(Payload::Pinned),
             remote: self.grant.slots,
             offset: u64::from(slot) * u64::from(self.grant.slot_bytes),
             imm: Some(slot),

@@ -5,7 +5,9 @@
 
 mod bootstrap;
 mod control;
+mod driver;
 mod engine;
+mod frame;
 mod link;
 mod plan;
 mod reopen;
@@ -13,14 +15,14 @@ mod table;
 mod ticket;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use control::ServerStats;
 pub use table::Table;
 pub use ticket::Ticket;
 
-use crate::config::{Environment, Network, variable};
+use crate::config::{Environment, Network, Progress, variable};
 use crate::error::{Error, Result};
 use crate::proto::control::PeerStatus;
 use crate::proto::secret::Secret;
@@ -28,6 +30,7 @@ use crate::time::Deadline;
 use crate::transport::network;
 use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
 use control::ControlThread;
+use driver::{Driver, ProgressThread};
 use engine::Engine;
 
 /// How a worker finds its job, and its limits.
@@ -49,6 +52,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// How long a wait may last while all peers are alive.
     pub wait_timeout: Duration,
+    /// Who sends and receives while no call waits.
+    pub progress: Progress,
 }
 
 impl ClientConfig {
@@ -68,6 +73,7 @@ impl ClientConfig {
         let mut config = ClientConfig::new(text(variable::COORDINATOR)?, secret, rank, workers);
         config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
         config.network = network::from_environment(environment, 1)?;
+        config.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
         Ok(config)
     }
 
@@ -82,6 +88,7 @@ impl ClientConfig {
             network: Network::default(),
             connect_timeout: Duration::from_secs(60),
             wait_timeout: Duration::from_secs(600),
+            progress: Progress::default(),
         }
     }
 }
@@ -109,7 +116,11 @@ pub struct Client {
 pub(crate) struct Inner {
     config: ClientConfig,
     view: View,
-    engine: Mutex<Engine>,
+    /// The longest body of a frame, in bytes.
+    payload_bytes: usize,
+    /// Before what it drives: it ends first.
+    progress: Mutex<Option<ProgressThread>>,
+    driver: Arc<Driver>,
     control: ControlThread,
 }
 
@@ -123,11 +134,25 @@ impl Client {
     /// Joins the job: waits until all servers and workers are there, then opens an endpoint to every server thread.
     pub fn connect(config: ClientConfig) -> Result<Client> {
         let deadline = Deadline::after(Instant::now(), config.connect_timeout);
-        let mut joined = bootstrap::join(&config, deadline)?;
+        let joined = bootstrap::join(&config, deadline)?;
         // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
-        let control = ControlThread::start(joined.links, joined.shared)?;
-        joined.engine.connect(deadline)?;
-        let inner = Inner { view: joined.view, engine: Mutex::new(joined.engine), control, config };
+        let control = ControlThread::start(joined.links, joined.shared.clone())?;
+        let payload_bytes = joined.engine.payload_bytes();
+        let driver = Arc::new(Driver::new(joined.engine, joined.shared));
+        let waited_for = |_: &Engine| "the endpoints of the servers".to_owned();
+        driver.drive(deadline, waited_for, |engine| Ok(engine.connected().then_some(())))?;
+        let progress = match config.progress {
+            Progress::Caller => None,
+            Progress::Thread => Some(ProgressThread::start(driver.clone())?),
+        };
+        let inner = Inner {
+            view: joined.view,
+            payload_bytes,
+            progress: Mutex::new(progress),
+            driver,
+            control,
+            config,
+        };
         Ok(Client { inner: Arc::new(inner) })
     }
 
@@ -143,7 +168,7 @@ impl Client {
 
     /// What the data travels by.
     pub fn transport(&self) -> String {
-        self.inner.engine().transport_name()
+        self.inner.driver.engine().transport_name()
     }
 
     /// Opens a table, and makes it if there is none of that name. Blocks until all servers have it. One that was made from
@@ -158,32 +183,43 @@ impl Client {
     /// Ends this worker's clock: what it pushed in it is complete. Waits for the answers to this clock's pulls, so that
     /// none of them can see a later one.
     pub fn clock(&self) -> Result<Clock> {
-        let clock = self.inner.engine().end_clock(self.inner.deadline())?;
+        let waited_for = |engine: &Engine| engine.keeps_clock_open().unwrap_or_default().to_owned();
+        let clock = self.inner.driver.drive(self.inner.deadline(), waited_for, Engine::end_clock)?;
         self.inner.control.shared().clock.store(clock, Ordering::Relaxed);
         Ok(clock)
+    }
+
+    /// Sends what was queued. Small pushes and pulls are gathered, for each server thread, until one of its frames is full,
+    /// it has nothing else to do, or something is waited for; this sends them now. Does not block.
+    pub fn flush(&self) -> Result<()> {
+        let mut engine = self.inner.driver.engine();
+        engine.flush();
+        engine.progress().map(drop)
     }
 
     /// This worker pushes nothing from its present clock on: nobody waits for it any more. Blocks until all that it sent
     /// has been taken by the servers. It may still pull. Refused while its present clock holds pushes under Bsp.
     pub fn finish(&self) -> Result<()> {
-        self.inner.engine().finish(self.inner.deadline())
+        self.inner.until_taken(Engine::finish)
     }
 
     /// Blocks until all that was sent has been taken by the servers and every worker that has not left is here, too.
     /// Refused while the present clock holds pushes under Bsp.
     pub fn barrier(&self) -> Result<()> {
-        self.inner.engine().settle(self.inner.deadline())?;
+        self.inner.until_taken(Engine::settle)?;
         self.inner.control.barrier(self.inner.config.wait_timeout)
     }
 
     /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.
     pub fn finalize(self) -> Result<()> {
-        self.inner.engine().finish(self.inner.deadline())?;
+        self.inner.until_taken(Engine::finish)?;
+        self.inner.end_progress();
         self.inner.control.finish()
     }
 
     /// Ends the job for everybody: each node gets `reason` as its error.
     pub fn abort(self, reason: &str) {
+        self.inner.end_progress();
         self.inner.control.abort(reason.to_owned());
     }
 
@@ -204,22 +240,14 @@ impl Client {
 }
 
 impl Inner {
-    fn engine(&self) -> MutexGuard<'_, Engine> {
-        match self.engine.lock() {
-            Ok(engine) => engine,
-            // A caller panicked while it held the engine. Its queues are still in order: every method leaves them so
-            // before it calls anything that is not ours.
-            Err(poisoned) => poisoned.into_inner(),
-        }
+    fn until_taken(&self, done: impl FnMut(&mut Engine) -> Result<Option<()>>) -> Result<()> {
+        let waited_for = |_: &Engine| "the servers to take what was sent".to_owned();
+        self.driver.drive(self.deadline(), waited_for, done)
     }
 
-    /// The engine, unless another thread holds it.
-    fn try_engine(&self) -> Option<MutexGuard<'_, Engine>> {
-        match self.engine.try_lock() {
-            Ok(engine) => Some(engine),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()), // as in `engine`
-            Err(TryLockError::WouldBlock) => None,
-        }
+    fn end_progress(&self) {
+        let thread = self.progress.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(thread);
     }
 
     fn deadline(&self) -> Deadline {

@@ -22,8 +22,15 @@ pub const MAX_SLOTS: usize = 64;
 /// A push that waits in its slot for the gate.
 #[derive(Debug)]
 pub struct Held {
-    slot: u32,
+    place: Place,
     header: RequestHeader,
+}
+
+/// Where a request lies: its slot, and its body within the staging memory.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    slot: u32,
+    body_at: usize,
 }
 
 /// A pull that waits for its clock or for room; its keys are a private copy.
@@ -56,6 +63,8 @@ pub struct Core {
     links: Vec<Option<Link>>,
     /// By rank.
     sessions: Vec<Session>,
+    /// By rank, then slot: parts of the accepted request that are not done with.
+    left: Vec<u32>,
     staging: Staging,
     replies: Pool,
     pull_credits: usize,
@@ -87,6 +96,7 @@ impl Core {
             gate: Gate::new(view.workers),
             links: (0..view.workers).map(|_| None).collect(),
             sessions: vec![Session::default(); view.workers as usize],
+            left: vec![0; view.workers as usize * staging.slots],
             view,
             shard,
             staging,
@@ -221,13 +231,51 @@ impl Core {
         if !link.fill(slot) || occupied {
             return Err(Error::protocol(&link.peer, "slot", "one that is free", slot));
         }
+        let left = if header.kind == RequestKind::Batch { header.count } else { 1 };
+        *self.left(rank, slot) = left;
+        self.each_part(rank, slot, header, Core::part)
+    }
+
+    /// Does something with a request, or with each part of a batch, in order.
+    fn each_part(
+        &mut self,
+        rank: Rank,
+        slot: u32,
+        header: RequestHeader,
+        mut part: impl FnMut(&mut Core, Rank, Place, RequestHeader) -> Result<(), Malformed>,
+    ) -> Result<()> {
+        let body_at = self.staging.slot_at(rank, slot) + HEADER;
+        if header.kind != RequestKind::Batch {
+            return part(self, rank, Place { slot, body_at }, header).map_err(|m| m.by(self.peer(rank)));
+        }
+        let arena = self.staging.arena.clone();
+        for found in header.parts(move |at, bytes| arena.copy_out(body_at + at, bytes)) {
+            let done = found
+                .and_then(|(at, header)| part(self, rank, Place { slot, body_at: body_at + at }, header));
+            done.map_err(|m| m.by(self.peer(rank)))?;
+            if self.failed {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A request that had not been accepted before, by itself or in a batch.
+    fn part(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         if header.epoch != self.view.epoch {
-            return Err(Error::protocol(&link.peer, "epoch", self.view.epoch.to_string(), header.epoch));
+            return Err(Malformed::new("epoch", self.view.epoch.to_string(), header.epoch));
+        }
+        if header.void {
+            self.free(rank, place.slot);
+            return Ok(());
         }
         self.verdicts.clear();
-        let outcome = match header.kind {
-            RequestKind::Push => self.push(rank, slot, header),
-            RequestKind::Pull => self.pull(rank, slot, header),
+        match header.kind {
+            RequestKind::Push => self.push(rank, place, header)?,
+            RequestKind::Pull => {
+                self.pull(rank, place, header)?;
+                self.free(rank, place.slot);
+            }
             RequestKind::Mark | RequestKind::Finish => {
                 let mut verdicts = std::mem::take(&mut self.verdicts);
                 let passed = match header.kind {
@@ -235,31 +283,37 @@ impl Core {
                     _ => self.gate.finish(rank, header.clock, &mut verdicts),
                 };
                 self.verdicts = verdicts;
-                self.free(rank, slot);
-                passed.map_err(|e| out_of_order(e, header.clock))
+                self.free(rank, place.slot);
+                passed.map_err(|e| out_of_order(e, header.clock))?;
             }
-        };
-        outcome.map_err(|m| m.by(self.peer(rank)))?;
+            // `each_part` has taken it apart, and `RequestHeader::parts` gives none.
+            RequestKind::Batch => return Err(Malformed::new("kind", "no batch in a batch", "one")),
+        }
         self.obey();
         Ok(())
     }
 
-    /// A request that had been accepted before the worker's last endpoint was lost. Only a pull is done again: its answer
-    /// may have been lost with the endpoint.
+    /// A request that had been accepted before the worker's last endpoint was lost. Only its pulls are done again: their
+    /// answers may have been lost with the endpoint.
     fn replayed(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<()> {
-        let pull = header.kind == RequestKind::Pull;
-        let occupied = pull || self.sessions[rank as usize].occupied & (1 << slot) != 0;
+        let mut dropped = false;
+        self.each_part(rank, slot, header, |core, rank, place, header| match header.kind {
+            _ if header.void => Ok(()),
+            RequestKind::Pull => core.pull(rank, place, header),
+            _ => {
+                dropped = true;
+                Ok(())
+            }
+        })?;
+        self.stats.duplicates_dropped += u64::from(dropped);
+        let occupied = self.sessions[rank as usize].occupied & (1 << slot) != 0;
         if let Some(link) = &mut self.links[rank as usize] {
             link.refill(slot, occupied);
         }
-        if pull {
-            return self.pull(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
-        }
-        self.stats.duplicates_dropped += 1;
         Ok(())
     }
 
-    fn push(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+    fn push(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         self.stats.pushes += 1;
         self.stats.pushed_bytes += u64::from(header.length);
         let consistency = self.shard.consistency(header.table);
@@ -270,17 +324,17 @@ impl Core {
         }
         if consistency.folds_by_rank() {
             self.gate
-                .push(rank, header.clock, Held { slot, header }, &mut self.verdicts)
+                .push(rank, header.clock, Held { place, header }, &mut self.verdicts)
                 .map_err(|e| out_of_order(e, header.clock))
         } else {
-            self.take(rank, slot, header)
+            self.take(rank, place, header)
         }
     }
 
     /// Gives a push to the shard, and its slot back.
-    fn take(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+    fn take(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         self.applied.clear();
-        let body_at = self.staging.slot_at(rank, slot) + HEADER;
+        let body_at = place.body_at;
         let spec = self
             .shard
             .spec(header.table)
@@ -303,11 +357,12 @@ impl Core {
                 self.shard.push_sparse(header.table, piece, &mut self.applied)?;
             }
         }
-        self.free(rank, slot);
+        self.free(rank, place.slot);
         Ok(())
     }
 
-    fn pull(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+    /// Makes a pull wait; its keys are copied.
+    fn pull(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         let spec = self
             .shard
             .spec(header.table)
@@ -328,11 +383,9 @@ impl Core {
             self.shard.read_dense(header.table, header.bucket, header.first, header.count)?;
         } else {
             let body = SparseBody::announced(&header, 0)?;
-            let body_at = self.staging.slot_at(rank, slot) + HEADER;
-            self.staging.keys(body_at, &body, &mut waiting.directory, &mut waiting.keys);
+            self.staging.keys(place.body_at, &body, &mut waiting.directory, &mut waiting.keys);
             self.shard.check_pull(header.table, &waiting.piece())?;
         }
-        self.free(rank, slot);
         if let Some(link) = &mut self.links[rank as usize] {
             if !link.receive.contains(header.argument, floats * 4) {
                 return Err(Malformed::new("argument", "a place in the receive region", header.argument));
@@ -356,7 +409,7 @@ impl Core {
             match verdict {
                 Verdict::Fold(rank, held) => {
                     // A piece that does not fit is dropped whole; its worker is named, and the job ends.
-                    if let Err(malformed) = self.take(rank, held.slot, held.header) {
+                    if let Err(malformed) = self.take(rank, held.place, held.header) {
                         let error = malformed.by(self.peer(rank));
                         self.faults.push((rank, error));
                         self.failed = true;
@@ -373,7 +426,17 @@ impl Core {
         self.verdicts = verdicts;
     }
 
+    fn left(&mut self, rank: Rank, slot: u32) -> &mut u32 {
+        &mut self.left[rank as usize * self.staging.slots + slot as usize]
+    }
+
+    /// One part of what a slot holds is done with; the slot is free again when all are.
     fn free(&mut self, rank: Rank, slot: u32) {
+        let left = self.left(rank, slot);
+        *left -= 1;
+        if *left > 0 {
+            return;
+        }
         self.sessions[rank as usize].occupied &= !(1 << slot);
         if let Some(link) = &mut self.links[rank as usize] {
             link.free(slot);

@@ -1,12 +1,22 @@
 //! Tickets: when they are done, what they wait for, and the values of a pull.
 
-use super::{Engine, Part, Pending, Places};
+use std::sync::Arc;
+
+use super::{After, Engine, Part, Pending, Places};
 use crate::error::{Error, Result};
 use crate::types::{TableSpec, Version};
 
 impl Engine {
-    pub(super) fn new_ticket(&mut self, spec: &TableSpec, after_push: bool) -> usize {
+    pub(super) fn new_ticket(
+        &mut self,
+        spec: &TableSpec,
+        after_push: bool,
+        after: Option<&Arc<After>>,
+    ) -> usize {
+        let after = after.filter(|after| !self.may_begin(after)).cloned();
+        let number = self.number();
         self.pending.insert(Pending {
+            number,
             table: spec.name.clone(),
             clock: self.clock,
             open: 0,
@@ -19,29 +29,26 @@ impl Engine {
             floats: 0,
             version: 0,
             dropped: false,
+            after,
+            stalled: Vec::new(),
         })
     }
 
     /// Whether a ticket is done. A wait that can only end after the caller's own next call is refused.
     pub fn is_done(&self, ticket: usize, waiting: bool) -> Result<bool> {
-        let pending = &self.pending[ticket];
-        let done =
-            pending.open == 0 && pending.commits_at.iter().all(|&l| self.links[l].closed > pending.clock);
-        if done {
+        if self.is_settled(ticket) {
             return Ok(true);
         }
         self.check()?;
-        let needs_own_mark = pending.under_bsp && (!pending.is_pull() || pending.after_push);
-        if waiting && needs_own_mark && pending.clock == self.clock && !self.finished {
-            return Err(Error::Misuse {
-                call: "wait",
-                reason: format!(
-                    "what was pushed to table \"{}\" in clock {} is committed when the clock ends: call clock() first",
-                    pending.table, pending.clock
-                ),
-            });
+        if waiting {
+            self.refuse_own_clock(ticket, "wait")?;
         }
         Ok(false)
+    }
+
+    pub(super) fn is_settled(&self, ticket: usize) -> bool {
+        let pending = &self.pending[ticket];
+        pending.open == 0 && pending.commits_at.iter().all(|&l| self.links[l].closed > pending.clock)
     }
 
     /// What a ticket waits for, for messages.

@@ -37,6 +37,7 @@ impl Rig {
         let header = RequestHeader {
             kind,
             after_push: kind == RequestKind::Pull,
+            void: false,
             sequence: self.sequences[rank as usize],
             clock,
             argument: 0,
