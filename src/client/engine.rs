@@ -212,3 +212,6 @@ impl Engine {
 }
 
 const _: () = assert!(HEADER == crate::transport::HEADER);
+
+#[cfg(test)]
+mod tests;

@@ -163,6 +163,12 @@ impl Link {
         self.queue.len() + self.pulls.len()
     }
 
+    /// Whether a frame that was not taken concerns `owner`.
+    pub fn concerns(&self, owner: Owner) -> bool {
+        let mut frames = self.queue.iter().chain(&self.pulls).chain(self.filled.iter().flatten());
+        frames.any(|f| f.owners().any(|o| o == owner))
+    }
+
     /// Whether everything queued was sent and taken by the server.
     pub fn drained(&self) -> bool {
         self.queued() == 0 && self.free == self.all_slots()

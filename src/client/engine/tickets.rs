@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{After, Engine, Part, Pending, Places};
+use crate::client::frame::Owner;
 use crate::error::{Error, Result};
 use crate::types::{TableSpec, Version};
 
@@ -55,20 +56,19 @@ impl Engine {
     pub fn describe(&self, ticket: usize) -> String {
         let pending = &self.pending[ticket];
         let what = if pending.is_pull() { "a pull from" } else { "a push to" };
-        let behind: Vec<&str> = match pending.is_pull() {
-            true => self
-                .asked
-                .iter()
-                .filter(|(_, a)| a.ticket == ticket)
-                .map(|(_, a)| &*self.links[a.link].peer)
-                .collect(),
-            false => pending
-                .commits_at
-                .iter()
-                .filter(|&&l| self.links[l].closed <= pending.clock)
-                .map(|&l| &*self.links[l].peer)
-                .collect(),
-        };
+        if pending.after.is_some() {
+            let (table, clock) = (&pending.table, pending.clock);
+            return format!("what has to be done before {what} table \"{table}\" in clock {clock} begins");
+        }
+        let behind: Vec<&str> = (0..)
+            .zip(&self.links)
+            .filter(|&(link, l)| {
+                let asked = self.asked.iter().any(|(_, a)| a.ticket == ticket && a.link == link);
+                let sent = l.concerns(Owner::Push(ticket));
+                asked || sent || (pending.commits_at.contains(&link) && l.closed <= pending.clock)
+            })
+            .map(|(_, l)| &*l.peer)
+            .collect();
         format!("{what} table \"{}\" in clock {} at {}", pending.table, pending.clock, behind.join(", "))
     }
 
