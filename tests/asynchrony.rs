@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -345,4 +346,39 @@ fn progress_cpu() -> u64 {
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
     progress_stats().iter().map(time).sum()
+}
+
+/// One thread waits for staging memory that a server which stands still keeps; another goes on with the other server.
+#[test]
+fn a_call_that_waits_for_memory_does_not_hold_up_other_threads() {
+    const SEGMENTS: u64 = 4;
+    let job = Job::start(2, 1);
+    let client = job.client(0, Progress::Caller);
+    let spec = sums("w", SEGMENTS);
+    let table = client.table(&spec).unwrap();
+    let [slow, live] = by_server(&spec, SEGMENTS, 1);
+    job.stop(0);
+    let pushed = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // All staging memory holds less than this.
+            for _ in 0..1000 {
+                drop(table.push_range(segment(slow[0]), &filled(1.0)).unwrap());
+                pushed.fetch_add(1, Ordering::Release);
+            }
+        });
+        let mut last = u32::MAX;
+        until(PATIENCE, "the first thread to wait", || {
+            std::thread::sleep(Duration::from_millis(50));
+            last == std::mem::replace(&mut last, pushed.load(Ordering::Acquire)) && last > 0
+        });
+        for _ in 0..20 {
+            assert_eq!(pulled(&table, live[0]), 0.0);
+        }
+        assert!(pushed.load(Ordering::Acquire) < 1000);
+        job.go_on(0);
+    });
+    assert_eq!(pulled(&table, slow[0]), 1000.0);
+    drop(table);
+    job.end([client]);
 }

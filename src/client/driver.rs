@@ -69,7 +69,12 @@ impl Driver {
             }
             // What is waited for may still be here.
             engine.flush();
-            if engine.progress()? {
+            let worked = match engine.progress() {
+                Ok(worked) => worked,
+                // A failure does not undo what is done.
+                Err(error) => return done(&mut engine)?.ok_or(error),
+            };
+            if worked {
                 idle_since = None;
                 if self.waiting.load(Ordering::Relaxed) > 1 {
                     // What came may be what another waiter sleeps for.

@@ -184,8 +184,8 @@ impl Link {
         let credits = self.grant.pull_credits;
         let one_more = u32::from(matches!(owner, Owner::Pull { .. }));
         let Some(last) = self.lane(may_overtake).back_mut().filter(|f| f.open) else { return false };
-        // A frame whose pulls exceed the credits could never leave; pulls that overtake wait for the mark of one clock.
-        let fits = last.pulls + one_more <= credits && (!may_overtake || last.header.clock == header.clock);
+        // A frame whose pulls exceed the credits could never leave.
+        let fits = last.pulls + one_more <= credits && last.header.clock == header.clock;
         fits && last.join(header, body, owner)
     }
 

@@ -14,8 +14,8 @@
 //!
 //! A batch holds several requests in one slot: its body is a row of *parts*, each a header as above, whose sequence is its
 //! number within the batch, and its own body, padded with anything to 64 bytes. It means what its parts mean one after
-//! another. A part is never a batch. A void request asks for nothing: what it asked for has been answered, or is not wanted
-//! any more.
+//! another. All are of the batch's clock and epoch, and none is a batch. A void request asks for nothing: what it asked for has
+//! been answered, or is not wanted any more.
 
 use super::{Builder, Fields, HEADER};
 use crate::error::Malformed;
@@ -170,59 +170,70 @@ impl RequestHeader {
         *bytes = Builder(*bytes).put(4, flags.to_le_bytes()).finish();
     }
 
+    /// The part at `at`, which is the batch's `number`th; both go on to the next.
+    fn next_part(
+        &self,
+        (at, number): (&mut usize, &mut usize),
+        copy: &impl Fn(usize, &mut [u8; HEADER]),
+    ) -> Result<Option<(usize, RequestHeader)>, Malformed> {
+        let (count, length) = (self.count as usize, self.length as usize);
+        if count == 0 || count > length / HEADER {
+            return Err(Malformed::new("count", format!("1 to {} parts", length / HEADER), count));
+        }
+        if *number == count {
+            let left = length - *at;
+            let whole = || Malformed::new("length", format!("{count} parts of {length} bytes"), *at);
+            return if left == 0 { Ok(None) } else { Err(whole()) };
+        }
+        let left = length - *at;
+        if left < HEADER {
+            return Err(Malformed::new("length", format!("room for part {number} of {count}"), left));
+        }
+        let mut bytes = [0; HEADER];
+        copy(*at, &mut bytes);
+        let part = RequestHeader::decode(&bytes)?;
+        if part.kind == RequestKind::Batch {
+            return Err(Malformed::new("kind", "no batch in a batch", "one"));
+        }
+        if part.sequence != *number as u64 {
+            return Err(Malformed::new("sequence", format!("{number} within its batch"), part.sequence));
+        }
+        if part.clock != self.clock {
+            return Err(Malformed::new("clock", format!("{} as its batch", self.clock), part.clock));
+        }
+        if part.epoch != self.epoch {
+            return Err(Malformed::new("epoch", format!("{} as its batch", self.epoch), part.epoch));
+        }
+        if part.length as usize > left || part.part_bytes() > left {
+            return Err(Malformed::new(
+                "length",
+                format!("at most {} in a part", left - HEADER),
+                part.length,
+            ));
+        }
+        let body = *at + HEADER;
+        *at += part.part_bytes();
+        *number += 1;
+        Ok(Some((body, part)))
+    }
+
     /// The parts of the batch that this header announces, each with the place of its body; `copy` copies 64 bytes out of
     /// the batch's body, of which the header has said the length. Nothing is given after the first error.
     pub fn parts<'a>(
         &self,
         copy: impl Fn(usize, &mut [u8; HEADER]) + 'a,
     ) -> impl Iterator<Item = Result<(usize, RequestHeader), Malformed>> + 'a {
-        let (count, length) = (self.count as usize, self.length as usize);
+        let batch = *self;
         let (mut at, mut number, mut over) = (0, 0, false);
         std::iter::from_fn(move || {
             if over {
                 return None;
             }
-            let part = next_part((&mut at, &mut number), (count, length), &copy);
+            let part = batch.next_part((&mut at, &mut number), &copy);
             over = !matches!(part, Ok(Some(_)));
             part.transpose()
         })
     }
-}
-
-/// The part at `at`, which is the batch's `number`th; both go on to the next.
-fn next_part(
-    (at, number): (&mut usize, &mut usize),
-    (count, length): (usize, usize),
-    copy: &impl Fn(usize, &mut [u8; HEADER]),
-) -> Result<Option<(usize, RequestHeader)>, Malformed> {
-    if count == 0 || count > length / HEADER {
-        return Err(Malformed::new("count", format!("1 to {} parts", length / HEADER), count));
-    }
-    if *number == count {
-        let left = length - *at;
-        let whole = || Malformed::new("length", format!("{count} parts of {length} bytes"), *at);
-        return if left == 0 { Ok(None) } else { Err(whole()) };
-    }
-    let left = length - *at;
-    if left < HEADER {
-        return Err(Malformed::new("length", format!("room for part {number} of {count}"), left));
-    }
-    let mut bytes = [0; HEADER];
-    copy(*at, &mut bytes);
-    let part = RequestHeader::decode(&bytes)?;
-    if part.kind == RequestKind::Batch {
-        return Err(Malformed::new("kind", "no batch in a batch", "one"));
-    }
-    if part.sequence != *number as u64 {
-        return Err(Malformed::new("sequence", format!("{number} within its batch"), part.sequence));
-    }
-    if part.length as usize > left || part.part_bytes() > left {
-        return Err(Malformed::new("length", format!("at most {} in a part", left - HEADER), part.length));
-    }
-    let body = *at + HEADER;
-    *at += part.part_bytes();
-    *number += 1;
-    Ok(Some((body, part)))
 }
 
 #[cfg(test)]
@@ -347,6 +358,8 @@ mod tests {
         let push = parse(&header, &body).unwrap()[0].1;
         assert_eq!(first(RequestHeader { kind: RequestKind::Batch, ..push }), "kind");
         assert_eq!(first(RequestHeader { sequence: 1, ..push }), "sequence");
+        assert_eq!(first(RequestHeader { clock: 1, ..push }), "clock");
+        assert_eq!(first(RequestHeader { epoch: 9, ..push }), "epoch");
         assert_eq!(first(RequestHeader { length: u32::MAX, ..push }), "length");
         assert_eq!(first(RequestHeader { length: 129, ..push }), "length");
         // A body that reaches into the next part leaves no header where one is looked for.

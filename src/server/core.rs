@@ -9,9 +9,12 @@ use crate::error::{Error, Malformed, Result};
 use crate::mem::{Floats, Pool};
 use crate::proto::{HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats};
 use crate::store::{Applied, DensePiece, Shard, SparsePiece};
-use crate::types::{DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View};
+use crate::types::{
+    Clock, DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View,
+};
 
 mod answer;
+mod drain;
 mod staging;
 
 pub use staging::Staging;
@@ -76,6 +79,10 @@ pub struct Core {
     /// A worker broke the protocol, and the job ends: nothing more is taken, closed or answered, so that nobody sees a state
     /// that lacks a piece.
     failed: bool,
+    /// All clocks before this have to close, so that everything that was taken is answered.
+    promised: Clock,
+    /// The server was told to stop.
+    draining: bool,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     gathered: Vec<f32>,
@@ -107,6 +114,8 @@ impl Core {
             applied: Vec::new(),
             faults: Vec::new(),
             failed: false,
+            promised: 0,
+            draining: false,
             directory: Vec::new(),
             keys: Vec::new(),
             gathered: Vec::new(),
@@ -141,7 +150,10 @@ impl Core {
     }
 
     /// A worker's endpoint is open, for the first time or again.
-    pub fn attach(&mut self, rank: Rank, incarnation: u64, link: Link) {
+    pub fn attach(&mut self, rank: Rank, incarnation: u64, mut link: Link) {
+        if self.draining {
+            link.drain();
+        }
         let session = &mut self.sessions[rank as usize];
         if session.incarnation.replace(incarnation).is_some() {
             self.stats.reconnects += 1;
@@ -226,6 +238,9 @@ impl Core {
             return self.replayed(rank, slot, header);
         }
         session.next_sequence += 1;
+        if self.draining && header.clock >= self.promised {
+            return Ok(()); // it comes too late, as everything that follows from this worker
+        }
         let occupied = session.occupied & (1 << slot) != 0;
         session.occupied |= 1 << slot;
         if !link.fill(slot) || occupied {
@@ -323,6 +338,7 @@ impl Core {
             return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
         }
         if consistency.folds_by_rank() {
+            self.promised = self.promised.max(header.clock + 1);
             self.gate
                 .push(rank, header.clock, Held { place, header }, &mut self.verdicts)
                 .map_err(|e| out_of_order(e, header.clock))
@@ -370,6 +386,7 @@ impl Core {
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
         let floats = u64::from(header.count) * u64::from(spec.width());
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
+        self.promised = self.promised.max(needed);
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         if floats * 4 > self.replies.largest() as u64 {
             return Err(Malformed::new(

@@ -12,6 +12,7 @@
 //! `Connected` and, at the end, exactly one `Closed` come out of [`Transport::poll`]; after `Closed` no remote access to
 //! what the endpoint was granted is possible and every payload it held has been dropped.
 
+pub mod cpus;
 pub mod interface;
 pub mod network;
 pub mod park;

@@ -18,9 +18,22 @@ impl Engine {
     pub fn progress(&mut self) -> Result<bool> {
         self.check()?;
         if let Err(error) = self.hear_control() {
+            // What has arrived counts: a server that leaves in order has answered what it had taken.
+            while self.take_arrived() {}
             self.fail(error);
         }
         self.check()?;
+        let worked = self.take_arrived();
+        if !self.stalled.is_empty() {
+            self.begin_stalled();
+        }
+        self.kick();
+        self.check()?;
+        Ok(worked)
+    }
+
+    /// True when something had come.
+    fn take_arrived(&mut self) -> bool {
         self.transport.poll(&mut self.completions, BUDGET);
         let worked = !self.completions.is_empty();
         let mut completions = std::mem::take(&mut self.completions);
@@ -30,12 +43,7 @@ impl Engine {
             }
         }
         self.completions = completions;
-        if !self.stalled.is_empty() {
-            self.begin_stalled();
-        }
-        self.kick();
-        self.check()?;
-        Ok(worked)
+        worked
     }
 
     /// What the control thread heard is the cause; a lost endpoint is often only its consequence, and is opened anew

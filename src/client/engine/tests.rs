@@ -18,6 +18,9 @@ use crate::types::{Consistency, Identity, OptimizerSpec, Role, TableSpec};
 /// What was written: the slot, the request and its body.
 type Written = Arc<Mutex<Vec<(u32, RequestHeader, Vec<u8>)>>>;
 
+/// Requests with their bodies.
+type Requests = Vec<(RequestHeader, Vec<u8>)>;
+
 /// Takes everything and delivers nothing but what a test puts into `inbox`.
 struct Paper {
     caps: Caps,
@@ -215,7 +218,7 @@ impl Rig {
     }
 
     /// What was written since the last look: slot, and the requests in it with their bodies.
-    fn sent(&self) -> Vec<(u32, Vec<(RequestHeader, Vec<u8>)>)> {
+    fn sent(&self) -> Vec<(u32, Requests)> {
         let written = std::mem::take(&mut *self.written.lock().unwrap());
         let parts = |(slot, header, body): (u32, RequestHeader, Vec<u8>)| {
             if header.kind != RequestKind::Batch {

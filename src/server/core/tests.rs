@@ -82,9 +82,9 @@ impl Rig {
         let sequence = self.sequences[rank as usize];
         self.sequences[rank as usize] += 1;
         let (count, length) = (parts.len() as u32, length as u32);
-        let header =
-            RequestHeader { kind: RequestKind::Batch, sequence, count, length, ..RequestHeader::new(0, 1) };
-        let mut header = header;
+        let clock = parts[0].clock;
+        let kind = RequestKind::Batch;
+        let mut header = RequestHeader { kind, sequence, count, length, ..RequestHeader::new(clock, 1) };
         change(&mut header);
         self.core.staging.arena.copy_in(at, &header.encode());
         self.core.request(rank, slot, HEADER as u32 + header.length)
@@ -104,20 +104,22 @@ use RequestKind::{Finish, Mark, Pull, Push};
 #[test]
 fn a_batch_holds_its_slot_until_its_last_part_is_done_with() {
     let mut rig = Rig::new(2);
-    // A mark in the middle and a second one: as if each part had come by itself.
-    let parts = [part(Push, 0, 0), part(Mark, 0, 0), part(Push, 1, 0), part(Push, 1, 1), part(Mark, 1, 0)];
+    let parts = [part(Push, 0, 0), part(Push, 0, 1), part(Mark, 0, 0)];
     rig.batch((1, 0), &parts, |_| ()).unwrap();
-    assert_eq!((rig.core.gate.held(), rig.occupied(1)), (3, 1));
-    rig.batch((0, 0), &[part(Push, 0, 0), part(Mark, 0, 0)], |_| ()).unwrap();
-    assert_eq!((rig.core.gate.closed(), rig.core.gate.held(), rig.occupied(1)), (1, 2, 1));
+    assert_eq!((rig.core.gate.held(), rig.occupied(1)), (2, 1));
+    rig.batch((0, 0), &parts[..2], |_| ()).unwrap();
+    assert_eq!((rig.core.gate.closed(), rig.core.gate.held(), rig.occupied(1)), (0, 2, 1));
     assert_eq!(rig.occupied(0), 0);
-    rig.batch((0, 1), &[part(Mark, 1, 0), part(Finish, 2, 0)], |_| ()).unwrap();
-    assert_eq!((rig.core.gate.closed(), rig.core.gate.held(), rig.occupied(1)), (2, 0, 0));
+    rig.batch((0, 1), &[part(Mark, 0, 0)], |_| ()).unwrap();
+    assert_eq!((rig.core.gate.closed(), rig.core.gate.held(), rig.occupied(1)), (1, 0, 0));
+    // What stands behind a mark is of the next clock, so it is of another batch; a pull may stand there.
+    rig.batch((1, 1), &[part(Mark, 1, 0), part(Pull, 1, 0)], |_| ()).unwrap();
     // A batch of void parts, and a pull, whose keys are its own: free at once.
     let void = RequestHeader { void: true, ..part(Push, 7, 99) };
-    rig.batch((1, 1), &[void, part(Pull, 2, 0), void], |_| ()).unwrap();
-    assert_eq!(rig.occupied(1), 0);
-    assert_eq!(rig.core.links[1].as_ref().unwrap().waiting.len(), 1);
+    let mut rig = Rig::new(1);
+    rig.batch((0, 0), &[void, RequestHeader { clock: 7, ..part(Pull, 7, 0) }, void], |_| ()).unwrap();
+    assert_eq!(rig.occupied(0), 0);
+    assert_eq!(rig.core.links[0].as_ref().unwrap().waiting.len(), 1);
 }
 
 #[test]
@@ -166,7 +168,9 @@ fn malformed_batches_name_the_worker_and_the_field() {
     assert_eq!(refused(&[RequestHeader { kind: RequestKind::Batch, ..push }], |_| ()), "kind");
     assert_eq!(refused(&[RequestHeader { epoch: 2, ..push }], |_| ()), "epoch");
     assert_eq!(refused(&[RequestHeader { table: 9, ..push }], |_| ()), "table");
-    assert_eq!(refused(&[push, RequestHeader { clock: 1, ..push }], |_| ()), "clock");
+    // A push behind its clock's mark, of that clock or of the next; two marks; more behind the end.
+    assert_eq!(refused(&[mark, push], |_| ()), "clock");
+    assert_eq!(refused(&[mark, RequestHeader { clock: 1, ..push }], |_| ()), "clock");
     assert_eq!(refused(&[mark, mark], |_| ()), "clock");
     assert_eq!(refused(&[part(Finish, 0, 0), push], |_| ()), "clock");
 }
@@ -221,4 +225,36 @@ fn a_pull_of_the_last_clock_of_all_waits() {
     rig.send((0, 0), RequestKind::Pull, u64::MAX, 0).unwrap();
     let link = rig.core.links[0].as_ref().unwrap();
     assert_eq!(link.waiting[0].needed, u64::MAX);
+}
+
+/// The clock that somebody waits for is closed and answered; what belongs to a later one is left alone.
+#[test]
+fn a_thread_that_drains_takes_what_its_answers_need_and_nothing_more() {
+    let mut rig = Rig::new(2);
+    rig.send((0, 0), RequestKind::Push, 0, 0).unwrap();
+    rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
+    rig.core.drain();
+    assert!(!rig.core.is_drained());
+    rig.send((0, 0), RequestKind::Push, 1, 0).unwrap();
+    rig.send((0, 1), RequestKind::Mark, 1, 0).unwrap();
+    assert_eq!((rig.core.stats.pushes, rig.core.clocks()), (1, vec![1, 0]));
+    rig.send((1, 0), RequestKind::Push, 0, 0).unwrap();
+    rig.send((1, 1), RequestKind::Mark, 0, 0).unwrap();
+    assert_eq!((rig.core.stats.pushes, rig.core.gate.closed()), (2, 1));
+    assert_eq!(rig.core.shard.read_dense(0, 0, 0, 16).unwrap().version, 1);
+    // The last credit has not been written yet, then has not left, then has.
+    assert!(!rig.core.is_drained());
+    rig.core.links.iter_mut().for_each(|link| *link = None);
+    assert!(rig.core.is_drained());
+}
+
+#[test]
+fn a_thread_to_which_nobody_owes_a_clock_is_drained_when_its_answers_have_left() {
+    let mut rig = Rig::new(1);
+    rig.core.drain();
+    assert!(!rig.core.is_drained(), "its last header has not been written");
+    rig.send((0, 0), RequestKind::Push, 0, 0).unwrap();
+    assert_eq!(rig.core.stats.pushes, 0);
+    rig.core.detach(0);
+    assert!(rig.core.is_drained());
 }

@@ -78,7 +78,7 @@ pub struct Tcp {
     local: Option<SocketAddr>,
     /// The listener may have more to accept.
     accept_more: bool,
-    /// Accepting failed for want of a resource.
+    /// Accepting waits for the next tick: for a place in the lobby, or a resource of the system.
     accept_stalled: bool,
     lobby: Lobby,
     arenas: Vec<Arc<Arena>>,
