@@ -11,6 +11,8 @@ mod frame;
 mod link;
 mod plan;
 mod reopen;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod table;
 mod ticket;
 
@@ -138,23 +140,8 @@ impl Client {
         let joined = bootstrap::join(&config, deadline)?;
         // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
         let control = ControlThread::start(joined.links, joined.shared.clone())?;
-        let payload_bytes = joined.engine.payload_bytes();
-        let driver = Arc::new(Driver::new(joined.engine, joined.shared));
-        let waited_for = |_: &Engine| "the endpoints of the servers".to_owned();
-        driver.drive(deadline, waited_for, |engine| Ok(engine.connected().then_some(())))?;
-        let progress = match config.progress {
-            Progress::Caller => None,
-            Progress::Thread => Some(ProgressThread::start(driver.clone())?),
-        };
-        let inner = Inner {
-            view: joined.view,
-            payload_bytes,
-            progress: Mutex::new(progress),
-            driver,
-            control,
-            config,
-        };
-        Ok(Client { inner: Arc::new(inner) })
+        let driver = Driver::new(joined.engine, joined.shared);
+        Ok(Client { inner: Arc::new(Inner::connect(config, joined.view, driver, control, deadline)?) })
     }
 
     /// This worker's rank.
@@ -241,6 +228,25 @@ impl Client {
 }
 
 impl Inner {
+    /// Waits until the engine's endpoints are connected.
+    fn connect(
+        config: ClientConfig,
+        view: View,
+        driver: Driver,
+        control: ControlThread,
+        deadline: Deadline,
+    ) -> Result<Inner> {
+        let waited_for = |_: &Engine| "the endpoints of the servers".to_owned();
+        let connected = |engine: &mut Engine| Ok(engine.connected().then(|| engine.payload_bytes()));
+        let payload_bytes = driver.drive(deadline, waited_for, connected)?;
+        let driver = Arc::new(driver);
+        let progress = match config.progress {
+            Progress::Caller => None,
+            Progress::Thread => Some(ProgressThread::start(driver.clone())?),
+        };
+        Ok(Inner { view, payload_bytes, progress: Mutex::new(progress), driver, control, config })
+    }
+
     fn until_taken(&self, done: impl FnMut(&mut Engine) -> Result<Option<()>>) -> Result<()> {
         let waited_for = |_: &Engine| "the servers to take what was sent".to_owned();
         self.driver.drive(self.deadline(), waited_for, done)

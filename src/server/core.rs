@@ -4,6 +4,8 @@
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
 use super::link::Link;
+#[cfg(test)]
+use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
 use crate::mem::{Floats, Pool};
@@ -311,17 +313,22 @@ impl Core {
     /// A request that had been accepted before the worker's last endpoint was lost. Only its pulls are done again: their
     /// answers may have been lost with the endpoint.
     fn replayed(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<()> {
+        let occupied = self.sessions[rank as usize].occupied & (1 << slot) != 0;
         let mut dropped = false;
         self.each_part(rank, slot, header, |core, rank, place, header| match header.kind {
             _ if header.void => Ok(()),
             RequestKind::Pull => core.pull(rank, place, header),
+            #[cfg(test)]
+            RequestKind::Push if !occupied && super::simulated::has(Fault::KeepsDuplicates) => {
+                *core.left(rank, slot) += 1;
+                core.take(rank, place, header)
+            }
             _ => {
                 dropped = true;
                 Ok(())
             }
         })?;
         self.stats.duplicates_dropped += u64::from(dropped);
-        let occupied = self.sessions[rank as usize].occupied & (1 << slot) != 0;
         if let Some(link) = &mut self.links[rank as usize] {
             link.refill(slot, occupied);
         }
@@ -386,6 +393,8 @@ impl Core {
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
         let floats = u64::from(header.count) * u64::from(spec.width());
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
+        #[cfg(test)]
+        let needed = needed.saturating_sub(u64::from(super::simulated::has(Fault::AnswersEarly)));
         self.promised = self.promised.max(needed);
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         if floats * 4 > self.replies.largest() as u64 {

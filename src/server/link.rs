@@ -27,9 +27,6 @@ pub struct Link {
     freed: u64,
     /// Slots whose request came over this endpoint and is not done with.
     filled: u64,
-    /// Slots freed over this endpoint for a request that had come over an earlier one. Its replay may still be on its way,
-    /// and must not free the slot a second time.
-    freed_early: u64,
     /// Something besides a pull has to be announced.
     credit_due: bool,
     /// A reply whose values are on their way but whose header found no room.
@@ -58,7 +55,6 @@ impl Link {
             read: 0,
             freed: 0,
             filled: 0,
-            freed_early: 0,
             credit_due: false,
             stuck: None,
             leaving: None,
@@ -70,32 +66,26 @@ impl Link {
         let bit = 1u64 << slot;
         let free = (self.filled | self.freed) & bit == 0;
         self.filled |= bit;
-        self.freed_early &= !bit;
         free
     }
 
     /// A request came that had been accepted over an earlier endpoint; `occupied` while it still needs its slot.
     pub fn refill(&mut self, slot: u32, occupied: bool) {
-        let bit = 1 << slot;
-        if self.freed_early & bit != 0 {
-            self.freed_early &= !bit;
-        } else {
-            self.filled |= bit;
-            if !occupied {
-                self.free(slot);
-            }
+        self.filled |= 1 << slot;
+        if !occupied {
+            self.free(slot);
         }
     }
 
-    /// A slot is free again.
+    /// A slot's request is done with. One that came over an earlier endpoint is announced when its replay has come: told
+    /// sooner, the worker might fill the slot anew while the replay lies in it and has not been looked at.
     pub fn free(&mut self, slot: u32) {
         let bit = 1 << slot;
-        if self.filled & bit == 0 {
-            self.freed_early |= bit;
+        if self.filled & bit != 0 {
+            self.filled &= !bit;
+            self.freed |= bit;
+            self.credit_due = true;
         }
-        self.filled &= !bit;
-        self.freed |= bit;
-        self.credit_due = true;
     }
 
     /// A clock closed.
@@ -145,11 +135,13 @@ impl Link {
         self.write_header(header, transport)
     }
 
+    /// Writes the header that found no room.
+    pub fn write_stuck(&mut self, transport: &mut dyn Transport) -> Result<()> {
+        self.stuck.take().map_or(Ok(()), |header| self.write_header(header, transport))
+    }
+
     /// Announces credit that no reply took along.
     pub fn settle(&mut self, closed: u64, epoch: u32, transport: &mut dyn Transport) -> Result<()> {
-        if let Some(header) = self.stuck.take() {
-            self.write_header(header, transport)?;
-        }
         if !self.credit_due || !self.has_room() {
             return Ok(());
         }

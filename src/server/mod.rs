@@ -7,6 +7,8 @@ mod link;
 mod pin;
 mod reactor;
 mod signal;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

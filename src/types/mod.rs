@@ -4,6 +4,7 @@ mod clock;
 mod key;
 mod node;
 mod partition;
+pub mod random;
 mod table;
 
 pub use clock::{Clock, Consistency, Version};

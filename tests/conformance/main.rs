@@ -12,6 +12,7 @@ mod read;
 mod rig;
 mod rights;
 mod send;
+mod sim;
 mod tcp;
 #[cfg(feature = "verbs")]
 mod verbs;
@@ -52,6 +53,10 @@ macro_rules! all_cases {
 
 mod on_tcp {
     all_cases!(Some(crate::tcp::Loopback::default()));
+}
+
+mod on_sim {
+    all_cases!(Some(crate::sim::Loopback::default()));
 }
 
 #[cfg(feature = "verbs")]

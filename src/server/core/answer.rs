@@ -26,6 +26,10 @@ impl Core {
 
     fn settle_one(&mut self, rank: usize, transport: &mut dyn Transport) -> Result<()> {
         let closed = self.gate.closed();
+        if let Some(link) = &mut self.links[rank] {
+            // First, or the pulls behind it would wait for room that nobody tells of any more.
+            link.write_stuck(transport)?;
+        }
         let mut i = 0;
         while let Some(link) = &mut self.links[rank] {
             if !link.has_room() || i >= link.waiting.len() {
