@@ -60,6 +60,8 @@ pub mod variable {
     pub const PAYLOAD_BYTES: &str = "WINDLASS_PAYLOAD_BYTES";
     /// Bytes of dense tables of each server thread.
     pub const TABLE_BYTES: &str = "WINDLASS_TABLE_BYTES";
+    /// Bytes of each dense table for versions that are still being sent.
+    pub const SPARE_BYTES: &str = "WINDLASS_SPARE_BYTES";
     /// Slots of one worker in one server thread.
     pub const SLOTS: &str = "WINDLASS_SLOTS";
     /// Outstanding pulls of one worker at one server thread.

@@ -26,7 +26,7 @@ pub mod time;
 pub mod transport;
 pub mod types;
 
-pub use client::{Client, ClientConfig, Table, Ticket};
+pub use client::{Buffer, Client, ClientConfig, ClientStats, Table, Ticket};
 pub use error::{Error, Result};
 pub use proto::secret::Secret;
 pub use server::{Server, ServerBuilder, ServerHandle};

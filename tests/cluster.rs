@@ -22,25 +22,16 @@ struct Job {
 
 impl Job {
     fn start(servers: u32, threads: u32, workers: u32) -> Job {
-        Job::start_with(servers, threads, workers, |server| server)
+        Job::start_with(servers, workers, |server| server.threads(threads))
     }
 
-    fn start_with(
-        servers: u32,
-        threads: u32,
-        workers: u32,
-        configure: impl Fn(ServerBuilder) -> ServerBuilder,
-    ) -> Job {
+    fn start_with(servers: u32, workers: u32, set: impl Fn(ServerBuilder) -> ServerBuilder) -> Job {
         let secret = Secret::generate().unwrap();
         let config = CoordinatorServerConfig::new(secret.clone(), "", servers, Some(workers));
         let coordinator = CoordinatorServer::bind(config).unwrap();
         let address = coordinator.address().to_string();
-        let servers = (0..servers)
-            .map(|_| {
-                let server = configure(Server::builder(&address, secret.clone()));
-                server.threads(threads).start().unwrap()
-            })
-            .collect();
+        let servers =
+            (0..servers).map(|_| set(Server::builder(&address, secret.clone())).start().unwrap()).collect();
         Job { address, secret, coordinator: thread::spawn(move || coordinator.run()), servers }
     }
 
@@ -355,8 +346,8 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
 #[test]
 fn batches_with_one_slot_for_each_worker_end_with_the_same_bits() {
     let run = |slots: usize| {
-        let job = Job::start_with(2, 2, 5, |server| {
-            server.limits(ServerLimits { slots, ..ServerLimits::default() })
+        let job = Job::start_with(2, 5, |server| {
+            server.threads(2).limits(ServerLimits { slots, ..ServerLimits::default() })
         });
         let bits = job.workers(5, |client| {
             let tables = ["a", "b"].map(|name| {
@@ -417,6 +408,121 @@ fn flush_sends_what_waits_for_others_to_join() {
             client.set_status(b"seen").unwrap();
             while !seen(ranges[1], 1.0) {}
         }
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
+/// Elements of a segment, segments of the table, and how many of them a worker asks for before it has to read.
+const SEGMENT: u64 = 65_536;
+const SEGMENTS: u64 = 40;
+const SLOTS: u64 = 16;
+
+fn counting_pushes() -> TableSpec {
+    TableSpec::dense("w", &[SEGMENT * SEGMENTS])
+        .optimizer(OptimizerSpec::sum())
+        .aggregate(windlass::types::Aggregate::Sum)
+        .consistency(windlass::types::Consistency::Asp)
+}
+
+/// The value of each segment: how many pushes it has seen. Fails where a segment is not of one version.
+fn versions(values: &[f32]) -> Vec<f32> {
+    let one = |segment: &[f32]| {
+        let first = segment[0];
+        let at = segment.iter().position(|v| v.to_bits() != first.to_bits());
+        assert_eq!(at, None, "a segment that begins with {first} is not of one version");
+        first
+    };
+    values.chunks(SEGMENT as usize).map(one).collect()
+}
+
+fn answers(client: &Client) -> [u64; 4] {
+    let stats = client.server_stats().unwrap();
+    let threads = || stats.iter().flat_map(|s| &s.threads);
+    [
+        threads().map(|t| t.pulls).sum(),
+        threads().map(|t| t.replies_pinned).sum(),
+        threads().map(|t| t.replies_copied).sum(),
+        threads().map(|t| t.blocks_moved).sum(),
+    ]
+}
+
+/// A worker asks for more than its socket holds and does not read, while another pushes: what it reads at last is for each
+/// segment the version at the time of the answer, and the pushes never waited.
+#[test]
+fn a_slow_reader_gets_one_version_and_stops_nobody() {
+    // With room for a version of every segment, of some, of none.
+    for (spare_bytes, pinned) in [(64 << 20, SLOTS), (3 << 20, 12), (0, 0)] {
+        let job = Job::start_with(1, 2, |server| {
+            server.limits(ServerLimits { spare_bytes, ..ServerLimits::default() })
+        });
+        let together = std::sync::Arc::new(std::sync::Barrier::new(2));
+        job.workers(2, move |client| {
+            let table = client.table(&counting_pushes()).unwrap();
+            let all = KeyRange::new(0, SEGMENT * SEGMENTS).unwrap();
+            let mut values = vec![1.0; (SEGMENT * SEGMENTS) as usize];
+            if client.rank() == 0 {
+                table.push_range(all, &values).unwrap().wait().unwrap();
+                together.wait();
+                together.wait();
+                for _ in 0..3 {
+                    table.push_range(all, &values).unwrap().wait().unwrap();
+                }
+                let [answered, replies_pinned, replies_copied, moved] = answers(&client);
+                assert_eq!(replies_pinned + replies_copied, answered);
+                assert!(replies_pinned >= pinned, "{replies_pinned} pinned");
+                assert!(pinned > 0 || replies_copied == answered, "{replies_copied} copied");
+                // Where every answer is pinned, those that the socket did not take were when their segments were written.
+                assert!((pinned < SLOTS || moved > 0) && (pinned > 0 || moved == 0), "{moved} moved");
+                together.wait();
+                table.pull_range(all, &mut values).unwrap();
+                assert_eq!(versions(&values), [4.0; SEGMENTS as usize]);
+            } else {
+                together.wait();
+                let ticket = table.pull_range_async(all).unwrap();
+                while answers(&client)[0] < SLOTS {
+                    thread::yield_now();
+                }
+                together.wait();
+                together.wait();
+                ticket.wait_into(&mut values).unwrap();
+                let seen = versions(&values);
+                assert_eq!(seen[..SLOTS as usize], [1.0; SLOTS as usize]);
+                assert_eq!(seen[SLOTS as usize..], [4.0; (SEGMENTS - SLOTS) as usize]);
+            }
+            client.finalize().unwrap();
+        });
+        job.end();
+    }
+}
+
+/// Everybody pulls and pushes at once, with fewer spare segments than answers under way.
+#[test]
+fn answers_are_of_one_version_under_pushes() {
+    let job = Job::start_with(1, 3, |server| {
+        let limits = ServerLimits { spare_bytes: 5 << 18, ..ServerLimits::default() };
+        server.limits(limits).threads(2)
+    });
+    job.workers(3, |client| {
+        let table = client.table(&counting_pushes()).unwrap();
+        let all = KeyRange::new(0, SEGMENT * SEGMENTS).unwrap();
+        let ones = vec![1.0; (SEGMENT * SEGMENTS) as usize];
+        let mut values = vec![0.0; (SEGMENT * SEGMENTS) as usize];
+        let mut before = vec![0.0f32; SEGMENTS as usize];
+        for _ in 0..8 {
+            let mut push = table.push_range(all, &ones).unwrap();
+            table.pull_range(all, &mut values).unwrap();
+            let seen = versions(&values);
+            assert!(seen.iter().zip(&before).all(|(now, then)| now >= then), "a version went back");
+            before = seen;
+            push.wait().unwrap();
+        }
+        client.finish().unwrap();
+        client.barrier().unwrap();
+        table.pull_range(all, &mut values).unwrap();
+        assert_eq!(versions(&values), [24.0; SEGMENTS as usize]);
+        let [pulls, pinned, copied, _] = answers(&client);
+        assert!(pinned > 0 && pinned + copied == pulls, "{pinned} + {copied} of {pulls}");
         client.finalize().unwrap();
     });
     job.end();

@@ -173,7 +173,7 @@ fn a_frame_that_the_protocol_does_not_allow_ends_the_job_by_name() {
         transport.poll(&mut completions, 16);
     }
     let Err(Error::Aborted { reason }) = job.coordinator.join().unwrap() else { panic!("it went well") };
-    for part in ["server 0", "worker 0", "message", "8 bytes", "3 bytes"] {
+    for part in ["server 0", "worker 0", "message", "ring read of 9 bytes", "3 bytes"] {
         assert!(reason.contains(part), "{reason}");
     }
     let error = job.server.run().unwrap_err();

@@ -134,7 +134,7 @@ impl Job {
     }
 }
 
-/// Sparse and dense, push_pull and pull, through the library.
+/// Sparse and dense, push_pull and pull, from slices and (rank 1) from registered buffers, through the library.
 fn train(cuts: u64, seed: u64) -> Result {
     let job = Job::start(cuts, seed, 6_000);
     let workers: Vec<_> = (0..WORKERS)
@@ -183,6 +183,7 @@ fn work(client: Client) -> (Vec<u32>, Option<(u64, u64)>) {
     let range = KeyRange::new(0, 3000).unwrap();
     let mut weights = vec![0.0f32; 3000];
     let mut row_values = vec![0.0f32; 200];
+    let mut buffer = client.buffer(3000).unwrap();
     let all: Vec<u64> = (0..400).collect();
     let mut random = u64::from(client.rank()) + 1;
     let mut next = move || {
@@ -207,9 +208,21 @@ fn work(client: Client) -> (Vec<u32>, Option<(u64, u64)>) {
             pull.wait_into(values).unwrap();
         }
         let gradient: Vec<f32> = weights.iter().map(|w| w + next()).collect();
-        let ticket = dense.push_pull_range(range, &gradient).unwrap();
+        if client.rank() != 1 {
+            let ticket = dense.push_pull_range(range, &gradient).unwrap();
+            client.clock().unwrap();
+            ticket.wait_into(&mut weights).unwrap();
+            continue;
+        }
+        // A buffer lives for three clocks, so that announcements and withdrawals are cut, too.
+        if clock % 3 == 0 {
+            buffer = client.buffer(3000).unwrap();
+        }
+        buffer.write(0, &gradient).unwrap();
+        let ticket = dense.push_pull_range_buffer(range, &mut buffer, 0).unwrap();
         client.clock().unwrap();
-        ticket.wait_into(&mut weights).unwrap();
+        ticket.wait_version().unwrap();
+        buffer.read(0, &mut weights).unwrap();
     }
     client.finish().unwrap();
     client.barrier().unwrap();

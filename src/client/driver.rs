@@ -179,9 +179,9 @@ impl Drop for ProgressThread {
 /// call of the client gives, too.
 fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
     while !stop.load(Ordering::Acquire) {
-        let mut descriptors = vec![waker.fd()];
-        let mut nap = ASIDE;
-        if driver.waiting.load(Ordering::Relaxed) == 0 {
+        let parked = if driver.waiting.load(Ordering::Relaxed) > 0 {
+            park(&[waker.fd()], ASIDE)
+        } else {
             let mut engine = driver.engine();
             match engine.progress() {
                 Ok(true) => continue,
@@ -191,10 +191,11 @@ fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
             if !engine.may_sleep_at_once() {
                 continue;
             }
-            descriptors.extend(engine.descriptors());
-            nap = IDLE_NAP;
-        }
-        if park(&descriptors, nap).is_err() {
+            let [transport, shared] = engine.descriptors();
+            drop(engine);
+            park(&[waker.fd(), transport, shared], IDLE_NAP)
+        };
+        if parked.is_err() {
             return;
         }
     }

@@ -9,21 +9,26 @@ use slab::Slab;
 use super::control::Shared;
 use super::frame::{Outgoing, Spare};
 use super::link::Link;
+use super::plan::SparsePlan;
 use super::reopen::Reopener;
 use crate::config::Polling;
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Pool};
 use crate::proto::HEADER;
 use crate::transport::{Completion, EndpointId, Transport};
-use crate::types::{Clock, Version};
+use crate::types::{Clock, PartitionMap, TableSpec, Version};
 
 mod after;
+mod buffers;
 mod clocks;
 mod progress;
 mod send;
 mod tickets;
 
 pub use after::After;
+use buffers::Registered;
+pub use buffers::{Span, Uses};
+pub use send::Source;
 
 const BUDGET: usize = 256;
 /// A frame of so many bytes leaves at once: it is worth its own system call, and what was just copied is still in L2.
@@ -42,24 +47,42 @@ struct Part {
     places: Places,
 }
 
+/// A table, as a call names it.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub spec: &'a Arc<TableSpec>,
+    pub map: &'a PartitionMap,
+    /// What its pushes and pulls begin after.
+    pub after: Option<&'a Arc<After>>,
+}
+
+/// The lists of an operation. Those of one that has ended are used again.
+#[derive(Default)]
+struct Lists {
+    /// A push is committed when its clock has closed at these links.
+    commits_at: Vec<usize>,
+    /// The answers of a pull.
+    parts: Vec<Part>,
+    /// Where the rows of a sparse pull belong.
+    order: Vec<u32>,
+}
+
 /// A push that is not yet committed, or a pull that is not yet answered.
 pub struct Pending {
     /// Counts the tickets: their places are used again.
     number: u64,
-    table: String,
+    spec: Arc<TableSpec>,
     clock: Clock,
     /// Frames whose slots have not come back (push), or that are not answered (pull).
     open: usize,
-    /// A push is committed when its clock has closed at these links.
-    commits_at: Vec<usize>,
+    pull: bool,
     /// A pull that needs its own clock closed.
     after_push: bool,
-    under_bsp: bool,
-    parts: Vec<Part>,
-    order: Vec<u32>,
-    width: usize,
+    lists: Lists,
+    /// Elements that are to be copied to the caller.
     floats: usize,
     version: Version,
+    uses: Uses,
     dropped: bool,
     /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
     after: Option<Arc<After>>,
@@ -73,6 +96,7 @@ struct Asked {
     ticket: usize,
     link: usize,
     floats: usize,
+    /// Where its values arrive; none when that is a registered buffer.
     part: Option<Part>,
     /// Among the engine's `accepted`, once its slot has come back.
     accepted: Option<usize>,
@@ -95,6 +119,17 @@ pub struct Engine {
     staging: Pool,
     receive: Pool,
     pending: Slab<Pending>,
+    /// Lists of ended operations.
+    spare: Vec<Lists>,
+    plan: SparsePlan,
+    /// By number; none has number 0.
+    buffers: Vec<Option<Registered>>,
+    /// Buffers that were dropped and are still registered.
+    retiring: usize,
+    /// Operations on registered buffers that nobody waits for any more.
+    quarantined: usize,
+    /// Between the caller's memory and registered memory.
+    bytes_copied: u64,
     asked: Slab<Asked>,
     accepted: Slab<Accepted>,
     /// Tickets and pull requests so far.
@@ -103,7 +138,7 @@ pub struct Engine {
     stalled: Vec<usize>,
     /// Pushes and pulls that wait for staging memory in mid-queue: the clock does not end meanwhile.
     half_queued: usize,
-    spares: Vec<Spare>,
+    spare_parts: Vec<Spare>,
     clock: Clock,
     /// Something was pushed under Bsp in the present clock.
     pushed: bool,
@@ -135,12 +170,18 @@ impl Engine {
             staging,
             receive,
             pending: Slab::new(),
+            spare: Vec::new(),
+            plan: SparsePlan::default(),
+            buffers: Vec::new(),
+            retiring: 0,
+            quarantined: 0,
+            bytes_copied: 0,
             asked: Slab::new(),
             accepted: Slab::new(),
             numbers: 0,
             stalled: Vec::new(),
             half_queued: 0,
-            spares: Vec::new(),
+            spare_parts: Vec::new(),
             clock: 0,
             pushed: false,
             finished: false,
@@ -176,6 +217,11 @@ impl Engine {
     /// Whether every endpoint is connected.
     pub fn connected(&self) -> bool {
         self.links.iter().all(|l| l.connected)
+    }
+
+    /// Bytes copied between the caller's memory and registered memory so far.
+    pub fn bytes_copied(&self) -> u64 {
+        self.bytes_copied
     }
 
     /// What a waiter may sleep on.

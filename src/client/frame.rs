@@ -5,6 +5,7 @@
 
 use crate::mem::{Buf, RegionSlice};
 use crate::proto::{HEADER, RequestHeader, RequestKind};
+use crate::transport::Payload;
 use crate::types::Clock;
 
 /// The longest body, in bytes, of a request that joins others.
@@ -40,7 +41,7 @@ pub struct Outgoing {
     pub marks: Clock,
     /// More may join, as long as no other frame is queued behind it.
     pub open: bool,
-    buf: Option<Buf>,
+    body: Option<Payload>,
     /// Where its body begins in the buffer.
     body_at: usize,
     /// Of a frame that is no batch.
@@ -50,10 +51,10 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A request by itself, whose body is all of `buf`.
-    pub fn alone(header: RequestHeader, buf: Option<Buf>, owner: Owner) -> Outgoing {
+    /// A request by itself.
+    pub fn alone(header: RequestHeader, body: Option<Payload>, owner: Owner) -> Outgoing {
         let mut frame =
-            Outgoing { header, pulls: 0, marks: 0, open: false, buf, body_at: 0, owner, parts: Vec::new() };
+            Outgoing { header, pulls: 0, marks: 0, open: false, body, body_at: 0, owner, parts: Vec::new() };
         frame.count(&header);
         frame
     }
@@ -61,23 +62,24 @@ impl Outgoing {
     /// A small request that others may join in `buf`; `spare` is an empty list that was used before.
     pub fn first(
         header: RequestHeader,
-        body: &[&[u8]],
+        fill: &mut Fill<'_>,
         mut buf: Buf,
         owner: Owner,
         spare: Spare,
     ) -> Outgoing {
-        copy_all(&mut buf, HEADER, body);
-        let mut frame = Outgoing::alone(header, Some(buf), owner);
+        fill(&mut buf, HEADER);
+        let mut frame = Outgoing::alone(header, Some(Payload::Owned(buf)), owner);
         (frame.open, frame.body_at, frame.parts) = (true, HEADER, spare.0);
         frame
     }
 
     /// Puts one more request behind those it holds. False, and nothing changed, when there is no room.
-    pub fn join(&mut self, mut header: RequestHeader, body: &[&[u8]], owner: Owner) -> bool {
+    pub fn join(&mut self, mut header: RequestHeader, fill: &mut Fill<'_>, owner: Owner) -> bool {
         let used = self.bytes_as_parts();
-        let Some(buf) = self.buf.as_mut().filter(|b| used + header.part_bytes() <= b.len()) else {
+        let Some(Payload::Owned(buf)) = &mut self.body else { return false };
+        if used + header.part_bytes() > buf.len() {
             return false;
-        };
+        }
         if self.header.kind != RequestKind::Batch {
             let first = RequestHeader { sequence: 0, ..self.header };
             buf.copy_in(0, &first.encode());
@@ -87,7 +89,7 @@ impl Outgoing {
         }
         header.sequence = u64::from(self.header.count);
         buf.copy_in(used, &header.encode());
-        copy_all(buf, used + HEADER, body);
+        fill(buf, used + HEADER);
         self.parts.push(Part { at: used, owner });
         self.header.count += 1;
         self.header.length = (used + header.part_bytes()) as u32;
@@ -103,7 +105,7 @@ impl Outgoing {
 
     /// Makes void what is not `wanted`. No operation may be reading the buffer.
     pub fn keep(&mut self, wanted: impl Fn(Owner) -> bool) {
-        let (mut dropped, buf) = (0, &mut self.buf);
+        let (mut dropped, body) = (0, &mut self.body);
         let mut drop_unwanted = |owner: &mut Owner| {
             let unwanted = *owner != Owner::Nobody && !wanted(*owner);
             if unwanted {
@@ -117,7 +119,7 @@ impl Outgoing {
         }
         for part in &mut self.parts {
             if drop_unwanted(&mut part.owner)
-                && let Some(buf) = buf
+                && let Some(Payload::Owned(buf)) = body
             {
                 let mut bytes = [0; HEADER];
                 buf.copy_out(part.at, &mut bytes);
@@ -131,8 +133,7 @@ impl Outgoing {
     /// Its body, as the transport knows it.
     pub fn body(&self) -> Option<RegionSlice> {
         let length = self.header.length as usize;
-        let buf = self.buf.as_ref().filter(|_| length > 0)?;
-        let slice = buf.slice();
+        let slice = self.body.as_ref().filter(|_| length > 0)?.slice();
         Some(RegionSlice { offset: slice.offset + self.body_at, length, ..slice })
     }
 
@@ -163,10 +164,5 @@ impl Outgoing {
 #[derive(Debug, Default)]
 pub struct Spare(Vec<Part>);
 
-/// Copies the parts one behind the other, from `at` on.
-pub fn copy_all(buf: &mut Buf, mut at: usize, parts: &[&[u8]]) {
-    for part in parts {
-        buf.copy_in(at, part);
-        at += part.len();
-    }
-}
+/// Writes a request's body into a buffer, from a byte on.
+pub type Fill<'a> = dyn FnMut(&mut Buf, usize) + 'a;

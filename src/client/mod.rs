@@ -4,12 +4,14 @@
 //! on any ticket. Liveness is another thread's business, so a worker may compute for a minute without being taken for dead.
 
 mod bootstrap;
+mod buffer;
 mod control;
 mod driver;
 mod engine;
 mod frame;
 mod link;
 mod plan;
+mod regions;
 mod reopen;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -20,6 +22,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use buffer::{Buffer, ClientStats};
 pub use control::ServerStats;
 pub use table::Table;
 pub use ticket::Ticket;

@@ -20,32 +20,40 @@ pub struct DenseFrame {
 }
 
 /// Cuts a range of keys by bucket, and each bucket into frames of at most `limit` elements.
-pub fn dense(spec: &TableSpec, map: &PartitionMap, range: KeyRange, limit: u32) -> Result<Vec<DenseFrame>> {
+pub fn dense<'a>(
+    spec: &'a TableSpec,
+    map: &'a PartitionMap,
+    range: KeyRange,
+    limit: u32,
+) -> Result<impl Iterator<Item = DenseFrame> + 'a> {
+    if spec.elements() == 0 {
+        return Err(Error::Misuse {
+            call: "dense access",
+            reason: format!("table \"{}\" is sparse: name its keys", spec.name),
+        });
+    }
     if range.end() > spec.elements() {
         let expected = format!("keys below {} (table \"{}\")", spec.elements(), spec.name);
         return Err(Error::config("key range", expected, range.end()));
     }
-    let mut frames = Vec::new();
     let mut key = range.start();
-    while key < range.end() {
+    Ok(std::iter::from_fn(move || {
+        if key >= range.end() {
+            return None;
+        }
         let bucket = spec.bucket_of(key);
-        let Some(segment) = spec.segment_range(bucket) else {
-            return Err(Error::Misuse {
-                call: "dense access",
-                reason: format!("table \"{}\" is sparse: name its keys", spec.name),
-            });
-        };
+        let segment = spec.segment_range(bucket)?;
         let end = segment.end().min(range.end()).min(key + u64::from(limit));
-        frames.push(DenseFrame {
+        let frame = DenseFrame {
             shard: map.owner(bucket),
             bucket,
             first: (key - segment.start()) as u32,
             count: (end - key) as u32,
             at: (key - range.start()) as usize,
-        });
+        };
         key = end;
-    }
-    Ok(frames)
+        Some(frame)
+    }))
 }
 
 /// Keys of several buckets of one shard, few enough for one frame.
@@ -59,25 +67,28 @@ pub struct SparseFrame {
     pub keys: Range<usize>,
 }
 
-/// The frames of one sparse call.
+/// The frames of one sparse call. Made once and filled for each, so that its lists grow only for the largest.
 #[derive(Debug, Default)]
 pub struct SparsePlan {
     /// The caller's key numbers in the order in which they travel.
     pub order: Vec<u32>,
     pub directory: Vec<DirectoryEntry>,
     pub frames: Vec<SparseFrame>,
+    /// Shard, bucket and number of each key.
+    sorted: Vec<(u32, BucketId, u32)>,
 }
 
 impl SparsePlan {
     /// Sorts the keys by shard and bucket and cuts them into frames of at most `limit` bytes, of which each key takes
     /// 8 + `row_bytes` and each bucket 8.
-    pub fn new(
+    pub fn fill(
+        &mut self,
         spec: &TableSpec,
         map: &PartitionMap,
         keys: SortedKeys<'_>,
         row_bytes: usize,
         limit: usize,
-    ) -> Result<SparsePlan> {
+    ) -> Result<()> {
         if spec.elements() > 0 {
             return Err(Error::Misuse {
                 call: "sparse access",
@@ -86,40 +97,42 @@ impl SparsePlan {
         }
         let keys = keys.as_slice();
         // Stable within a bucket because the key's number is the last part: the keys ascend there as they did.
-        let mut order: Vec<(u32, BucketId, u32)> = Vec::with_capacity(keys.len());
+        let SparsePlan { order, directory, frames, sorted } = self;
+        order.clear();
+        directory.clear();
+        frames.clear();
+        sorted.clear();
         for (number, &key) in (0u32..).zip(keys) {
             let bucket = spec.bucket_of(key);
-            order.push((map.owner(bucket) as u32, bucket, number));
+            sorted.push((map.owner(bucket) as u32, bucket, number));
         }
-        order.sort_unstable();
-        let mut plan = SparsePlan::default();
+        sorted.sort_unstable();
         let mut bytes = 0;
-        for (at, &(shard, bucket, number)) in order.iter().enumerate() {
+        for (at, &(shard, bucket, number)) in sorted.iter().enumerate() {
             let shard = shard as usize;
-            let fits =
-                plan.frames.last().is_some_and(|f| f.shard == shard) && bytes + 16 + row_bytes <= limit;
-            let same = fits && plan.directory.last().is_some_and(|d| d.bucket == bucket);
+            let fits = frames.last().is_some_and(|f| f.shard == shard) && bytes + 16 + row_bytes <= limit;
+            let same = fits && directory.last().is_some_and(|d| d.bucket == bucket);
             if !fits {
-                let entries = plan.directory.len();
-                plan.frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
+                let entries = directory.len();
+                frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
                 bytes = 0;
             }
             if same {
-                if let Some(entry) = plan.directory.last_mut() {
+                if let Some(entry) = directory.last_mut() {
                     entry.keys += 1;
                 }
             } else {
-                plan.directory.push(DirectoryEntry { bucket, keys: 1 });
+                directory.push(DirectoryEntry { bucket, keys: 1 });
                 bytes += 8;
             }
             bytes += 8 + row_bytes;
-            if let Some(frame) = plan.frames.last_mut() {
+            if let Some(frame) = frames.last_mut() {
                 frame.keys.end = at + 1;
-                frame.directory.end = plan.directory.len();
+                frame.directory.end = directory.len();
             }
-            plan.order.push(number);
+            order.push(number);
         }
-        Ok(plan)
+        Ok(())
     }
 }
 
@@ -143,7 +156,10 @@ mod tests {
             let keys: Vec<u64> = keys.into_iter().collect();
             let spec = TableSpec::sparse("w", dim as u32);
             let map = PartitionMap::new(&view(), &spec);
-            let plan = SparsePlan::new(&spec, &map, SortedKeys::new(&keys).unwrap(), dim * 4, limit).unwrap();
+            let mut plan = SparsePlan::default();
+            // What an earlier call left behind must not show.
+            plan.fill(&spec, &map, SortedKeys::new(&[1, 2, 3]).unwrap(), dim * 4, limit).unwrap();
+            plan.fill(&spec, &map, SortedKeys::new(&keys).unwrap(), dim * 4, limit).unwrap();
             let mut seen: Vec<u32> = plan.order.clone();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..keys.len() as u32).collect::<Vec<_>>());
@@ -197,6 +213,6 @@ mod tests {
         assert!(
             dense(&sparse, &PartitionMap::new(&view(), &sparse), KeyRange::new(0, 1).unwrap(), 1).is_err()
         );
-        assert!(SparsePlan::new(&spec, &map, SortedKeys::new(&[1]).unwrap(), 4, 100).is_err());
+        assert!(SparsePlan::default().fill(&spec, &map, SortedKeys::new(&[1]).unwrap(), 4, 100).is_err());
     }
 }

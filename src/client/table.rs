@@ -2,16 +2,56 @@
 
 use std::sync::Arc;
 
-use super::engine::{After, Engine};
+use super::engine::{After, Engine, Source, Span, Target};
 use super::plan::{self, DenseFrame, SparsePlan};
-use super::{Inner, Ticket};
+use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
-/// Values that one blocking pull has under way at a time.
-const WINDOW_BYTES: usize = 4 << 20;
+/// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
+const WINDOWS: usize = 4;
+/// Values of one window.
+const WINDOW_BYTES: usize = 1 << 20;
 /// And segments, of a dense table.
-const WINDOW_FRAMES: u64 = 64;
+const WINDOW_FRAMES: u64 = 16;
+
+/// The windows of a blocking pull that are under way, oldest first.
+#[derive(Default)]
+struct Windows<'a> {
+    /// A ring: the oldest is number `done`.
+    under_way: [Option<(Ticket, &'a mut [f32])>; WINDOWS],
+    done: usize,
+    version: Version,
+}
+
+impl<'a> Windows<'a> {
+    /// Waits for the oldest window when there are [`WINDOWS`].
+    fn make_room(&mut self) -> Result<()> {
+        if self.under_way.iter().all(Option::is_some) { self.wait_oldest().map(drop) } else { Ok(()) }
+    }
+
+    /// Adds one where [`Windows::make_room`] made room.
+    fn add(&mut self, ticket: Ticket, values: &'a mut [f32]) {
+        let free = (self.done..).find(|n| self.under_way[n % WINDOWS].is_none());
+        if let Some(number) = free {
+            self.under_way[number % WINDOWS] = Some((ticket, values));
+        }
+    }
+
+    /// Waits for all. Gives the largest version read.
+    fn finish(mut self) -> Result<Version> {
+        while self.wait_oldest()? {}
+        Ok(self.version)
+    }
+
+    /// False when there is none.
+    fn wait_oldest(&mut self) -> Result<bool> {
+        let Some((ticket, values)) = self.under_way[self.done % WINDOWS].take() else { return Ok(false) };
+        self.version = self.version.max(ticket.wait_into(values)?);
+        self.done += 1;
+        Ok(true)
+    }
+}
 
 /// A handle to a table of the job.
 ///
@@ -74,13 +114,13 @@ impl Table {
         let width = self.spec.width() as usize;
         self.same_length("values", keys.len() * width, values.len())?;
         let window = (WINDOW_BYTES / (width * 4)).max(1);
-        let mut version = 0;
+        let mut windows = Windows::default();
         for (keys, values) in keys.as_slice().chunks(window).zip(values.chunks_mut(window * width)) {
+            windows.make_room()?;
             // A part of ascending keys ascends.
-            let ticket = self.ask(SortedKeys::new(keys)?, false, false)?;
-            version = version.max(ticket.wait_into(values)?);
+            windows.add(self.ask(SortedKeys::new(keys)?, false, false)?, values);
         }
-        Ok(version)
+        windows.finish()
     }
 
     /// Pushes rows and asks for what they become: under Bsp for the values after this clock has closed everywhere.
@@ -95,7 +135,7 @@ impl Table {
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
     pub fn push_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
-        self.push_floats(range, values, false)
+        self.push_slice(range, values, false)
     }
 
     /// Asks for one fp32 for each key of the range (dense); [`Ticket::wait_into`] gives them.
@@ -109,80 +149,187 @@ impl Table {
         // Short segments make many frames, each of which holds a receive buffer.
         let most = u64::from(self.spec.segment_length()) * WINDOW_FRAMES;
         let window = ((WINDOW_BYTES / 4) as u64).min(most.max(1));
-        let mut version = 0;
+        let mut windows = Windows::default();
         let mut start = range.start();
         for values in values.chunks_mut(window as usize) {
             let end = start + values.len() as u64;
-            version =
-                version.max(self.ask_range(KeyRange::new(start, end)?, false, false)?.wait_into(values)?);
+            windows.make_room()?;
+            windows.add(self.ask_range(KeyRange::new(start, end)?, false, false)?, values);
             start = end;
         }
-        Ok(version)
+        windows.finish()
     }
 
     /// Pushes a range and asks for what it becomes: under Bsp for the values after this clock has closed everywhere.
     pub fn push_pull_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         let first = self.spec.consistency.folds_by_rank(); // as in `push_pull`
         let ticket = if first { Some(self.ask_range(range, true, true)?) } else { None };
-        drop(self.push_floats(range, values, !first)?);
+        drop(self.push_slice(range, values, !first)?);
         ticket.map_or_else(|| self.ask_range(range, true, false), Ok)
+    }
+
+    /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy. The
+    /// elements may be written again when the ticket is done, which is when the push is committed.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] while a pull into these elements is not done; [`Error::Config`] when they lie outside.
+    pub fn push_range_buffer(&self, range: KeyRange, from: &Buffer, offset: usize) -> Result<Ticket> {
+        let span = from.of(&self.inner, offset, range.len() as usize)?;
+        self.push_dense(range, Source::Buffer(span), false, |engine| {
+            engine.may_use(&span, false, "push_range_buffer")
+        })
+    }
+
+    /// Asks for one fp32 for each key of the range (dense); the server threads write them to the registered buffer, from element
+    /// `offset` on. [`Ticket::wait_version`] waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] while an operation on these elements is not done; [`Error::Config`] when they lie outside.
+    pub fn pull_range_buffer_async(
+        &self,
+        range: KeyRange,
+        into: &mut Buffer,
+        offset: usize,
+    ) -> Result<Ticket> {
+        let span = into.of(&self.inner, offset, range.len() as usize)?;
+        self.pull_span(range, span, false, |engine| engine.may_use(&span, true, "pull_range_buffer"))
+    }
+
+    /// Pulls the keys of the range (dense) into a registered buffer, from element `offset` on, and waits for them. Gives the
+    /// largest version read. Errors as [`Table::pull_range_buffer_async`].
+    pub fn pull_range_buffer(&self, range: KeyRange, into: &mut Buffer, offset: usize) -> Result<Version> {
+        self.pull_range_buffer_async(range, into, offset)?.wait_version()
+    }
+
+    /// Pushes a range (dense) from element `offset` of a registered buffer on, and asks for what it becomes in the same place:
+    /// under Bsp for the values after this clock has closed everywhere. Errors as [`Table::pull_range_buffer_async`].
+    pub fn push_pull_range_buffer(
+        &self,
+        range: KeyRange,
+        both: &mut Buffer,
+        offset: usize,
+    ) -> Result<Ticket> {
+        let span = both.of(&self.inner, offset, range.len() as usize)?;
+        self.push_pull_spans(range, span, span)
+    }
+
+    /// As [`Table::push_pull_range_buffer`], from one buffer (and element) into another.
+    pub fn push_pull_range_buffers(
+        &self,
+        range: KeyRange,
+        (from, from_offset): (&Buffer, usize),
+        (into, into_offset): (&mut Buffer, usize),
+    ) -> Result<Ticket> {
+        let from = from.of(&self.inner, from_offset, range.len() as usize)?;
+        let into = into.of(&self.inner, into_offset, range.len() as usize)?;
+        self.push_pull_spans(range, from, into)
+    }
+
+    /// In place is sound: a server thread answers the pull of a key only when it has taken the push of it, so what the answer
+    /// overwrites is never needed again. Sent again after a reconnect, such a push is dropped without being looked at.
+    fn push_pull_spans(&self, range: KeyRange, from: Span, into: Span) -> Result<Ticket> {
+        // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway.
+        drop(self.push_dense(range, Source::Buffer(from), true, |engine| {
+            engine.may_use(&from, false, "push_pull_range_buffer")?;
+            engine.may_use(&into, true, "push_pull_range_buffer")
+        })?);
+        self.pull_span(range, into, true, |_| Ok(()))
+    }
+
+    fn push_slice(&self, range: KeyRange, values: &[f32], more_follows: bool) -> Result<Ticket> {
+        self.same_length("values", range.len() as usize, values.len())?;
+        self.push_dense(range, Source::Slice(values), more_follows, |_| Ok(()))
+    }
+
+    fn push_dense(
+        &self,
+        range: KeyRange,
+        source: Source<'_>,
+        more_follows: bool,
+        check: impl FnOnce(&mut Engine) -> Result<()>,
+    ) -> Result<Ticket> {
+        let mut frames = self.frames(range)?.peekable();
+        self.queue(
+            more_follows,
+            |engine| {
+                check(engine)?;
+                engine.new_push(&self.target(), source)
+            },
+            |engine, ticket| engine.push_dense((ticket, self.id), &mut frames, source),
+        )
     }
 
     fn push_rows(&self, keys: SortedKeys<'_>, values: &[f32], more_follows: bool) -> Result<Ticket> {
         self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
-        let plan = self.plan(keys)?;
-        let (id, data, mut next) = (self.id, (keys.as_slice(), values), 0);
+        let (mut plan, mut next) = (None, 0);
         self.queue(
             more_follows,
-            |engine| engine.new_push(&self.spec, self.after.as_ref()),
-            |engine, ticket| engine.push_sparse((ticket, id), &plan, data, &mut next),
-        )
-    }
-
-    fn push_floats(&self, range: KeyRange, values: &[f32], more_follows: bool) -> Result<Ticket> {
-        self.same_length("values", range.len() as usize, values.len())?;
-        let frames = self.frames(range)?;
-        let mut next = 0;
-        self.queue(
-            more_follows,
-            |engine| engine.new_push(&self.spec, self.after.as_ref()),
-            |engine, ticket| engine.push_dense((ticket, self.id), &frames, values, &mut next),
+            |engine| engine.new_push(&self.target(), Source::Slice(values)),
+            |engine, ticket| {
+                let planned = self.plan(&mut plan, engine, keys)?;
+                let all =
+                    engine.push_sparse((ticket, self.id), planned, (keys.as_slice(), values), &mut next);
+                engine.put_back(&mut plan, all);
+                Ok(all)
+            },
         )
     }
 
     fn ask(&self, keys: SortedKeys<'_>, after_push: bool, more_follows: bool) -> Result<Ticket> {
-        let mut plan = self.plan(keys)?;
-        let mut next = 0;
+        let (mut plan, mut next) = (None, 0);
         self.queue(
             more_follows,
-            |engine| engine.new_pull(&self.spec, after_push, self.after.as_ref()),
+            |engine| engine.new_pull(&self.target(), after_push, None),
             |engine, ticket| {
-                let all = engine.pull_sparse((ticket, self.id), &plan, keys.as_slice(), &mut next)?;
-                if all {
-                    engine.set_order(ticket, std::mem::take(&mut plan.order));
-                }
+                let planned = self.plan(&mut plan, engine, keys)?;
+                let all = engine.pull_sparse((ticket, self.id), planned, keys.as_slice(), &mut next)?;
+                engine.put_back(&mut plan, all);
                 Ok(all)
             },
         )
     }
 
     fn ask_range(&self, range: KeyRange, after_push: bool, more_follows: bool) -> Result<Ticket> {
-        let frames = self.frames(range)?;
-        let mut next = 0;
+        let mut frames = self.frames(range)?.peekable();
         self.queue(
             more_follows,
-            |engine| engine.new_pull(&self.spec, after_push, self.after.as_ref()),
-            |engine, ticket| engine.pull_dense((ticket, self.id), &frames, &mut next),
+            |engine| engine.new_pull(&self.target(), after_push, None),
+            |engine, ticket| engine.pull_dense((ticket, self.id), &mut frames),
         )
     }
 
-    /// An answer has to fit a frame, too: rows count as if they travelled with the keys.
-    fn plan(&self, keys: SortedKeys<'_>) -> Result<SparsePlan> {
-        let row = self.spec.width() as usize * 4;
-        SparsePlan::new(&self.spec, &self.map, keys, row, self.inner.payload_bytes)
+    fn pull_span(
+        &self,
+        range: KeyRange,
+        into: Span,
+        after_push: bool,
+        check: impl FnOnce(&mut Engine) -> Result<()>,
+    ) -> Result<Ticket> {
+        let mut frames = self.frames(range)?.peekable();
+        self.queue(
+            false,
+            |engine| {
+                check(engine)?;
+                engine.new_pull(&self.target(), after_push, Some(into))
+            },
+            |engine, ticket| engine.pull_into((ticket, self.id), &mut frames, into),
+        )
     }
 
-    fn frames(&self, range: KeyRange) -> Result<Vec<DenseFrame>> {
+    /// The plan of a sparse call, made at its first use.
+    fn plan<'p>(
+        &self,
+        plan: &'p mut Option<SparsePlan>,
+        engine: &mut Engine,
+        keys: SortedKeys<'_>,
+    ) -> Result<&'p mut SparsePlan> {
+        if plan.is_none() {
+            *plan = Some(engine.plan_sparse(&self.target(), keys, self.inner.payload_bytes)?);
+        }
+        Ok(plan.get_or_insert_default())
+    }
+
+    fn frames(&self, range: KeyRange) -> Result<impl Iterator<Item = DenseFrame> + '_> {
         plan::dense(&self.spec, &self.map, range, (self.inner.payload_bytes / 4) as u32)
     }
 
@@ -194,6 +341,10 @@ impl Table {
     ) -> Result<Ticket> {
         let id = self.inner.driver.queue(self.inner.deadline(), more_follows, begin, more)?;
         Ok(Ticket::new(self.inner.clone(), id))
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target { spec: &self.spec, map: &self.map, after: self.after.as_ref() }
     }
 
     fn same_length(&self, what: &str, expected: usize, found: usize) -> Result<()> {

@@ -76,6 +76,11 @@ impl Ticket {
         self.id = None;
         Ok(version)
     }
+
+    /// Waits for a pull into a registered buffer. Gives the largest version read.
+    pub fn wait_version(self) -> Result<Version> {
+        self.wait_into(&mut [])
+    }
 }
 
 impl Drop for Ticket {

@@ -153,6 +153,14 @@ pub const TABLE_BYTES: Setting = number(
     || ServerLimits::default().table_bytes.to_string(),
     Kind::Bytes(0..=1 << 62),
 );
+/// [`ServerLimits::spare_bytes`].
+pub const SPARE_BYTES: Setting = number(
+    ("spare_bytes", variable::SPARE_BYTES),
+    "BYTES",
+    "Memory of each dense table for versions of segments that are still being sent; 0 copies every answer",
+    || ServerLimits::default().spare_bytes.to_string(),
+    Kind::Bytes(0..=1 << 40),
+);
 /// [`ServerLimits::slots`].
 pub const SLOTS: Setting = number(
     ("slots", variable::SLOTS),
@@ -197,6 +205,7 @@ pub const SERVER: &[Setting] = &[
     STAGING_BYTES,
     PAYLOAD_BYTES,
     TABLE_BYTES,
+    SPARE_BYTES,
     SLOTS,
     PULL_CREDITS,
     REPLY_BUFFERS,
@@ -258,6 +267,9 @@ pub struct ServerLimits {
     /// What tables of each server thread may take when they are made, in bytes: parameters, optimizer state and sums of dense
     /// tables. Rows of sparse tables come on top. A table that does not fit is refused.
     pub table_bytes: u64,
+    /// What each dense table may take on each server thread, out of what is left of `table_bytes`, for versions of segments
+    /// that are still being sent while newer ones are written. Answers beyond that are copied before they are sent.
+    pub spare_bytes: u64,
     /// Slots of one worker, where `staging_bytes` allows them; at most 64.
     pub slots: usize,
     /// Pulls of one worker that may be outstanding.
@@ -274,6 +286,7 @@ impl Default for ServerLimits {
             staging_bytes: 256 << 20,
             payload_bytes: 256 << 10,
             table_bytes: 64 << 30,
+            spare_bytes: 16 << 20,
             slots: 16,
             pull_credits: 64,
             reply_buffers: 32,
@@ -295,6 +308,7 @@ impl ServerLimits {
             staging_bytes: number(&STAGING_BYTES)? as usize,
             payload_bytes: number(&PAYLOAD_BYTES)? as usize,
             table_bytes: number(&TABLE_BYTES)?,
+            spare_bytes: number(&SPARE_BYTES)?,
             slots: number(&SLOTS)? as usize,
             pull_credits: number(&PULL_CREDITS)? as usize,
             reply_buffers: number(&REPLY_BUFFERS)? as usize,

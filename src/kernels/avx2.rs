@@ -45,6 +45,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(at: *const f32) {
+        // SAFETY: every x86-64 has the instruction, and it faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Avx2 {
         // SAFETY: the caller's duty; eight halves are 128 bits, and the load needs no alignment.
         Avx2(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })

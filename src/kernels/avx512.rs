@@ -45,6 +45,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(at: *const f32) {
+        // SAFETY: every x86-64 has the instruction, and it faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Avx512 {
         // SAFETY: the caller's duty; sixteen halves are 256 bits, and the load needs no alignment.
         Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })

@@ -156,6 +156,10 @@ pub unsafe fn run<L: Lanes>(length: usize, pass: &mut impl Pass) {
     }
 }
 
+/// How far ahead of a step its parameters are fetched, in fp32: tables are larger than caches, and the CPU's own prefetcher
+/// begins anew with each page. (2 KiB: 15 GB/s for `sum`; without 13, with 8 KiB 14.)
+const AHEAD: usize = 512;
+
 /// One step of a rule.
 pub struct Stepping<R, const PLANES: usize> {
     /// The rule.
@@ -173,6 +177,7 @@ impl<R: Rule<PLANES>, const PLANES: usize> Pass for Stepping<R, PLANES> {
     unsafe fn at<L: Lanes>(&mut self, at: usize) {
         // SAFETY: the caller's duty.
         unsafe {
+            L::prefetch(self.parameters.wrapping_add(at + AHEAD));
             let g = L::load(self.gradient.add(at));
             let w = L::load(self.parameters.add(at));
             // Starts as anything; every plane is loaded.

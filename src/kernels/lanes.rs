@@ -26,6 +26,12 @@ pub trait Lanes:
     /// As [`Lanes::broadcast`]; `from` is readable for `COUNT` numbers and aligned to one.
     unsafe fn load(from: *const f32) -> Self;
 
+    /// Fetches the cache line of `at`, which may lie anywhere, where the CPU can do that ahead of a load.
+    #[inline(always)]
+    fn prefetch(at: *const f32) {
+        let _ = at;
+    }
+
     /// Loads `COUNT` fp16, exactly.
     ///
     /// # Safety

@@ -25,34 +25,35 @@ pub use input::{Input, Output};
 pub use rules::{Adagrad, Adam, AdamW, Assign, Ftrl, Momentum, Nesterov, RmsProp, Rule, Sgd, Sum};
 pub use table::{Simd, choose, chosen};
 
+use crate::mem::Floats;
 use generic::{AddingScaled, Converting, CountingNonFinite, Stepping, tree};
 use table::{Table, table};
 
-/// Steps `parameters` by `rule` with `gradient`.
+/// Steps `parameters` by `rule` with `gradient`, each value of which is read once.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn step<R: Rule<PLANES>, const PLANES: usize>(
+pub fn step<'g, R: Rule<PLANES>, const PLANES: usize>(
     rule: R,
     parameters: &mut [f32],
     state: [&mut [f32]; PLANES],
-    gradient: &[f32],
+    gradient: impl Into<Floats<'g>>,
 ) {
     step_by(table(), rule, parameters, state, gradient);
 }
 
-fn step_by<R: Rule<PLANES>, const PLANES: usize>(
+fn step_by<'g, R: Rule<PLANES>, const PLANES: usize>(
     table: &Table,
     rule: R,
     parameters: &mut [f32],
     state: [&mut [f32]; PLANES],
-    gradient: &[f32],
+    gradient: impl Into<Floats<'g>>,
 ) {
-    let length = parameters.len();
+    let (length, gradient) = (parameters.len(), gradient.into());
     assert!(gradient.len() == length && state.iter().all(|s| s.len() == length), "lengths differ");
     let state = state.map(<[f32]>::as_mut_ptr);
     let stepping = Stepping { rule, parameters: parameters.as_mut_ptr(), state, gradient: gradient.as_ptr() };
-    // SAFETY: exclusive slices of `length` each; tables are only handed out where the CPU has their instructions.
+    // SAFETY: exclusive slices and a readable gradient of `length` each; tables are only handed out where the CPU has their instructions.
     unsafe { R::kernel(table)(stepping, length) }
 }
 

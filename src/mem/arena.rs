@@ -1,4 +1,4 @@
-//! One anonymous, page-aligned, zeroed mapping, shared by the threads and devices that were told of it.
+//! One block of memory, shared by the threads and devices that were told of it: a mapping of ours, or a program's own.
 
 use std::sync::Arc;
 
@@ -12,8 +12,21 @@ use crate::error::{Error, Result};
 /// who else may touch the bytes at that moment.
 #[derive(Debug)]
 pub struct Arena {
-    map: MmapRaw,
+    memory: Memory,
 }
+
+#[derive(Debug)]
+enum Memory {
+    /// Anonymous, page-aligned, zeroed at first; unmapped with the arena.
+    Ours(MmapRaw),
+    /// The program's: it outlives the arena.
+    Lent { start: *mut u8, length: usize },
+}
+
+// SAFETY: the arena itself never touches what a lent pointer leads to; whoever lent it promised that threads and devices may.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
 
 impl Arena {
     /// Maps `bytes` zeroed bytes (at least one page), on huge pages where the system gives them.
@@ -26,13 +39,25 @@ impl Arena {
         let map = MmapRaw::from(map);
         // Only a hint: anonymous memory on huge pages reads about a third faster; without them all still works.
         let _ = map.advise(Advice::HugePage);
-        Ok(Arc::new(Arena { map }))
+        Ok(Arc::new(Arena { memory: Memory::Ours(map) }))
+    }
+
+    /// An arena over `length` bytes that somebody else owns.
+    ///
+    /// # Safety
+    /// They are one allocation, stay readable and writable where they are until the arena is dropped, and no reference to
+    /// them is used while an operation may touch them.
+    pub unsafe fn over(start: *mut u8, length: usize) -> Arc<Arena> {
+        Arc::new(Arena { memory: Memory::Lent { start, length } })
     }
 
     /// Size in bytes.
     #[allow(clippy::len_without_is_empty)] // never empty
     pub fn len(&self) -> usize {
-        self.map.len()
+        match &self.memory {
+            Memory::Ours(map) => map.len(),
+            Memory::Lent { length, .. } => *length,
+        }
     }
 
     /// The address of `length` bytes at `offset`, valid while `self` lives.
@@ -45,8 +70,12 @@ impl Arena {
             "arena of {} bytes: {length} bytes at {offset} lie outside",
             self.len()
         );
-        // SAFETY: the assertion keeps `offset` within the mapping, so the result is inside the same allocation.
-        unsafe { self.map.as_mut_ptr().add(offset) }
+        let start = match &self.memory {
+            Memory::Ours(map) => map.as_mut_ptr(),
+            Memory::Lent { start, .. } => *start,
+        };
+        // SAFETY: the assertion keeps `offset` within the memory, so the result is inside the same allocation.
+        unsafe { start.add(offset) }
     }
 
     // The copies are not public: whether they are sound depends on who else was given the range, which only this crate knows.
@@ -80,6 +109,17 @@ mod tests {
         arena.copy_in(8187, b"hello");
         arena.copy_out(8187, &mut out);
         assert_eq!(&out, b"hello");
+    }
+
+    #[test]
+    fn lent_memory_is_used_where_it_lies() {
+        let mut lent = [7u8; 100];
+        // SAFETY: the array outlives the arena and is not looked at meanwhile.
+        let arena = unsafe { Arena::over(lent.as_mut_ptr(), 100) };
+        assert_eq!(arena.len(), 100);
+        arena.copy_in(98, b"hi");
+        drop(arena);
+        assert_eq!((lent[0], &lent[98..]), (7, &b"hi"[..]));
     }
 
     #[test]

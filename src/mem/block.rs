@@ -20,6 +20,11 @@ impl Blocks {
         Ok(Blocks { arena: Arena::new(bytes)?, next: 0 })
     }
 
+    /// The arena that the blocks are cut from.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
     /// The next block of `length` zeros; `None` when the arena is used up.
     pub fn cut(&mut self, length: usize) -> Option<Block> {
         let end = self.next.checked_add(align_up(length * 4))?;
@@ -33,12 +38,19 @@ impl Blocks {
 }
 
 /// Exclusively owned fp32 in an arena. Peers are never granted a write to it, and a transport only reads it while its
-/// owner leaves it alone.
+/// owner leaves it alone (see [`Published`](super::Published)).
 #[derive(Debug)]
 pub struct Block {
     arena: Arc<Arena>,
     offset: usize,
     length: usize,
+}
+
+impl Block {
+    /// First byte within the arena.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
 }
 
 impl Deref for Block {

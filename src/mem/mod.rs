@@ -7,11 +7,13 @@
 mod arena;
 mod block;
 mod pool;
+mod published;
 mod values;
 
 pub use arena::Arena;
 pub use block::{Block, Blocks};
 pub use pool::{Buf, Pool};
+pub use published::{Pin, Published, Writing};
 pub use values::{Floats, Halves, Values};
 
 use std::sync::Arc;

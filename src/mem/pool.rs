@@ -168,6 +168,11 @@ impl Buf {
         self.offset
     }
 
+    /// The pool's arena, as the transport knows it.
+    pub fn region(&self) -> RegionId {
+        self.pool.region
+    }
+
     /// Copies `bytes` to `at` within the buffer.
     ///
     /// # Panics

@@ -220,6 +220,12 @@ pub struct ThreadStats {
     pub pushes: u64,
     /// Pulls answered.
     pub pulls: u64,
+    /// Answers that were sent from where the parameters lie.
+    pub replies_pinned: u64,
+    /// Answers that were copied first.
+    pub replies_copied: u64,
+    /// Segments of dense tables whose next version was written elsewhere, since the present one was being sent.
+    pub blocks_moved: u64,
     /// Pieces that had come before.
     pub duplicates_dropped: u64,
     /// Endpoints opened anew by a worker that had one.

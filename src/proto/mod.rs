@@ -3,6 +3,7 @@
 pub mod control;
 pub mod handshake;
 mod layout;
+mod message;
 mod reply;
 mod request;
 pub mod secret;
@@ -10,6 +11,7 @@ mod wire;
 
 pub use control::ThreadStats;
 pub use layout::SparseBody;
+pub use message::{MAX_REGIONS, WorkerMessage};
 pub use reply::{ReplyHeader, ReplyKind};
 pub use request::{RequestHeader, RequestKind};
 

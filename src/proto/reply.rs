@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read
-//!  2  version  u8   1                            32  freed    u64  bit i: slot i is free again
+//!  2  version  u8   2                            32  freed    u64  bit i: slot i is free again
 //!  3  kind     u8   1 credit, 2 pulled           40  epoch    u32
 //!  4  zero     u32                               44  count    u32  fp32 written
 //!                                                48  tag      u32  of the request
-//!  8  sequence u64  per endpoint, from 0         52  zero     u64
+//!  8  sequence u64  per endpoint, from 0         52  withdrawn u64 bit i: region i is no more written to
 //! 16  closed   u64  all clocks < closed are closed  60  check u32  CRC32C of bytes 0..60
 //! ```
 
@@ -14,7 +14,7 @@ use super::{Builder, Fields, HEADER};
 use crate::error::Malformed;
 
 const MAGIC: u16 = 0x5257;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What the header announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct ReplyHeader {
     pub count: u32,
     /// Of the request.
     pub tag: u32,
+    /// Bit i: the server has let go of region i, which the worker withdrew.
+    pub withdrawn: u64,
 }
 
 impl ReplyHeader {
@@ -63,6 +65,7 @@ impl ReplyHeader {
             .put(40, self.epoch.to_le_bytes())
             .put(44, self.count.to_le_bytes())
             .put(48, self.tag.to_le_bytes())
+            .put(52, self.withdrawn.to_le_bytes())
             .finish()
     }
 
@@ -75,7 +78,7 @@ impl ReplyHeader {
             2 => ReplyKind::Pulled,
             other => return Err(Malformed::new("kind", "1 or 2", other)),
         };
-        if fields.u32(4) != 0 || fields.u64(52) != 0 {
+        if fields.u32(4) != 0 {
             return Err(Malformed::new("reserved", "zero", "something else"));
         }
         Ok(ReplyHeader {
@@ -87,6 +90,7 @@ impl ReplyHeader {
             epoch: fields.u32(40),
             count: fields.u32(44),
             tag: fields.u32(48),
+            withdrawn: fields.u64(52),
         })
     }
 }
@@ -106,12 +110,13 @@ mod tests {
             epoch: 4,
             count: 5,
             tag: 6,
+            withdrawn: 1 << 62,
         };
         let hex: String = reply.encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "5752010200000000070000000000000003000000000000000200000000000000\
-             000000000000008004000000050000000600000000000000000000006c681d73"
+            "5752020200000000070000000000000003000000000000000200000000000000\
+             000000000000008004000000050000000600000000000000000000403d6014e8"
         );
         assert_eq!(ReplyHeader::decode(&reply.encode()), Ok(reply));
         let mut bytes = reply.encode();

@@ -1,11 +1,11 @@
 //! The header of what a worker writes into a slot of a server thread.
 //!
 //! ```text
-//!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the receive region
-//!  2  version  u8   1                      32  table    u32
+//!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the region
+//!  2  version  u8   2                      32  table    u32
 //!  3  kind     u8                          36  bucket   u32  dense only
 //!  4  flags    u16  0 after push, 1 void   40  epoch    u32  of the View that routed it
-//!  6  zero     u16                         44  first    u32  dense: element in the bucket; sparse: directory entries
+//!  6  region   u16  pull: number, else 0   44  first    u32  dense: element in the bucket; sparse: directory entries
 //!  8  sequence u64  per thread, from 0     48  count    u32  elements (dense), keys (sparse) or parts (batch)
 //! 16  clock    u64  the worker's           52  length   u32  body bytes
 //!                                          56  tag      u32  comes back in the reply
@@ -22,7 +22,7 @@ use crate::error::Malformed;
 use crate::mem::align_up;
 
 const MAGIC: u16 = 0x4C57;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const AFTER_PUSH: u16 = 1;
 const VOID: u16 = 2;
 
@@ -31,7 +31,7 @@ const VOID: u16 = 2;
 pub enum RequestKind {
     /// Add the body's values.
     Push,
-    /// Write the values into the receive region.
+    /// Write the values into one of the worker's regions.
     Pull,
     /// The worker ended `clock`.
     Mark,
@@ -54,7 +54,9 @@ pub struct RequestHeader {
     pub sequence: u64,
     /// The worker's clock.
     pub clock: u64,
-    /// Pull: byte offset in the receive region.
+    /// Pull: which of the regions that the worker announced; 0 is its receive memory.
+    pub region: u16,
+    /// Pull: byte offset in the region.
     pub argument: u64,
     /// Which table.
     pub table: u32,
@@ -87,6 +89,7 @@ impl RequestHeader {
             .put(0, MAGIC.to_le_bytes())
             .put(2, [VERSION, kind])
             .put(4, flags.to_le_bytes())
+            .put(6, self.region.to_le_bytes())
             .put(8, self.sequence.to_le_bytes())
             .put(16, self.clock.to_le_bytes())
             .put(24, self.argument.to_le_bytes())
@@ -112,7 +115,11 @@ impl RequestHeader {
             5 => RequestKind::Batch,
             other => return Err(Malformed::new("kind", "1 to 5", other)),
         };
-        if fields.u16(4) & !(AFTER_PUSH | VOID) != 0 || fields.u16(6) != 0 {
+        let region = fields.u16(6);
+        if region != 0 && kind != RequestKind::Pull {
+            return Err(Malformed::new("region", "0 but for a pull", region));
+        }
+        if fields.u16(4) & !(AFTER_PUSH | VOID) != 0 {
             return Err(Malformed::new("flags", "only known flags", format!("{:#06x}", fields.u16(4))));
         }
         Ok(RequestHeader {
@@ -121,6 +128,7 @@ impl RequestHeader {
             void: fields.u16(4) & VOID != 0,
             sequence: fields.u64(8),
             clock: fields.u64(16),
+            region,
             argument: fields.u64(24),
             table: fields.u32(32),
             bucket: fields.u32(36),
@@ -147,6 +155,7 @@ impl RequestHeader {
             void: false,
             sequence: 0,
             clock,
+            region: 0,
             argument: 0,
             table: 0,
             bucket: 0,
@@ -248,6 +257,7 @@ mod tests {
             void: false,
             sequence: 0x0102_0304_0506_0708,
             clock: 9,
+            region: 2,
             argument: 4096,
             table: 3,
             bucket: 17,
@@ -264,8 +274,8 @@ mod tests {
         let hex: String = example().encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "574c010201000000080706050403020109000000000000000010000000000000\
-             030000001100000001000000050000000600000018000000efbeaddeba7b685f"
+            "574c020201000200080706050403020109000000000000000010000000000000\
+             030000001100000001000000050000000600000018000000efbeadde0503c190"
         );
         assert_eq!(RequestHeader::decode(&example().encode()), Ok(example()));
     }
@@ -273,7 +283,7 @@ mod tests {
     #[test]
     fn wrong_fields_are_named() {
         let mut bytes = example().encode();
-        bytes[2] = 2;
+        bytes[2] = 1;
         assert_eq!(RequestHeader::decode(&bytes).unwrap_err().field, "version");
         let mut bytes = example().encode();
         bytes[16] ^= 1;
@@ -286,6 +296,7 @@ mod tests {
             kind: RequestKind::Push,
             after_push: false,
             sequence: 0,
+            region: 0,
             argument: 0,
             count: 1,
             length: 4,
@@ -310,18 +321,18 @@ mod tests {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!(
             hex(&header.encode()),
-            "574c010500000000090000000000000009000000000000000000000000000000\
-             0300000011000000010000000500000002000000c0000000efbeadde40e3ea4d"
+            "574c020500000000090000000000000009000000000000000000000000000000\
+             0300000011000000010000000500000002000000c0000000efbeaddeadf69897"
         );
         assert_eq!(
             hex(&body[..64]),
-            "574c010100000000000000000000000009000000000000000000000000000000\
-             030000001100000001000000050000000100000004000000efbeadde893f6965"
+            "574c020100000000000000000000000009000000000000000000000000000000\
+             030000001100000001000000050000000100000004000000efbeadde642a1bbf"
         );
         assert_eq!(
             hex(&body[128..]),
-            "574c010300000000010000000000000009000000000000000000000000000000\
-             030000001100000001000000050000000000000000000000efbeaddeb0673923"
+            "574c020300000000010000000000000009000000000000000000000000000000\
+             030000001100000001000000050000000000000000000000efbeadde5d724bf9"
         );
         let parts = parse(&header, &body).unwrap();
         assert_eq!(
@@ -411,7 +422,7 @@ mod tests {
                 all
             })), mend in any::<bool>()) {
             if mend {
-                bytes[..3].copy_from_slice(&[0x57, 0x4C, 1]);
+                bytes[..3].copy_from_slice(&[0x57, 0x4C, 2]);
                 let check = crc32c::crc32c(&bytes[..60]);
                 bytes[60..].copy_from_slice(&check.to_le_bytes());
             }

@@ -3,13 +3,15 @@
 //! A slot belongs to the worker while it is free, and to this thread from the completion that announced it until the
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
+use std::sync::Arc;
+
 use super::link::Link;
 #[cfg(test)]
 use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
-use crate::mem::{Floats, Pool};
-use crate::proto::{HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats};
+use crate::mem::{Arena, Floats, Pool, RegionId};
+use crate::proto::{HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage};
 use crate::store::{Applied, DensePiece, Shard, SparsePiece};
 use crate::types::{
     Clock, DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View,
@@ -88,6 +90,8 @@ pub struct Core {
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     gathered: Vec<f32>,
+    /// The lists of answered pulls, to be used again.
+    spare: Vec<(Vec<DirectoryEntry>, Vec<Key>)>,
 }
 
 impl Core {
@@ -121,13 +125,19 @@ impl Core {
             directory: Vec::new(),
             keys: Vec::new(),
             gathered: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
-    /// Makes this shard's part of a table.
-    pub fn create_table(&mut self, id: TableId, spec: &TableSpec) -> Result<()> {
+    /// Makes this shard's part of a table; `register` makes its parameters known to the transport.
+    pub fn create_table(
+        &mut self,
+        id: TableId,
+        spec: &TableSpec,
+        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+    ) -> Result<()> {
         let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
-        self.shard.create_table(id, spec, &buckets)
+        self.shard.create_table(id, spec, &buckets, register)
     }
 
     /// A worker's slots.
@@ -185,6 +195,7 @@ impl Core {
     pub fn stats(&self) -> ThreadStats {
         ThreadStats {
             parameter_bytes: self.shard.parameter_bytes(),
+            blocks_moved: self.shard.moves(),
             max_clock_lag: self.gate.max_lag(),
             ..self.stats
         }
@@ -195,7 +206,7 @@ impl Core {
         self.gate.clocks()
     }
 
-    /// A message came outside the slots: the worker says how much of its ring it has read.
+    /// A message came outside the slots: about the worker's ring, or its regions.
     pub fn message(&mut self, rank: Rank, bytes: &[u8]) -> Result<()> {
         if self.failed {
             return Ok(());
@@ -207,15 +218,11 @@ impl Core {
 
     fn hear(&mut self, rank: Rank, bytes: &[u8]) -> Result<()> {
         let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };
-        let read: [u8; 8] = bytes.try_into().map_err(|_| {
-            Error::protocol(
-                &link.peer,
-                "message",
-                "a ring credit of 8 bytes",
-                format!("{} bytes", bytes.len()),
-            )
-        })?;
-        link.acknowledged(u64::from_le_bytes(read))
+        match WorkerMessage::decode(bytes).map_err(|m| m.by(&link.peer))? {
+            WorkerMessage::RingRead(read) => link.acknowledged(read),
+            WorkerMessage::Announce { number, region } => link.announce(number, region),
+            WorkerMessage::Withdraw { number } => link.withdraw(number),
+        }
     }
 
     /// A worker filled a slot. An error is the worker's fault, and the job ends: done again it would fail again.
@@ -409,12 +416,17 @@ impl Core {
             self.shard.read_dense(header.table, header.bucket, header.first, header.count)?;
         } else {
             let body = SparseBody::announced(&header, 0)?;
+            (waiting.directory, waiting.keys) = self.spare.pop().unwrap_or_default();
             self.staging.keys(place.body_at, &body, &mut waiting.directory, &mut waiting.keys);
             self.shard.check_pull(header.table, &waiting.piece())?;
         }
         if let Some(link) = &mut self.links[rank as usize] {
-            if !link.receive.contains(header.argument, floats * 4) {
-                return Err(Malformed::new("argument", "a place in the receive region", header.argument));
+            let Some(region) = link.region(header.region) else {
+                return Err(Malformed::new("region", "an announced region", header.region));
+            };
+            if !region.contains(header.argument, floats * 4) {
+                let expected = format!("room for {} bytes in a region of {}", floats * 4, region.length);
+                return Err(Malformed::new("argument", expected, header.argument));
             }
             if link.waiting.len() >= self.pull_credits {
                 return Err(Malformed::new(
@@ -471,6 +483,11 @@ impl Core {
 }
 
 impl Waiting {
+    /// Where its values go.
+    pub fn region(&self) -> u16 {
+        self.header.region
+    }
+
     fn piece(&self) -> SparsePiece<'_> {
         SparsePiece { directory: &self.directory, keys: &self.keys, values: Floats::from(&[][..]) }
     }

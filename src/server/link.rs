@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::core::Waiting;
 use crate::error::{Error, Result};
 use crate::mem::RemoteRegion;
-use crate::proto::{HEADER, ReplyHeader, ReplyKind};
+use crate::proto::{HEADER, MAX_REGIONS, ReplyHeader, ReplyKind};
 use crate::transport::{EndpointId, Refusal, Transport, Write};
 
 /// What a worker granted, and what it was granted.
@@ -14,8 +14,10 @@ pub struct Link {
     pub endpoint: EndpointId,
     /// Role, rank and process, for messages.
     pub peer: String,
-    /// Where pulled values go.
-    pub receive: RemoteRegion,
+    /// Where pulled values go, by number: the receive memory, then what the worker has announced.
+    regions: [Option<RemoteRegion>; MAX_REGIONS],
+    /// Regions that were withdrawn and not yet acknowledged.
+    withdrawn: u64,
     /// Pulls that wait for their clock or for room.
     pub waiting: VecDeque<Waiting>,
     ring: RemoteRegion,
@@ -44,10 +46,13 @@ impl Link {
         ring_entries: u32,
         receive: RemoteRegion,
     ) -> Link {
+        let mut regions = [None; MAX_REGIONS];
+        regions[0] = Some(receive);
         Link {
             endpoint,
             peer,
-            receive,
+            regions,
+            withdrawn: 0,
             waiting: VecDeque::new(),
             ring,
             ring_entries: u64::from(ring_entries),
@@ -59,6 +64,35 @@ impl Link {
             stuck: None,
             leaving: None,
         }
+    }
+
+    /// A region that the worker announced and has not withdrawn.
+    pub fn region(&self, number: u16) -> Option<RemoteRegion> {
+        self.regions.get(usize::from(number)).copied().flatten()
+    }
+
+    /// Pulls may name a region from now on; `number` is below [`MAX_REGIONS`].
+    pub fn announce(&mut self, number: u8, region: RemoteRegion) -> Result<()> {
+        let place = &mut self.regions[usize::from(number)];
+        if place.is_some() || !region.rights.may_write() {
+            let expected = "a number that is not in use, and the right to write";
+            let found = format!("number {number}, rights {:?}", region.rights);
+            return Err(Error::protocol(&self.peer, "region", expected, found));
+        }
+        *place = Some(region);
+        Ok(())
+    }
+
+    /// No pull may name a region any more. What was written to it lies there before the acknowledgement does.
+    pub fn withdraw(&mut self, number: u8) -> Result<()> {
+        let awaited = self.waiting.iter().any(|w| w.region() == u16::from(number));
+        if awaited || self.regions[usize::from(number)].take().is_none() {
+            let expected = "an announced region that no pull under way names";
+            return Err(Error::protocol(&self.peer, "region", expected, number));
+        }
+        self.withdrawn |= 1 << number;
+        self.credit_due = true;
+        Ok(())
     }
 
     /// A request came that had not been accepted before, in a slot below 64. False when that was not the worker's to fill.
@@ -130,7 +164,8 @@ impl Link {
     pub fn reply(&mut self, mut header: ReplyHeader, transport: &mut dyn Transport) -> Result<()> {
         header.freed = self.freed;
         header.sequence = self.written;
-        self.freed = 0;
+        header.withdrawn = self.withdrawn;
+        (self.freed, self.withdrawn) = (0, 0);
         self.credit_due = false;
         self.write_header(header, transport)
     }
@@ -154,6 +189,7 @@ impl Link {
             epoch,
             count: 0,
             tag: 0,
+            withdrawn: 0,
         };
         self.reply(header, transport)
     }

@@ -288,7 +288,7 @@ impl Reactor {
                 }
                 Ok(Command::CreateTable(id, spec)) => {
                     let made = match &mut self.core {
-                        Some(core) => core.create_table(id, &spec),
+                        Some(core) => core.create_table(id, &spec, |arena| self.transport.register(arena)),
                         None => Err(not_begun("create a table")),
                     };
                     self.report(Report::TableCreated(id, made));
@@ -338,7 +338,7 @@ impl Reactor {
             (4096, self.limits.reply_buffers.div_ceil(4) * 4),
         ];
         let replies = Pool::new(&classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes);
+        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes);
         self.core = Some(Core::new(self.id, view, shard, staging, replies, self.limits.pull_credits));
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! What one server thread owns, alone.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::dense::Dense;
 use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
-use crate::mem::Floats;
+use crate::mem::{Arena, Floats, Pin, RegionId};
 use crate::types::{
     Aggregate, BucketId, Consistency, DirectoryEntry, Key, TableId, TableKind, TableSpec, Version,
 };
@@ -73,27 +74,37 @@ pub struct Shard {
     scratch: Vec<f32>,
     /// What tables may take when they are made, and what they took.
     budget: u64,
+    spare_bytes: u64,
     used: u64,
     parameter_bytes: u64,
 }
 
 impl Shard {
     /// An empty shard whose tables may take `budget` bytes: parameters, state, sums and bookkeeping. Rows of sparse tables
-    /// come later, and are not counted.
-    pub fn new(optimizers: Optimizers, budget: u64) -> Shard {
+    /// come later, and are not counted. `spare_bytes` of it, at most, is for versions of one dense table that are still being
+    /// sent.
+    pub fn new(optimizers: Optimizers, budget: u64, spare_bytes: u64) -> Shard {
         Shard {
             optimizers,
             tables: HashMap::new(),
             touched: Vec::new(),
             scratch: Vec::new(),
             budget,
+            spare_bytes,
             used: 0,
             parameter_bytes: 0,
         }
     }
 
-    /// Makes a table, of which this shard holds `buckets`. Making it again with the same spec changes nothing.
-    pub fn create_table(&mut self, id: TableId, spec: &TableSpec, buckets: &[BucketId]) -> Result<()> {
+    /// Makes a table, of which this shard holds `buckets`. Making it again with the same spec changes nothing. `register` is
+    /// called with the arena that answers may be sent from, where there is one.
+    pub fn create_table(
+        &mut self,
+        id: TableId,
+        spec: &TableSpec,
+        buckets: &[BucketId],
+        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+    ) -> Result<()> {
         if let Some(table) = self.tables.get(&id) {
             return if table.spec == *spec {
                 Ok(())
@@ -113,12 +124,17 @@ impl Shard {
             return Err(Error::Limit { resource, limit: self.budget, asked: used });
         }
         let body = match &spec.kind {
-            TableKind::Dense { .. } => Body::Dense(Dense::new(spec, buckets, optimizer.as_ref())?),
+            TableKind::Dense { .. } => {
+                // Spare segments only speed answers up, so they take what is left.
+                let spare_bytes = self.spare_bytes.min(self.budget - used);
+                Body::Dense(Dense::new(spec, buckets, optimizer.as_ref(), spare_bytes, register)?)
+            }
             TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets)),
         };
         self.used = used;
         if let Body::Dense(dense) = &body {
             self.parameter_bytes += dense.parameter_bytes();
+            self.used += dense.spare_bytes();
         }
         self.tables.insert(id, Table { spec: spec.clone(), optimizer, body });
         Ok(())
@@ -219,6 +235,23 @@ impl Shard {
             }
             Body::Sparse(_) => Err(kind_mismatch("dense")),
         }
+    }
+
+    /// Keeps what [`Shard::read_dense`] gives as it is now, to be sent from where it lies. `None` when it has to be copied.
+    pub fn pin_dense(&self, table: TableId, bucket: BucketId, first: u32, count: u32) -> Option<Pin> {
+        match &self.tables.get(&table)?.body {
+            Body::Dense(dense) => dense.pin(bucket, first, count),
+            Body::Sparse(_) => None,
+        }
+    }
+
+    /// How often a segment was being sent when it had to be written, and the new version was written elsewhere.
+    pub fn moves(&self) -> u64 {
+        let moves = |table: &Table| match &table.body {
+            Body::Dense(dense) => dense.moves(),
+            Body::Sparse(_) => 0,
+        };
+        self.tables.values().map(moves).sum()
     }
 
     /// Checks a sparse pull before it waits for its clock.

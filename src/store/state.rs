@@ -1,7 +1,7 @@
 //! The optimizer's state of one bucket or row, and a step with it.
 
 use super::optimizer::{MAX_STATE_WIDTH, Optimizer};
-use crate::kernels::{self, Gradient};
+use crate::kernels::{self, Gradient, Input};
 
 /// The state of some neighbouring parameters: their part of each plane, and the scalars of the whole.
 pub struct State<'a> {
@@ -19,11 +19,28 @@ impl<'a> State<'a> {
         State { planes, whole, first, scalars }
     }
 
-    /// Steps `parameters` with `gradient`, block by block in one pass over memory.
-    pub fn step(self, optimizer: &dyn Optimizer, parameters: &mut [f32], gradient: Gradient<'_>) {
+    /// Steps `parameters` with `gradient`, block by block in one pass over memory; starting from `old`, as long as they are,
+    /// where that is given.
+    pub fn step(
+        self,
+        optimizer: &dyn Optimizer,
+        parameters: &mut [f32],
+        old: Option<&[f32]>,
+        gradient: Gradient<'_>,
+    ) {
         let State { planes, whole, first, scalars } = self;
         optimizer.begin(scalars);
+        if let (Gradient::Piece(Input::F32(values)), None) = (&gradient, old) {
+            let mut parts = cut(planes, whole, first, parameters.len());
+            let parts = &mut parts[..optimizer.state_width()];
+            if optimizer.step_in_place(parameters, parts, scalars, *values) {
+                return;
+            }
+        }
         kernels::pass(parameters, gradient, None, |range, parameters, gradient| {
+            if let Some(old) = old {
+                parameters.copy_from_slice(&old[range.clone()]);
+            }
             let mut parts = cut(planes, whole, first + range.start, range.len());
             optimizer.step(parameters, &mut parts[..optimizer.state_width()], scalars, gradient);
         });
@@ -77,7 +94,7 @@ mod tests {
             let mut sum = gradient.clone();
             let folded = Gradient::Fold { sum: Some(&mut sum), pieces: &[], divisor: 1.0 };
             let state = State::of_part(&mut blocks_state, LENGTH, 0, adam.as_ref());
-            state.step(adam.as_ref(), &mut blocks, folded);
+            state.step(adam.as_ref(), &mut blocks, None, folded);
             let state = State::of_part(&mut whole_state, LENGTH, 0, adam.as_ref());
             state.step_with(adam.as_ref(), &mut whole, &gradient);
             assert!(sum.iter().all(|&s| s.to_bits() == 0));
@@ -99,7 +116,7 @@ mod tests {
         let (first, length) = (100, LENGTH - 300);
         let state = State::of_part(&mut parts_state, LENGTH, first, adam.as_ref());
         let piece = Gradient::Piece((&gradient[first..first + length]).into());
-        state.step(adam.as_ref(), &mut parts[first..first + length], piece);
+        state.step(adam.as_ref(), &mut parts[first..first + length], None, piece);
         let mut expected = noise(0);
         expected[first..first + length].copy_from_slice(&whole[first..first + length]);
         assert_eq!(parts, expected);

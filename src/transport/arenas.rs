@@ -19,7 +19,8 @@ pub(super) struct Target {
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Arenas {
-    registered: Vec<Arc<Arena>>,
+    /// By region id; places of arenas that were let go of are used again.
+    registered: Vec<Option<Arc<Arena>>>,
     /// Longest write or read, in bytes; at most `u32::MAX`.
     longest: usize,
     next_key: u32,
@@ -33,18 +34,30 @@ impl Arenas {
 
     /// Makes an arena known.
     pub fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
-        let id = u32::try_from(self.registered.len()).map_err(|_| Error::Limit {
+        let place = self.registered.iter().position(Option::is_none).unwrap_or(self.registered.len());
+        let id = u32::try_from(place).map_err(|_| Error::Limit {
             resource: "registered arenas".to_owned(),
             limit: u32::MAX.into(),
-            asked: self.registered.len() as u64 + 1,
+            asked: place as u64 + 1,
         })?;
-        self.registered.push(arena);
+        trace(&arena, "registered");
+        if place == self.registered.len() {
+            self.registered.push(None);
+        }
+        self.registered[place] = Some(arena);
         Ok(RegionId(id))
+    }
+
+    /// Lets go of an arena that no grant and no operation uses.
+    pub fn unregister(&mut self, region: RegionId) {
+        if let Some(arena) = self.registered.get_mut(region.0 as usize).and_then(Option::take) {
+            trace(&arena, "unregistered");
+        }
     }
 
     /// All of them, in bytes.
     pub fn bytes(&self) -> usize {
-        self.registered.iter().map(|a| a.len()).sum()
+        self.registered.iter().flatten().map(|a| a.len()).sum()
     }
 
     /// Adds a grant for `length` bytes at `offset` of an arena to an endpoint's.
@@ -55,7 +68,7 @@ impl Arenas {
         (offset, length): (usize, usize),
         rights: Rights,
     ) -> Result<RemoteRegion> {
-        let Some(arena) = self.registered.get(region.0 as usize) else {
+        let Some(Some(arena)) = self.registered.get(region.0 as usize) else {
             let reason = "the region was not registered with this transport".to_owned();
             return Err(Error::Misuse { call: "authorise", reason });
         };
@@ -82,6 +95,7 @@ impl Arenas {
             None => {}
             Some(Payload::Pinned(slice)) => self.admit_local(slice)?,
             Some(Payload::Owned(buf)) => self.admit_local(&buf.slice())?,
+            Some(Payload::Published(pin)) => self.admit_local(pin.slice())?,
         }
         if !write.remote.rights.may_write() {
             return Err(Refusal::OutOfBounds("the remote region may not be written".to_owned()));
@@ -119,8 +133,7 @@ impl Arenas {
     }
 
     fn admit_local(&self, slice: &RegionSlice) -> Result<(), Refusal> {
-        let registered =
-            self.registered.get(slice.region.0 as usize).is_some_and(|a| Arc::ptr_eq(a, &slice.arena));
+        let registered = matches!(self.registered.get(slice.region.0 as usize), Some(Some(a)) if Arc::ptr_eq(a, &slice.arena));
         if !registered {
             return Err(Refusal::OutOfBounds(
                 "the local bytes' arena is not registered with this transport".into(),
@@ -131,4 +144,10 @@ impl Arenas {
         }
         Ok(())
     }
+}
+
+/// Says which memory may be written from outside. A test compares it with what is.
+fn trace(arena: &Arena, event: &str) {
+    let (address, bytes) = (arena.at(0, 0) as usize, arena.len());
+    tracing::trace!(target: "windlass::region", address, bytes, "{event}");
 }

@@ -53,6 +53,11 @@ impl Grants {
         self.place(key).is_ok()
     }
 
+    /// Whether one of them lies in this region.
+    pub fn lie_in(&self, region: RegionId) -> bool {
+        self.sorted.iter().any(|g| g.region == region)
+    }
+
     /// Adds a grant whose key is not in use.
     pub fn add(&mut self, grant: Grant) {
         let (Ok(at) | Err(at)) = self.place(grant.key);

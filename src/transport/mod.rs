@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use crate::config::{Network, TransportKind};
 use crate::error::{Error, Result};
-use crate::mem::{Arena, Buf, RegionId, RegionSlice, RemoteRegion, Rights};
+use crate::mem::{Arena, Buf, Pin, RegionId, RegionSlice, RemoteRegion, Rights};
 
 /// Length of the header that may precede a body in one write, in bytes.
 pub const HEADER: usize = 64;
@@ -80,8 +80,10 @@ pub struct Caps {
 pub enum Payload {
     /// Dropped (given back to its pool) when the write is done.
     Owned(Buf),
-    /// Published memory; the owner does not change it until the write is done.
+    /// Memory that its owner does not change until the write is done.
     Pinned(RegionSlice),
+    /// A published version. Dropped (so that its memory may be changed) when the write is done.
+    Published(Pin),
 }
 
 impl Payload {
@@ -90,6 +92,16 @@ impl Payload {
         match self {
             Payload::Owned(buf) => buf.len(),
             Payload::Pinned(slice) => slice.length,
+            Payload::Published(pin) => pin.slice().length,
+        }
+    }
+
+    /// What it lies in.
+    pub fn region(&self) -> RegionId {
+        match self {
+            Payload::Owned(buf) => buf.region(),
+            Payload::Pinned(slice) => slice.region,
+            Payload::Published(pin) => pin.slice().region,
         }
     }
 
@@ -98,6 +110,7 @@ impl Payload {
         match self {
             Payload::Owned(buf) => buf.slice(),
             Payload::Pinned(slice) => slice.clone(),
+            Payload::Published(pin) => pin.slice().clone(),
         }
     }
 }
@@ -265,8 +278,12 @@ pub trait Transport: Send {
     /// What it can do.
     fn caps(&self) -> &Caps;
 
-    /// Makes an arena known, for use in local slices and in [`Transport::authorise`]. It lives as long as the transport.
+    /// Makes an arena known, for use in local slices and in [`Transport::authorise`]. It lives as long as the transport, or
+    /// until [`Transport::unregister`].
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId>;
+
+    /// Lets go of an arena. False while an authorisation, or an operation under way, still uses it: ask again later.
+    fn unregister(&mut self, region: RegionId) -> bool;
 
     /// Prepares an endpoint to `peer` (a name for messages) and gives the address bytes that its other end needs.
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)>;

@@ -42,15 +42,12 @@ impl Waker {
 }
 
 /// Sleeps until one of `fds` is readable, or for `timeout`. Wakes early on a signal.
-pub fn park(fds: &[RawFd], timeout: Duration) -> Result<()> {
-    let mut polled: Vec<PollFd<'_>> = fds
-        .iter()
-        .map(|&fd| {
-            // SAFETY: the callers own these descriptors (a waker's or a transport's) for the length of this call.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            PollFd::from_borrowed_fd(fd, PollFlags::IN)
-        })
-        .collect();
+pub fn park<const N: usize>(fds: &[RawFd; N], timeout: Duration) -> Result<()> {
+    let mut polled: [PollFd<'_>; N] = fds.map(|fd| {
+        // SAFETY: the callers own these descriptors (a waker's or a transport's) for the length of this call.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        PollFd::from_borrowed_fd(fd, PollFlags::IN)
+    });
     let timeout = Timespec {
         tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(timeout.subsec_nanos()),

@@ -5,6 +5,7 @@
 
 #![allow(dead_code)] // each test program uses a part of it
 
+pub mod job;
 pub mod proc;
 
 use std::io::{Read, Write};
@@ -41,6 +42,13 @@ pub fn run<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Ended {
 /// A directory that lives as long as the test.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
+}
+
+/// Writes a job's secret to a file that only its owner may read.
+pub fn secret_file(path: &Path, secret: &windlass::Secret) {
+    let mut options = std::fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
+    options.open(path).unwrap().write_all(secret.to_hex().as_bytes()).unwrap();
 }
 
 /// A path as an argument.

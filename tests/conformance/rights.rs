@@ -1,10 +1,45 @@
 //! Grants hold against a peer that lies. The victim is end 0; end 1 attacks; end 2 is a bystander whose endpoint lives on.
 
+use std::sync::Arc;
+
 use windlass::error::Error;
-use windlass::mem::{RemoteRegion, Rights};
-use windlass::transport::{EndpointId, Read, Write};
+use windlass::mem::{Arena, RegionSlice, RemoteRegion, Rights};
+use windlass::transport::{EndpointId, Payload, Read, Refusal, Write};
 
 use crate::rig::{Fabric, Net, header, write_to};
+
+/// Memory is let go of when nobody can reach it any more, and its number is another's then.
+pub fn unregistered(fabric: &dyn Fabric) {
+    let mut net = Net::new(fabric, 2);
+    let (a, b) = net.join(0, 1);
+    let memory = Arena::new(8192).unwrap();
+    let end = &mut net.ends[1];
+    let region = end.transport.register(memory.clone()).unwrap();
+    let remote = end.transport.authorise(b, region, 0, 8192, Rights::Write).unwrap();
+    assert!(!end.transport.unregister(region), "a peer may write to it");
+    net.write(0, a, Write { header: Some(header(3)), imm: Some(1), ..write_to(remote, 64) });
+    net.written(1, b);
+    let end = &mut net.ends[1];
+    end.transport.withdraw(b, &remote).unwrap();
+    assert!(end.transport.unregister(region) && end.transport.unregister(region));
+    assert!(end.transport.authorise(b, region, 0, 64, Rights::Write).is_err());
+    let slice = RegionSlice { arena: memory.clone(), region, offset: 0, length: 64 };
+    let body = Some(Payload::Pinned(slice));
+    let theirs = net.ends[0].grant(a, 0, 4096, Rights::Write);
+    let write = |body| Write { body, context: Some(9), ..write_to(theirs, 0) };
+    let refused = net.ends[1].transport.write(b, write(body)).unwrap_err();
+    assert!(matches!(refused.refusal, Refusal::OutOfBounds(_)), "{:?}", refused.refusal);
+    drop(refused);
+    assert_eq!(Arc::strong_count(&memory), 1, "the transport still holds it");
+    // Registered anew, a write from it keeps it until the write is done.
+    let region = net.ends[1].transport.register(memory.clone()).unwrap();
+    let slice = RegionSlice { arena: memory.clone(), region, offset: 0, length: 4096 };
+    net.ends[1].transport.write(b, write(Some(Payload::Pinned(slice)))).unwrap();
+    assert!(!net.ends[1].transport.unregister(region), "a write is under way");
+    assert_eq!(net.done(1, b), 9);
+    net.until("the end of the write", |net| net.ends[1].transport.unregister(region));
+    net.until("the memory", |_| Arc::strong_count(&memory) == 1);
+}
 
 struct Scene {
     net: Net,

@@ -1,6 +1,6 @@
 //! Writes.
 
-use windlass::mem::Rights;
+use windlass::mem::{Published, Rights};
 use windlass::transport::{Completion, HEADER, Payload, Refusal, Write};
 
 use crate::rig::{ARENA, Fabric, Random, header, pair, write_to};
@@ -154,6 +154,32 @@ pub fn done_gives_the_body_back(fabric: &dyn Fabric) {
     }
     let all: Vec<_> = std::iter::from_fn(|| pool.lease(1)).collect();
     assert_eq!(all.len(), 4);
+}
+
+/// A published version goes out as it was while the next one is written, and is let go of when it has.
+pub fn published_bodies(fabric: &dyn Fabric) {
+    const FLOATS: usize = 25_000;
+    let mut p = pair(fabric);
+    let remote = p.net.ends[1].grant(p.b, 0, 1 << 20, Rights::Write);
+    let transport = &mut p.net.ends[0].transport;
+    let mut published = Published::new(FLOATS, 1, 1 << 20, |arena| transport.register(arena)).unwrap();
+    for round in 0..40u8 {
+        published.write(0).to.fill(f32::from(round));
+        let pin = published.pin(0, 1, FLOATS - 1).expect("Done let go of the version before");
+        let write = Write {
+            body: Some(Payload::Published(pin)),
+            imm: Some(1),
+            context: Some(u64::from(round)),
+            ..write_to(remote, 0)
+        };
+        p.net.ends[0].transport.write(p.a, write).unwrap();
+        published.write(0).to.fill(-1.0);
+        assert_eq!(p.net.done(0, p.a), u64::from(round));
+        p.net.written(1, p.b);
+        let came = p.net.ends[1].bytes(0, (FLOATS - 1) * 4);
+        assert!(came.chunks(4).all(|value| value == f32::from(round).to_le_bytes()), "{round}");
+    }
+    assert_eq!(published.moves(), 40);
 }
 
 pub fn refused_locally(fabric: &dyn Fabric) {

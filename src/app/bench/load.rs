@@ -2,7 +2,7 @@
 
 use super::options::{Op, Options};
 use super::place::pattern;
-use crate::client::{Table, Ticket};
+use crate::client::{Buffer, Client, Table, Ticket};
 use crate::error::Result;
 use crate::types::{DEFAULT_SEGMENT_BYTES, KeyRange, SortedKeys};
 
@@ -23,9 +23,20 @@ pub struct Load {
     width: u64,
     /// What one more row's key is larger by, so that keys lie in the whole of u64.
     spread: u64,
+    /// Parts that may be under way.
+    depth: usize,
+    started: u64,
+    finished: u64,
     keys: Vec<u64>,
-    ones: Vec<f32>,
-    pulled: Vec<f32>,
+    memory: Memory,
+}
+
+/// What is pushed, and room for what is pulled.
+enum Memory {
+    /// Rows of sparse tables are copied on their way.
+    Plain { ones: Vec<f32>, pulled: Vec<f32> },
+    /// Each part under way has a place of its own in `pulled`.
+    Registered { ones: Buffer, pulled: Buffer },
 }
 
 /// A value that a pull brought and that can't be.
@@ -37,23 +48,36 @@ pub struct Wrong {
 }
 
 impl Load {
-    pub fn new(options: &Options, table: Table) -> Load {
+    /// Operations on `table`, of which `shards` server threads hold parts.
+    pub fn new(client: &Client, options: &Options, table: Table, shards: u64) -> Result<Load> {
         let width = u64::from(table.spec().width());
         let stride = options.stride();
         let part = (PART_BYTES / 4 / width).clamp(1, stride);
         let floats = (part * width) as usize;
-        Load {
+        let op = options.op;
+        let depth = depth(options, (stride, part, width), shards);
+        let memory = if op.is_sparse() {
+            Memory::Plain { ones: vec![1.0; floats], pulled: vec![0.0; floats] }
+        } else {
+            let mut ones = client.buffer(if op.pushes() { floats } else { 1 })?;
+            ones.as_mut_slice()?.fill(1.0);
+            let pulled = client.buffer(if op.pulls() { floats * depth } else { 1 })?;
+            Memory::Registered { ones, pulled }
+        };
+        Ok(Load {
             table,
-            op: options.op,
+            op,
             places: options.places(),
             stride,
             part,
             width,
             spread: if options.op.is_sparse() { u64::MAX / options.rows } else { 1 },
+            depth,
+            started: 0,
+            finished: 0,
             keys: Vec::new(),
-            ones: vec![1.0; floats],
-            pulled: vec![0.0; floats],
-        }
+            memory,
+        })
     }
 
     /// Parts of one operation.
@@ -61,59 +85,64 @@ impl Load {
         self.stride.div_ceil(self.part)
     }
 
-    /// Parts that may be under way: the window, as far as a worker's memory for answers goes.
-    pub fn depth(&self, window: usize, shards: u64) -> usize {
-        let wanted = window.saturating_mul(self.parts() as usize);
-        if !self.op.pulls() {
-            return wanted;
-        }
-        let segment = u64::from(DEFAULT_SEGMENT_BYTES);
-        let bytes = self.part * self.width * 4;
-        let aligned = !self.op.is_sparse() && (self.stride * 4).is_multiple_of(segment);
-        // Rows travel with their keys, so a sparse frame holds a little less than a segment.
-        let frames = match (self.op.is_sparse(), aligned) {
-            (true, _) => shards + (bytes + self.part * 16).div_ceil(segment),
-            (false, true) => bytes / segment,
-            (false, false) => bytes.div_ceil(segment) + 1,
-        };
-        wanted.min((FRAMES / frames.max(1)) as usize).max(1)
+    /// Parts that may be under way.
+    pub fn depth(&self) -> usize {
+        self.depth
     }
 
     /// Begins one part of the operation at `place`.
     pub fn start(&mut self, place: u64, part: u64) -> Result<Ticket> {
         let (first, count) = self.span(part);
-        let ones = &self.ones[..(count * self.width) as usize];
-        if self.op.is_sparse() {
-            let (places, spread) = (self.places, self.spread);
-            self.keys.clear();
-            self.keys.extend((first..first + count).map(|j| (place + j * places) * spread));
-            let keys = SortedKeys::new(&self.keys)?;
-            return match self.op {
-                Op::SparsePush => self.table.push(keys, ones),
-                _ => self.table.pull_async(keys),
-            };
-        }
+        let at = self.place_in_memory(self.started);
+        self.started += 1;
         let start = place * self.stride + first;
-        let range = KeyRange::new(start, start + count)?;
-        match self.op {
-            Op::Push => self.table.push_range(range, ones),
-            Op::Pull => self.table.pull_range_async(range),
-            _ => self.table.push_pull_range(range, ones),
+        match &mut self.memory {
+            Memory::Plain { ones, .. } => {
+                let (places, spread) = (self.places, self.spread);
+                self.keys.clear();
+                self.keys.extend((first..first + count).map(|j| (place + j * places) * spread));
+                let keys = SortedKeys::new(&self.keys)?;
+                match self.op {
+                    Op::SparsePush => self.table.push(keys, &ones[..(count * self.width) as usize]),
+                    _ => self.table.pull_async(keys),
+                }
+            }
+            Memory::Registered { ones, pulled } => {
+                let range = KeyRange::new(start, start + count)?;
+                match self.op {
+                    Op::Push => self.table.push_range_buffer(range, ones, 0),
+                    Op::Pull => self.table.pull_range_buffer_async(range, pulled, at),
+                    _ => self.table.push_pull_range_buffers(range, (ones, 0), (pulled, at)),
+                }
+            }
         }
     }
 
-    /// Waits for a part. Values of a table that nobody pushes to are looked at, the first and the last.
+    /// Waits for the oldest part. Values of a table that nobody pushes to are looked at, the first and the last.
     pub fn finish(&mut self, mut ticket: Ticket, place: u64, part: u64) -> Result<Option<Wrong>> {
+        let at = self.place_in_memory(self.finished);
+        self.finished += 1;
         if !self.op.pulls() {
             return ticket.wait().map(|()| None);
         }
         let (first, count) = self.span(part);
-        let pulled = &mut self.pulled[..(count * self.width) as usize];
-        ticket.wait_into(pulled)?;
+        let floats = (count * self.width) as usize;
+        let (mut head, mut tail) = ([0.0], [0.0]);
+        match &mut self.memory {
+            Memory::Plain { pulled, .. } => {
+                ticket.wait_into(&mut pulled[..floats])?;
+                (head, tail) = ([pulled[0]], [pulled[floats - 1]]);
+            }
+            Memory::Registered { pulled, .. } => {
+                ticket.wait_version()?;
+                pulled.read(at, &mut head)?;
+                pulled.read(at + floats - 1, &mut tail)?;
+            }
+        }
         if self.op.pushes() {
             return Ok(None);
         }
-        let (head, tail) = (pulled[0], pulled[pulled.len() - 1]);
+        let ([head], [tail]) = (head, tail);
         let last = self.element(place, first + count - 1) + self.width - 1;
         let looked_at = [(self.element(place, first), head), (last, tail)];
         let wrong = looked_at.into_iter().find(|&(element, found)| found != pattern(element));
@@ -179,6 +208,11 @@ impl Load {
         (first, self.part.min(self.stride - first))
     }
 
+    /// Where part `number` of all that were started has its values.
+    fn place_in_memory(&self, number: u64) -> usize {
+        (number % self.depth as u64 * self.part * self.width) as usize
+    }
+
     /// fp32 that are filled or looked at in one go: whole rows.
     fn chunk(&self) -> u64 {
         (PART_BYTES / 4 / self.width).max(1) * self.width
@@ -203,4 +237,24 @@ impl Load {
         self.keys.clear();
         self.keys.extend((first..end).map(|row| row * spread));
     }
+}
+
+/// Parts that may be under way: the window, as far as a worker's memory for answers goes. `stride` and `part` are elements or
+/// keys of an operation and of one part of it, `width` the fp32 of each.
+fn depth(options: &Options, (stride, part, width): (u64, u64, u64), shards: u64) -> usize {
+    let op = options.op;
+    let wanted = options.window().saturating_mul(stride.div_ceil(part) as usize);
+    if !op.pulls() {
+        return wanted;
+    }
+    let segment = u64::from(DEFAULT_SEGMENT_BYTES);
+    let bytes = part * width * 4;
+    let aligned = !op.is_sparse() && (stride * 4).is_multiple_of(segment);
+    // Rows travel with their keys, so a sparse frame holds a little less than a segment.
+    let frames = match (op.is_sparse(), aligned) {
+        (true, _) => shards + (bytes + part * 16).div_ceil(segment),
+        (false, true) => bytes / segment,
+        (false, false) => bytes.div_ceil(segment) + 1,
+    };
+    wanted.min((FRAMES / frames.max(1)) as usize).max(1)
 }

@@ -90,11 +90,11 @@ impl<'a> Worker<'a> {
     fn new(client: &'a Client, options: &'a Options) -> Result<Worker<'a>> {
         let stats = client.server_stats()?;
         let shards: usize = stats.iter().map(|s| s.threads.len()).sum();
-        let load = Load::new(options, client.table(&options.spec())?);
+        let load = Load::new(client, options, client.table(&options.spec())?, shards as u64)?;
         Ok(Worker {
             client,
             options,
-            depth: load.depth(options.window(), shards as u64),
+            depth: load.depth(),
             load,
             walk: Walk::new(client.rank(), client.workers(), options.places()),
             servers: stats.len() as u32,

@@ -26,7 +26,7 @@ impl Engine {
             self.refuse_own_clock(ticket, "after")?;
             let pending = &self.pending[ticket];
             after.open.push((ticket, pending.number));
-            after.commits.extend(pending.commits_at.iter().map(|&link| (link, pending.clock)));
+            after.commits.extend(pending.lists.commits_at.iter().map(|&link| (link, pending.clock)));
         }
         Ok(after)
     }
@@ -74,13 +74,13 @@ impl Engine {
     /// Refuses a wait for a ticket that can only be done after the caller's own next `clock()`.
     pub(super) fn refuse_own_clock(&self, ticket: usize, call: &'static str) -> Result<()> {
         let pending = &self.pending[ticket];
-        let needs_own_mark = pending.under_bsp && (!pending.is_pull() || pending.after_push);
-        if self.is_settled(ticket) || !needs_own_mark || pending.clock != self.clock || self.finished {
+        let needs_own_mark = pending.under_bsp() && (!pending.pull || pending.after_push);
+        if self.is_complete(pending) || !needs_own_mark || pending.clock != self.clock || self.finished {
             return Ok(());
         }
         let reason = format!(
             "what was pushed to table \"{}\" in clock {} is committed when the clock ends: call clock() first",
-            pending.table, pending.clock
+            pending.spec.name, pending.clock
         );
         Err(Error::Misuse { call, reason })
     }

@@ -67,7 +67,7 @@ impl Engine {
         // those of earlier clocks that see their own.
         let unanswered = self.pending.iter().any(|(_, p)| {
             let waits_for_this_end = p.after_push && p.clock == self.clock;
-            p.under_bsp && !waits_for_this_end && p.open > 0 && p.is_pull()
+            p.under_bsp() && !waits_for_this_end && p.open > 0 && p.pull
         });
         if unanswered {
             Some("the answers to this clock's pulls")
@@ -86,7 +86,7 @@ impl Engine {
         for link in 0..self.links.len() {
             let header = self.header(kind, 0);
             // It rides behind the clock's last small pieces, or goes by itself.
-            if !self.links[link].join(header, &[], Owner::Nobody, false) {
+            if !self.links[link].join(header, &mut |_, _| {}, Owner::Nobody, false) {
                 self.links[link].enqueue(Outgoing::alone(header, None, Owner::Nobody), false);
             }
         }

@@ -27,6 +27,12 @@ impl Engine {
         if !self.stalled.is_empty() {
             self.begin_stalled();
         }
+        if worked {
+            self.sweep();
+        }
+        if let Err(error) = self.retire() {
+            self.fail(error);
+        }
         self.kick();
         self.check()?;
         Ok(worked)
@@ -100,6 +106,7 @@ impl Engine {
             self.accepted(link, frame);
         }
         self.returned = returned;
+        self.links[link].acknowledged(header.withdrawn, self.transport.as_mut())?;
         if header.kind == ReplyKind::Pulled {
             let asked = self.asked.get(header.tag as usize).filter(|a| a.link == link);
             let expected = asked.map(|a| a.floats);
@@ -145,8 +152,8 @@ impl Engine {
 
     fn spare(&mut self, frame: Outgoing) {
         let spare = frame.end();
-        if self.spares.len() < SPARES {
-            self.spares.push(spare);
+        if self.spare_parts.len() < SPARES {
+            self.spare_parts.push(spare);
         }
     }
 

@@ -1,154 +1,239 @@
-//! What leaves: the frames of pushes and pulls, cut and staged. A call that finds no staging memory says so and is made
-//! again, with `next` where it stopped.
+//! What leaves: the frames of pushes and pulls, cut and staged. A call that finds no staging memory, or no room in a queue,
+//! says so by `false` and is made again; it goes on where it stopped.
 
-use std::sync::Arc;
+use std::iter::Peekable;
 
-use super::{After, Asked, Engine, LONG_FRAME, Part, Places};
-use crate::client::frame::{BATCH, Outgoing, Owner, SMALL, copy_all};
-use crate::client::plan::{DenseFrame, SparsePlan};
+use super::{Asked, Engine, LONG_FRAME, Part, Places, Span, Target, Uses};
+use crate::client::frame::{BATCH, Fill, Outgoing, Owner, SMALL};
+use crate::client::plan::{DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
+use crate::mem::Buf;
 use crate::proto::{RequestHeader, RequestKind};
-use crate::types::{Key, TableId, TableSpec};
+use crate::transport::Payload;
+use crate::types::{Key, SortedKeys, TableId};
+
+/// Frames from and to registered buffers that may wait for one server thread before a call blocks.
+const QUEUE_LIMIT: usize = 4096;
+
+/// Where the values of a push lie.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// In the caller's memory: they are copied.
+    Slice(&'a [f32]),
+    /// In a registered buffer: they leave from there.
+    Buffer(Span),
+}
 
 impl Engine {
-    /// A ticket for a push that begins after `after`.
-    pub fn new_push(&mut self, spec: &TableSpec, after: Option<&Arc<After>>) -> Result<usize> {
+    /// A ticket for a push.
+    pub fn new_push(&mut self, table: &Target<'_>, source: Source<'_>) -> Result<usize> {
         self.may_push()?;
-        Ok(self.new_ticket(spec, false, after))
+        let read = match source {
+            Source::Slice(_) => None,
+            Source::Buffer(span) => Some(span),
+        };
+        Ok(self.new_ticket(table, (false, false), Uses { read, written: None }))
     }
 
-    /// A ticket for a pull, which may have to see the pushes of its own clock, that begins after `after`.
-    pub fn new_pull(
-        &mut self,
-        spec: &TableSpec,
-        after_push: bool,
-        after: Option<&Arc<After>>,
-    ) -> Result<usize> {
+    /// A ticket for a pull, which may have to see the pushes of its own clock, into receive memory or a registered buffer.
+    pub fn new_pull(&mut self, table: &Target<'_>, after_push: bool, into: Option<Span>) -> Result<usize> {
         self.check()?;
-        Ok(self.new_ticket(spec, after_push, after))
+        Ok(self.new_ticket(table, (true, after_push), Uses { read: None, written: into }))
     }
 
-    /// Queues the frames of a dense push. False while staging memory is short.
+    /// Queues the frames of a dense push.
     pub fn push_dense(
         &mut self,
         (ticket, table): (usize, TableId),
-        frames: &[DenseFrame],
-        values: &[f32],
-        next: &mut usize,
+        frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
+        source: Source<'_>,
     ) -> Result<bool> {
-        while let Some(frame) = frames.get(*next) {
-            let bytes: &[u8] = bytemuck::cast_slice(&values[frame.at..frame.at + frame.count as usize]);
-            let header = self.header(RequestKind::Push, table).dense(frame, bytes.len());
-            if !self.push_frame(frame.shard, ticket, header, &[bytes]) {
+        while let Some(frame) = frames.peek() {
+            let bytes = frame.count as usize * 4;
+            let header = self.header(RequestKind::Push, table).dense(frame, bytes);
+            let queued = match source {
+                Source::Slice(values) => {
+                    let values = bytemuck::cast_slice(&values[frame.at..frame.at + frame.count as usize]);
+                    let mut fill = |buf: &mut Buf, at: usize| buf.copy_in(at, values);
+                    self.push_frame(frame.shard, ticket, header, &mut fill)
+                }
+                Source::Buffer(span) => self.push_pinned(frame, ticket, header, &span)?,
+            };
+            if !queued {
                 return Ok(false);
             }
-            *next += 1;
+            frames.next();
         }
         Ok(true)
     }
 
-    /// Queues the frames of a sparse push. False while staging memory is short.
+    /// Queues the frames of a sparse push.
     pub fn push_sparse(
         &mut self,
         (ticket, table): (usize, TableId),
         plan: &SparsePlan,
         (keys, values): (&[Key], &[f32]),
         next: &mut usize,
-    ) -> Result<bool> {
-        let dim = self.pending[ticket].width;
-        let (mut sent, mut rows): (Vec<Key>, Vec<f32>) = (Vec::new(), Vec::new());
+    ) -> bool {
+        let row = self.pending[ticket].spec.width() as usize;
         while let Some(frame) = plan.frames.get(*next) {
-            sent.clear();
-            rows.clear();
-            for &number in &plan.order[frame.keys.clone()] {
-                let number = number as usize;
-                sent.push(keys[number]);
-                rows.extend_from_slice(&values[number * dim..(number + 1) * dim]);
-            }
-            let directory = &plan.directory[frame.directory.clone()];
-            let body: [&[u8]; 3] =
-                [bytemuck::cast_slice(directory), bytemuck::cast_slice(&sent), bytemuck::cast_slice(&rows)];
-            let header = self.header(RequestKind::Push, table).sparse(directory.len(), sent.len(), &body);
-            if !self.push_frame(frame.shard, ticket, header, &body) {
-                return Ok(false);
-            }
-            *next += 1;
-        }
-        Ok(true)
-    }
-
-    /// Queues the frames of a dense pull; refused when the receive memory is out.
-    pub fn pull_dense(
-        &mut self,
-        (ticket, table): (usize, TableId),
-        frames: &[DenseFrame],
-        next: &mut usize,
-    ) -> Result<bool> {
-        while let Some(frame) = frames.get(*next) {
-            let floats = frame.count as usize;
-            let header = self.header(RequestKind::Pull, table).dense(frame, 0);
-            if !self.ask(frame.shard, ticket, header, &[], (floats, Places::From(frame.at)))? {
-                return Ok(false);
+            let rows_at = frame.directory.len() * 8 + frame.keys.len() * 8;
+            let length = rows_at + frame.keys.len() * row * 4;
+            let mut fill = |buf: &mut Buf, at: usize| {
+                fill_keys(plan, frame, keys, buf, at);
+                for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
+                    let values = &values[number as usize * row..(number as usize + 1) * row];
+                    buf.copy_in(at + rows_at + place * row * 4, bytemuck::cast_slice(values));
+                }
+            };
+            let header = self.header(RequestKind::Push, table);
+            let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
+            if !self.push_frame(frame.shard, ticket, header, &mut fill) {
+                return false;
             }
             *next += 1;
-        }
-        Ok(true)
-    }
-
-    /// Queues the frames of a sparse pull; refused when the receive memory is out, false while staging memory is short.
-    pub fn pull_sparse(
-        &mut self,
-        (ticket, table): (usize, TableId),
-        plan: &SparsePlan,
-        keys: &[Key],
-        next: &mut usize,
-    ) -> Result<bool> {
-        let mut sent: Vec<Key> = Vec::new();
-        while let Some(frame) = plan.frames.get(*next) {
-            sent.clear();
-            sent.extend(plan.order[frame.keys.clone()].iter().map(|&n| keys[n as usize]));
-            let directory = &plan.directory[frame.directory.clone()];
-            let body: [&[u8]; 2] = [bytemuck::cast_slice(directory), bytemuck::cast_slice(&sent)];
-            let header = self.header(RequestKind::Pull, table).sparse(directory.len(), sent.len(), &body);
-            let floats = sent.len() * self.pending[ticket].width;
-            let places = Places::Rows(frame.keys.clone());
-            if !self.ask(frame.shard, ticket, header, &body, (floats, places))? {
-                return Ok(false);
-            }
-            *next += 1;
-        }
-        Ok(true)
-    }
-
-    /// The order in which a sparse pull's keys travel, once it is queued.
-    pub fn set_order(&mut self, ticket: usize, order: Vec<u32>) {
-        self.pending[ticket].order = order;
-    }
-
-    /// Queues one frame of a push. False when there is no staging memory for it.
-    fn push_frame(&mut self, link: usize, ticket: usize, header: RequestHeader, body: &[&[u8]]) -> bool {
-        if !self.stage(link, ticket, header, body, (Owner::Push(ticket), false)) {
-            return false;
-        }
-        let pending = &mut self.pending[ticket];
-        pending.open += 1;
-        self.pushed |= pending.under_bsp;
-        if pending.under_bsp && !pending.commits_at.contains(&link) {
-            pending.commits_at.push(link);
-        }
-        if header.length as usize >= LONG_FRAME {
-            self.kick();
         }
         true
     }
 
-    /// Queues one frame of a pull. False when there is no staging memory for it.
+    /// Queues the frames of a dense pull into receive memory; refused when that is out.
+    pub fn pull_dense(
+        &mut self,
+        (ticket, table): (usize, TableId),
+        frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
+    ) -> Result<bool> {
+        while let Some(frame) = frames.peek() {
+            let header = self.header(RequestKind::Pull, table).dense(frame, 0);
+            let answer = (frame.count as usize, Places::From(frame.at));
+            if !self.ask(frame.shard, ticket, header, &mut |_, _| {}, answer)? {
+                return Ok(false);
+            }
+            frames.next();
+        }
+        Ok(true)
+    }
+
+    /// Queues the frames of a dense pull into a registered buffer.
+    pub fn pull_into(
+        &mut self,
+        (ticket, table): (usize, TableId),
+        frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
+        into: Span,
+    ) -> Result<bool> {
+        while let Some(frame) = frames.peek() {
+            if self.links[frame.shard].queued() >= QUEUE_LIMIT {
+                return Ok(false);
+            }
+            self.announce(frame.shard, &into)?;
+            let mut header = self.header(RequestKind::Pull, table).dense(frame, 0);
+            header.region = u16::from(into.buffer);
+            header.argument = (into.start + frame.at) as u64 * 4;
+            let answer = (frame.count as usize, None);
+            if !self.queue_pull(frame.shard, ticket, header, &mut |_, _| {}, answer) {
+                return Ok(false);
+            }
+            frames.next();
+        }
+        Ok(true)
+    }
+
+    /// Queues the frames of a sparse pull; refused when the receive memory is out.
+    pub fn pull_sparse(
+        &mut self,
+        (ticket, table): (usize, TableId),
+        plan: &mut SparsePlan,
+        keys: &[Key],
+        next: &mut usize,
+    ) -> Result<bool> {
+        let width = self.pending[ticket].spec.width() as usize;
+        while let Some(frame) = plan.frames.get(*next) {
+            let length = frame.directory.len() * 8 + frame.keys.len() * 8;
+            let mut fill = |buf: &mut Buf, at: usize| fill_keys(plan, frame, keys, buf, at);
+            let header = self.header(RequestKind::Pull, table);
+            let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
+            let answer = (frame.keys.len() * width, Places::Rows(frame.keys.clone()));
+            if !self.ask(frame.shard, ticket, header, &mut fill, answer)? {
+                return Ok(false);
+            }
+            *next += 1;
+        }
+        std::mem::swap(&mut self.pending[ticket].lists.order, &mut plan.order);
+        Ok(true)
+    }
+
+    /// The engine's plan, filled; [`Engine::put_back`] gives it back.
+    pub fn plan_sparse(
+        &mut self,
+        table: &Target<'_>,
+        keys: SortedKeys<'_>,
+        limit: usize,
+    ) -> Result<SparsePlan> {
+        let mut plan = std::mem::take(&mut self.plan);
+        // A pull's answer has to fit a frame, too: rows count as if they travelled with the keys.
+        let row = table.spec.width() as usize * 4;
+        match plan.fill(table.spec, table.map, keys, row, limit) {
+            Ok(()) => Ok(plan),
+            Err(error) => {
+                self.plan = plan;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a plan back once `all` of it is queued.
+    pub fn put_back(&mut self, plan: &mut Option<SparsePlan>, all: bool) {
+        if let Some(plan) = plan.take_if(|_| all) {
+            self.plan = plan;
+        }
+    }
+
+    /// Queues one frame of a push from the caller's memory.
+    fn push_frame(&mut self, link: usize, ticket: usize, header: RequestHeader, fill: &mut Fill<'_>) -> bool {
+        let staged = self.stage(link, ticket, header, fill, (Owner::Push(ticket), false));
+        if staged {
+            self.count_push(link, ticket, header);
+        }
+        staged
+    }
+
+    /// Queues one frame of a push from a registered buffer.
+    fn push_pinned(
+        &mut self,
+        frame: &DenseFrame,
+        ticket: usize,
+        header: RequestHeader,
+        span: &Span,
+    ) -> Result<bool> {
+        if self.links[frame.shard].queued() >= QUEUE_LIMIT {
+            return Ok(false);
+        }
+        let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
+        let outgoing = Outgoing::alone(header, Some(body), Owner::Push(ticket));
+        self.enqueue(frame.shard, ticket, outgoing, false);
+        self.count_push(frame.shard, ticket, header);
+        Ok(true)
+    }
+
+    fn count_push(&mut self, link: usize, ticket: usize, header: RequestHeader) {
+        let pending = &mut self.pending[ticket];
+        pending.open += 1;
+        let under_bsp = pending.under_bsp();
+        self.pushed |= under_bsp;
+        if under_bsp && !pending.lists.commits_at.contains(&link) {
+            pending.lists.commits_at.push(link);
+        }
+        if header.length as usize >= LONG_FRAME {
+            self.kick();
+        }
+    }
+
+    /// Queues one frame of a pull into receive memory.
     fn ask(
         &mut self,
         link: usize,
         ticket: usize,
         mut header: RequestHeader,
-        body: &[&[u8]],
+        fill: &mut Fill<'_>,
         (floats, places): (usize, Places),
     ) -> Result<bool> {
         let Some(buf) = self.receive.lease(floats * 4) else {
@@ -158,59 +243,80 @@ impl Engine {
                 asked: (floats * 4) as u64,
             });
         };
+        header.argument = buf.offset() as u64;
+        let queued = self.queue_pull(link, ticket, header, fill, (floats, Some(Part { buf, places })));
+        if queued {
+            self.pending[ticket].floats += floats;
+        }
+        Ok(queued)
+    }
+
+    /// Queues one frame of a pull, which says where the values go; `part` is what receives them unless that is a registered
+    /// buffer.
+    fn queue_pull(
+        &mut self,
+        link: usize,
+        ticket: usize,
+        mut header: RequestHeader,
+        fill: &mut Fill<'_>,
+        (floats, part): (usize, Option<Part>),
+    ) -> bool {
         let pending = &self.pending[ticket];
         header.after_push = pending.after_push;
-        header.argument = buf.offset() as u64;
-        let may_overtake = pending.under_bsp && pending.after_push;
-        let (number, part) = (self.number(), Some(Part { buf, places }));
+        let may_overtake = pending.under_bsp() && pending.after_push;
+        let number = self.number();
         let tag = self.asked.insert(Asked { number, ticket, link, floats, part, accepted: None });
         header.tag = tag as u32;
         let owner = Owner::Pull { tag: header.tag, number };
-        if !self.stage(link, ticket, header, body, (owner, may_overtake)) {
+        let staged = self.stage(link, ticket, header, fill, (owner, may_overtake));
+        if staged {
+            self.pending[ticket].open += 1;
+        } else {
             self.asked.remove(tag);
-            return Ok(false);
         }
-        let pending = &mut self.pending[ticket];
-        pending.open += 1;
-        pending.floats += floats;
-        Ok(true)
+        staged
     }
 
-    /// Copies a request's body into staging memory and queues it: with others where it is small. False when there is none.
+    /// Writes a request's body into staging memory and queues it: with others where it is small. False when there is none.
     fn stage(
         &mut self,
         link: usize,
         ticket: usize,
         header: RequestHeader,
-        body: &[&[u8]],
+        fill: &mut Fill<'_>,
         (owner, may_overtake): (Owner, bool),
     ) -> bool {
-        let stalls = self.stalls(ticket);
         let room = BATCH.min(self.links[link].payload_bytes());
-        if !stalls && header.length as usize <= SMALL && header.part_bytes() <= room {
-            if self.links[link].join(header, body, owner, may_overtake) {
+        if !self.stalls(ticket) && header.length as usize <= SMALL && header.part_bytes() <= room {
+            if self.links[link].join(header, fill, owner, may_overtake) {
+                self.bytes_copied += u64::from(header.length);
                 return true;
             }
             if let Some(buf) = self.staging.lease(room) {
-                let spare = self.spares.pop().unwrap_or_default();
-                let frame = Outgoing::first(header, body, buf, owner, spare);
-                self.links[link].enqueue(frame, may_overtake);
+                self.bytes_copied += u64::from(header.length);
+                let spare = self.spare_parts.pop().unwrap_or_default();
+                self.links[link].enqueue(Outgoing::first(header, fill, buf, owner, spare), may_overtake);
                 return true;
             }
         }
-        let mut buf = None;
+        let mut body = None;
         if header.length > 0 {
-            let Some(mut leased) = self.staging.lease(header.length as usize) else { return false };
-            copy_all(&mut leased, 0, body);
-            buf = Some(leased);
+            let Some(mut buf) = self.staging.lease(header.length as usize) else { return false };
+            fill(&mut buf, 0);
+            self.bytes_copied += u64::from(header.length);
+            body = Some(Payload::Owned(buf));
         }
-        let frame = Outgoing::alone(header, buf, owner);
-        if stalls {
+        self.enqueue(link, ticket, Outgoing::alone(header, body, owner), may_overtake);
+        true
+    }
+
+    /// Queues a frame, or keeps it while its ticket may not begin.
+    fn enqueue(&mut self, link: usize, ticket: usize, frame: Outgoing, may_overtake: bool) {
+        if self.stalls(ticket) {
             self.stall(ticket, link, frame, may_overtake);
         } else {
             self.links[link].enqueue(frame, may_overtake);
         }
-        true
     }
 
     /// A push or pull that could not be queued whole: takes back what was not sent of a pull, and what waits for others to
@@ -248,6 +354,15 @@ impl Engine {
     }
 }
 
+/// A sparse body's directory and keys.
+fn fill_keys(plan: &SparsePlan, frame: &SparseFrame, keys: &[Key], buf: &mut Buf, at: usize) {
+    let directory: &[u8] = bytemuck::cast_slice(&plan.directory[frame.directory.clone()]);
+    buf.copy_in(at, directory);
+    for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
+        buf.copy_in(at + directory.len() + place * 8, &keys[number as usize].to_ne_bytes());
+    }
+}
+
 impl RequestHeader {
     fn dense(mut self, frame: &DenseFrame, length: usize) -> RequestHeader {
         self.bucket = frame.bucket;
@@ -257,10 +372,10 @@ impl RequestHeader {
         self
     }
 
-    fn sparse(mut self, entries: usize, keys: usize, body: &[&[u8]]) -> RequestHeader {
+    fn sparse(mut self, entries: usize, keys: usize, length: usize) -> RequestHeader {
         self.first = entries as u32;
         self.count = keys as u32;
-        self.length = body.iter().map(|part| part.len()).sum::<usize>() as u32;
+        self.length = length as u32;
         self
     }
 }

@@ -13,7 +13,7 @@ use crate::proto::secret::Secret;
 use crate::proto::{ReplyHeader, ReplyKind, RequestHeader, RequestKind};
 use crate::transport::park::Waker;
 use crate::transport::{Caps, Message, Read, Refusal, Rejected, SessionKey, Side, Write};
-use crate::types::{Consistency, Identity, OptimizerSpec, Role, TableSpec};
+use crate::types::{Consistency, Identity, OptimizerSpec, Role, ServerInfo, TableSpec, View};
 
 /// What was written: the slot, the request and its body.
 type Written = Arc<Mutex<Vec<(u32, RequestHeader, Vec<u8>)>>>;
@@ -39,6 +39,10 @@ impl Transport for Paper {
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
         self.arenas.push(arena);
         Ok(RegionId(self.arenas.len() as u32 - 1))
+    }
+
+    fn unregister(&mut self, _: RegionId) -> bool {
+        true
     }
 
     fn open(&mut self, _: Side, _: &str) -> Result<(EndpointId, Vec<u8>)> {
@@ -110,7 +114,8 @@ struct Rig {
     inbox: Arc<Mutex<Vec<Completion>>>,
     ring: Arc<Arena>,
     replies: u64,
-    spec: TableSpec,
+    spec: Arc<TableSpec>,
+    map: Arc<PartitionMap>,
     _hub: Hub,
 }
 
@@ -158,7 +163,10 @@ impl Rig {
         let spec = TableSpec::dense("w", &[1 << 20])
             .optimizer(OptimizerSpec::new("sum", &[]))
             .consistency(consistency);
-        let mut rig = Rig { engine, written, inbox, ring, replies: 0, spec, _hub: hub };
+        let server = ServerInfo { rank: 0, address: String::new(), threads: 1 };
+        let map = PartitionMap::new(&View { epoch: 1, servers: vec![server], workers: 1 }, &spec);
+        let (spec, map) = (Arc::new(spec), Arc::new(map));
+        let mut rig = Rig { engine, written, inbox, ring, replies: 0, spec, map, _hub: hub };
         rig.connected();
         rig
     }
@@ -187,8 +195,17 @@ impl Rig {
 
     /// The server thread writes a reply.
     fn reply(&mut self, kind: ReplyKind, freed: u64, tag: u32, count: u32) {
-        let header =
-            ReplyHeader { kind, sequence: self.replies, closed: 0, version: 0, freed, epoch: 1, count, tag };
+        let header = ReplyHeader {
+            kind,
+            sequence: self.replies,
+            closed: 0,
+            version: 0,
+            freed,
+            withdrawn: 0,
+            epoch: 1,
+            count,
+            tag,
+        };
         let imm = self.replies as u32;
         self.ring.copy_in(imm as usize * HEADER, &header.encode());
         self.replies += 1;
@@ -197,17 +214,29 @@ impl Rig {
     }
 
     fn push(&mut self, floats: usize, value: f32) -> usize {
-        let ticket = self.engine.new_push(&self.spec, None).unwrap();
-        let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
-        assert!(self.engine.push_dense((ticket, 0), &[frame], &vec![value; floats], &mut 0).unwrap());
+        let ticket = self.queue_push(None, floats, value);
         self.engine.kick();
         ticket
     }
 
-    fn pull(&mut self, floats: usize) -> usize {
-        let ticket = self.engine.new_pull(&self.spec, false, None).unwrap();
+    fn queue_push(&mut self, after: Option<&Arc<After>>, floats: usize, value: f32) -> usize {
+        let (spec, map) = (self.spec.clone(), self.map.clone());
+        let table = Target { spec: &spec, map: &map, after };
+        let values = vec![value; floats];
+        let source = Source::Slice(&values);
+        let ticket = self.engine.new_push(&table, source).unwrap();
         let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
-        assert!(self.engine.pull_dense((ticket, 0), &[frame], &mut 0).unwrap());
+        let mut frames = [frame].into_iter().peekable();
+        assert!(self.engine.push_dense((ticket, 0), &mut frames, source).unwrap());
+        ticket
+    }
+
+    fn pull(&mut self, floats: usize) -> usize {
+        let (spec, map) = (self.spec.clone(), self.map.clone());
+        let table = Target { spec: &spec, map: &map, after: None };
+        let ticket = self.engine.new_pull(&table, false, None).unwrap();
+        let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
+        assert!(self.engine.pull_dense((ticket, 0), &mut [frame].into_iter().peekable()).unwrap());
         self.engine.kick();
         ticket
     }
@@ -365,9 +394,7 @@ fn what_begins_after_waits_for_the_other_to_be_done() {
     let first = rig.push(16, 1.0);
     assert_eq!(rig.sent().len(), 1);
     let after = Arc::new(rig.engine.after([first].into_iter()).unwrap());
-    let second = rig.engine.new_push(&rig.spec, Some(&after)).unwrap();
-    let frame = DenseFrame { shard: 0, bucket: 1, first: 0, count: 16, at: 0 };
-    assert!(rig.engine.push_dense((second, 0), &[frame], &[2.0; 16], &mut 0).unwrap());
+    let second = rig.queue_push(Some(&after), 16, 2.0);
     rig.flush();
     rig.engine.progress().unwrap();
     assert_eq!(rig.sent().len(), 0);

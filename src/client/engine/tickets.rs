@@ -1,34 +1,31 @@
 //! Tickets: when they are done, what they wait for, and the values of a pull.
 
-use std::sync::Arc;
-
-use super::{After, Engine, Part, Pending, Places};
+use super::{Engine, Part, Pending, Places, Target, Uses};
 use crate::client::frame::Owner;
 use crate::error::{Error, Result};
-use crate::types::{TableSpec, Version};
+use crate::types::Version;
 
 impl Engine {
     pub(super) fn new_ticket(
         &mut self,
-        spec: &TableSpec,
-        after_push: bool,
-        after: Option<&Arc<After>>,
+        table: &Target<'_>,
+        (pull, after_push): (bool, bool),
+        uses: Uses,
     ) -> usize {
-        let after = after.filter(|after| !self.may_begin(after)).cloned();
+        let after = table.after.filter(|after| !self.may_begin(after)).cloned();
+        let lists = self.spare.pop().unwrap_or_default();
         let number = self.number();
         self.pending.insert(Pending {
             number,
-            table: spec.name.clone(),
+            spec: table.spec.clone(),
             clock: self.clock,
             open: 0,
-            commits_at: Vec::new(),
+            pull,
             after_push,
-            under_bsp: spec.consistency.folds_by_rank(),
-            parts: Vec::new(),
-            order: Vec::new(),
-            width: spec.width() as usize,
+            lists,
             floats: 0,
             version: 0,
+            uses,
             dropped: false,
             after,
             stalled: Vec::new(),
@@ -37,7 +34,7 @@ impl Engine {
 
     /// Whether a ticket is done. A wait that can only end after the caller's own next call is refused.
     pub fn is_done(&self, ticket: usize, waiting: bool) -> Result<bool> {
-        if self.is_settled(ticket) {
+        if self.is_complete(&self.pending[ticket]) {
             return Ok(true);
         }
         self.check()?;
@@ -47,17 +44,12 @@ impl Engine {
         Ok(false)
     }
 
-    pub(super) fn is_settled(&self, ticket: usize) -> bool {
-        let pending = &self.pending[ticket];
-        pending.open == 0 && pending.commits_at.iter().all(|&l| self.links[l].closed > pending.clock)
-    }
-
     /// What a ticket waits for, for messages.
     pub fn describe(&self, ticket: usize) -> String {
         let pending = &self.pending[ticket];
-        let what = if pending.is_pull() { "a pull from" } else { "a push to" };
+        let what = if pending.pull { "a pull from" } else { "a push to" };
         if pending.after.is_some() {
-            let (table, clock) = (&pending.table, pending.clock);
+            let (table, clock) = (&pending.spec.name, pending.clock);
             return format!("what has to be done before {what} table \"{table}\" in clock {clock} begins");
         }
         let behind: Vec<&str> = (0..)
@@ -65,14 +57,14 @@ impl Engine {
             .filter(|&(link, l)| {
                 let asked = self.asked.iter().any(|(_, a)| a.ticket == ticket && a.link == link);
                 let sent = l.concerns(Owner::Push(ticket));
-                asked || sent || (pending.commits_at.contains(&link) && l.closed <= pending.clock)
+                asked || sent || (pending.lists.commits_at.contains(&link) && l.closed <= pending.clock)
             })
             .map(|(_, l)| &*l.peer)
             .collect();
-        format!("{what} table \"{}\" in clock {} at {}", pending.table, pending.clock, behind.join(", "))
+        format!("{what} table \"{}\" in clock {} at {}", pending.spec.name, pending.clock, behind.join(", "))
     }
 
-    /// Copies a done pull's values out and forgets the ticket.
+    /// Copies a done pull's values out and forgets the ticket. `into` is empty when they lie in a registered buffer.
     ///
     /// # Errors
     /// `into` has another length than the pull asked for.
@@ -82,50 +74,68 @@ impl Engine {
             let found = into.len();
             return Err(Error::config("length of the result", format!("{} fp32", pending.floats), found));
         }
-        let width = pending.width;
-        let mut rows: Vec<f32> = Vec::new();
-        for part in &pending.parts {
+        let width = pending.spec.width() as usize;
+        for part in &pending.lists.parts {
             match &part.places {
                 Places::From(at) => {
                     let count = part.buf.len() / 4;
                     part.buf.copy_out(0, bytemuck::cast_slice_mut(&mut into[*at..*at + count]));
                 }
                 Places::Rows(range) => {
-                    rows.resize(part.buf.len() / 4, 0.0);
-                    part.buf.copy_out(0, bytemuck::cast_slice_mut(&mut rows));
-                    for (row, &number) in rows.chunks_exact(width).zip(&pending.order[range.clone()]) {
+                    for (row, &number) in pending.lists.order[range.clone()].iter().enumerate() {
                         let at = number as usize * width;
-                        into[at..at + width].copy_from_slice(row);
+                        part.buf
+                            .copy_out(row * width * 4, bytemuck::cast_slice_mut(&mut into[at..at + width]));
                     }
                 }
             }
         }
-        Ok(self.pending.remove(ticket).version)
+        self.bytes_copied += into.len() as u64 * 4;
+        let version = pending.version;
+        self.end(ticket);
+        Ok(version)
     }
 
     /// Nobody will wait for this ticket any more. Its memory is kept until no operation can touch it.
     pub fn forget(&mut self, ticket: usize) {
-        if let Some(pending) = self.pending.get_mut(ticket) {
-            pending.dropped = true;
-            if pending.open == 0 {
-                self.pending.remove(ticket);
-            }
+        let Some(pending) = self.pending.get_mut(ticket) else { return };
+        pending.dropped = true;
+        if pending.uses.is_empty() {
+            return self.end_dropped(ticket);
         }
+        self.quarantined += 1;
+        self.sweep();
     }
 
     pub(super) fn one_less(&mut self, ticket: usize, part: Option<Part>, version: Version) {
         let Some(pending) = self.pending.get_mut(ticket) else { return };
         pending.open -= 1;
         pending.version = pending.version.max(version);
-        pending.parts.extend(part);
-        if pending.dropped && pending.open == 0 {
-            self.pending.remove(ticket);
+        pending.lists.parts.extend(part);
+        self.end_dropped(ticket);
+    }
+
+    /// Ends a ticket that nobody waits for, once no frame of it is on its way. One that uses a registered buffer goes on until
+    /// it is complete; [`Engine::sweep`] ends it.
+    fn end_dropped(&mut self, ticket: usize) {
+        let pending = &self.pending[ticket];
+        if pending.dropped && pending.open == 0 && pending.uses.is_empty() {
+            self.end(ticket);
         }
+    }
+
+    /// Forgets a ticket whose operation is over.
+    pub(super) fn end(&mut self, ticket: usize) {
+        let mut lists = self.pending.remove(ticket).lists;
+        lists.commits_at.clear();
+        lists.parts.clear();
+        lists.order.clear();
+        self.spare.push(lists);
     }
 }
 
 impl Pending {
-    pub(super) fn is_pull(&self) -> bool {
-        self.floats > 0
+    pub(super) fn under_bsp(&self) -> bool {
+        self.spec.consistency.folds_by_rank()
     }
 }

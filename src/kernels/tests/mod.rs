@@ -275,7 +275,7 @@ fn check_fused<R: Rule<P> + std::fmt::Debug, const P: usize>(
     oracle::fold(&mut gradient, pieces, 3.0);
     let mut expected_w = data.w.clone();
     let mut expected: [Vec<f32>; P] = std::array::from_fn(|p| data.planes[p].clone());
-    step_by(scalar, rule, &mut expected_w, expected.each_mut().map(Vec::as_mut_slice), &gradient);
+    step_by(scalar, rule, &mut expected_w, expected.each_mut().map(Vec::as_mut_slice), &gradient[..]);
     let cast: Vec<u16> = expected_w.iter().map(|&w| half::bf16::from_f32(w).to_bits()).collect();
 
     let held: Vec<Held> = pieces.iter().map(|p| Held::new(p, data.shift)).collect();
@@ -387,9 +387,9 @@ fn sums_start_from_positive_zero() {
 fn ftrl_with_a_zero_gradient_changes_no_bit() {
     let rule = Ftrl { alpha: 0.5, beta: 1.0, l1: 0.1, l2: 0.01 };
     let (mut w, mut z, mut n) = ([0.0f32; 1], [0.0f32; 1], [0.0f32; 1]);
-    step(rule, &mut w, [&mut z, &mut n], &[0.7]);
+    step(rule, &mut w, [&mut z, &mut n], &[0.7][..]);
     let before = (w, z, n);
-    step(rule, &mut w, [&mut z, &mut n], &[0.0]);
+    step(rule, &mut w, [&mut z, &mut n], &[0.0][..]);
     assert_eq!((w, z, n), before);
 }
 
@@ -399,7 +399,7 @@ fn ftrl_at_its_threshold_is_positive_zero_in_every_lane() {
     for (simd, table) in tables() {
         let (mut w, mut n) = ([1.0f32; 35], [0.0f32; 35]);
         let mut z: [f32; 35] = std::array::from_fn(|i| [0.25, -0.25, 0.250_000_03, -0.250_000_03][i % 4]);
-        step_by(table, rule, &mut w, [&mut z, &mut n], &[0.0; 35]);
+        step_by(table, rule, &mut w, [&mut z, &mut n], &[0.0; 35][..]);
         for (i, w) in w.iter().enumerate() {
             assert_eq!(w.to_bits() == 0, i % 4 < 2, "{simd}, lane {i}: {w}");
         }

@@ -6,6 +6,10 @@ use crate::proto::{ReplyHeader, ReplyKind};
 use crate::transport::{Payload, Refusal, Transport, Write};
 use crate::types::Rank;
 
+/// Answers of so many bytes are sent from where they lie. A shorter one costs less to copy than the segment that its pin
+/// might make the next push move.
+const PINNED: usize = 4096;
+
 impl Core {
     /// Answers the pulls that can be answered and announces credit. Gives the ranks that broke the protocol
     /// ([`Error::Protocol`]) or whose endpoints failed. True when a pull was answered: once the transport has let go of its
@@ -46,6 +50,10 @@ impl Core {
                 }
                 break;
             }
+            if !waiting.keys.is_empty() {
+                // Never more than pulls were outstanding at a time.
+                self.spare.push((waiting.directory, waiting.keys));
+            }
         }
         match &mut self.links[rank] {
             Some(link) => link.settle(closed, self.view.epoch, transport),
@@ -53,7 +61,8 @@ impl Core {
         }
     }
 
-    /// Copies the values into a reply buffer and writes it, then the header. False when there is no room yet.
+    /// Writes the values, from where they lie or, where that can't be, from a reply buffer; then the header. False when there
+    /// is no room yet.
     fn answer(&mut self, rank: usize, waiting: &Waiting, transport: &mut dyn Transport) -> Result<bool> {
         let header = &waiting.header;
         let Some(link) = &mut self.links[rank] else { return Ok(true) };
@@ -65,14 +74,27 @@ impl Core {
             let version = self.shard.gather(header.table, &waiting.piece(), &mut self.gathered);
             (&self.gathered[..], version)
         };
+        let Some(remote) = link.region(header.region) else { return Ok(true) }; // it can't go while a pull names it
         let bytes: &[u8] = bytemuck::cast_slice(values);
-        let Some(mut buf) = self.replies.lease(bytes.len()) else { return Ok(false) };
-        buf.copy_in(0, bytes);
         let count = values.len() as u32;
+        let pin = if waiting.keys.is_empty() && bytes.len() >= PINNED {
+            self.shard.pin_dense(header.table, header.bucket, header.first, header.count)
+        } else {
+            None
+        };
+        let pinned = pin.is_some();
+        let body = match pin {
+            Some(pin) => Payload::Published(pin),
+            None => {
+                let Some(mut buf) = self.replies.lease(bytes.len()) else { return Ok(false) };
+                buf.copy_in(0, bytes);
+                Payload::Owned(buf)
+            }
+        };
         let write = Write {
             header: None,
-            body: Some(Payload::Owned(buf)),
-            remote: link.receive,
+            body: Some(body),
+            remote,
             offset: header.argument,
             imm: None,
             context: None,
@@ -90,6 +112,8 @@ impl Core {
             }
         }
         self.stats.pulls += 1;
+        self.stats.replies_pinned += u64::from(pinned);
+        self.stats.replies_copied += u64::from(!pinned);
         self.stats.pulled_bytes += u64::from(count) * 4;
         let reply = ReplyHeader {
             kind: ReplyKind::Pulled,
@@ -100,6 +124,7 @@ impl Core {
             epoch: self.view.epoch,
             count,
             tag: header.tag,
+            withdrawn: 0,
         };
         link.reply(reply, transport)?;
         Ok(true)

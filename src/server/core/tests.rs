@@ -23,8 +23,10 @@ impl Rig {
         let staging = Staging { arena, region: RegionId(0), slots: 2, slot_bytes: SLOT };
         let pool = Pool::new(&[(4096, 4)], |_| Ok(RegionId(1))).unwrap();
         let id = ShardId { server: 0, thread: 0 };
-        let mut core = Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30), staging, pool, 4);
-        core.create_table(0, &TableSpec::dense("w", &[64]).segment_bytes(64)).unwrap();
+        let mut core =
+            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30, 1 << 20), staging, pool, 4);
+        let spec = TableSpec::dense("w", &[64]).segment_bytes(64);
+        core.create_table(0, &spec, |_| Ok(RegionId(2))).unwrap();
         let region = RemoteRegion { address: 0, length: 1 << 20, key: 1, rights: Rights::Write };
         for rank in 0..workers {
             let endpoint = EndpointId { index: rank, generation: 0 };
@@ -33,22 +35,42 @@ impl Rig {
         Rig { core, sequences: vec![0; workers as usize] }
     }
 
-    fn send(&mut self, (rank, slot): (u32, u32), kind: RequestKind, clock: u64, bucket: u32) -> Result<()> {
-        let header = RequestHeader {
-            kind,
-            after_push: kind == RequestKind::Pull,
+    fn send(&mut self, at: (u32, u32), kind: RequestKind, clock: u64, bucket: u32) -> Result<()> {
+        self.write(at, |header| (header.kind, header.clock, header.bucket) = (kind, clock, bucket))
+    }
+
+    /// Worker 0 pulls bucket 0 to byte `argument` of a region, after its own clock.
+    fn pull_into(&mut self, slot: u32, region: u16, argument: u64) -> Result<()> {
+        self.write((0, slot), |header| (header.region, header.argument) = (region, argument))
+    }
+
+    /// Worker 0 sends a message.
+    fn say(&mut self, message: WorkerMessage) -> Result<()> {
+        let (bytes, length) = message.encode();
+        self.core.message(0, &bytes[..length])
+    }
+
+    /// A worker fills a slot with a pull of bucket 0, but for what `change` makes of it.
+    fn write(&mut self, (rank, slot): (u32, u32), change: impl FnOnce(&mut RequestHeader)) -> Result<()> {
+        let mut header = RequestHeader {
+            kind: RequestKind::Pull,
+            after_push: false,
             void: false,
             sequence: self.sequences[rank as usize],
-            clock,
+            clock: 0,
+            region: 0,
             argument: 0,
             table: 0,
-            bucket,
+            bucket: 0,
             epoch: 1,
             first: 0,
             count: 16,
-            length: if kind == RequestKind::Push { 64 } else { 0 },
+            length: 0,
             tag: 0,
         };
+        change(&mut header);
+        header.after_push = header.kind == RequestKind::Pull;
+        header.length = if header.kind == RequestKind::Push { 64 } else { 0 };
         self.sequences[rank as usize] += 1;
         self.core.staging.arena.copy_in(self.core.staging.slot_at(rank, slot), &header.encode());
         self.core.request(rank, slot, HEADER as u32 + header.length)
@@ -225,6 +247,87 @@ fn a_pull_of_the_last_clock_of_all_waits() {
     rig.send((0, 0), RequestKind::Pull, u64::MAX, 0).unwrap();
     let link = rig.core.links[0].as_ref().unwrap();
     assert_eq!(link.waiting[0].needed, u64::MAX);
+}
+
+/// A region of room for one answer and a bit.
+const REGION: RemoteRegion = RemoteRegion { address: 0, length: 100, key: 2, rights: Rights::Write };
+
+fn announce(number: u8) -> WorkerMessage {
+    WorkerMessage::Announce { number, region: REGION }
+}
+
+/// The field that a worker is blamed for, by name.
+#[track_caller]
+fn blamed(outcome: Result<()>) -> &'static str {
+    match outcome {
+        Err(Error::Protocol { peer, field, .. }) => {
+            assert_eq!(peer, "worker 0");
+            field
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_pull_into_a_region_that_is_not_announced_or_too_small_is_refused() {
+    assert_eq!(blamed(Rig::new(1).pull_into(0, 1, 0)), "region");
+    assert_eq!(blamed(Rig::new(1).pull_into(0, u16::MAX, 0)), "region");
+    for (argument, good) in [(0, true), (36, true), (37, false), (100, false), (u64::MAX, false)] {
+        let mut rig = Rig::new(1);
+        rig.say(announce(3)).unwrap();
+        let pulled = rig.pull_into(0, 3, argument);
+        assert_eq!(pulled.is_ok(), good, "{argument}");
+        if !good {
+            assert_eq!(blamed(pulled), "argument");
+        }
+    }
+}
+
+#[test]
+fn regions_are_as_many_as_their_numbers_and_writable() {
+    let mut rig = Rig::new(1);
+    for number in 1..64 {
+        rig.say(announce(number)).unwrap();
+    }
+    for number in [0, 64, 255] {
+        let mut rig = Rig::new(1);
+        assert_eq!(blamed(rig.say(announce(number))), "region", "{number}");
+        let mut rig = Rig::new(1);
+        assert_eq!(blamed(rig.say(WorkerMessage::Withdraw { number })), "region", "{number}");
+    }
+    assert_eq!(blamed(rig.say(announce(63))), "region", "a number that is in use");
+    let region = RemoteRegion { rights: Rights::Read, ..REGION };
+    assert_eq!(blamed(Rig::new(1).say(WorkerMessage::Announce { number: 1, region })), "region");
+}
+
+#[test]
+fn a_withdrawn_region_is_acknowledged_and_not_used_again() {
+    let mut rig = Rig::new(1);
+    rig.say(announce(5)).unwrap();
+    rig.say(WorkerMessage::Withdraw { number: 5 }).unwrap();
+    assert!(rig.core.links[0].as_ref().unwrap().region(5).is_none());
+    assert_eq!(blamed(rig.pull_into(0, 5, 0)), "region");
+    let mut rig = Rig::new(1);
+    assert_eq!(blamed(rig.say(WorkerMessage::Withdraw { number: 5 })), "region");
+    // The number may be announced anew at once.
+    let mut rig = Rig::new(1);
+    for message in [announce(5), WorkerMessage::Withdraw { number: 5 }, announce(5)] {
+        rig.say(message).unwrap();
+    }
+    rig.pull_into(0, 5, 0).unwrap();
+}
+
+#[test]
+fn a_region_that_a_pull_under_way_names_is_not_withdrawn() {
+    let mut rig = Rig::new(1);
+    rig.say(announce(5)).unwrap();
+    rig.say(announce(6)).unwrap();
+    rig.pull_into(0, 5, 0).unwrap();
+    rig.say(WorkerMessage::Withdraw { number: 6 }).unwrap();
+    assert_eq!(blamed(rig.say(WorkerMessage::Withdraw { number: 5 })), "region");
+    // The job ends; nothing is answered from then on.
+    rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
+    assert_eq!(rig.core.gate.closed(), 0);
 }
 
 /// The clock that somebody waits for is closed and answered; what belongs to a later one is left alone.

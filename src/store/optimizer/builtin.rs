@@ -2,6 +2,7 @@
 
 use super::Optimizer;
 use crate::kernels::{self, Rule};
+use crate::mem::Floats;
 
 /// A rule that needs nothing but its planes.
 pub struct Plain<R, const PLANES: usize>(pub R);
@@ -11,8 +12,19 @@ impl<R: Rule<PLANES> + Send, const PLANES: usize> Optimizer for Plain<R, PLANES>
         PLANES
     }
 
-    fn step(&self, parameters: &mut [f32], state: &mut [&mut [f32]], _: &[f32], gradient: &[f32]) {
+    fn step(&self, parameters: &mut [f32], state: &mut [&mut [f32]], scalars: &[f32], gradient: &[f32]) {
+        self.step_in_place(parameters, state, scalars, gradient.into());
+    }
+
+    fn step_in_place(
+        &self,
+        parameters: &mut [f32],
+        state: &mut [&mut [f32]],
+        _: &[f32],
+        gradient: Floats<'_>,
+    ) -> bool {
         kernels::step(self.0, parameters, planes(state), gradient);
+        true
     }
 }
 
@@ -50,6 +62,16 @@ impl Optimizer for Adaptive {
     }
 
     fn step(&self, parameters: &mut [f32], state: &mut [&mut [f32]], scalars: &[f32], gradient: &[f32]) {
+        self.step_in_place(parameters, state, scalars, gradient.into());
+    }
+
+    fn step_in_place(
+        &self,
+        parameters: &mut [f32],
+        state: &mut [&mut [f32]],
+        scalars: &[f32],
+        gradient: Floats<'_>,
+    ) -> bool {
         let adam = kernels::Adam {
             rate: self.rate / scalars[0],
             root: scalars[1].sqrt(),
@@ -64,6 +86,7 @@ impl Optimizer for Adaptive {
                 kernels::step(rule, parameters, planes(state), gradient);
             }
         }
+        true
     }
 }
 

@@ -10,6 +10,7 @@ use self::Bound::{BelowOne, NotNegative, Positive};
 use self::builtin::{Adaptive, Plain};
 use crate::error::{Error, Result};
 use crate::kernels;
+use crate::mem::Floats;
 use crate::types::OptimizerSpec;
 
 /// The most planes of state that an optimizer may ask for.
@@ -61,6 +62,19 @@ pub trait Optimizer: Send {
     /// The step for some neighbouring parameters of that bucket or row. `state` holds `state_width` planes, each as long as
     /// `parameters` and `gradient`.
     fn step(&self, parameters: &mut [f32], state: &mut [&mut [f32]], scalars: &[f32], gradient: &[f32]);
+
+    /// As [`Optimizer::step`], with a gradient where it arrived: a worker may be changing it, so each value may be read only
+    /// once. False, with nothing done, where that can't be: then `step` is called with copies.
+    fn step_in_place(
+        &self,
+        parameters: &mut [f32],
+        state: &mut [&mut [f32]],
+        scalars: &[f32],
+        gradient: Floats<'_>,
+    ) -> bool {
+        let _ = (parameters, state, scalars, gradient);
+        false
+    }
 }
 
 type Factory = dyn Fn(&OptimizerSpec) -> Result<Box<dyn Optimizer>> + Send + Sync;

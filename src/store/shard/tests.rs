@@ -3,10 +3,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::types::OptimizerSpec;
 
+fn unregistered(_: Arc<Arena>) -> Result<RegionId> {
+    Ok(RegionId(0))
+}
+
 fn shard(spec: &TableSpec) -> Shard {
-    let mut shard = Shard::new(Optimizers::default(), 1 << 30);
+    let mut shard = Shard::new(Optimizers::default(), 1 << 30, 1 << 20);
     let all: Vec<u32> = (0..spec.buckets()).collect();
-    shard.create_table(0, spec, &all).unwrap();
+    shard.create_table(0, spec, &all, unregistered).unwrap();
     shard
 }
 
@@ -126,9 +130,9 @@ fn without_barriers_a_part_of_a_segment_steps_alone() {
 #[test]
 fn pieces_that_do_not_fit_touch_nothing() {
     let spec = TableSpec::sparse("w", 1);
-    let mut shard = Shard::new(Optimizers::default(), 1 << 30);
+    let mut shard = Shard::new(Optimizers::default(), 1 << 30, 1 << 20);
     let ours: Vec<u32> = (0..256).filter(|b| b % 2 == 0).collect();
-    shard.create_table(0, &spec, &ours).unwrap();
+    shard.create_table(0, &spec, &ours, unregistered).unwrap();
     let key_in = |bucket: u32| (0u64..).find(|&k| spec.bucket_of(k) == bucket).unwrap();
     let (a, b, foreign) = (key_in(2), key_in(4), key_in(3));
     let zeros = [0.0f32; 4];
@@ -149,7 +153,7 @@ fn pieces_that_do_not_fit_touch_nothing() {
     assert_eq!(check(&[(2, 1)], &[a], 2), Err("values"));
 
     let spec = TableSpec::dense("d", &[20]).segment_bytes(64);
-    shard.create_table(1, &spec, &[1]).unwrap();
+    shard.create_table(1, &spec, &[1], unregistered).unwrap();
     let mut check = |table, bucket, first, count: usize| {
         let piece = DensePiece { bucket, first, values: Floats::from(&zeros[..count]) };
         shard.push_dense(table, piece, &mut Vec::new()).map_err(|m| m.field)
@@ -168,8 +172,8 @@ fn pieces_that_do_not_fit_touch_nothing() {
 fn another_spec_under_the_same_number_is_refused_with_both() {
     let spec = TableSpec::sparse("w", 1);
     let mut shard = shard(&spec);
-    assert!(shard.create_table(0, &spec, &[]).is_ok());
-    let error = shard.create_table(0, &TableSpec::sparse("w", 2), &[]).unwrap_err().to_string();
+    assert!(shard.create_table(0, &spec, &[], unregistered).is_ok());
+    let error = shard.create_table(0, &TableSpec::sparse("w", 2), &[], unregistered).unwrap_err().to_string();
     assert!(error.contains("rows of 1") && error.contains("rows of 2"), "{error}");
 }
 
@@ -206,12 +210,12 @@ fn adam_counts_the_steps_of_each_row_and_of_each_bucket() {
 
 #[test]
 fn a_table_beyond_the_budget_is_refused_before_memory_is_taken() {
-    let mut shard = Shard::new(Optimizers::default(), 1 << 20);
+    let mut shard = Shard::new(Optimizers::default(), 1 << 20, 1 << 20);
     let sparse = TableSpec::sparse("ids", 4);
-    shard.create_table(0, &sparse, &(0..sparse.buckets()).collect::<Vec<_>>()).unwrap();
+    shard.create_table(0, &sparse, &(0..sparse.buckets()).collect::<Vec<_>>(), unregistered).unwrap();
     let make = |shard: &mut Shard, id, elements| {
         let spec = TableSpec::dense("w", &[elements]);
-        shard.create_table(id, &spec, &(0..spec.buckets()).collect::<Vec<_>>())
+        shard.create_table(id, &spec, &(0..spec.buckets()).collect::<Vec<_>>(), unregistered)
     };
     make(&mut shard, 1, 100_000).unwrap();
     for elements in [100_000, 1 << 36] {
@@ -233,4 +237,51 @@ fn buckets_that_nobody_touched_read_as_zeros() {
     assert_eq!(read.len(), 50);
     assert!(read.iter().all(|(&key, &bits)| (bits != 0) == (key == 5)), "{read:?}");
     assert_eq!(shard.parameter_bytes(), 4);
+}
+
+proptest! {
+    /// What is being sent stays as it was, and the parameters come out as if nothing had been.
+    #[test]
+    fn pinned_answers_are_one_version_and_change_no_bits(
+        asp in any::<bool>(),
+        steps in proptest::collection::vec((0u32..3, 0usize..3, 0u32..16, 1u32..16, -4.0f32..4.0), 1..60),
+    ) {
+        let consistency = if asp { Consistency::Asp } else { Consistency::Bsp };
+        let rule = OptimizerSpec::adam(0.1, 0.9, 0.999, 1e-8);
+        let spec = TableSpec::dense("w", &[41]).segment_bytes(64).optimizer(rule).consistency(consistency);
+        let (mut pinning, mut plain) = (shard(&spec), shard(&spec));
+        let bits = |pin: &Pin| {
+            let slice = pin.slice();
+            let mut bits = vec![0u32; slice.length / 4];
+            slice.arena.copy_out(slice.offset, bytemuck::cast_slice_mut(&mut bits));
+            bits
+        };
+        let read = |shard: &Shard, bucket| {
+            let count = spec.segment_range(bucket).unwrap().len() as u32;
+            let reading = shard.read_dense(0, bucket, 0, count).unwrap();
+            reading.values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
+        };
+        let mut held: Vec<(Pin, Vec<u32>)> = Vec::new();
+        for (bucket, keep, first, count, value) in steps {
+            let length = spec.segment_range(bucket).unwrap().len() as u32;
+            held.extend(pinning.pin_dense(0, bucket, 0, length).map(|pin| (pin, read(&pinning, bucket))));
+            let (first, count) = (first % length, count.min(length - first % length));
+            let values = vec![value; count as usize];
+            for shard in [&mut pinning, &mut plain] {
+                let piece = DensePiece { bucket, first, values: Floats::from(&values[..]) };
+                shard.push_dense(0, piece, &mut Vec::new()).unwrap();
+                shard.close(1, &mut Vec::new());
+            }
+            while held.len() > keep {
+                held.remove(0);
+            }
+            for (pin, expected) in &held {
+                prop_assert_eq!(&bits(pin), expected);
+            }
+            for bucket in 0..spec.buckets() {
+                prop_assert_eq!(read(&pinning, bucket), read(&plain, bucket));
+            }
+        }
+        prop_assert!(pinning.moves() > 0 && plain.moves() == 0);
+    }
 }

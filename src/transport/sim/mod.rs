@@ -202,6 +202,10 @@ impl Transport for Sim {
         self.network.lock().nodes[self.node].arenas.register(arena)
     }
 
+    fn unregister(&mut self, region: RegionId) -> bool {
+        self.network.lock().unregister(self.node, region)
+    }
+
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
         let id = self.network.lock().open(self.node, side, peer);
         Ok((id, encode(self.place(id))))

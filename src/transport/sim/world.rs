@@ -273,6 +273,25 @@ impl World {
         }
     }
 
+    /// False while a grant or an operation on its way uses the region.
+    pub fn unregister(&mut self, node: usize, region: crate::mem::RegionId) -> bool {
+        let lies_there = |operation: &Posted| match operation {
+            Posted::Send(_) => false,
+            Posted::Write(write) => write.body.as_ref().is_some_and(|b| b.region() == region),
+            Posted::Read(read) => read.local.region == region,
+        };
+        let in_flight = self.connections.values().any(|c| {
+            let ours = (0..2).filter(|&end| c.ends[end].0 == node);
+            ours.flat_map(|end| &c.lanes[end].queue).any(lies_there)
+        });
+        let known = &mut self.nodes[node];
+        if in_flight || known.endpoints.values().any(|e| e.grants.lie_in(region)) {
+            return false;
+        }
+        known.arenas.unregister(region);
+        true
+    }
+
     pub fn connect(&mut self, place: Place, peer: Place, key: SessionKey) -> Result<()> {
         let misuse = |reason: &str| Error::Misuse { call: "connect", reason: reason.to_owned() };
         let endpoint = self.endpoint(place).ok_or_else(|| misuse("the endpoint is closed"))?;

@@ -16,7 +16,7 @@ use super::preamble::Secret;
 use super::rx::Rx;
 use super::tx::Tx;
 use crate::error::Error;
-use crate::mem::RegionSlice;
+use crate::mem::{RegionId, RegionSlice};
 use crate::transport::grants::Grants;
 use crate::transport::{EndpointId, Side};
 
@@ -84,6 +84,19 @@ pub(super) struct Endpoint {
     pub peer: String,
     pub grants: Grants,
     pub state: State,
+}
+
+impl Endpoint {
+    /// Whether a grant or an operation under way lies in this region.
+    pub fn uses(&self, region: RegionId) -> bool {
+        let in_flight = match &self.state {
+            State::Connected(c) => {
+                c.tx.sends_from(region) || c.reads.iter().any(|r| r.local.region == region)
+            }
+            State::Opened | State::Expecting { .. } | State::Dialing(_) => false,
+        };
+        in_flight || self.grants.lie_in(region)
+    }
 }
 
 #[derive(Debug, Default)]

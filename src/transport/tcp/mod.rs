@@ -60,6 +60,8 @@ use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
 const MAX_READS: usize = 64;
 /// Events taken from the system at once; more wait there.
 const EVENTS: usize = 256;
+/// Polls in a row that may serve what is known to be ready without asking the system.
+const UNASKED: u32 = 8;
 
 /// The TCP transport of one thread.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ pub struct Tcp {
     /// Connections with something to receive, or to send; whoever had a turn goes to the back.
     rx_ready: VecDeque<u32>,
     tx_ready: VecDeque<u32>,
+    /// Polls since the system was asked for events.
+    unasked: u32,
     /// Completions in the order in which they came about.
     outbox: VecDeque<Completion>,
 }
@@ -130,6 +134,7 @@ impl Tcp {
             endpoints: Endpoints::default(),
             rx_ready: VecDeque::new(),
             tx_ready: VecDeque::new(),
+            unasked: 0,
             outbox: VecDeque::new(),
             config,
         })
@@ -194,6 +199,14 @@ impl Transport for Tcp {
 
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
         self.arenas.register(arena)
+    }
+
+    fn unregister(&mut self, region: RegionId) -> bool {
+        if self.endpoints.iter().any(|e| e.uses(region)) {
+            return false;
+        }
+        self.arenas.unregister(region);
+        true
     }
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
@@ -270,7 +283,12 @@ impl Transport for Tcp {
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {
-        self.collect();
+        // While connections are known to be ready the system is asked only now and then.
+        self.unasked += 1;
+        if self.unasked > UNASKED || (self.rx_ready.is_empty() && self.tx_ready.is_empty()) {
+            self.unasked = 0;
+            self.collect();
+        }
         self.receive_round(budget);
         self.send_round();
         self.set_clock();

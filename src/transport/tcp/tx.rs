@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use super::frame::{FRAME, Frame};
 use super::socket::{self, NO_PART, Part};
-use crate::mem::{Buf, RegionSlice};
+use crate::mem::{RegionId, RegionSlice};
 use crate::transport::{HEADER, MAX_SEND, Message, Payload};
 
 /// Parts of one vectored call; a frame takes one or two.
@@ -31,14 +31,21 @@ struct Item {
     head: [u8; HEAD],
     head_length: usize,
     body: Option<RegionSlice>,
-    /// Keeps the body leased until the item is gone.
-    _lease: Option<Buf>,
+    /// Keeps the body as it is until the item is gone.
+    _keeper: Option<Payload>,
     origin: Origin,
 }
 
 impl Item {
-    fn new(frame: Frame, head: &[u8], body: Option<RegionSlice>, lease: Option<Buf>, origin: Origin) -> Item {
-        let mut out = Item { head: [0; HEAD], head_length: FRAME + head.len(), body, _lease: lease, origin };
+    fn new(
+        frame: Frame,
+        head: &[u8],
+        body: Option<RegionSlice>,
+        keeper: Option<Payload>,
+        origin: Origin,
+    ) -> Item {
+        let mut out =
+            Item { head: [0; HEAD], head_length: FRAME + head.len(), body, _keeper: keeper, origin };
         out.head[..FRAME].copy_from_slice(&frame.encode());
         out.head[FRAME..out.head_length].copy_from_slice(head);
         out
@@ -98,6 +105,11 @@ impl Tx {
         self.answers > 0 && self.items.iter().any(|i| i.origin == Origin::Answer(key))
     }
 
+    /// Whether a body in this region waits or is half sent.
+    pub fn sends_from(&self, region: RegionId) -> bool {
+        self.items.iter().any(|i| i.body.as_ref().is_some_and(|b| b.region == region))
+    }
+
     /// Queues a write. `frame` says its length.
     pub fn write(
         &mut self,
@@ -107,12 +119,8 @@ impl Tx {
         context: Option<u64>,
     ) {
         let head: &[u8] = header.map_or(&[], |h| h);
-        let (body, lease) = match body {
-            None => (None, None),
-            Some(Payload::Pinned(slice)) => (Some(slice), None),
-            Some(Payload::Owned(buf)) => (Some(buf.slice()), Some(buf)),
-        };
-        self.push(Item::new(frame, head, body, lease, Origin::Posted(context)));
+        let slice = body.as_ref().map(Payload::slice);
+        self.push(Item::new(frame, head, slice, body, Origin::Posted(context)));
     }
 
     /// Queues a message.

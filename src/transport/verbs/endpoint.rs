@@ -21,7 +21,7 @@ use super::greeting::{GOODBYE, Greeting, PROOF};
 use super::memory::{Domain, Region};
 use super::qp::{self, Piece, QueuePair, SendRequest, Settings, Verb};
 use crate::error::{Error, Result};
-use crate::mem::{Arena, RegionSlice, RemoteRegion, Rights};
+use crate::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
 use crate::time::Deadline;
 use crate::transport::{EndpointId, MAX_SEND, Payload, SessionKey, Side};
 
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     pub receives: u32,
     pub connect_timeout: Duration,
     /// By region id.
-    pub arenas: Vec<Arc<Arena>>,
+    pub arenas: Vec<Option<Arc<Arena>>>,
 }
 
 pub(super) enum Phase {
@@ -96,9 +96,9 @@ pub(super) enum Progress {
 pub(super) struct Operation {
     pub(super) sequence: u32,
     pub(super) context: Option<u64>,
-    /// Only kept, never looked at: dropping it gives the memory back.
-    pub(super) _payload: Option<Payload>,
-    pub(super) _read_into: Option<RegionSlice>,
+    /// Dropping it gives the memory back.
+    pub(super) payload: Option<Payload>,
+    pub(super) read_into: Option<RegionSlice>,
 }
 
 pub(super) struct Endpoint {
@@ -270,6 +270,23 @@ impl Endpoint {
         };
         self.grants.insert(remote.key, region);
         Ok(remote)
+    }
+
+    /// Whether a grant or an operation under way lies in this arena.
+    pub fn uses(&self, region: RegionId, arena: &Arc<Arena>) -> bool {
+        let lies_there = |o: &Operation| {
+            o.payload.as_ref().is_some_and(|p| p.region() == region)
+                || o.read_into.as_ref().is_some_and(|r| r.region == region)
+        };
+        self.operations.iter().any(lies_there)
+            || self.grants.values().any(|granted| Arc::ptr_eq(granted.arena(), arena))
+    }
+
+    /// Gives back what this endpoint registered of an arena that it does not use.
+    pub fn unregister(&mut self, region: RegionId) {
+        if let Some(local) = self.locals.get_mut(region.0 as usize) {
+            *local = None;
+        }
     }
 
     pub fn withdraw(&mut self, remote: &RemoteRegion) -> Result<()> {

@@ -403,10 +403,28 @@ impl Transport for Verbs {
     }
 
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
-        let id = u32::try_from(self.shared.arenas.len())
+        let arenas = &mut self.shared.arenas;
+        let place = arenas.iter().position(Option::is_none).unwrap_or(arenas.len());
+        let id = u32::try_from(place)
             .map_err(|_| Error::Misuse { call: "register", reason: "too many arenas".to_owned() })?;
-        self.shared.arenas.push(arena);
+        if place == arenas.len() {
+            arenas.push(None);
+        }
+        arenas[place] = Some(arena);
         Ok(RegionId(id))
+    }
+
+    fn unregister(&mut self, region: RegionId) -> bool {
+        let Some(Some(arena)) = self.shared.arenas.get(region.0 as usize) else { return true };
+        let endpoints = || self.places.iter().filter_map(|p| p.endpoint.as_deref());
+        if endpoints().any(|e| e.uses(region, arena)) {
+            return false;
+        }
+        for endpoint in self.places.iter_mut().filter_map(|p| p.endpoint.as_deref_mut()) {
+            endpoint.unregister(region);
+        }
+        self.shared.arenas[region.0 as usize] = None;
+        true
     }
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
@@ -441,7 +459,7 @@ impl Transport for Verbs {
         rights: Rights,
     ) -> Result<RemoteRegion> {
         let (endpoint, shared) = self.known(endpoint, "authorise")?;
-        let Some(arena) = shared.arenas.get(region.0 as usize) else {
+        let Some(Some(arena)) = shared.arenas.get(region.0 as usize) else {
             let reason = format!("region {} was never registered", region.0);
             return Err(Error::Misuse { call: "authorise", reason });
         };

@@ -64,7 +64,7 @@ impl Endpoint {
         let remote = (read.remote.address + read.offset, read.remote.key);
         self.push(shared, Verb::Read, [piece, Piece::default()], remote, true, Some(read.context), None);
         if let Some(operation) = self.operations.back_mut() {
-            operation._read_into = Some(read.local.clone());
+            operation.read_into = Some(read.local.clone());
         }
         Ok(())
     }
@@ -105,7 +105,8 @@ impl Endpoint {
     /// A slice of ours as the device knows it. Registers its arena when this endpoint uses it for the first time.
     fn local_piece(&mut self, shared: &Shared, slice: &RegionSlice) -> std::result::Result<Piece, Refusal> {
         let index = slice.region.0 as usize;
-        let Some(arena) = shared.arenas.get(index).filter(|a| Arc::ptr_eq(a, &slice.arena)) else {
+        let registered = shared.arenas.get(index).and_then(Option::as_ref);
+        let Some(arena) = registered.filter(|a| Arc::ptr_eq(a, &slice.arena)) else {
             return Err(Refusal::OutOfBounds("the local arena is not registered".to_owned()));
         };
         if slice.offset.checked_add(slice.length).is_none_or(|end| end > arena.len()) {
@@ -175,7 +176,7 @@ impl Endpoint {
         self.fence = verb == Verb::Read || (self.fence && !fenced);
         let id = self.work_id(Work::Send, sequence);
         self.queued.push(SendRequest { id, verb, pieces, remote, signalled, fenced });
-        self.operations.push_back(Operation { sequence, context, _payload: payload, _read_into: None });
+        self.operations.push_back(Operation { sequence, context, payload, read_into: None });
     }
 
     /// Whether the last operation taken is the only one that waits to be posted.
