@@ -263,6 +263,7 @@ fn header(kind: RequestKind, bucket: u32, count: u32) -> RequestHeader {
     RequestHeader {
         kind,
         after_push,
+        void: false,
         sequence: 0,
         clock: 0,
         region: 0,

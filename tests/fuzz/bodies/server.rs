@@ -113,6 +113,7 @@ impl Rig {
         RequestHeader {
             kind: kind[usize::from(how & 3)],
             after_push: how & 4 != 0,
+            void: false,
             sequence: 0,
             clock: self.core.clocks()[rank as usize].saturating_sub(behind),
             // Sometimes a region that the worker did not announce.
