@@ -139,10 +139,10 @@ impl Outgoing {
         Some(RegionSlice { offset: slice.offset + self.body_at, length, ..slice })
     }
 
-    /// Gives its buffer back, and what can be used again.
-    pub fn end(mut self) -> Spare {
+    /// Gives its buffer back, and its list, if it had one, to be used again.
+    pub fn end(mut self) -> Option<Spare> {
         self.parts.clear();
-        Spare(self.parts)
+        (self.parts.capacity() > 0).then_some(Spare(self.parts))
     }
 
     fn bytes_as_parts(&self) -> usize {

@@ -156,10 +156,8 @@ impl Engine {
     }
 
     fn spare(&mut self, frame: Outgoing) {
-        let spare = frame.end();
-        if self.spare_parts.len() < SPARES {
-            self.spare_parts.push(spare);
-        }
+        let room = self.spare_parts.len() < SPARES;
+        self.spare_parts.extend(frame.end().filter(|_| room));
     }
 
     /// An endpoint is gone: asks for a new one.
