@@ -125,7 +125,7 @@ fn dense_ranges_and_push_pull_see_their_own_clock() {
 #[test]
 fn unread_answers_of_a_worker_at_a_barrier_keep_nobody_from_it() {
     const UNREAD: u64 = 60;
-    let limits = ServerLimits { reply_buffers: 1, ..ServerLimits::default() };
+    let limits = ServerLimits { slots: 64, reply_buffers: 1, ..ServerLimits::default() };
     let job = Job::start_with(1, 2, |server| server.limits(limits));
     let threads = [0, 1].map(|rank| {
         let mut config = ClientConfig::new(&job.address, job.secret.clone(), rank, 2);

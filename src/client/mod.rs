@@ -31,6 +31,7 @@ use crate::proto::control::PeerStatus;
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::transport::network;
+use crate::transport::park::park;
 use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
 use control::ControlThread;
 use engine::Engine;
@@ -207,7 +208,14 @@ impl Client {
     /// Refused while the present clock holds pushes under Bsp.
     pub fn barrier(&self) -> Result<()> {
         self.inner.engine().settle(self.inner.deadline())?;
-        self.inner.control.barrier(self.inner.config.wait_timeout)
+        let passed = self.inner.control.barrier()?;
+        // Answers that nobody has waited for keep coming: left in the sockets they would hold the servers' reply buffers,
+        // and another worker may need one to get here.
+        let waited_for = |_: &Engine| "the other workers at a barrier".to_owned();
+        self.inner.wait(self.inner.deadline(), waited_for, |engine| match passed.take()? {
+            Some(()) => Ok(true),
+            None => engine.check().map(|()| false),
+        })
     }
 
     /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.
@@ -253,6 +261,40 @@ impl Inner {
             Ok(engine) => Some(engine),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()), // as in `engine`
             Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Drives the engine until `is_done`. Other threads may use the engine meanwhile.
+    fn wait(
+        &self,
+        deadline: Deadline,
+        waited_for: impl FnOnce(&Engine) -> String,
+        is_done: impl Fn(&Engine) -> Result<bool>,
+    ) -> Result<()> {
+        let mut idle_since = None;
+        loop {
+            let mut engine = self.engine();
+            if is_done(&engine)? {
+                return Ok(());
+            }
+            // After a failure it may be done; if it is not, `is_done` tells the failure.
+            if engine.progress().unwrap_or(true) {
+                idle_since = None;
+                continue;
+            }
+            let now = Instant::now();
+            if deadline.passed(now) {
+                let error = Error::Timeout { waited_for: waited_for(&engine), after: deadline.given() };
+                drop(engine);
+                return Err(self.name_laggards(error));
+            }
+            if engine.may_sleep(&mut idle_since, now) {
+                let descriptors = engine.descriptors();
+                drop(engine);
+                // Short, because another thread may take what this one sleeps for.
+                park(&descriptors, deadline.left(now).min(Duration::from_millis(20)))?;
+                self.control.shared().waker.drain();
+            }
         }
     }
 

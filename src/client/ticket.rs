@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use super::Inner;
 use crate::error::{Error, Result};
 use crate::time::Deadline;
-use crate::transport::park::park;
 use crate::types::Version;
 
 /// A push or pull under way.
@@ -48,31 +47,7 @@ impl Ticket {
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<()> {
         let Some(id) = self.id else { return Ok(()) };
         let deadline = Deadline::after(Instant::now(), timeout);
-        let mut idle_since = None;
-        loop {
-            let mut engine = self.inner.engine();
-            if engine.is_done(id, true)? {
-                return Ok(());
-            }
-            // After a failure it may be done; if it is not, `is_done` tells the failure.
-            if engine.progress().unwrap_or(true) {
-                idle_since = None;
-                continue;
-            }
-            let now = Instant::now();
-            if deadline.passed(now) {
-                let error = Error::Timeout { waited_for: engine.describe(id), after: timeout };
-                drop(engine);
-                return Err(self.inner.name_laggards(error));
-            }
-            if engine.may_sleep(&mut idle_since, now) {
-                let descriptors = engine.descriptors();
-                drop(engine);
-                // Short, because another thread may take what this one sleeps for.
-                park(&descriptors, deadline.left(now).min(Duration::from_millis(20)))?;
-                self.inner.control.shared().waker.drain();
-            }
-        }
+        self.inner.wait(deadline, |engine| engine.describe(id), |engine| engine.is_done(id, true))
     }
 
     /// Waits for a pull and copies its values, in the order of its keys, into `values`.
