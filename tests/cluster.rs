@@ -120,6 +120,39 @@ fn dense_ranges_and_push_pull_see_their_own_clock() {
     job.end();
 }
 
+/// What one worker has not waited for would fill the sockets and keep the only reply buffer, if it did not take it at the barrier.
+#[test]
+fn unread_answers_of_a_worker_at_a_barrier_keep_nobody_from_it() {
+    const UNREAD: u64 = 60;
+    let limits = ServerLimits { slots: 64, reply_buffers: 1, ..ServerLimits::default() };
+    let job = Job::start_with(1, 2, |server| server.limits(limits));
+    let threads = [0, 1].map(|rank| {
+        let mut config = ClientConfig::new(&job.address, job.secret.clone(), rank, 2);
+        config.wait_timeout = Duration::from_secs(60);
+        thread::spawn(move || {
+            let client = Client::connect(config).unwrap();
+            let spec = TableSpec::sparse("w", 1024).consistency(Consistency::Asp);
+            let table = client.table(&spec).unwrap();
+            let keys: Vec<u64> = (0..60).collect();
+            let keys = SortedKeys::new(&keys).unwrap();
+            if rank == 0 {
+                (0..UNREAD).for_each(|_| drop(table.pull_async(keys).unwrap()));
+            } else {
+                let mut values = vec![0.0; 60 * 1024];
+                let mut own = 0;
+                while own == 0 || client.server_stats().unwrap()[0].threads[0].pulls < UNREAD + own {
+                    table.pull(keys, &mut values).unwrap();
+                    own += 1;
+                }
+            }
+            client.barrier().unwrap();
+            client.finalize().unwrap();
+        })
+    });
+    threads.into_iter().for_each(|t| t.join().unwrap());
+    job.end();
+}
+
 #[test]
 fn a_table_of_another_spec_is_refused_with_both() {
     let job = Job::start(1, 1, 1);

@@ -253,7 +253,8 @@ impl Engine {
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
+    /// Why it can't go on.
+    pub fn check(&self) -> Result<()> {
         self.failure.clone().map_or(Ok(()), Err)
     }
 

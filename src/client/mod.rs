@@ -226,7 +226,16 @@ impl Client {
     /// Refused while the present clock holds pushes under Bsp.
     pub fn barrier(&self) -> Result<()> {
         self.inner.until_taken(Engine::settle)?;
-        self.inner.control.barrier(self.inner.config.wait_timeout)
+        let passed = self.inner.control.barrier()?;
+        // Answers that nobody has waited for keep coming: left in the sockets they would hold the servers' reply buffers,
+        // and another worker may need one to get here.
+        let waited_for = |_: &Engine| "the other workers at a barrier".to_owned();
+        let here = |engine: &mut Engine| match passed.take()? {
+            Some(()) => Ok(Some(())),
+            None => engine.check().map(|()| None),
+        };
+        let waited = self.inner.driver.drive(self.inner.deadline(), waited_for, here);
+        waited.map_err(|error| self.inner.name_laggards(error))
     }
 
     /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.

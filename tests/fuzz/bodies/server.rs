@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use windlass::error::{Error, Result};
 use windlass::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
-use windlass::proto::{HEADER, RequestHeader, RequestKind};
+use windlass::proto::{HEADER, NO_BASE, RequestHeader, RequestKind, ThreadStats};
 use windlass::server::core::{Core, Staging};
 use windlass::server::link::Link;
 use windlass::store::{Optimizers, Shard};
 use windlass::transport::{
     Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
 };
-use windlass::types::{Consistency, ServerInfo, ShardId, TableSpec, View};
+use windlass::types::{Consistency, Late, Quorum, ServerInfo, ShardId, Stale, TableSpec, View};
 
 use super::Bytes;
 
@@ -51,8 +51,12 @@ impl Rig {
         let tables = [
             dense.clone(),
             sparse.clone(),
-            dense.consistency(Consistency::Asp),
-            sparse.consistency(Consistency::Ssp { staleness: 1 }),
+            dense.clone().consistency(Consistency::Asp),
+            sparse.clone().consistency(Consistency::Ssp { staleness: 1 }),
+            dense.clone().quorum(Quorum { workers: 2, late: Late::Apply }),
+            sparse.clone().quorum(Quorum { workers: 2, late: Late::Drop }),
+            dense.consistency(Consistency::Asp).stale(Stale::Reject { max_age: 1 }),
+            sparse.consistency(Consistency::Asp).stale(Stale::Scale),
         ];
         for (id, spec) in (0..).zip(tables) {
             core.create_table(id, &spec, |_| Ok(RegionId(2 + id))).unwrap();
@@ -107,23 +111,28 @@ impl Rig {
     }
 
     fn header(&self, rank: u32, how: u8, input: &mut Bytes<'_>) -> RequestHeader {
-        let kind = [RequestKind::Push, RequestKind::Pull, RequestKind::Mark, RequestKind::Finish];
-        let small = input.u8();
-        let behind = u64::from(small >> 4 & 1);
+        let (small, more) = (input.u8(), input.u8());
+        let first = if more & 0x20 == 0 { RequestKind::Push } else { RequestKind::Set };
+        let kind = [first, RequestKind::Pull, RequestKind::Mark, RequestKind::Finish][usize::from(how & 3)];
+        let number = u64::from(small >> 5);
         RequestHeader {
-            kind: kind[usize::from(how & 3)],
+            kind,
             after_push: how & 4 != 0,
             void: false,
             sequence: 0,
-            clock: self.core.clocks()[rank as usize].saturating_sub(behind),
+            clock: self.core.clocks()[rank as usize].saturating_sub(u64::from(small >> 4 & 1)),
             // Sometimes a region that the worker did not announce.
             region: u16::from(small == 0xff),
-            argument: u64::from(small >> 5) * 640,
-            table: u32::from(small & 3),
+            argument: match kind {
+                RequestKind::Pull => number * 640,
+                _ if more & 0x40 == 0 => NO_BASE,
+                _ => number,
+            },
+            table: u32::from(small & 3 | more >> 5 & 4),
             bucket: u32::from(small >> 2 & 3),
             epoch: u32::from(how & 8 == 0),
             first: u32::from(how >> 2 & 1),
-            count: u32::from(input.u8()) % 20,
+            count: u32::from(more & 0x1f) % 20,
             length: 0,
             tag: 1,
         }
@@ -146,18 +155,28 @@ fn directory(shape: usize, header: &mut [u8; HEADER]) -> Vec<u8> {
     }
     header[44..48].copy_from_slice(&(entries.len() as u32 / 8).to_le_bytes());
     header[48..52].copy_from_slice(&total.to_le_bytes());
-    let values = if header[3] == 1 { vec![1; total as usize * 8] } else { Vec::new() };
+    let values = if matches!(header[3], 1 | 5) { vec![1; total as usize * 8] } else { Vec::new() };
     [entries, keys, values].concat()
 }
 
 /// No input makes the thread panic or write where a worker did not let it; whatever is wrong is a worker's fault, by name.
 pub fn requests(data: &[u8]) {
+    let (stats, failed) = served(data);
+    for (rank, error) in failed {
+        let Error::Protocol { peer, .. } = &error else { panic!("{error}") };
+        assert!(*peer == format!("worker {rank}") || peer == "a worker without endpoint", "{error}");
+    }
+    assert!(stats.parameter_bytes <= 1 << 20);
+}
+
+/// What the thread did with an input, and the faults that it found.
+pub fn served(data: &[u8]) -> (ThreadStats, Vec<(u32, Error)>) {
     let mut input = Bytes(data);
     let mut rig = Rig::new();
     let mut failed = Vec::new();
     while !input.is_empty() {
         let (op, which) = (input.u8(), input.u8());
-        let (rank, slot) = (u32::from(which) % WORKERS, u32::from(which >> 4) % (SLOTS as u32 + 1));
+        let (rank, slot) = (u32::from(which & 0xf) % WORKERS, u32::from(which >> 4) % (SLOTS as u32 + 1));
         let done = match op % 8 {
             0..4 => rig.request(rank, slot, &mut input),
             4 => {
@@ -185,11 +204,7 @@ pub fn requests(data: &[u8]) {
         failed.extend(done.err().map(|error| (rank, error)));
     }
     rig.core.settle(&mut rig.transport, &mut failed);
-    for (rank, error) in failed {
-        let Error::Protocol { peer, .. } = &error else { panic!("{error}") };
-        assert!(*peer == format!("worker {rank}") || peer == "a worker without endpoint", "{error}");
-    }
-    assert!(rig.core.stats().parameter_bytes <= 1 << 20);
+    (rig.core.stats(), failed)
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {
@@ -209,7 +224,18 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let pull_sparse = [vec![0, 0x20, 1, 1, 0, 0x1f], settle.to_vec()];
     let asp = [request(0, 0, 0, 2, 16, &[1; 64]), vec![0, 0x10, 0, 3, 0, 0x13], settle.to_vec()];
     let finished = [request(0, 0, 3, 0, 0, &[]), request(1, 0, 3, 0, 0, &[]), request(2, 0, 3, 0, 0, &[])];
+    // Of a clock that the quorum has closed.
+    let counted = |rank, slot| request(rank, slot, 0, 0, 0x90, &[1; 64]);
+    let closed = [counted(0, 0), mark(0, 1), counted(1, 0), mark(1, 1), settle.to_vec()];
+    let late = [counted(2, 0), mark(2, 1), settle.to_vec()];
+    // All of base version 0.
+    let based = |rank| request(rank, 0, 0, 2, 0xd0, &[1; 64]);
+    let rejected = [based(0), based(1), based(2), settle.to_vec()];
+    let set = [request(0, 0, 0, 0, 0x30, &[1; 64]), mark(0, 1), mark(1, 1), mark(2, 1), settle.to_vec()];
     vec![
+        [closed.concat(), late.concat()].concat(),
+        rejected.concat(),
+        set.concat(),
         [ordered.concat(), pulled.concat()].concat(),
         flipped.concat(),
         [asp.concat(), pull_sparse.concat()].concat(),
@@ -290,4 +316,19 @@ impl Transport for Sink {
     }
 
     fn close(&mut self, _: EndpointId) {}
+}
+
+/// Seeds that a server refused at once would test nothing behind that.
+#[test]
+fn the_seeds_go_all_the_way() {
+    let [mut closed, mut answered, mut late, mut rejected, mut faults] = [0u64; 5];
+    for (stats, failed) in seeds().iter().map(|seed| served(seed)) {
+        closed += stats.closed;
+        answered += stats.pulls;
+        late += stats.late_applied;
+        rejected += stats.stale_rejected;
+        faults += failed.len() as u64;
+    }
+    // The one fault is that of the keys that are changed under the gate.
+    assert_eq!([closed, answered, late, rejected, faults], [3, 2, 1, 1, 1]);
 }
