@@ -53,7 +53,7 @@ for target in "$@"; do
         continue
     fi
     [[ $keep ]] || continue
-    "$guided" -merge=1 -max_len=512 "$work/kept" "$work/inputs" >>"$work/log" 2>&1
+    "$guided" -merge=1 -use_counters=0 -max_len=512 "$work/kept" "$work/inputs" >>"$work/log" 2>&1
     manage FUZZ_PACK="$work/kept"
 done
 echo "fuzz: $total executions in all"
