@@ -12,7 +12,7 @@ mod values;
 pub use arena::Arena;
 pub use block::{Block, Blocks};
 pub use pool::{Buf, Pool};
-pub use values::{Floats, Halves, Values};
+pub use values::{Floats, Halves, Room, Values};
 
 use std::sync::Arc;
 
