@@ -12,7 +12,7 @@ use super::reopen::Reopener;
 use crate::config::Polling;
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Pool};
-use crate::proto::HEADER;
+use crate::proto::{Chain, HEADER};
 use crate::time::Deadline;
 use crate::transport::{Completion, EndpointId, Transport};
 use crate::types::{Clock, Version};
@@ -42,6 +42,8 @@ struct Part {
 /// A push that is not yet committed, or a pull that is not yet answered.
 pub struct Pending {
     table: String,
+    /// What the values go through on their way.
+    chain: Chain,
     clock: Clock,
     /// Frames whose slots have not come back (push), or that are not answered (pull).
     open: usize,

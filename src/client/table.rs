@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::plan::{self, SparsePlan};
 use super::{Inner, Ticket};
 use crate::error::{Error, Result};
+use crate::proto::Chains;
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// Values that one blocking pull has under way at a time.
@@ -21,6 +22,7 @@ pub struct Table {
     inner: Arc<Inner>,
     id: TableId,
     spec: Arc<TableSpec>,
+    chains: Chains,
     map: Arc<PartitionMap>,
 }
 
@@ -31,8 +33,14 @@ impl std::fmt::Debug for Table {
 }
 
 impl Table {
-    pub(super) fn new(inner: Arc<Inner>, id: TableId, spec: TableSpec, map: PartitionMap) -> Table {
-        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map) }
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        id: TableId,
+        spec: TableSpec,
+        chains: Chains,
+        map: PartitionMap,
+    ) -> Table {
+        Table { inner, id, spec: Arc::new(spec), chains, map: Arc::new(map) }
     }
 
     /// What the table is.
@@ -45,10 +53,11 @@ impl Table {
         self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
         let mut engine = self.inner.engine();
         let limit = engine.payload_bytes();
-        let row = self.spec.width() as usize * 4;
+        let row = self.spec.width() as usize * self.chains.push.value_bytes();
         let plan = SparsePlan::new(&self.spec, &self.map, keys, row, limit)?;
         let deadline = self.inner.deadline();
-        let id = engine.push_sparse((self.id, &self.spec), &plan, keys.as_slice(), values, deadline)?;
+        let table = (self.id, &*self.spec, self.chains.push);
+        let id = engine.push_sparse(table, &plan, keys.as_slice(), values, deadline)?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 
@@ -85,9 +94,10 @@ impl Table {
     pub fn push_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         self.same_length("values", range.len() as usize, values.len())?;
         let mut engine = self.inner.engine();
-        let limit = (engine.payload_bytes() / 4) as u32;
+        let limit = (engine.payload_bytes() / self.chains.push.value_bytes()) as u32;
         let frames = plan::dense(&self.spec, &self.map, range, limit)?;
-        let id = engine.push_dense((self.id, &self.spec), &frames, values, self.inner.deadline())?;
+        let table = (self.id, &*self.spec, self.chains.push);
+        let id = engine.push_dense(table, &frames, values, self.inner.deadline())?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 
@@ -123,18 +133,18 @@ impl Table {
     fn ask(&self, keys: SortedKeys<'_>, after_push: bool) -> Result<Ticket> {
         let mut engine = self.inner.engine();
         // The answer has to fit a frame, too: rows count as if they travelled with the keys.
-        let row = self.spec.width() as usize * 4;
+        let row = self.spec.width() as usize * self.chains.pull.value_bytes();
         let plan = SparsePlan::new(&self.spec, &self.map, keys, row, engine.payload_bytes())?;
-        let table = (self.id, &*self.spec);
+        let table = (self.id, &*self.spec, self.chains.pull);
         let id = engine.pull_sparse(table, plan, keys.as_slice(), after_push, self.inner.deadline())?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 
     fn ask_range(&self, range: KeyRange, after_push: bool) -> Result<Ticket> {
         let mut engine = self.inner.engine();
-        let limit = (engine.payload_bytes() / 4) as u32;
+        let limit = (engine.payload_bytes() / self.chains.pull.value_bytes()) as u32;
         let frames = plan::dense(&self.spec, &self.map, range, limit)?;
-        let id = engine.pull_dense((self.id, &self.spec), &frames, after_push)?;
+        let id = engine.pull_dense((self.id, &self.spec, self.chains.pull), &frames, after_push)?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 

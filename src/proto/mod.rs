@@ -1,6 +1,7 @@
 //! What peers say to each other: the headers of the data path, and (later in this module) the control messages.
 
 pub mod control;
+pub mod filter;
 pub mod handshake;
 mod layout;
 mod reply;
@@ -9,6 +10,7 @@ pub mod secret;
 mod wire;
 
 pub use control::ThreadStats;
+pub use filter::{Chain, Chains};
 pub use layout::SparseBody;
 pub use reply::{ReplyHeader, ReplyKind};
 pub use request::{RequestHeader, RequestKind};

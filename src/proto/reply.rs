@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read
-//!  2  version  u8   1                            32  freed    u64  bit i: slot i is free again
+//!  2  version  u8   2                            32  freed    u64  bit i: slot i is free again
 //!  3  kind     u8   1 credit, 2 pulled           40  epoch    u32
-//!  4  zero     u32                               44  count    u32  fp32 written
-//!                                                48  tag      u32  of the request
+//!  4  chain    u16  check of the filters         44  count    u32  values written
+//!  6  zero     u16                               48  tag      u32  of the request
 //!  8  sequence u64  per endpoint, from 0         52  zero     u64
 //! 16  closed   u64  all clocks < closed are closed  60  check u32  CRC32C of bytes 0..60
 //! ```
@@ -14,7 +14,7 @@ use super::{Builder, Fields, HEADER};
 use crate::error::Malformed;
 
 const MAGIC: u16 = 0x5257;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What the header announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum ReplyKind {
 pub struct ReplyHeader {
     /// What it announces.
     pub kind: ReplyKind,
+    /// Check of the filters that the values went through; 0 without any.
+    pub chain: u16,
     /// Counts the replies on one endpoint.
     pub sequence: u64,
     /// All clocks < closed are closed at this shard.
@@ -40,7 +42,7 @@ pub struct ReplyHeader {
     pub freed: u64,
     /// The server's View.
     pub epoch: u32,
-    /// fp32 written.
+    /// Values written.
     pub count: u32,
     /// Of the request.
     pub tag: u32,
@@ -56,6 +58,7 @@ impl ReplyHeader {
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
             .put(2, [VERSION, kind])
+            .put(4, self.chain.to_le_bytes())
             .put(8, self.sequence.to_le_bytes())
             .put(16, self.closed.to_le_bytes())
             .put(24, self.version.to_le_bytes())
@@ -75,11 +78,12 @@ impl ReplyHeader {
             2 => ReplyKind::Pulled,
             other => return Err(Malformed::new("kind", "1 or 2", other)),
         };
-        if fields.u32(4) != 0 || fields.u64(52) != 0 {
+        if fields.u16(6) != 0 || fields.u64(52) != 0 {
             return Err(Malformed::new("reserved", "zero", "something else"));
         }
         Ok(ReplyHeader {
             kind,
+            chain: fields.u16(4),
             sequence: fields.u64(8),
             closed: fields.u64(16),
             version: fields.u64(24),
@@ -99,6 +103,7 @@ mod tests {
     fn golden_bytes() {
         let reply = ReplyHeader {
             kind: ReplyKind::Pulled,
+            chain: 0x0A0B,
             sequence: 7,
             closed: 3,
             version: 2,
@@ -110,8 +115,8 @@ mod tests {
         let hex: String = reply.encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "5752010200000000070000000000000003000000000000000200000000000000\
-             000000000000008004000000050000000600000000000000000000006c681d73"
+            "575202020b0a0000070000000000000003000000000000000200000000000000\
+             00000000000000800400000005000000060000000000000000000000f3004590"
         );
         assert_eq!(ReplyHeader::decode(&reply.encode()), Ok(reply));
         let mut bytes = reply.encode();

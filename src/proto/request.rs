@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the receive region
-//!  2  version  u8   1                      32  table    u32
+//!  2  version  u8   2                      32  table    u32
 //!  3  kind     u8                          36  bucket   u32  dense only
 //!  4  flags    u16  bit 0: after push      40  epoch    u32  of the View that routed it
-//!  6  zero     u16                         44  first    u32  dense: element in the bucket; sparse: directory entries
+//!  6  chain    u16  check of the filters    44  first    u32  dense: element in the bucket; sparse: directory entries
 //!  8  sequence u64  per endpoint, from 0   48  count    u32  elements (dense) or keys (sparse)
 //! 16  clock    u64  the worker's           52  length   u32  body bytes
 //!                                          56  tag      u32  comes back in the reply
@@ -16,7 +16,7 @@ use super::{Builder, Fields, HEADER};
 use crate::error::Malformed;
 
 const MAGIC: u16 = 0x4C57;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const AFTER_PUSH: u16 = 1;
 
 /// What is asked for.
@@ -41,6 +41,8 @@ pub struct RequestHeader {
     pub after_push: bool,
     /// Counts the requests of one endpoint.
     pub sequence: u64,
+    /// Push: check of the filters that the values went through; pull: that they are to go through. 0 without any.
+    pub chain: u16,
     /// The worker's clock.
     pub clock: u64,
     /// Pull: byte offset in the receive region.
@@ -74,6 +76,7 @@ impl RequestHeader {
             .put(0, MAGIC.to_le_bytes())
             .put(2, [VERSION, kind])
             .put(4, (if self.after_push { AFTER_PUSH } else { 0 }).to_le_bytes())
+            .put(6, self.chain.to_le_bytes())
             .put(8, self.sequence.to_le_bytes())
             .put(16, self.clock.to_le_bytes())
             .put(24, self.argument.to_le_bytes())
@@ -98,12 +101,13 @@ impl RequestHeader {
             4 => RequestKind::Finish,
             other => return Err(Malformed::new("kind", "1 to 4", other)),
         };
-        if fields.u16(4) & !AFTER_PUSH != 0 || fields.u16(6) != 0 {
+        if fields.u16(4) & !AFTER_PUSH != 0 {
             return Err(Malformed::new("flags", "only known flags", format!("{:#06x}", fields.u16(4))));
         }
         Ok(RequestHeader {
             kind,
             after_push: fields.u16(4) & AFTER_PUSH != 0,
+            chain: fields.u16(6),
             sequence: fields.u64(8),
             clock: fields.u64(16),
             argument: fields.u64(24),
@@ -128,6 +132,7 @@ mod tests {
             kind: RequestKind::Pull,
             after_push: true,
             sequence: 0x0102_0304_0506_0708,
+            chain: 0x0A0B,
             clock: 9,
             argument: 4096,
             table: 3,
@@ -145,8 +150,8 @@ mod tests {
         let hex: String = example().encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "574c010201000000080706050403020109000000000000000010000000000000\
-             030000001100000001000000050000000600000018000000efbeaddeba7b685f"
+            "574c020201000b0a080706050403020109000000000000000010000000000000\
+             030000001100000001000000050000000600000018000000efbeaddeb73db00e"
         );
         assert_eq!(RequestHeader::decode(&example().encode()), Ok(example()));
     }
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn wrong_fields_are_named() {
         let mut bytes = example().encode();
-        bytes[2] = 2;
+        bytes[2] = 1;
         assert_eq!(RequestHeader::decode(&bytes).unwrap_err().field, "version");
         let mut bytes = example().encode();
         bytes[16] ^= 1;
@@ -171,7 +176,7 @@ mod tests {
                 all
             })), mend in any::<bool>()) {
             if mend {
-                bytes[..3].copy_from_slice(&[0x57, 0x4C, 1]);
+                bytes[..3].copy_from_slice(&[0x57, 0x4C, VERSION]);
                 let check = crc32c::crc32c(&bytes[..60]);
                 bytes[60..].copy_from_slice(&check.to_le_bytes());
             }

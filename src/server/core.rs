@@ -3,15 +3,19 @@
 //! A slot belongs to the worker while it is free, and to this thread from the completion that announced it until the
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
+use std::collections::HashMap;
+
 use super::link::Link;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
-use crate::mem::{Floats, Pool};
-use crate::proto::{HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats};
-use crate::store::{Applied, DensePiece, Shard, SparsePiece};
+use crate::kernels::Input;
+use crate::mem::Pool;
+use crate::proto::{Chains, HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats};
+use crate::store::{Applied, Shard, SparsePiece};
 use crate::types::{DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View};
 
 mod answer;
+mod fold;
 mod staging;
 
 pub use staging::Staging;
@@ -19,11 +23,13 @@ pub use staging::Staging;
 /// The most slots that one worker gets of one thread: one bit each in a reply's `freed`.
 pub const MAX_SLOTS: usize = 64;
 
-/// A push that waits in its slot for the gate.
+/// A push in its slot that is to be folded when the gate says so.
 #[derive(Debug)]
 pub struct Held {
     slot: u32,
     header: RequestHeader,
+    /// Of a dense table, and checked. A sparse piece is checked when its keys have been copied out.
+    dense: bool,
 }
 
 /// A pull that waits for its clock or for room; its keys are a private copy.
@@ -51,6 +57,7 @@ pub struct Core {
     id: ShardId,
     view: View,
     shard: Shard,
+    chains: HashMap<TableId, Chains>,
     gate: Gate<Held>,
     /// By rank.
     links: Vec<Option<Link>>,
@@ -60,7 +67,10 @@ pub struct Core {
     replies: Pool,
     pull_credits: usize,
     stats: ThreadStats,
+    /// What the gate said since the last turn.
     verdicts: Vec<Verdict<Held>>,
+    /// Pieces that are folded together.
+    ready: Vec<(Rank, Held)>,
     applied: Vec<Applied>,
     /// Workers whose held pieces turned out not to fit: not always whose request is being served.
     faults: Vec<(Rank, Error)>,
@@ -89,11 +99,13 @@ impl Core {
             sessions: vec![Session::default(); view.workers as usize],
             view,
             shard,
+            chains: HashMap::new(),
             staging,
             replies,
             pull_credits,
             stats: ThreadStats::default(),
             verdicts: Vec::new(),
+            ready: Vec::new(),
             applied: Vec::new(),
             faults: Vec::new(),
             failed: false,
@@ -103,10 +115,13 @@ impl Core {
         }
     }
 
-    /// Makes this shard's part of a table.
+    /// Makes this shard's part of a table, unless it does not know one of its filters.
     pub fn create_table(&mut self, id: TableId, spec: &TableSpec) -> Result<()> {
+        let chains = Chains::of(spec)?;
         let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
-        self.shard.create_table(id, spec, &buckets)
+        self.shard.create_table(id, spec, &buckets)?;
+        self.chains.insert(id, chains);
+        Ok(())
     }
 
     /// A worker's slots.
@@ -194,7 +209,7 @@ impl Core {
         link.acknowledged(u64::from_le_bytes(read))
     }
 
-    /// A worker filled a slot. An error is the worker's fault, and the job ends: done again it would fail again.
+    /// A worker filled a slot. What may be folded now is folded by [`Core::settle`], all that came meanwhile together. An error is the worker's fault, and the job ends: done again it would fail again.
     pub fn request(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
         if self.failed {
             return Ok(());
@@ -224,24 +239,19 @@ impl Core {
         if header.epoch != self.view.epoch {
             return Err(Error::protocol(&link.peer, "epoch", self.view.epoch.to_string(), header.epoch));
         }
-        self.verdicts.clear();
         let outcome = match header.kind {
             RequestKind::Push => self.push(rank, slot, header),
             RequestKind::Pull => self.pull(rank, slot, header),
             RequestKind::Mark | RequestKind::Finish => {
-                let mut verdicts = std::mem::take(&mut self.verdicts);
                 let passed = match header.kind {
-                    RequestKind::Mark => self.gate.mark(rank, header.clock, &mut verdicts),
-                    _ => self.gate.finish(rank, header.clock, &mut verdicts),
+                    RequestKind::Mark => self.gate.mark(rank, header.clock, &mut self.verdicts),
+                    _ => self.gate.finish(rank, header.clock, &mut self.verdicts),
                 };
-                self.verdicts = verdicts;
                 self.free(rank, slot);
                 passed.map_err(|e| out_of_order(e, header.clock))
             }
         };
-        outcome.map_err(|m| m.by(self.peer(rank)))?;
-        self.obey();
-        Ok(())
+        outcome.map_err(|m| m.by(self.peer(rank)))
     }
 
     /// A request that had been accepted before the worker's last endpoint was lost. Only a pull is done again: its answer
@@ -262,66 +272,37 @@ impl Core {
     fn push(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
         self.stats.pushes += 1;
         self.stats.pushed_bytes += u64::from(header.length);
-        let consistency = self.shard.consistency(header.table);
-        let consistency =
-            consistency.ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        let spec = self.shard.spec(header.table).ok_or_else(|| unknown(&header))?;
+        let (folds, dense) = (spec.consistency.folds_by_rank(), spec.elements() > 0);
         if header.clock != self.gate.clock_of(rank) {
             return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
         }
-        if consistency.folds_by_rank() {
+        let chain = self.chains(&header)?.push;
+        chain.expect(header.chain)?;
+        let held = Held { slot, header, dense };
+        if dense {
+            let piece = self.staging.dense(rank, slot, &header, chain)?;
+            self.shard.check_dense(header.table, &piece)?;
+        }
+        if folds {
             self.gate
-                .push(rank, header.clock, Held { slot, header }, &mut self.verdicts)
+                .push(rank, header.clock, held, &mut self.verdicts)
                 .map_err(|e| out_of_order(e, header.clock))
         } else {
-            self.take(rank, slot, header)
+            self.take(rank, &held)
         }
-    }
-
-    /// Gives a push to the shard, and its slot back.
-    fn take(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
-        self.applied.clear();
-        let body_at = self.staging.slot_at(rank, slot) + HEADER;
-        let spec = self
-            .shard
-            .spec(header.table)
-            .ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
-        match spec.kind {
-            TableKind::Dense { .. } => {
-                if u64::from(header.length) != u64::from(header.count) * 4 {
-                    return Err(Malformed::new("length", format!("4 × {}", header.count), header.length));
-                }
-                let values = Floats::in_arena(&self.staging.arena, body_at, header.count as usize);
-                let piece = DensePiece { bucket: header.bucket, first: header.first, values };
-                self.shard.push_dense(header.table, piece, &mut self.applied)?;
-            }
-            TableKind::Sparse { dim, .. } => {
-                let body = SparseBody::announced(&header, dim)?;
-                self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
-                let values = body.keys * body.dim;
-                let values = Floats::in_arena(&self.staging.arena, body_at + body.values_at(), values);
-                let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
-                self.shard.push_sparse(header.table, piece, &mut self.applied)?;
-            }
-        }
-        self.free(rank, slot);
-        Ok(())
     }
 
     fn pull(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
-        let spec = self
-            .shard
-            .spec(header.table)
-            .ok_or_else(|| Malformed::new("table", "a known table", header.table))?;
+        let spec = self.shard.spec(header.table).ok_or_else(|| unknown(&header))?;
+        let chain = self.chains(&header)?.pull;
+        chain.expect(header.chain)?;
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
-        let floats = u64::from(header.count) * u64::from(spec.width());
+        let bytes = u64::from(header.count) * u64::from(spec.width()) * chain.value_bytes() as u64;
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
         let dense = matches!(spec.kind, TableKind::Dense { .. });
-        if floats * 4 > self.replies.largest() as u64 {
-            return Err(Malformed::new(
-                "count",
-                format!("at most {} bytes", self.replies.largest()),
-                floats * 4,
-            ));
+        if bytes > self.replies.largest() as u64 {
+            return Err(Malformed::new("count", format!("at most {} bytes", self.replies.largest()), bytes));
         }
         let mut waiting = Waiting { header, needed, directory: Vec::new(), keys: Vec::new() };
         if dense {
@@ -334,7 +315,7 @@ impl Core {
         }
         self.free(rank, slot);
         if let Some(link) = &mut self.links[rank as usize] {
-            if !link.receive.contains(header.argument, floats * 4) {
+            if !link.receive.contains(header.argument, bytes) {
                 return Err(Malformed::new("argument", "a place in the receive region", header.argument));
             }
             if link.waiting.len() >= self.pull_credits {
@@ -349,28 +330,8 @@ impl Core {
         Ok(())
     }
 
-    /// Does what the gate said.
-    fn obey(&mut self) {
-        let mut verdicts = std::mem::take(&mut self.verdicts);
-        for verdict in verdicts.drain(..) {
-            match verdict {
-                Verdict::Fold(rank, held) => {
-                    // A piece that does not fit is dropped whole; its worker is named, and the job ends.
-                    if let Err(malformed) = self.take(rank, held.slot, held.header) {
-                        let error = malformed.by(self.peer(rank));
-                        self.faults.push((rank, error));
-                        self.failed = true;
-                        break;
-                    }
-                }
-                Verdict::Close { expected, .. } => {
-                    self.applied.clear();
-                    self.shard.close(expected, &mut self.applied);
-                    self.links.iter_mut().flatten().for_each(Link::clock_closed);
-                }
-            }
-        }
-        self.verdicts = verdicts;
+    fn chains(&self, header: &RequestHeader) -> Result<Chains, Malformed> {
+        self.chains.get(&header.table).copied().ok_or_else(|| unknown(header))
     }
 
     fn free(&mut self, rank: Rank, slot: u32) {
@@ -383,8 +344,12 @@ impl Core {
 
 impl Waiting {
     fn piece(&self) -> SparsePiece<'_> {
-        SparsePiece { directory: &self.directory, keys: &self.keys, values: Floats::from(&[][..]) }
+        SparsePiece { directory: &self.directory, keys: &self.keys, values: Input::from(&[][..]) }
     }
+}
+
+fn unknown(header: &RequestHeader) -> Malformed {
+    Malformed::new("table", "a known table", header.table)
 }
 
 fn out_of_order(e: OutOfOrder, found: u64) -> Malformed {

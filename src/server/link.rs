@@ -95,6 +95,12 @@ impl Link {
         self.credit_due = true;
     }
 
+    /// As if the worker had heard of its free slots.
+    #[cfg(test)]
+    pub fn forget_freed(&mut self) {
+        self.freed = 0;
+    }
+
     /// A clock closed.
     pub fn clock_closed(&mut self) {
         self.credit_due = true;
@@ -134,6 +140,7 @@ impl Link {
         }
         let header = ReplyHeader {
             kind: ReplyKind::Credit,
+            chain: 0,
             sequence: 0,
             closed,
             version: 0,

@@ -1,9 +1,10 @@
 //! A shard's part of a dense table: whole segments in one arena.
 
 use super::optimizer::Optimizer;
+use super::shard::DensePiece;
 use super::state::State;
 use crate::error::{Malformed, Result};
-use crate::kernels::{self, Gradient, Input};
+use crate::kernels::{self, Gradient, Input, WAYS};
 use crate::mem::{Block, Blocks, align_up};
 use crate::types::{BucketId, TableSpec, Version};
 
@@ -50,38 +51,65 @@ impl Dense {
         floats + (buckets.len() * size_of::<Segment>()) as u64 + u64::from(spec.buckets()) * 4
     }
 
-    /// Adds a piece to what the open clock brought. True when it is the bucket's first in this clock.
-    pub fn fold(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<bool, Malformed> {
-        let segment = self.segment(bucket, first, values.len())?;
-        let first = first as usize;
-        kernels::accumulate(&mut segment.sum[first..first + values.len()], values);
-        Ok(!std::mem::replace(&mut segment.touched, true))
+    /// Whether a piece lies in a bucket of ours.
+    pub fn check(&self, piece: &DensePiece<'_>) -> Result<(), Malformed> {
+        self.locate(piece.bucket, piece.first, piece.values.len()).map(drop)
     }
 
-    /// Steps with what the clock brought, divided by `divisor`: one pass over the segment.
-    pub fn close(&mut self, bucket: BucketId, divisor: f32, optimizer: &dyn Optimizer) -> Version {
-        let segment = &mut self.segments[self.place[bucket as usize] as usize];
-        let gradient = Gradient::Fold { sum: Some(&mut segment.sum), pieces: &[], divisor };
-        let state = State::of_part(&mut segment.state, segment.parameters.len(), 0, optimizer);
+    /// Adds pieces of one bucket, in their order, to what the open clock brought: neighbours of the same extent in one pass.
+    /// Gives the bucket when they are its first in this clock. Nothing is touched unless all fit.
+    pub fn fold(&mut self, pieces: &[DensePiece<'_>]) -> Result<Option<BucketId>, Malformed> {
+        let Some(bucket) = pieces.first().map(|p| p.bucket) else { return Ok(None) };
+        let place = self.of_bucket(bucket, pieces)?;
+        let segment = &mut self.segments[place];
+        let extent = |p: &DensePiece<'_>| (p.first as usize, p.values.len());
+        for run in pieces.chunk_by(|a, b| extent(a) == extent(b)) {
+            let (first, length) = extent(&run[0]);
+            for part in run.chunks(WAYS) {
+                let (values, count) = values(part);
+                kernels::fold(&mut segment.sum[first..first + length], &values[..count], 1.0);
+            }
+        }
+        Ok((!std::mem::replace(&mut segment.touched, true)).then_some(bucket))
+    }
+
+    /// Steps with what the clock brought and with its last `pieces`, all of this bucket, divided by `divisor`: one pass over the
+    /// segment, and over pieces that cover it. Nothing when the clock brought nothing.
+    pub fn close(
+        &mut self,
+        bucket: BucketId,
+        pieces: &[DensePiece<'_>],
+        divisor: f32,
+        optimizer: &dyn Optimizer,
+    ) -> Result<Option<Version>, Malformed> {
+        let place = self.of_bucket(bucket, pieces)?;
+        let length = self.segments[place].parameters.len();
+        let whole = pieces.iter().all(|p| p.first == 0 && p.values.len() == length);
+        let fused = if whole { pieces.len().min(WAYS) } else { 0 };
+        let (folded, last) = pieces.split_at(pieces.len() - fused);
+        self.fold(folded)?;
+        let segment = &mut self.segments[place];
+        if !segment.touched && last.is_empty() {
+            return Ok(None);
+        }
+        let (values, count) = values(last);
+        let sum = segment.touched.then_some(&mut *segment.sum);
+        let gradient = Gradient::Fold { sum, pieces: &values[..count], divisor };
+        let state = State::of_part(&mut segment.state, length, 0, optimizer);
         state.step(optimizer, &mut segment.parameters, gradient);
         segment.touched = false;
         segment.version += 1;
-        segment.version
+        Ok(Some(segment.version))
     }
 
     /// Steps with one piece at once.
-    pub fn apply(
-        &mut self,
-        bucket: BucketId,
-        first: u32,
-        values: Input<'_>,
-        optimizer: &dyn Optimizer,
-    ) -> Result<Version, Malformed> {
-        let segment = self.segment(bucket, first, values.len())?;
-        let first = first as usize;
+    pub fn apply(&mut self, piece: &DensePiece<'_>, optimizer: &dyn Optimizer) -> Result<Version, Malformed> {
+        let place = self.locate(piece.bucket, piece.first, piece.values.len())?;
+        let segment = &mut self.segments[place];
+        let first = piece.first as usize;
         let state = State::of_part(&mut segment.state, segment.parameters.len(), first, optimizer);
-        let parameters = &mut segment.parameters[first..first + values.len()];
-        state.step(optimizer, parameters, Gradient::Piece(values));
+        let parameters = &mut segment.parameters[first..first + piece.values.len()];
+        state.step(optimizer, parameters, Gradient::Piece(piece.values));
         segment.version += 1;
         Ok(segment.version)
     }
@@ -98,14 +126,24 @@ impl Dense {
         self.segments.iter().map(|s| s.parameters.len() as u64 * 4).sum()
     }
 
-    fn segment(&mut self, bucket: BucketId, first: u32, count: usize) -> Result<&mut Segment, Malformed> {
-        let place = self.locate(bucket, first, count)?;
-        Ok(&mut self.segments[place])
+    /// The place of a bucket whose pieces these are.
+    fn of_bucket(&self, bucket: BucketId, pieces: &[DensePiece<'_>]) -> Result<usize, Malformed> {
+        for piece in pieces {
+            self.check(piece)?;
+            if piece.bucket != bucket {
+                return Err(Malformed::new("bucket", bucket.to_string(), piece.bucket));
+            }
+        }
+        self.place_of(bucket)
+    }
+
+    fn place_of(&self, bucket: BucketId) -> Result<usize, Malformed> {
+        let place = self.place.get(bucket as usize).copied().filter(|&p| p != NOT_OURS);
+        place.map(|p| p as usize).ok_or_else(|| Malformed::new("bucket", "a bucket of this shard", bucket))
     }
 
     fn locate(&self, bucket: BucketId, first: u32, count: usize) -> Result<usize, Malformed> {
-        let place = self.place.get(bucket as usize).copied().filter(|&p| p != NOT_OURS);
-        let place = place.ok_or_else(|| Malformed::new("bucket", "a bucket of this shard", bucket))? as usize;
+        let place = self.place_of(bucket)?;
         let length = self.segments[place].parameters.len();
         if count == 0 || (first as usize).checked_add(count).is_none_or(|end| end > length) {
             let found = format!("{count} elements at {first}");
@@ -113,6 +151,13 @@ impl Dense {
         }
         Ok(place)
     }
+}
+
+/// What the first [`WAYS`] pieces hold, and how many these are.
+fn values<'a>(pieces: &[DensePiece<'a>]) -> ([Input<'a>; WAYS], usize) {
+    let mut values = [Input::from(&[][..]); WAYS];
+    values.iter_mut().zip(pieces).for_each(|(value, piece)| *value = piece.values);
+    (values, pieces.len().min(WAYS))
 }
 
 /// fp32 of a bucket's parameters, state and sum.

@@ -6,7 +6,7 @@ use super::dense::Dense;
 use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
-use crate::mem::Floats;
+use crate::kernels::Input;
 use crate::types::{
     Aggregate, BucketId, Consistency, DirectoryEntry, Key, TableId, TableKind, TableSpec, Version,
 };
@@ -19,7 +19,7 @@ pub struct DensePiece<'a> {
     /// First element within it.
     pub first: u32,
     /// One for each element.
-    pub values: Floats<'a>,
+    pub values: Input<'a>,
 }
 
 /// Rows for keys of several sparse buckets: a private copy of the directory and keys, and the rows where they lie.
@@ -30,7 +30,7 @@ pub struct SparsePiece<'a> {
     /// The keys of one bucket behind the other's.
     pub keys: &'a [Key],
     /// `dim` for each key; empty for a pull.
-    pub values: Floats<'a>,
+    pub values: Input<'a>,
 }
 
 /// An update that became visible: what a replica would replay.
@@ -136,17 +136,45 @@ impl Shard {
         piece: DensePiece<'_>,
         applied: &mut Vec<Applied>,
     ) -> Result<(), Malformed> {
-        let DensePiece { bucket, first, values } = piece;
-        let Table { spec, optimizer, body } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
-        let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
+        let (spec, optimizer, dense) = dense_table(&mut self.tables, table)?;
         if spec.consistency.folds_by_rank() {
-            if dense.fold(bucket, first, values.into())? {
-                self.touched.push((table, bucket));
-            }
-        } else {
-            let version = dense.apply(bucket, first, values.into(), optimizer.as_ref())?;
-            applied.push(Applied { table, bucket, version });
+            return self.fold_dense(table, &[piece]);
         }
+        let version = dense.apply(&piece, optimizer)?;
+        applied.push(Applied { table, bucket: piece.bucket, version });
+        Ok(())
+    }
+
+    /// Whether a dense piece fits.
+    pub fn check_dense(&self, table: TableId, piece: &DensePiece<'_>) -> Result<(), Malformed> {
+        match &self.tables.get(&table).ok_or_else(|| unknown(table))?.body {
+            Body::Dense(dense) => dense.check(piece),
+            Body::Sparse(_) => Err(kind_mismatch("dense")),
+        }
+    }
+
+    /// Takes pieces of one dense bucket into the open clock's sum, in their order. Nothing is touched unless all fit.
+    pub fn fold_dense(&mut self, table: TableId, pieces: &[DensePiece<'_>]) -> Result<(), Malformed> {
+        let (_, _, dense) = dense_table(&mut self.tables, table)?;
+        if let Some(bucket) = dense.fold(pieces)? {
+            self.touched.push((table, bucket));
+        }
+        Ok(())
+    }
+
+    /// The last pieces of one dense bucket in the open clock, in their order, and its step: where they cover the whole bucket
+    /// all in one pass. `expected` workers could have pushed.
+    pub fn close_dense(
+        &mut self,
+        table: TableId,
+        pieces: &[DensePiece<'_>],
+        expected: u32,
+        applied: &mut Vec<Applied>,
+    ) -> Result<(), Malformed> {
+        let (spec, optimizer, dense) = dense_table(&mut self.tables, table)?;
+        let Some(bucket) = pieces.first().map(|p| p.bucket) else { return Ok(()) };
+        let version = dense.close(bucket, pieces, divisor(spec, expected), optimizer)?;
+        applied.extend(version.map(|version| Applied { table, bucket, version }));
         Ok(())
     }
 
@@ -170,7 +198,7 @@ impl Shard {
             let rows = bucket.rows();
             let count = count as usize;
             let keys = &piece.keys[done..done + count];
-            let values = piece.values.part(done * dim, count * dim).into();
+            let values = piece.values.part(done * dim, count * dim);
             if spec.consistency.folds_by_rank() {
                 if bucket.fold(keys, values) {
                     self.touched.push((table, id));
@@ -185,22 +213,17 @@ impl Shard {
         Ok(())
     }
 
-    /// Closes the open clock: every bucket that it touched takes one step. `expected` workers could have pushed.
+    /// Closes the open clock: every bucket that it touched and that has not been closed takes one step. `expected` workers could have pushed.
     pub fn close(&mut self, expected: u32, applied: &mut Vec<Applied>) {
         for (table_id, id) in self.touched.drain(..) {
             let Some(Table { spec, optimizer, body }) = self.tables.get_mut(&table_id) else { continue };
-            let divisor = match spec.aggregate {
-                Aggregate::Sum => 1.0,
-                Aggregate::Mean => expected.max(1) as f32,
-            };
+            let (divisor, optimizer) = (divisor(spec, expected), optimizer.as_ref());
             let version = match body {
-                Body::Dense(dense) => dense.close(id, divisor, optimizer.as_ref()),
-                Body::Sparse(sparse) => {
-                    let Some(bucket) = sparse.touched(id) else { continue };
-                    bucket.close(divisor, optimizer.as_ref())
-                }
+                // Without pieces there is nothing that might not fit.
+                Body::Dense(dense) => dense.close(id, &[], divisor, optimizer).unwrap_or(None),
+                Body::Sparse(sparse) => sparse.touched(id).map(|bucket| bucket.close(divisor, optimizer)),
             };
-            applied.push(Applied { table: table_id, bucket: id, version });
+            applied.extend(version.map(|version| Applied { table: table_id, bucket: id, version }));
         }
     }
 
@@ -252,6 +275,25 @@ impl Shard {
     /// Bytes of parameters, without state and index.
     pub fn parameter_bytes(&self) -> u64 {
         self.parameter_bytes
+    }
+}
+
+fn dense_table(
+    tables: &mut HashMap<TableId, Table>,
+    table: TableId,
+) -> Result<(&TableSpec, &dyn Optimizer, &mut Dense), Malformed> {
+    let Table { spec, optimizer, body } = tables.get_mut(&table).ok_or_else(|| unknown(table))?;
+    match body {
+        Body::Dense(dense) => Ok((spec, &**optimizer, dense)),
+        Body::Sparse(_) => Err(kind_mismatch("dense")),
+    }
+}
+
+/// What a clock's sum is divided by.
+fn divisor(spec: &TableSpec, expected: u32) -> f32 {
+    match spec.aggregate {
+        Aggregate::Sum => 1.0,
+        Aggregate::Mean => expected.max(1) as f32,
     }
 }
 

@@ -1,12 +1,14 @@
 //! The nouns: keys, tables, clocks, nodes, and which shard holds which bucket.
 
 mod clock;
+mod filter;
 mod key;
 mod node;
 mod partition;
 mod table;
 
 pub use clock::{Clock, Consistency, Version};
+pub use filter::{FilterSpec, MAX_FILTER_PARAMETERS, MAX_FILTERS, Wire};
 pub use key::{Key, KeyRange, SortedKeys, mix64};
 pub use node::{Identity, Rank, Role, ServerInfo, View};
 pub use partition::{PartitionMap, ShardId};

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::filter::{self, FilterSpec, Shown, Wire};
 use super::{Consistency, Key, KeyRange, mix64};
 use crate::error::{Error, Result};
 
@@ -146,6 +147,10 @@ pub struct TableSpec {
     pub aggregate: Aggregate,
     /// When a pull may be answered.
     pub consistency: Consistency,
+    /// What is done to values on their way to the servers, in this order.
+    pub push_filters: Vec<FilterSpec>,
+    /// What is done to values on their way back, in this order.
+    pub pull_filters: Vec<FilterSpec>,
 }
 
 impl TableSpec {
@@ -167,6 +172,8 @@ impl TableSpec {
             optimizer: OptimizerSpec::sgd(1.0),
             aggregate: Aggregate::Mean,
             consistency: Consistency::Bsp,
+            push_filters: Vec::new(),
+            pull_filters: Vec::new(),
         }
     }
 
@@ -186,6 +193,23 @@ impl TableSpec {
     pub fn consistency(mut self, consistency: Consistency) -> TableSpec {
         self.consistency = consistency;
         self
+    }
+
+    /// The same with filters on what is pushed.
+    pub fn push_filters(mut self, filters: Vec<FilterSpec>) -> TableSpec {
+        self.push_filters = filters;
+        self
+    }
+
+    /// The same with filters on what is pulled.
+    pub fn pull_filters(mut self, filters: Vec<FilterSpec>) -> TableSpec {
+        self.pull_filters = filters;
+        self
+    }
+
+    /// The same with values that travel so, both ways. Sums and parameters are fp32 all the same.
+    pub fn wire(self, wire: Wire) -> TableSpec {
+        self.push_filters(wire.filters()).pull_filters(wire.filters())
     }
 
     /// The same with segments of `bytes` bytes (dense tables only).
@@ -212,6 +236,8 @@ impl TableSpec {
         if let Some((name, _)) = self.optimizer.parameters.iter().find(|(name, _)| name.len() > 64) {
             return Err(Error::config(field("optimizer"), "names of at most 64 bytes", name.len()));
         }
+        filter::validate(|| field("push filters"), &self.push_filters)?;
+        filter::validate(|| field("pull filters"), &self.pull_filters)?;
         match &self.kind {
             TableKind::Dense { shape, segment } => {
                 if shape.len() > MAX_DIMENSIONS {
@@ -309,7 +335,8 @@ impl fmt::Display for TableSpec {
             TableKind::Sparse { dim, buckets } => write!(f, "sparse rows of {dim} in {buckets} buckets")?,
         }
         write!(f, ", {} {:?}", self.optimizer.name, self.optimizer.parameters)?;
-        write!(f, ", {:?}, {}", self.aggregate, self.consistency)
+        write!(f, ", {:?}, {}", self.aggregate, self.consistency)?;
+        write!(f, ", push {}, pull {}", Shown(&self.push_filters), Shown(&self.pull_filters))
     }
 }
 
@@ -355,6 +382,9 @@ mod tests {
             TableSpec::dense("w", &[1 << 39]).segment_bytes(64),
             TableSpec::dense("w", &[8]).segment_bytes(60),
             TableSpec::sparse("w", 0),
+            TableSpec::sparse("w", 1).push_filters(vec![FilterSpec::fp16(); 9]),
+            TableSpec::sparse("w", 1)
+                .pull_filters(vec![FilterSpec { parameters: vec![0; 65], ..FilterSpec::bf16() }]),
         ] {
             assert!(spec.validate().is_err(), "{spec}");
         }

@@ -3,7 +3,7 @@
 use super::Engine;
 use crate::client::link::Link;
 use crate::error::{Error, Result};
-use crate::proto::RequestKind;
+use crate::proto::{Chain, RequestKind};
 use crate::time::Deadline;
 use crate::types::Clock;
 
@@ -74,7 +74,7 @@ impl Engine {
             engine.links.iter().all(|l| l.queued() < QUEUE_LIMIT).then_some(())
         })?;
         for link in 0..self.links.len() {
-            let header = self.header(kind, 0);
+            let header = self.header(kind, 0, Chain::default());
             self.enqueue(link, header, None, None);
         }
         self.kick();

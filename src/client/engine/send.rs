@@ -5,28 +5,29 @@ use crate::client::link::Outgoing;
 use crate::client::plan::{DenseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
-use crate::proto::{RequestHeader, RequestKind};
+use crate::proto::{Chain, RequestHeader, RequestKind};
 use crate::time::Deadline;
-use crate::types::{Key, TableId, TableSpec};
+use crate::types::{DirectoryEntry, Key, TableId, TableSpec};
 
 impl Engine {
     /// Queues the frames of a dense push. Blocks only while staging memory is short.
     pub fn push_dense(
         &mut self,
-        (table, spec): (TableId, &TableSpec),
+        (table, spec, chain): (TableId, &TableSpec, Chain),
         frames: &[DenseFrame],
         values: &[f32],
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
-        let ticket = self.new_ticket(spec, false);
+        let ticket = self.new_ticket(spec, chain, false);
         for frame in frames {
-            let bytes: &[u8] = bytemuck::cast_slice(&values[frame.at..frame.at + frame.count as usize]);
-            let mut body = self.lease_staging(bytes.len(), deadline, ticket)?;
-            body.copy_in(0, bytes);
-            let header = self.header(RequestKind::Push, table).dense(frame, bytes.len());
+            let values = &values[frame.at..frame.at + frame.count as usize];
+            let bytes = values.len() * chain.value_bytes();
+            let mut body = self.lease_staging(bytes, deadline, ticket)?;
+            chain.encode(values, &mut body, 0);
+            let header = self.header(RequestKind::Push, table, chain).dense(frame, bytes);
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
-            if bytes.len() >= LONG_FRAME {
+            if bytes >= LONG_FRAME {
                 self.kick();
             }
         }
@@ -37,14 +38,14 @@ impl Engine {
     /// Queues the frames of a sparse push. Blocks only while staging memory is short.
     pub fn push_sparse(
         &mut self,
-        (table, spec): (TableId, &TableSpec),
+        (table, spec, chain): (TableId, &TableSpec, Chain),
         plan: &SparsePlan,
         keys: &[Key],
         values: &[f32],
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
-        let ticket = self.new_ticket(spec, false);
+        let ticket = self.new_ticket(spec, chain, false);
         let dim = spec.width() as usize;
         let (mut sent, mut rows): (Vec<Key>, Vec<f32>) = (Vec::new(), Vec::new());
         for frame in &plan.frames {
@@ -55,13 +56,9 @@ impl Engine {
                 sent.push(keys[number]);
                 rows.extend_from_slice(&values[number * dim..(number + 1) * dim]);
             }
-            let parts: [&[u8]; 3] = [
-                bytemuck::cast_slice(&plan.directory[frame.directory.clone()]),
-                bytemuck::cast_slice(&sent),
-                bytemuck::cast_slice(&rows),
-            ];
-            let body = self.stage(&parts, deadline, ticket)?;
-            let header = self.header(RequestKind::Push, table);
+            let directory = &plan.directory[frame.directory.clone()];
+            let body = self.stage(directory, &sent, (chain, &rows), deadline, ticket)?;
+            let header = self.header(RequestKind::Push, table, chain);
             let header = header.sparse(frame.directory.len(), sent.len(), body.len());
             self.enqueue(frame.shard, header, Some(body), Some(ticket));
         }
@@ -72,15 +69,15 @@ impl Engine {
     /// Queues the frames of a dense pull; refused when the receive memory is out.
     pub fn pull_dense(
         &mut self,
-        (table, spec): (TableId, &TableSpec),
+        (table, spec, chain): (TableId, &TableSpec, Chain),
         frames: &[DenseFrame],
         after_push: bool,
     ) -> Result<usize> {
         self.check()?;
-        let ticket = self.new_ticket(spec, after_push);
+        let ticket = self.new_ticket(spec, chain, after_push);
         for frame in frames {
             let floats = frame.count as usize;
-            let header = self.header(RequestKind::Pull, table).dense(frame, 0);
+            let header = self.header(RequestKind::Pull, table, chain).dense(frame, 0);
             self.ask(frame.shard, ticket, header, None, (floats, Places::From(frame.at)))?;
         }
         self.kick();
@@ -90,22 +87,21 @@ impl Engine {
     /// Queues the frames of a sparse pull; refused when the receive memory is out.
     pub fn pull_sparse(
         &mut self,
-        (table, spec): (TableId, &TableSpec),
+        (table, spec, chain): (TableId, &TableSpec, Chain),
         plan: SparsePlan,
         keys: &[Key],
         after_push: bool,
         deadline: Deadline,
     ) -> Result<usize> {
         self.check()?;
-        let ticket = self.new_ticket(spec, after_push);
+        let ticket = self.new_ticket(spec, chain, after_push);
         let mut sent: Vec<Key> = Vec::new();
         for frame in &plan.frames {
             sent.clear();
             sent.extend(plan.order[frame.keys.clone()].iter().map(|&n| keys[n as usize]));
-            let parts: [&[u8]; 2] =
-                [bytemuck::cast_slice(&plan.directory[frame.directory.clone()]), bytemuck::cast_slice(&sent)];
-            let body = self.stage(&parts, deadline, ticket)?;
-            let header = self.header(RequestKind::Pull, table);
+            let directory = &plan.directory[frame.directory.clone()];
+            let body = self.stage(directory, &sent, (chain, &[]), deadline, ticket)?;
+            let header = self.header(RequestKind::Pull, table, chain);
             let header = header.sparse(frame.directory.len(), sent.len(), body.len());
             let floats = sent.len() * spec.width() as usize;
             self.ask(frame.shard, ticket, header, Some(body), (floats, Places::Rows(frame.keys.clone())))?;
@@ -142,12 +138,13 @@ impl Engine {
         body: Option<Buf>,
         (floats, places): (usize, Places),
     ) -> Result<()> {
-        let Some(buf) = self.receive.lease(floats * 4) else {
+        let bytes = floats * self.pending[ticket].chain.value_bytes();
+        let Some(buf) = self.receive.lease(bytes) else {
             self.cancel(ticket);
             return Err(Error::Limit {
                 resource: "receive memory: it is held by pulls that nobody has waited for".to_owned(),
                 limit: self.receive.arena().len() as u64,
-                asked: (floats * 4) as u64,
+                asked: bytes as u64,
             });
         };
         let pending = &mut self.pending[ticket];
@@ -175,10 +172,11 @@ impl Engine {
         self.forget(ticket);
     }
 
-    pub(super) fn header(&self, kind: RequestKind, table: TableId) -> RequestHeader {
+    pub(super) fn header(&self, kind: RequestKind, table: TableId, chain: Chain) -> RequestHeader {
         RequestHeader {
             kind,
             after_push: false,
+            chain: chain.check(),
             sequence: 0,
             clock: self.clock,
             argument: 0,
@@ -192,14 +190,22 @@ impl Engine {
         }
     }
 
-    pub(super) fn stage(&mut self, parts: &[&[u8]], deadline: Deadline, ticket: usize) -> Result<Buf> {
-        let length = parts.iter().map(|p| p.len()).sum();
+    /// The body of a sparse frame, in staging memory: directory, keys, and rows, if any, as `chain` makes them.
+    fn stage(
+        &mut self,
+        directory: &[DirectoryEntry],
+        keys: &[Key],
+        (chain, rows): (Chain, &[f32]),
+        deadline: Deadline,
+        ticket: usize,
+    ) -> Result<Buf> {
+        let (directory, keys): (&[u8], &[u8]) = (bytemuck::cast_slice(directory), bytemuck::cast_slice(keys));
+        let values_at = directory.len() + keys.len();
+        let length = values_at + rows.len() * chain.value_bytes();
         let mut body = self.lease_staging(length, deadline, ticket)?;
-        let mut at = 0;
-        for part in parts {
-            body.copy_in(at, part);
-            at += part.len();
-        }
+        body.copy_in(0, directory);
+        body.copy_in(directory.len(), keys);
+        chain.encode(rows, &mut body, values_at);
         Ok(body)
     }
 

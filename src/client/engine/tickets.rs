@@ -2,12 +2,14 @@
 
 use super::{Engine, Part, Pending, Places};
 use crate::error::{Error, Result};
+use crate::proto::Chain;
 use crate::types::{TableSpec, Version};
 
 impl Engine {
-    pub(super) fn new_ticket(&mut self, spec: &TableSpec, after_push: bool) -> usize {
+    pub(super) fn new_ticket(&mut self, spec: &TableSpec, chain: Chain, after_push: bool) -> usize {
         self.pending.insert(Pending {
             table: spec.name.clone(),
+            chain,
             clock: self.clock,
             open: 0,
             commits_at: Vec::new(),
@@ -75,17 +77,17 @@ impl Engine {
             let found = into.len();
             return Err(Error::config("length of the result", format!("{} fp32", pending.floats), found));
         }
-        let width = pending.width;
+        let (width, chain) = (pending.width, pending.chain);
         let mut rows: Vec<f32> = Vec::new();
         for part in &pending.parts {
             match &part.places {
                 Places::From(at) => {
-                    let count = part.buf.len() / 4;
-                    part.buf.copy_out(0, bytemuck::cast_slice_mut(&mut into[*at..*at + count]));
+                    let count = part.buf.len() / chain.value_bytes();
+                    chain.decode(&part.buf, 0, &mut into[*at..*at + count]);
                 }
                 Places::Rows(range) => {
-                    rows.resize(part.buf.len() / 4, 0.0);
-                    part.buf.copy_out(0, bytemuck::cast_slice_mut(&mut rows));
+                    rows.resize(part.buf.len() / chain.value_bytes(), 0.0);
+                    chain.decode(&part.buf, 0, &mut rows);
                     for (row, &number) in rows.chunks_exact(width).zip(&pending.order[range.clone()]) {
                         let at = number as usize * width;
                         into[at..at + width].copy_from_slice(row);

@@ -7,11 +7,14 @@ use crate::transport::{Payload, Refusal, Transport, Write};
 use crate::types::Rank;
 
 impl Core {
-    /// Answers the pulls that can be answered and announces credit. Gives the ranks that broke the protocol
+    /// Folds and closes what the gate let through, answers the pulls that can be answered and announces credit. Gives the ranks that broke the protocol
     /// ([`Error::Protocol`]) or whose endpoints failed. True when a pull was answered: once the transport has let go of its
     /// buffer, there may be more.
     pub fn settle(&mut self, transport: &mut dyn Transport, failed: &mut Vec<(Rank, Error)>) -> bool {
         let before = self.stats.pulls;
+        if !self.failed {
+            self.obey();
+        }
         failed.append(&mut self.faults);
         if self.failed {
             return false;
@@ -52,6 +55,7 @@ impl Core {
     /// Copies the values into a reply buffer and writes it, then the header. False when there is no room yet.
     fn answer(&mut self, rank: usize, waiting: &Waiting, transport: &mut dyn Transport) -> Result<bool> {
         let header = &waiting.header;
+        let chain = self.chains(header).map_err(|m| m.by(self.peer(rank as Rank)))?.pull;
         let Some(link) = &mut self.links[rank] else { return Ok(true) };
         let (values, version) = if waiting.keys.is_empty() {
             let reading = self.shard.read_dense(header.table, header.bucket, header.first, header.count);
@@ -61,9 +65,9 @@ impl Core {
             let version = self.shard.gather(header.table, &waiting.piece(), &mut self.gathered);
             (&self.gathered[..], version)
         };
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let Some(mut buf) = self.replies.lease(bytes.len()) else { return Ok(false) };
-        buf.copy_in(0, bytes);
+        let bytes = values.len() * chain.value_bytes();
+        let Some(mut buf) = self.replies.lease(bytes) else { return Ok(false) };
+        chain.encode(values, &mut buf, 0);
         let count = values.len() as u32;
         let write = Write {
             header: None,
@@ -86,9 +90,10 @@ impl Core {
             }
         }
         self.stats.pulls += 1;
-        self.stats.pulled_bytes += u64::from(count) * 4;
+        self.stats.pulled_bytes += bytes as u64;
         let reply = ReplyHeader {
             kind: ReplyKind::Pulled,
+            chain: chain.check(),
             sequence: 0,
             closed: self.gate.closed(),
             version,
