@@ -1,4 +1,8 @@
-//! The one place that reads the environment, and the settings that more than one layer needs.
+//! The one place that reads the environment and the configuration file, and the settings that more than one layer needs.
+
+mod file;
+mod pin;
+pub mod settings;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,6 +12,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+
+pub use pin::{MAX_CPUS, Pin};
+pub use settings::{ServerLimits, Setting};
 
 /// Variables that the launcher sets for the processes of a job, and that a user may set by hand.
 pub mod variable {
@@ -43,16 +50,50 @@ pub mod variable {
     pub const RECONNECT_TIMEOUT: &str = "WINDLASS_RECONNECT_TIMEOUT";
     /// RDMA device, `NAME` or `NAME:PORT`.
     pub const RDMA_DEVICE: &str = "WINDLASS_RDMA_DEVICE";
+    /// CPUs of server threads: `auto`, `none` or a list.
+    pub const PIN: &str = "WINDLASS_PIN";
+    /// Bytes of slots of each server thread.
+    pub const STAGING_BYTES: &str = "WINDLASS_STAGING_BYTES";
+    /// Bytes of one slot's body.
+    pub const PAYLOAD_BYTES: &str = "WINDLASS_PAYLOAD_BYTES";
+    /// Bytes of dense tables of each server thread.
+    pub const TABLE_BYTES: &str = "WINDLASS_TABLE_BYTES";
+    /// Slots of one worker in one server thread.
+    pub const SLOTS: &str = "WINDLASS_SLOTS";
+    /// Outstanding pulls of one worker at one server thread.
+    pub const PULL_CREDITS: &str = "WINDLASS_PULL_CREDITS";
+    /// Buffers of each server thread for replies.
+    pub const REPLY_BUFFERS: &str = "WINDLASS_REPLY_BUFFERS";
+    /// Seconds in which a server that is told to stop answers what it has taken.
+    pub const STOP_TIMEOUT: &str = "WINDLASS_STOP_TIMEOUT";
+    /// Configuration file.
+    pub const CONFIG: &str = "WINDLASS_CONFIG";
     /// `scalar`, `avx2` or `avx512`: the instructions of the kernels; the best of the CPU when not given.
     pub const SIMD: &str = "WINDLASS_SIMD";
     /// Log filter, as in `info` or `windlass=debug`.
     pub const LOG: &str = "WINDLASS_LOG";
 }
 
-/// A snapshot of the `WINDLASS_*` variables, taken once at start.
+/// Where a setting comes from. Each outdoes those before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source {
+    File(String),
+    Variable,
+    Flag,
+}
+
+#[derive(Debug, Clone)]
+struct Given {
+    text: String,
+    source: Source,
+}
+
+/// A snapshot of all settings, taken once at start: the `WINDLASS_*` variables, with what flags say above and what a
+/// configuration file says below them.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
-    values: BTreeMap<String, String>,
+    /// By the name of the variable.
+    values: BTreeMap<String, Given>,
 }
 
 impl Environment {
@@ -60,34 +101,76 @@ impl Environment {
     pub fn capture() -> Environment {
         let ours = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok().filter(|n| n.starts_with("WINDLASS_"))?;
-            Some((name, value.into_string().ok()?))
+            Some((name, Given { text: value.into_string().ok()?, source: Source::Variable }))
         });
         Environment { values: ours.collect() }
     }
 
     /// A snapshot made by hand.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Environment {
-        Environment { values: pairs.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect() }
+        let given = |text: &str| Given { text: text.to_owned(), source: Source::Variable };
+        Environment { values: pairs.into_iter().map(|(n, v)| (n.to_owned(), given(v))).collect() }
     }
 
-    /// The same with `value`, if there is one, in place of what `name` says.
+    /// The same with what a flag says, if it was given, in place of what `name` says.
     pub fn with(mut self, name: &str, value: Option<impl ToString>) -> Environment {
         if let Some(value) = value {
-            self.values.insert(name.to_owned(), value.to_string());
+            self.values.insert(name.to_owned(), Given { text: value.to_string(), source: Source::Flag });
         }
         self
     }
 
-    /// The text of a variable.
-    pub fn text(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+    /// What the configuration file `path` says, where nothing else does.
+    fn fill(&mut self, name: &str, text: String, path: &str) {
+        let given = || Given { text, source: Source::File(path.to_owned()) };
+        self.values.entry(name.to_owned()).or_insert_with(given);
     }
 
-    /// A variable's value; refused with the variable's name when it does not parse.
+    /// The text of a variable.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(|given| given.text.as_str())
+    }
+
+    /// A variable's value; refused by the name under which it was given when it does not parse.
     pub fn value<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>> {
-        let parse = |text: &str| text.parse().map_err(|_| Error::config(name, expected, text));
+        let parse = |text: &str| text.parse().map_err(|_| Error::config(self.name_of(name), expected, text));
         self.text(name).map(parse).transpose()
     }
+
+    /// Under which name a variable's value was given, for messages: the flag's, the key's, or its own.
+    pub fn name_of(&self, name: &str) -> String {
+        let key = || name.trim_start_matches("WINDLASS_").to_lowercase();
+        match self.values.get(name).map(|given| &given.source) {
+            Some(Source::Flag) => format!("--{}", key().replace('_', "-")),
+            Some(Source::File(path)) => format!("{} in {path}", key()),
+            Some(Source::Variable) | None => name.to_owned(),
+        }
+    }
+
+    /// Where a variable's value comes from, in words.
+    fn source_of(&self, name: &str) -> String {
+        match self.values.get(name).map(|given| &given.source) {
+            Some(Source::Flag) => format!("flag {}", self.name_of(name)),
+            Some(Source::Variable) => format!("environment {name}"),
+            Some(Source::File(path)) => format!("file {path}"),
+            None => "default".to_owned(),
+        }
+    }
+}
+
+/// Parses a number of bytes: `65536`, `64K`, `64KiB`, `1M`, `1MiB`, `2G`, in powers of 1024.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let refuse = || Error::config("bytes", "a number, with K, M or G for powers of 1024", text);
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].trim_end_matches("iB") {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return Err(refuse()),
+    };
+    let number: u64 = digits.parse().map_err(|_| refuse())?;
+    number.checked_mul(1 << shift).ok_or_else(refuse)
 }
 
 /// The network that carries the data.

@@ -19,6 +19,8 @@ pub mod launch;
 pub mod mem;
 pub mod proto;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod time;
 pub mod transport;

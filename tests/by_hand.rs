@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use common::proc::listeners;
 use common::{Ended, PATIENCE, Process, run, scratch, text, until, windlass};
 use rustix::process::Signal;
+use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Table, TableSpec};
 
 /// A coordinator and what the others need to reach it.
 struct Job {
@@ -50,6 +51,12 @@ impl Job {
 
     fn server(&self, extra: &[&str]) -> Process {
         self.with_secret(&["server"], &self.secret, extra)
+    }
+
+    /// A worker in this process.
+    fn client(&self, rank: u32, workers: u32) -> Client {
+        let secret = Secret::from_file(&self.secret).unwrap();
+        Client::connect(ClientConfig::new(&self.address, secret, rank, workers)).unwrap()
     }
 
     /// Worker `rank` of 3.
@@ -213,6 +220,95 @@ fn a_worker_killed_by_hand_is_named_by_all_the_others() {
 #[test]
 fn a_server_killed_by_hand_is_named_by_all_the_others() {
     killed_by_hand("server 1", |servers, _| servers.remove(1));
+}
+
+#[test]
+fn a_server_that_gets_sigterm_in_mid_job_ends_well_and_is_named_by_all_the_others() {
+    let job = Job::start(&["--servers", "2", "--workers", "3"]);
+    let rest = job.server(&["--rank", "0"]);
+    // Long, since a busy machine may take its time; a server that waits for it in vain would say so.
+    let leaving = job.server(&["--rank", "1", "--stop-timeout", "60"]);
+    let workers = ["0", "1", "2"].map(|rank| job.worker(rank, &["--epochs", "1000000"]));
+    workers[0].until_line(", clock ");
+    leaving.signal(Signal::TERM);
+    let ended = leaving.end(PATIENCE).expect(0).says("told to stop");
+    assert!(!ended.stderr.contains("could be answered"), "{}", ended.stderr);
+    for survivor in workers.into_iter().chain([rest, job.coordinator]) {
+        survivor.end(PATIENCE).expect(19).says("server 1 (").says("told to stop");
+    }
+}
+
+/// A server and two workers in this process: worker 0 waits for what both push in their first clock.
+fn one_waits(stop_timeout: &str) -> (Job, Process, [Client; 2], [Table; 2], windlass::Ticket) {
+    let job = Job::start(&["--servers", "1", "--workers", "2"]);
+    let server = job.server(&["--stop-timeout", stop_timeout]);
+    let clients = std::thread::scope(|scope| {
+        [0, 1]
+            .map(|rank| {
+                scope.spawn({
+                    let job = &job;
+                    move || job.client(rank, 2)
+                })
+            })
+            .map(|thread| thread.join().unwrap())
+    });
+    let spec = TableSpec::dense("w", &[1000]).optimizer(windlass::types::OptimizerSpec::sum());
+    let spec = spec.aggregate(windlass::types::Aggregate::Sum);
+    let tables = [0, 1].map(|worker: usize| clients[worker].table(&spec).unwrap());
+    let ticket = tables[0].push_pull_range(KeyRange::new(0, 1000).unwrap(), &[1.0; 1000]).unwrap();
+    clients[0].clock().unwrap();
+    // The mark came behind the pull.
+    until(PATIENCE, "the server to have taken it", || clients[0].server_stats().unwrap()[0].clocks[0] == 1);
+    (job, server, clients, tables, ticket)
+}
+
+/// The error that a stopped server's job leaves to a worker.
+fn names_the_server(error: &Error) {
+    assert!(
+        matches!(error, Error::Aborted { reason } if reason.contains("server 0 (") && reason.contains("told to stop")),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_server_had_taken_when_sigterm_came_is_answered() {
+    let (job, server, clients, tables, waiting) = one_waits("60");
+    server.signal(Signal::TERM);
+    server.until_line("told to stop");
+    // It still takes what the answer needs, and the answer to that.
+    let range = KeyRange::new(0, 1000).unwrap();
+    let last = tables[1].push_pull_range(range, &[2.0; 1000]).unwrap();
+    clients[1].clock().unwrap();
+    for ticket in [waiting, last] {
+        let mut sum = [0.0; 1000];
+        ticket.wait_into(&mut sum).unwrap();
+        assert_eq!(sum, [3.0; 1000]);
+    }
+    let ended = server.end(PATIENCE).expect(0);
+    assert!(!ended.stderr.contains("could be answered"), "{}", ended.stderr);
+    names_the_server(&tables[0].pull_range(range, &mut [0.0; 1000]).unwrap_err());
+    drop((clients, tables));
+    job.coordinator.end(PATIENCE).expect(19).says("server 0 (").says("told to stop");
+}
+
+#[test]
+fn what_can_not_be_answered_holds_a_server_up_only_until_its_deadline() {
+    let (job, server, clients, tables, mut waiting) = one_waits("1");
+    server.signal(Signal::TERM);
+    // Worker 1 never ends its clock.
+    server.end(PATIENCE).expect(0).says("not everything could be answered within 1s");
+    names_the_server(&waiting.wait().unwrap_err());
+    drop((clients, tables, waiting));
+    job.coordinator.end(PATIENCE).expect(19).says("server 0 (");
+}
+
+#[test]
+fn a_server_that_gets_sigterm_before_the_job_begins_ends_well() {
+    let job = Job::start(&["--servers", "2", "--workers", "1"]);
+    let server = job.server(&["--rank", "0"]);
+    until(PATIENCE, "the server", || listeners([server.pid()]).len() == 2);
+    server.signal(Signal::TERM);
+    server.end(PATIENCE).expect(0);
 }
 
 #[test]

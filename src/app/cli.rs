@@ -14,7 +14,8 @@ use super::info;
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
 use super::run::{self, Plan};
-use crate::config::{Environment, variable};
+use super::settings::{Flags, OfServer};
+use crate::config::{Environment, settings, variable};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::launch;
@@ -82,16 +83,18 @@ struct RunOptions {
     /// Number of workers
     #[arg(long, default_value_t = 4)]
     workers: u32,
-    /// Threads of each server
-    #[arg(long, default_value_t = 1)]
-    threads: u32,
     /// Program that each server runs, in place of `windlass server`
     #[arg(long, value_name = "PROGRAM")]
     server_cmd: Option<OsString>,
     #[command(flatten)]
     network: NetworkOptions,
+    #[command(flatten)]
+    server: Flags<OfServer>,
+    /// Print the settings that would hold, each with where it comes from, and exit
+    #[arg(long)]
+    print_config: bool,
     /// A worker's command line
-    #[arg(last = true, required = true)]
+    #[arg(last = true, required_unless_present = "print_config")]
     worker: Vec<OsString>,
 }
 
@@ -112,6 +115,9 @@ struct CoordinatorOptions {
     /// Seconds of silence after which a node is lost [WINDLASS_PEER_TIMEOUT; default: 10]
     #[arg(long, value_name = "SECONDS")]
     peer_timeout: Option<u64>,
+    /// File with settings; flags and variables outdo it [WINDLASS_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -121,12 +127,11 @@ struct ServerOptions {
     /// This server's rank [WINDLASS_RANK; default: the coordinator chooses]
     #[arg(long)]
     rank: Option<u32>,
-    /// Number of threads, each with a shard of its own [WINDLASS_THREADS; default: 1]
+    #[command(flatten)]
+    server: Flags<OfServer>,
+    /// Print the settings that would hold, each with where it comes from, and exit
     #[arg(long)]
-    threads: Option<u32>,
-    /// Memory for requests that wait, for each thread, in MiB
-    #[arg(long, default_value_t = 256)]
-    staging_mib: usize,
+    print_config: bool,
 }
 
 /// Runs the program; what it gives is its exit code.
@@ -176,17 +181,25 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
 }
 
 fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
+    let settings = options.server.over(&options.network.over(environment)?);
+    if options.print_config {
+        return print_config(&settings).map(|()| 0);
+    }
     let plan = Plan {
         command: "windlass run".to_owned(),
         servers: options.servers,
         workers: options.workers,
-        threads: options.threads,
-        network: options.network,
+        settings,
         worker: options.worker,
         server: options.server_cmd.map(|program| vec![program]),
         prefix: true,
     };
-    Ok(run::run(&plan, environment)?.code as u8)
+    Ok(run::run(&plan)?.code as u8)
+}
+
+fn print_config(settings: &Environment) -> Result<()> {
+    let text = settings.effective(settings::all())?;
+    std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("write", "standard output", e))
 }
 
 fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
@@ -205,13 +218,12 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
         command: "windlass bench".to_owned(),
         servers: options.servers,
         workers: options.workers.unwrap_or(1),
-        threads: options.threads,
-        network: options.node.network.clone(),
+        settings: options.node.network.over(environment)?.with(variable::THREADS, options.threads),
         worker: ourselves_again()?,
         server: None,
         prefix: false,
     };
-    Ok(run::run(&plan, environment)?.code as u8)
+    Ok(run::run(&plan)?.code as u8)
 }
 
 /// Whether this process was told of a job to take part in.
@@ -237,13 +249,12 @@ fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
         command: "windlass train lr".to_owned(),
         servers: options.servers,
         workers: options.workers.unwrap_or(4),
-        threads: options.threads,
-        network: options.node.network.clone(),
+        settings: options.node.network.over(environment)?.with(variable::THREADS, options.threads),
         worker: ourselves_again()?,
         server: None,
         prefix: false,
     };
-    Ok(run::run(&plan, environment)?.code as u8)
+    Ok(run::run(&plan)?.code as u8)
 }
 
 fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result<()> {
@@ -253,8 +264,9 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     let mut config = CoordinatorServerConfig::new(secret, job, options.servers, options.workers);
     config.ip = options.listen.ip();
     config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
-    let network = NetworkOptions { peer_timeout: options.peer_timeout, ..NetworkOptions::default() };
-    config.limits.peer_timeout = network.network(environment, 1)?.peer_timeout;
+    let settings = environment.clone().with(variable::PEER_TIMEOUT, options.peer_timeout);
+    let settings = settings.with_file(options.config.as_deref())?;
+    config.limits.peer_timeout = settings.seconds(&settings::PEER_TIMEOUT)?;
     let coordinator = CoordinatorServer::bind(config)?;
     eprintln!("windlass coordinator: listening on {}", coordinator.address());
     let outcome = coordinator.run()?;
@@ -266,26 +278,17 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
 }
 
 fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
-    let threads = match options.threads {
-        Some(threads) => threads,
-        None => environment.value(variable::THREADS, "a number")?.unwrap_or(1),
-    };
-    let rank = match options.rank {
-        Some(rank) => Some(rank),
-        None => environment.value(variable::RANK, "a number")?,
-    };
-    let network = options.node.network.network(environment, threads as usize)?;
-    if environment.text(variable::JOB).is_none() {
-        eprintln!("windlass server: joining the job at {}", options.node.coordinator(environment)?);
+    let settings = options.server.over(&options.node.network.over(environment)?);
+    let settings = settings.with(variable::RANK, options.rank);
+    if options.print_config {
+        return print_config(&settings);
     }
-    Server::builder(&options.node.coordinator(environment)?, options.node.secret(environment)?)
-        .job(environment.text(variable::JOB).unwrap_or_default())
-        .rank(rank)
-        .threads(threads)
-        .network(network)
-        .staging_bytes(options.staging_mib << 20)
-        .start()?
-        .run()
+    let coordinator = options.node.coordinator(environment)?;
+    if environment.text(variable::JOB).is_none() {
+        eprintln!("windlass server: joining the job at {coordinator}");
+    }
+    let secret = options.node.secret(environment)?;
+    Server::configured(&coordinator, secret, &settings)?.start()?.run_until_sigterm()
 }
 
 #[cfg(test)]

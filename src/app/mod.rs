@@ -6,5 +6,6 @@ mod info;
 pub mod lr;
 mod node;
 mod run;
+mod settings;
 
 pub use cli::main;

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::settings::{Flags, OfNetwork};
 use crate::client::ClientConfig;
-use crate::config::{Environment, Network, PollChoice, TransportKind, variable};
+use crate::config::{Environment, Network, variable};
 use crate::error::{Error, Result};
 use crate::proto::secret::Secret;
 use crate::transport::network;
@@ -26,28 +27,12 @@ pub struct NodeOptions {
 /// Which network to use.
 #[derive(Debug, Clone, Default, Args)]
 pub struct NetworkOptions {
-    /// What carries the data: tcp or verbs [WINDLASS_TRANSPORT; default: tcp]
-    #[arg(long, value_name = "KIND")]
-    pub transport: Option<TransportKind>,
-    /// Network interface to bind, by name or IP address [WINDLASS_INTERFACE; default: 127.0.0.1]
-    #[arg(long, value_name = "NAME|IP")]
-    pub interface: Option<String>,
-    /// Ports to listen on [WINDLASS_PORT_RANGE; default: any]
-    #[arg(long, value_name = "A-B")]
-    pub port_range: Option<String>,
-    /// RDMA device and port [WINDLASS_RDMA_DEVICE; default: the first active port]
-    #[arg(long, value_name = "NAME[:PORT]")]
-    pub rdma_device: Option<String>,
-    /// How threads wait for the network: auto, spin or block [WINDLASS_POLL; default: auto]
-    #[arg(long, value_name = "HOW")]
-    pub poll: Option<PollChoice>,
-    /// Seconds of silence after which a peer is lost [WINDLASS_PEER_TIMEOUT; default: 10]
-    #[arg(long, value_name = "SECONDS")]
-    pub peer_timeout: Option<u64>,
-    /// Seconds in which a lost data connection is opened anew before its peer counts as lost
-    /// [WINDLASS_RECONNECT_TIMEOUT; default: 10]
-    #[arg(long, value_name = "SECONDS")]
-    pub reconnect_timeout: Option<u64>,
+    #[command(flatten)]
+    flags: Flags<OfNetwork>,
+    /// File with settings, as `--print-config` of `windlass server` writes it; flags and variables outdo it
+    /// [WINDLASS_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl NodeOptions {
@@ -93,19 +78,11 @@ impl NodeOptions {
 impl NetworkOptions {
     /// The network to use; `own_pollers` threads of this process will wait for it.
     pub fn network(&self, environment: &Environment, own_pollers: usize) -> Result<Network> {
-        network::from_environment(&self.over(environment), own_pollers)
+        network::from_environment(&self.over(environment)?, own_pollers)
     }
 
-    /// The environment with what the flags say in its place: what a launcher hands on.
-    pub fn over(&self, environment: &Environment) -> Environment {
-        environment
-            .clone()
-            .with(variable::TRANSPORT, self.transport)
-            .with(variable::INTERFACE, self.interface.as_ref())
-            .with(variable::PORT_RANGE, self.port_range.as_ref())
-            .with(variable::RDMA_DEVICE, self.rdma_device.as_ref())
-            .with(variable::POLL, self.poll)
-            .with(variable::PEER_TIMEOUT, self.peer_timeout)
-            .with(variable::RECONNECT_TIMEOUT, self.reconnect_timeout)
+    /// All settings: the environment with what the flags say in its place, and what the configuration file says below both.
+    pub fn over(&self, environment: &Environment) -> Result<Environment> {
+        self.flags.over(environment).with_file(self.config.as_deref())
     }
 }

@@ -3,15 +3,14 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
-use crate::config::{Environment, variable};
+use crate::config::{Environment, ServerLimits, settings, variable};
 use crate::error::{Error, Result};
 use crate::launch::{self, Child, ChildRole, Outcome, Tree, TreeConfig};
 use crate::proto::secret::Secret;
 use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
-use crate::transport;
-
-use super::node::NetworkOptions;
+use crate::transport::{self, network};
 
 /// What to start.
 pub struct Plan {
@@ -19,8 +18,8 @@ pub struct Plan {
     pub command: String,
     pub servers: u32,
     pub workers: u32,
-    pub threads: u32,
-    pub network: NetworkOptions,
+    /// All settings, for this process and to be handed on.
+    pub settings: Environment,
     /// A worker's command line.
     pub worker: Vec<OsString>,
     /// A server's command line; our own `server` without it.
@@ -30,7 +29,7 @@ pub struct Plan {
 }
 
 /// Runs the job until all its processes have ended.
-pub fn run(plan: &Plan, environment: &Environment) -> Result<Outcome> {
+pub fn run(plan: &Plan) -> Result<Outcome> {
     let within = |what: &str, given: u32, most: u32| match given {
         0 => Err(Error::config(what, format!("1 to {most}"), 0)),
         n if n > most => Err(Error::config(what, format!("1 to {most}"), n)),
@@ -38,8 +37,9 @@ pub fn run(plan: &Plan, environment: &Environment) -> Result<Outcome> {
     };
     within("--servers", plan.servers, 1024)?;
     within("--workers", plan.workers, 4096)?;
-    within("--threads", plan.threads, 256)?;
-    let network = plan.network.network(environment, 1)?;
+    let threads = plan.settings.number(&settings::THREADS)? as u32;
+    let limits = ServerLimits::from_environment(&plan.settings)?;
+    let network = network::from_environment(&plan.settings, 1)?;
     transport::check(&network)?;
     let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
     let secret = Secret::generate()?;
@@ -49,9 +49,10 @@ pub fn run(plan: &Plan, environment: &Environment) -> Result<Outcome> {
     config.ports = network.ports.clone();
     config.limits.peer_timeout = network.peer_timeout;
     let coordinator = CoordinatorServer::bind(config)?;
-    let children = children(plan, environment, &exe, &coordinator.address().to_string(), &secret);
+    let children = children(plan, threads, &exe, &coordinator.address().to_string(), &secret);
     let mut tree = TreeConfig::new(&plan.command, &job, vec![exe.into(), "guard".into()]);
     tree.consequences = CONSEQUENCES.to_vec();
+    tree.grace = tree.grace.max(limits.stop_timeout + FAREWELL);
     let tree = Tree::new(tree)?;
     let handle = tree.handle();
     let stop = coordinator.stop_handle();
@@ -70,6 +71,9 @@ pub fn run(plan: &Plan, environment: &Environment) -> Result<Outcome> {
     outcome
 }
 
+/// What a server may need besides `stop_timeout` when it is told to stop.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// Exit codes by which a process says that another one failed, or may have: a peer is lost, it refused (a server that ends
 /// expects nobody), or the job is aborted.
 const CONSEQUENCES: [i32; 3] = [10 + 4, 10 + 5, 10 + 9];
@@ -82,31 +86,23 @@ pub fn exit_code(error: &Error) -> u8 {
 
 fn children(
     plan: &Plan,
-    environment: &Environment,
+    threads: u32,
     exe: &std::path::Path,
     coordinator: &str,
     secret: &Secret,
 ) -> Vec<Child> {
-    let pollers = plan.servers * plan.threads + plan.workers;
+    let pollers = plan.servers * threads + plan.workers;
     let mut common = vec![
         (variable::COORDINATOR, coordinator.to_owned()),
         (variable::SECRET, secret.to_hex()),
         (variable::WORKERS, plan.workers.to_string()),
         (variable::SERVERS, plan.servers.to_string()),
-        (variable::THREADS, plan.threads.to_string()),
+        (variable::THREADS, threads.to_string()),
         (variable::POLLERS, pollers.to_string()),
     ];
-    let network = plan.network.over(environment);
-    for name in [
-        variable::TRANSPORT,
-        variable::INTERFACE,
-        variable::PORT_RANGE,
-        variable::RDMA_DEVICE,
-        variable::POLL,
-        variable::PEER_TIMEOUT,
-        variable::RECONNECT_TIMEOUT,
-    ] {
-        common.extend(network.text(name).map(|value| (name, value.to_owned())));
+    let handed_on = settings::all().map(|setting| setting.variable).chain([variable::CONFIG]);
+    for name in handed_on.filter(|name| *name != variable::THREADS) {
+        common.extend(plan.settings.text(name).map(|value| (name, value.to_owned())));
     }
     let own_server = || vec![OsString::from(exe), OsString::from("server")];
     let server = plan.server.clone().unwrap_or_else(own_server);

@@ -131,6 +131,12 @@ impl ControlThread {
         Ok(ControlThread { calls, waker, shared, thread: Mutex::new(Some(thread)) })
     }
 
+    /// No thread and no links: every call fails.
+    #[cfg(test)]
+    pub fn unlinked(shared: Arc<Shared>, waker: HubWaker) -> ControlThread {
+        ControlThread { calls: calls().0, waker, shared, thread: Mutex::new(None) }
+    }
+
     /// What is shared with the thread.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared

@@ -9,6 +9,8 @@ mod engine;
 mod link;
 mod plan;
 mod reopen;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod table;
 mod ticket;
 
@@ -53,9 +55,10 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// The worker that the launcher (`windlass run`) made this process: all from its `WINDLASS_*` variables.
+    /// The worker that the launcher (`windlass run`) made this process: all from its `WINDLASS_*` variables, and from the
+    /// configuration file that `WINDLASS_CONFIG` names.
     pub fn from_env() -> Result<ClientConfig> {
-        ClientConfig::from_environment(&Environment::capture())
+        ClientConfig::from_environment(&Environment::capture().with_file(None)?)
     }
 
     /// The same from a snapshot of the environment.

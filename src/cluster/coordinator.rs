@@ -274,7 +274,10 @@ impl Coordinator {
                 Ok(())
             }
             ControlMessage::Abort { reason } => {
-                self.joined(link)?;
+                let (role, _) = self.joined(link)?;
+                if self.state == State::Leaving && role == Role::Server {
+                    return Ok(()); // the workers are done: nobody needs it any more
+                }
                 let named = self.name(link);
                 self.abort(&format!("{named} gave up: {reason}"), out);
                 Ok(())

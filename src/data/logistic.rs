@@ -108,7 +108,7 @@ mod tests {
             let bits = exp(x).to_bits()
                 ^ sigmoid(x).to_bits().rotate_left(21)
                 ^ loss(x, 1.0).to_bits().rotate_left(42);
-            crate::data::random::mix64(hash ^ bits)
+            crate::types::mix64(hash ^ bits)
         });
         assert_eq!(all, 0x1249_9a4f_0c06_b92d, "{all:#x}");
     }

@@ -5,7 +5,6 @@
 
 pub mod libsvm;
 pub mod logistic;
-pub mod random;
 pub mod synthetic;
 
 /// Labelled sparse rows in compressed form: row `i` has the entries `offsets[i]..offsets[i + 1]` of `keys` and `values`.

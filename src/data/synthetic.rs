@@ -12,7 +12,8 @@
 
 use super::Dataset;
 use super::logistic::sigmoid;
-use super::random::{SplitMix64, mix64};
+use crate::types::mix64;
+use crate::types::random::SplitMix64;
 
 /// Keys are below this.
 pub const FEATURES: u64 = 1 << FEATURE_BITS;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 use tracing::{debug, info, warn};
@@ -20,7 +20,7 @@ use crate::proto::{HEADER, ThreadStats};
 use crate::transport::SessionKey;
 use crate::types::{Clock, Identity, Rank, Role, TableId, View};
 
-/// How long the links may take to close at the end.
+/// How long the links may take to close at the end, and the Coordinator to let us go.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest reply ring that a worker may have.
 const RING_LIMIT: u32 = 1 << 16;
@@ -37,6 +37,8 @@ pub struct Control {
     threads: Vec<ServerThread>,
     reports: Receiver<(u32, Report)>,
     stopping: Arc<AtomicBool>,
+    stop_timeout: Duration,
+    leaving: Option<Leaving>,
     view: Option<View>,
     workers: HashMap<LinkId, Worker>,
     /// The one link of each worker.
@@ -47,6 +49,16 @@ pub struct Control {
     asked: HashMap<u64, Asked>,
     /// What ended the job, when it was a worker's fault. The Coordinator has been told, and will tell everybody.
     failure: Option<Error>,
+}
+
+/// This server was told to stop.
+struct Leaving {
+    /// Threads that have not answered everything yet.
+    threads: usize,
+    /// When it goes, whatever is not answered; once it has taken leave, whatever the Coordinator says.
+    deadline: Instant,
+    /// The Coordinator has been told.
+    took_leave: bool,
 }
 
 struct Worker {
@@ -79,7 +91,7 @@ impl Control {
         address: SocketAddr,
         threads: Vec<ServerThread>,
         reports: Receiver<(u32, Report)>,
-        stopping: Arc<AtomicBool>,
+        (stopping, stop_timeout): (Arc<AtomicBool>, Duration),
     ) -> Control {
         Control {
             hub,
@@ -89,6 +101,8 @@ impl Control {
             threads,
             reports,
             stopping,
+            stop_timeout,
+            leaving: None,
             view: None,
             workers: HashMap::new(),
             links: HashMap::new(),
@@ -102,7 +116,10 @@ impl Control {
     /// Until the job has ended. The reactors end with it.
     pub fn run(mut self) -> Result<()> {
         let mut outcome = self.serve();
-        if let Some(error) = self.failure.take() {
+        if self.leaving.is_some() {
+            // Whatever ends the job meanwhile is no failure of a server that was told to go.
+            outcome = Ok(());
+        } else if let Some(error) = self.failure.take() {
             outcome = Err(error);
         } else if let Err(error) = &outcome {
             // So that the others hear the reason, and not just that a link closed.
@@ -124,7 +141,7 @@ impl Control {
     fn serve(&mut self) -> Result<()> {
         let mut events = Vec::new();
         loop {
-            self.hub.poll(&mut events, Duration::from_secs(1))?;
+            self.hub.poll(&mut events, self.patience())?;
             for event in events.drain(..) {
                 if self.on_event(event)? {
                     return Ok(());
@@ -133,10 +150,44 @@ impl Control {
             while let Ok((thread, report)) = self.reports.try_recv() {
                 self.on_report(thread, report)?;
             }
-            if self.stopping.load(Ordering::Acquire) {
+            if self.stopping.load(Ordering::Acquire) && self.leave()? {
                 return Ok(());
             }
         }
+    }
+
+    fn patience(&self) -> Duration {
+        let most = Duration::from_secs(1);
+        let left = |leaving: &Leaving| leaving.deadline.saturating_duration_since(Instant::now());
+        self.leaving.as_ref().map_or(most, |leaving| left(leaving).min(most))
+    }
+
+    /// Goes in order: the threads answer what they have taken, then the Coordinator is told, which tells the others; they
+    /// hear the reason from it before they see our links close. True when it is time to go.
+    fn leave(&mut self) -> Result<bool> {
+        if self.leaving.is_none() {
+            info!("server {}: told to stop", self.name());
+            self.tell_all(|| Command::Drain)?;
+            let deadline = Instant::now() + self.stop_timeout;
+            self.leaving = Some(Leaving { threads: self.threads.len(), deadline, took_leave: false });
+        }
+        let Some(leaving) = &mut self.leaving else { return Ok(false) };
+        let late = Instant::now() >= leaving.deadline;
+        if leaving.took_leave {
+            return Ok(late);
+        }
+        if leaving.threads > 0 && !late {
+            return Ok(false);
+        }
+        leaving.took_leave = true;
+        leaving.deadline = Instant::now() + PATIENCE;
+        if late {
+            warn!("server {}: not everything could be answered within {:?}", self.name(), self.stop_timeout);
+        }
+        let reason = "it was told to stop, and a server that leaves in mid-job can't be replaced yet";
+        let farewell = ControlMessage::Abort { reason: reason.to_owned() };
+        // A Coordinator that can't be told is gone, or never knew us.
+        Ok(self.hub.send(self.coordinator, &farewell).is_err())
     }
 
     /// True when the job has ended.
@@ -221,6 +272,8 @@ impl Control {
                 }
                 self.view = Some(view);
             }
+            // Whoever asked for the table hears soon that the job has ended.
+            ControlMessage::CreateTable { .. } if self.leaving.is_some() => {}
             ControlMessage::CreateTable { table, spec } => {
                 self.tables.insert(table, self.threads.len());
                 self.tell_all(|| Command::CreateTable(table, spec.clone()))?;
@@ -404,6 +457,11 @@ impl Control {
                 {
                     self.say(link, &ControlMessage::Stats { request, threads: stats, clocks });
                     self.query(link);
+                }
+            }
+            Report::Drained => {
+                if let Some(leaving) = &mut self.leaving {
+                    leaving.threads -= 1;
                 }
             }
             // The others hear the reason from the Coordinator before they see our links close, so we stay until it says so.

@@ -6,15 +6,20 @@
 use std::collections::HashMap;
 
 use super::link::Link;
+#[cfg(test)]
+use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::Input;
 use crate::mem::Pool;
 use crate::proto::{Chains, HEADER, RequestHeader, RequestKind, SparseBody, ThreadStats};
 use crate::store::{Applied, Shard, SparsePiece};
-use crate::types::{DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View};
+use crate::types::{
+    Clock, DirectoryEntry, Key, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec, View,
+};
 
 mod answer;
+mod drain;
 mod fold;
 mod staging;
 
@@ -77,6 +82,10 @@ pub struct Core {
     /// A worker broke the protocol, and the job ends: nothing more is taken, closed or answered, so that nobody sees a state
     /// that lacks a piece.
     failed: bool,
+    /// All clocks before this have to close, so that everything that was taken is answered.
+    promised: Clock,
+    /// The server was told to stop.
+    draining: bool,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     gathered: Vec<f32>,
@@ -109,6 +118,8 @@ impl Core {
             applied: Vec::new(),
             faults: Vec::new(),
             failed: false,
+            promised: 0,
+            draining: false,
             directory: Vec::new(),
             keys: Vec::new(),
             gathered: Vec::new(),
@@ -146,7 +157,10 @@ impl Core {
     }
 
     /// A worker's endpoint is open, for the first time or again.
-    pub fn attach(&mut self, rank: Rank, incarnation: u64, link: Link) {
+    pub fn attach(&mut self, rank: Rank, incarnation: u64, mut link: Link) {
+        if self.draining {
+            link.drain();
+        }
         let session = &mut self.sessions[rank as usize];
         if session.incarnation.replace(incarnation).is_some() {
             self.stats.reconnects += 1;
@@ -231,6 +245,9 @@ impl Core {
             return self.replayed(rank, slot, header);
         }
         session.next_sequence += 1;
+        if self.draining && header.clock >= self.promised {
+            return Ok(()); // it comes too late, as everything that follows from this worker
+        }
         let occupied = session.occupied & (1 << slot) != 0;
         session.occupied |= 1 << slot;
         if !link.fill(slot) || occupied {
@@ -265,6 +282,12 @@ impl Core {
         if pull {
             return self.pull(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
         }
+        #[cfg(test)]
+        if header.kind == RequestKind::Push && !occupied && super::simulated::has(Fault::KeepsDuplicates) {
+            let dense = self.shard.spec(header.table).is_some_and(|s| s.elements() > 0);
+            let held = Held { slot, header, dense };
+            return self.take(rank, &held).map_err(|m| m.by(self.peer(rank)));
+        }
         self.stats.duplicates_dropped += 1;
         Ok(())
     }
@@ -285,6 +308,7 @@ impl Core {
             self.shard.check_dense(header.table, &piece)?;
         }
         if folds {
+            self.promised = self.promised.max(header.clock + 1);
             self.gate
                 .push(rank, header.clock, held, &mut self.verdicts)
                 .map_err(|e| out_of_order(e, header.clock))
@@ -300,6 +324,9 @@ impl Core {
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
         let bytes = u64::from(header.count) * u64::from(spec.width()) * chain.value_bytes() as u64;
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
+        #[cfg(test)]
+        let needed = needed.saturating_sub(u64::from(super::simulated::has(Fault::AnswersEarly)));
+        self.promised = self.promised.max(needed);
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         if bytes > self.replies.largest() as u64 {
             return Err(Malformed::new("count", format!("at most {} bytes", self.replies.largest()), bytes));

@@ -34,6 +34,8 @@ pub struct Link {
     credit_due: bool,
     /// A reply whose values are on their way but whose header found no room.
     stuck: Option<ReplyHeader>,
+    /// Once this server takes nothing more: the headers that have not left yet.
+    leaving: Option<u32>,
 }
 
 impl Link {
@@ -59,6 +61,7 @@ impl Link {
             freed_early: 0,
             credit_due: false,
             stuck: None,
+            leaving: None,
         }
     }
 
@@ -104,6 +107,24 @@ impl Link {
     /// A clock closed.
     pub fn clock_closed(&mut self) {
         self.credit_due = true;
+    }
+
+    /// From now on it counts what has not left yet, behind one more header.
+    pub fn drain(&mut self) {
+        self.leaving = Some(0);
+        self.credit_due = true;
+    }
+
+    /// A header has left, and with it all that was written before it.
+    pub fn header_left(&mut self) {
+        if let Some(waiting) = &mut self.leaving {
+            *waiting = waiting.saturating_sub(1);
+        }
+    }
+
+    /// Whether nothing is to be written to the worker, and all that was has left. Only after [`Link::drain`].
+    pub fn is_drained(&self) -> bool {
+        self.leaving == Some(0) && !self.credit_due && self.stuck.is_none() && self.waiting.is_empty()
     }
 
     /// The worker has read the replies before `read`.
@@ -160,11 +181,12 @@ impl Link {
             remote: self.ring,
             offset: index * HEADER as u64,
             imm: Some(index as u32),
-            context: None,
+            context: self.leaving.map(|_| 0),
         };
         match transport.write(self.endpoint, write) {
             Ok(()) => {
                 self.written = header.sequence + 1;
+                self.leaving = self.leaving.map(|waiting| waiting + 1);
                 Ok(())
             }
             // Not connected: not yet, and it goes out then, or no more, and it goes with the link.

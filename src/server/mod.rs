@@ -4,7 +4,11 @@ mod control;
 pub mod coordinator;
 mod core;
 mod link;
+mod pin;
 mod reactor;
+mod signal;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,15 +16,18 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Sender, bounded};
 
-use crate::config::Network;
+use crate::config::{Environment, Network, Pin, ServerLimits, settings, variable};
 use crate::control::{Hub, HubConfig, HubWaker, this_process};
 use crate::error::{Error, Result};
 use crate::proto::secret::Secret;
 use crate::store::{Optimizer, Optimizers};
-use crate::transport::{self, park::Waker};
+use crate::transport::{self, cpus, network, park::Waker};
 use crate::types::{OptimizerSpec, Rank, Role, ShardId};
 use control::Control;
-use reactor::{Command, Reactor, Reports, Sizes};
+use pin::Plan;
+use reactor::{Command, Reactor, Reports};
+
+pub use pin::Place;
 
 /// Commands that may wait for one server thread. Workers get half of them, so that the Coordinator's always find room.
 const COMMANDS: usize = 4096;
@@ -35,7 +42,9 @@ pub struct ServerBuilder {
     threads: u32,
     network: Network,
     optimizers: Optimizers,
-    sizes: Sizes,
+    limits: ServerLimits,
+    pin: Pin,
+    place: Place,
 }
 
 /// The server half of the library.
@@ -62,15 +71,46 @@ impl Server {
             threads: 1,
             network: Network::default(),
             optimizers: Optimizers::default(),
-            sizes: Sizes {
-                staging_bytes: 256 << 20,
-                payload_bytes: 256 << 10,
-                table_bytes: 64 << 30,
-                slots: 16,
-                pull_credits: 64,
-                reply_buffers: 32,
-            },
+            limits: ServerLimits::default(),
+            pin: Pin::default(),
+            place: Place::default(),
         }
+    }
+
+    /// The server that the launcher (`windlass run`) made this process: all from its `WINDLASS_*` variables, and from the
+    /// configuration file that `WINDLASS_CONFIG` names.
+    pub fn from_env() -> Result<ServerBuilder> {
+        Server::from_environment(&Environment::capture().with_file(None)?)
+    }
+
+    /// The same from a snapshot of the settings.
+    pub fn from_environment(environment: &Environment) -> Result<ServerBuilder> {
+        let missing =
+            |name: &str| Error::config(name, "a value: start this program with `windlass run`", "none");
+        let text = |name| environment.text(name).ok_or_else(|| missing(name));
+        let secret = Secret::from_hex(text(variable::SECRET)?)?;
+        Server::configured(text(variable::COORDINATOR)?, secret, environment)
+    }
+
+    /// The same with another Coordinator and secret than `environment` names.
+    pub(crate) fn configured(
+        coordinator: &str,
+        secret: Secret,
+        environment: &Environment,
+    ) -> Result<ServerBuilder> {
+        let threads = environment.number(&settings::THREADS)? as u32;
+        let pin = environment.value(variable::PIN, "auto, none or a list of CPUs")?.unwrap_or_default();
+        let place = Place {
+            local_index: environment.value(variable::LOCAL_INDEX, "a number")?,
+            pollers: environment.value(variable::POLLERS, "a number")?,
+        };
+        Ok(Server::builder(coordinator, secret)
+            .job(environment.text(variable::JOB).unwrap_or_default())
+            .rank(environment.value(variable::RANK, "a number")?)
+            .threads(threads)
+            .network(network::from_environment(environment, threads as usize)?)
+            .limits(ServerLimits::from_environment(environment)?)
+            .pin(pin, place))
     }
 }
 
@@ -99,17 +139,17 @@ impl ServerBuilder {
         self
     }
 
-    /// Memory for requests that wait, of each server thread, in bytes (256 MiB by default). It is cut into slots for
-    /// all workers; untouched slots cost address space only.
-    pub fn staging_bytes(mut self, bytes: usize) -> ServerBuilder {
-        self.sizes.staging_bytes = bytes;
+    /// Bounds of memory and patience.
+    pub fn limits(mut self, limits: ServerLimits) -> ServerBuilder {
+        self.limits = limits;
         self
     }
 
-    /// Memory for tables, of each server thread, in bytes (64 GiB by default): parameters, optimizer state and sums of dense
-    /// tables. Rows of sparse tables come on top. A table that does not fit is refused.
-    pub fn table_bytes(mut self, bytes: u64) -> ServerBuilder {
-        self.sizes.table_bytes = bytes;
+    /// On which CPUs the threads run, inside the affinity mask of the process that starts them ([`Pin::Auto`] by default,
+    /// which pins only where a launcher says what else runs on the host).
+    pub fn pin(mut self, pin: Pin, place: Place) -> ServerBuilder {
+        self.pin = pin;
+        self.place = place;
         self
     }
 
@@ -128,6 +168,7 @@ impl ServerBuilder {
         if self.threads == 0 || self.threads > 256 {
             return Err(Error::config("threads", "1 to 256", self.threads));
         }
+        let cpus = self.cpus()?;
         let identity = this_process(Role::Server, self.rank)?;
         let mut config = HubConfig::new(self.secret.clone(), &self.job, identity);
         config.limits.peer_timeout = self.network.peer_timeout;
@@ -139,16 +180,34 @@ impl ServerBuilder {
         let (reports_in, reports) = bounded(COMMANDS);
         let mut threads = Vec::new();
         for thread in 0..self.threads {
-            threads.push(self.spawn_reactor(thread, reports_in.clone(), hub_waker.clone())?);
+            let cpu = cpus.get(thread as usize).copied();
+            threads.push(self.spawn_reactor(thread, cpu, reports_in.clone(), hub_waker.clone())?);
         }
-        let control = Control::new(hub, coordinator, self.rank, address, threads, reports, stopping.clone());
+        let stop_timeout = self.limits.stop_timeout;
+        let ends = (stopping.clone(), stop_timeout);
+        let control = Control::new(hub, coordinator, self.rank, address, threads, reports, ends);
         let handle = spawn("wl-ctl", move || control.run())?;
         Ok(ServerHandle { stopping, waker: hub_waker, thread: Mutex::new(Some(handle)) })
+    }
+
+    /// The CPU of each thread; none where they are not pinned, which the log explains.
+    fn cpus(&self) -> Result<Vec<usize>> {
+        match pin::plan(&self.pin, self.threads, self.place, cpus::allowed().as_deref())? {
+            Plan::Pinned(cpus) => {
+                tracing::info!("server threads are pinned to CPUs {}", Pin::List(cpus.clone()));
+                Ok(cpus)
+            }
+            Plan::Free(why) => {
+                tracing::info!("server threads are not pinned: {why}");
+                Ok(Vec::new())
+            }
+        }
     }
 
     fn spawn_reactor(
         &self,
         thread: u32,
+        cpu: Option<usize>,
         reports: Sender<(u32, reactor::Report)>,
         hub: HubWaker,
     ) -> Result<ServerThread> {
@@ -167,14 +226,18 @@ impl ServerBuilder {
             id,
             transport,
             self.network.polling,
-            self.sizes,
+            self.limits,
             self.optimizers.clone(),
             inbox,
             stop.clone(),
             waker.clone(),
             Reports::new(thread, reports, asker),
         );
-        let handle = spawn(&format!("wl-srv-{thread}"), move || reactor.run())?;
+        // Pinned first, so that its memory is first touched, and so placed, where it runs.
+        let handle = spawn(&format!("wl-srv-{thread}"), move || match cpu.map_or(Ok(()), cpus::pin_to) {
+            Ok(()) => reactor.run(),
+            Err(error) => reactor.fail(error),
+        })?;
         Ok(ServerThread { transport: name, commands, stop, waker, handle: Some(handle) })
     }
 }
@@ -242,13 +305,20 @@ impl ServerHandle {
         }
     }
 
-    /// Stops the server and releases its sockets, threads and memory. May be called again.
+    /// Stops the server: it takes nothing more, answers what it has taken, at most for
+    /// [`ServerLimits::stop_timeout`], and releases its sockets, threads and memory. In mid-job that ends the job, and the
+    /// other nodes' error names this server. May be called again. While another thread is in [`ServerHandle::run`], that
+    /// one waits for the end, and this call does not.
     pub fn stop(&self) -> Result<()> {
-        self.stopping.store(true, Ordering::Release);
-        // Without the wake the thread notices at its next keepalive.
-        let _ = self.waker.wake();
+        ask_to_stop(&self.stopping, &self.waker);
         self.run()
     }
+}
+
+fn ask_to_stop(stopping: &AtomicBool, waker: &HubWaker) {
+    stopping.store(true, Ordering::Release);
+    // Without the wake the thread notices at its next keepalive.
+    let _ = waker.wake();
 }
 
 impl Drop for ServerHandle {

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::core::{Core, MAX_SLOTS, Staging};
 use super::link::Link;
-use crate::config::Polling;
+use crate::config::{Polling, ServerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
@@ -24,23 +24,6 @@ const BUDGET: usize = 256;
 /// The longest sleep: a bound on how late a lost wake-up could be noticed.
 const NAP: Duration = Duration::from_secs(1);
 
-/// Sizes of one server thread's memory.
-#[derive(Debug, Clone, Copy)]
-pub struct Sizes {
-    /// Slots for all workers together, in bytes.
-    pub staging_bytes: usize,
-    /// The largest body of one slot, in bytes.
-    pub payload_bytes: usize,
-    /// What tables may take when they are made, in bytes; rows of sparse tables come on top.
-    pub table_bytes: u64,
-    /// Slots of one worker, where `staging_bytes` allows them.
-    pub slots: usize,
-    /// Pulls of one worker that may be outstanding.
-    pub pull_credits: usize,
-    /// Buffers for replies.
-    pub reply_buffers: usize,
-}
-
 /// What the control thread asks a server thread for. Answers go to `reply`, then the asker is woken.
 pub enum Command {
     /// The job begins, and this server's rank is given.
@@ -53,6 +36,8 @@ pub enum Command {
     Lost(Rank),
     /// Tell the figures.
     Stats(u64),
+    /// Take nothing more, and say when all that was taken is answered.
+    Drain,
 }
 
 /// A worker's wish for an endpoint.
@@ -99,6 +84,8 @@ pub enum Report {
     Opened(u64, Result<Opened>),
     /// To [`Command::Stats`]: token, figures, and the workers' clocks.
     Stats(u64, ThreadStats, Vec<Clock>),
+    /// To [`Command::Drain`]: every answer has left.
+    Drained,
     /// A worker broke the protocol. The thread goes on, but takes and answers nothing more.
     WorkerFailed(Error),
     /// The thread has ended because of a failure that is not a peer's.
@@ -110,7 +97,7 @@ pub struct Reactor {
     id: ShardId,
     transport: Box<dyn Transport>,
     polling: Polling,
-    sizes: Sizes,
+    limits: ServerLimits,
     optimizers: Optimizers,
     commands: Receiver<Command>,
     /// Set when the thread has to end, whatever waits in `commands`.
@@ -124,6 +111,8 @@ pub struct Reactor {
     failed: Vec<(Rank, Error)>,
     /// Workers that want a new endpoint while their old one is still being closed.
     reopening: Vec<OpenRequest>,
+    /// It was told to drain and has not reported that it has.
+    draining: bool,
 }
 
 impl Reactor {
@@ -133,7 +122,7 @@ impl Reactor {
         id: ShardId,
         transport: Box<dyn Transport>,
         polling: Polling,
-        sizes: Sizes,
+        limits: ServerLimits,
         optimizers: Optimizers,
         commands: Receiver<Command>,
         stop: Arc<AtomicBool>,
@@ -144,7 +133,7 @@ impl Reactor {
             id,
             transport,
             polling,
-            sizes,
+            limits,
             optimizers,
             commands,
             stop,
@@ -155,6 +144,7 @@ impl Reactor {
             completions: Vec::with_capacity(BUDGET),
             failed: Vec::new(),
             reopening: Vec::new(),
+            draining: false,
         }
     }
 
@@ -167,8 +157,10 @@ impl Reactor {
             self.dispatch();
             worked |= self.settle();
             self.transport.flush();
-            if let Err(error) = self.obey() {
-                return self.report(Report::Failed(error));
+            self.report_drained();
+            match self.obey() {
+                Ok(obeyed) => worked |= obeyed,
+                Err(error) => return self.fail(error),
             }
             if self.stop.load(Ordering::Acquire) {
                 return;
@@ -176,8 +168,20 @@ impl Reactor {
             if worked {
                 idle_since = None;
             } else if let Err(error) = self.idle(&mut idle_since) {
-                return self.report(Report::Failed(error));
+                return self.fail(error);
             }
+        }
+    }
+
+    /// Ends for a reason that is no peer's fault.
+    pub fn fail(self, error: Error) {
+        self.report(Report::Failed(error));
+    }
+
+    fn report_drained(&mut self) {
+        if self.draining && self.core.as_ref().is_none_or(Core::is_drained) {
+            self.draining = false;
+            self.report(Report::Drained);
         }
     }
 
@@ -205,7 +209,11 @@ impl Reactor {
                         core.connected(rank);
                     }
                 }
-                Completion::Done { .. } => {}
+                Completion::Done { endpoint, .. } => {
+                    if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core) {
+                        core.written(rank);
+                    }
+                }
             }
         }
         self.completions = completions;
@@ -269,8 +277,9 @@ impl Reactor {
         self.ranks.get(&endpoint).copied()
     }
 
-    /// Carries out the commands that have come, until it has to stop.
-    fn obey(&mut self) -> Result<()> {
+    /// Carries out the commands that have come, until it has to stop. True when there were any.
+    fn obey(&mut self) -> Result<bool> {
+        let mut obeyed = false;
         while !self.stop.load(Ordering::Acquire) {
             match self.commands.try_recv() {
                 Ok(Command::Begin(rank, view)) => {
@@ -291,25 +300,32 @@ impl Reactor {
                     let clocks = self.core.as_ref().map(Core::clocks).unwrap_or_default();
                     self.report(Report::Stats(token, stats, clocks));
                 }
+                Ok(Command::Drain) => {
+                    self.draining = true;
+                    if let Some(core) = &mut self.core {
+                        core.drain();
+                    }
+                }
                 // Nobody is left who could ask for anything: the flag has been set or is about to be.
                 Err(TryRecvError::Disconnected) => self.stop.store(true, Ordering::Release),
                 Err(TryRecvError::Empty) => break,
             }
+            obeyed = true;
         }
-        Ok(())
+        Ok(obeyed)
     }
 
     fn begin(&mut self, view: View) -> Result<()> {
-        let slot_bytes = align_up(HEADER + self.sizes.payload_bytes);
+        let slot_bytes = align_up(HEADER + self.limits.payload_bytes);
         let workers = view.workers as usize;
-        let room = self.sizes.staging_bytes / slot_bytes / workers.max(1);
-        let slots = room.min(self.sizes.slots).min(MAX_SLOTS);
+        let room = self.limits.staging_bytes / slot_bytes / workers.max(1);
+        let slots = room.min(self.limits.slots).min(MAX_SLOTS);
         if slots == 0 {
             return Err(Error::Limit {
                 resource: format!(
                     "staging bytes of a server thread ({workers} workers × {slot_bytes} bytes)"
                 ),
-                limit: self.sizes.staging_bytes as u64,
+                limit: self.limits.staging_bytes as u64,
                 asked: (workers * slot_bytes) as u64,
             });
         }
@@ -318,12 +334,12 @@ impl Reactor {
         let staging = Staging { arena, region, slots, slot_bytes };
         // A quarter of the buffers is small, so that short pulls don't wait behind long ones.
         let classes = [
-            (self.sizes.payload_bytes, self.sizes.reply_buffers),
-            (4096, self.sizes.reply_buffers.div_ceil(4) * 4),
+            (self.limits.payload_bytes, self.limits.reply_buffers),
+            (4096, self.limits.reply_buffers.div_ceil(4) * 4),
         ];
         let replies = Pool::new(&classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone(), self.sizes.table_bytes);
-        self.core = Some(Core::new(self.id, view, shard, staging, replies, self.sizes.pull_credits));
+        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes);
+        self.core = Some(Core::new(self.id, view, shard, staging, replies, self.limits.pull_credits));
         Ok(())
     }
 
@@ -352,7 +368,7 @@ impl Reactor {
             slots: self.transport.authorise(endpoint, staging.region, offset, length, Rights::Write)?,
             slot_count: staging.slots as u32,
             slot_bytes: staging.slot_bytes as u32,
-            pull_credits: self.sizes.pull_credits as u32,
+            pull_credits: self.limits.pull_credits as u32,
         };
         self.transport.connect(endpoint, &request.address, &request.key)?;
         let link = Link::new(endpoint, request.peer, request.ring, request.ring_entries, request.receive);

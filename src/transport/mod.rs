@@ -12,9 +12,13 @@
 //! `Connected` and, at the end, exactly one `Closed` come out of [`Transport::poll`]; after `Closed` no remote access to
 //! what the endpoint was granted is possible and every payload it held has been dropped.
 
+mod arenas;
+pub mod cpus;
+mod grants;
 pub mod interface;
 pub mod network;
 pub mod park;
+pub mod sim;
 pub mod tcp;
 #[cfg(feature = "verbs")]
 pub mod verbs;
@@ -33,7 +37,7 @@ pub const HEADER: usize = 64;
 pub const MAX_SEND: usize = 256;
 
 /// One connected peer on one transport. Never reused: a late completion can't be taken for its successor's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId {
     /// Place in the transport's table; small, reused.
     pub index: u32,

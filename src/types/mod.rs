@@ -5,6 +5,7 @@ mod filter;
 mod key;
 mod node;
 mod partition;
+pub mod random;
 mod table;
 
 pub use clock::{Clock, Consistency, Version};

@@ -68,6 +68,50 @@ pub fn peer_dropped_in_the_middle(fabric: &dyn Fabric) {
     assert_eq!(count_closed(&p.net), [0], "and no second time");
 }
 
+/// One end goes away after every step of a conversation: the other gets one `Closed` with a reason, its buffers back, and can
+/// talk to the next peer.
+pub fn death_at_every_step(fabric: &dyn Fabric) {
+    for step in 0..=6 {
+        let mut p = pair(fabric);
+        let remote = p.net.ends[1].grant(p.b, 0, 1 << 20, Rights::ReadWrite);
+        let back = p.net.ends[0].grant(p.a, 0, 1 << 20, Rights::ReadWrite);
+        let pool = p.net.ends[0].pool(200_000, 2);
+        if step >= 1 {
+            p.net.ping((0, p.a), (1, p.b));
+        }
+        if step >= 2 {
+            let body = Some(Payload::Owned(pool.lease(200_000).unwrap()));
+            p.net.write(0, p.a, Write { body, imm: Some(1), ..write_to(remote, 0) });
+        }
+        if step >= 3 {
+            p.net.ends[0].transport.flush();
+        }
+        if step >= 4 {
+            p.net.written(1, p.b);
+            let body = p.net.ends[1].pinned(0, 200_000);
+            p.net.write(1, p.b, Write { body, imm: Some(2), ..write_to(back, 0) });
+        }
+        if step >= 5 {
+            let local = p.net.ends[0].slice(1 << 20, 100_000);
+            p.net.read(0, p.a, Read { remote, offset: 0, local, context: 1 });
+        }
+        if step >= 6 {
+            p.net.step();
+            p.net.ends[0].transport.withdraw(p.a, &back).unwrap();
+        }
+        // Dies without a word of ours: the descriptors are closed by the drop, as they are by a kill.
+        drop(p.net.ends.pop());
+        p.net.until("Closed", |net| count_closed(net) == [1]);
+        p.net.settle(50);
+        assert_eq!(count_closed(&p.net), [1], "step {step}: and no second time");
+        assert!(p.net.closed(0, p.a).is_some(), "step {step}: with a reason");
+        assert_eq!(std::iter::from_fn(|| pool.lease(1)).collect::<Vec<_>>().len(), 2, "step {step}");
+        p.net.ends.push(crate::rig::End::new(fabric.transport()));
+        let (a, b) = p.net.join(0, 1);
+        p.net.ping((0, a), (1, b));
+    }
+}
+
 pub fn nothing_after_closed(fabric: &dyn Fabric) {
     let mut p = pair(fabric);
     let remote = p.net.ends[0].grant(p.a, 0, 4096, Rights::Write);

@@ -12,6 +12,7 @@ mod read;
 mod rig;
 mod rights;
 mod send;
+mod sim;
 mod tcp;
 #[cfg(feature = "verbs")]
 mod verbs;
@@ -37,19 +38,25 @@ macro_rules! all_cases {
             connect: connects_both_sides, many_endpoints, a_closed_endpoint_is_not_its_successor,
                 wakes_a_sleeper, posting_needs_a_connection;
             write: header_and_body_with_imm, every_shape, longest, silent_before_the_next_imm,
-                keeps_order_across_kinds, imm_values, done_gives_the_body_back, refused_locally;
+                keeps_order_across_kinds, imm_values, done_gives_the_body_back, refused_locally,
+                body_changed_after_posting, slot_changed_after_written;
             send: every_length, many_in_order, both_ways_at_once;
             read: brings_the_bytes, many_outstanding, many_large_outstanding, sees_an_earlier_write, refused_locally;
             rights: no_write_with_read_right, no_read_with_write_right, forged_length, forged_key,
                 another_peers_key, withdrawn_key, forged_rights_of_a_read;
             flow: full_gives_the_operation_back, small_budgets_lose_nothing, seeded_transfer, nobody_starves;
-            close: one_closed_each, owned_buffers_come_back, peer_dropped_in_the_middle, nothing_after_closed;
+            close: one_closed_each, owned_buffers_come_back, peer_dropped_in_the_middle, nothing_after_closed,
+                death_at_every_step;
         }
     };
 }
 
 mod on_tcp {
     all_cases!(Some(crate::tcp::Loopback::default()));
+}
+
+mod on_sim {
+    all_cases!(Some(crate::sim::Loopback::default()));
 }
 
 #[cfg(feature = "verbs")]

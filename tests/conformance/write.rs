@@ -179,3 +179,50 @@ pub fn refused_locally(fabric: &dyn Fabric) {
     assert!(end.transport.authorise(p.a, end.region, usize::MAX, 2, Rights::Read).is_err());
     p.net.ping((0, p.a), (1, p.b));
 }
+
+/// A peer goes on changing what it posted: the framing, the imm and the length are those of the call, every byte of the body is
+/// one that stood there, and what is posted later is whole.
+pub fn body_changed_after_posting(fabric: &dyn Fabric) {
+    const BODY: usize = 300_000;
+    let mut p = pair(fabric);
+    let remote = p.net.ends[1].grant(p.b, 0, 1 << 20, Rights::Write);
+    for round in 0..20u32 {
+        p.net.ends[0].fill(0, &[1; BODY]);
+        let body = p.net.ends[0].pinned(0, BODY);
+        let (mut said, imm) = (header(round as u8), Some(round));
+        p.net.write(
+            0,
+            p.a,
+            Write { header: Some(said), body, imm, context: Some(7), ..write_to(remote, 64) },
+        );
+        // The header was copied at the call, and is not ours to change any more.
+        said.fill(0xee);
+        p.net.ends[0].fill(0, &[2; BODY]);
+        assert_eq!(p.net.done(0, p.a), 7);
+        assert_eq!(p.net.written(1, p.b), (round, (64 + BODY) as u32));
+        let bytes = p.net.ends[1].bytes(64, 64 + BODY);
+        assert_eq!(bytes[..64], header(round as u8));
+        assert!(bytes[64..].iter().all(|b| matches!(b, 1 | 2)));
+        p.net.ends[1].fill(64, &[0; 64]);
+    }
+    p.net.ping((0, p.a), (1, p.b));
+}
+
+/// A peer writes over a slot that it has announced: its bytes change under the reader, nobody is told, and not a byte beside
+/// the slot changes. Whoever decides by them has to copy them first.
+pub fn slot_changed_after_written(fabric: &dyn Fabric) {
+    let mut p = pair(fabric);
+    let remote = p.net.ends[1].grant(p.b, 4096, 4096, Rights::Write);
+    p.net.write(0, p.a, Write { header: Some(header(1)), imm: Some(9), ..write_to(remote, 0) });
+    assert_eq!(p.net.written(1, p.b), (9, 64));
+    let copy = p.net.ends[1].bytes(4096, 64);
+    for round in 2..10 {
+        p.net.write(0, p.a, Write { header: Some(header(round)), ..write_to(remote, 0) });
+        p.net.ping((0, p.a), (1, p.b));
+        assert_eq!(p.net.ends[1].bytes(4096, 64), header(round));
+    }
+    assert_eq!(copy, header(1), "the copy is the reader's own");
+    assert!(p.net.ends[1].bytes(0, 4096).iter().all(|b| *b == 0));
+    assert!(p.net.ends[1].bytes(4096 + 64, 8192).iter().all(|b| *b == 0));
+    assert!(p.net.ends[1].seen.is_empty(), "nothing was announced: {:?}", p.net.ends[1].seen);
+}

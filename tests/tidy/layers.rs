@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 6] = [
     &["proto", "transport", "store"],
     &["cluster", "checkpoint", "control"],
     &["client", "server", "launch"],
-    &["app", "data", "bin"],
+    &["app", "data", "bin", "simulation"],
 ];
 
 /// Neighbours in these layers know nothing of each other.

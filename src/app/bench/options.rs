@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::place::Numbers;
 use crate::app::node::NodeOptions;
+use crate::config::parse_bytes;
 use crate::error::{Error, Result};
 use crate::types::{Aggregate, Consistency, OptimizerSpec, TableSpec, Wire};
 
@@ -71,17 +72,7 @@ impl FromStr for Bytes {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Bytes> {
-        let refuse = || Error::config("bytes", "a number, with K, M or G for powers of 1024", text);
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match text[digits.len()..].trim_end_matches("iB") {
-            "" => 0,
-            "K" => 10,
-            "M" => 20,
-            "G" => 30,
-            _ => return Err(refuse()),
-        };
-        let number: u64 = digits.parse().map_err(|_| refuse())?;
-        number.checked_mul(1 << shift).map(Bytes).ok_or_else(refuse)
+        parse_bytes(text).map(Bytes)
     }
 }
 
@@ -103,9 +94,9 @@ pub struct Options {
     /// Number of workers [WINDLASS_WORKERS; default: 1]
     #[arg(long)]
     pub workers: Option<u32>,
-    /// Threads of each server (when it starts its own job)
-    #[arg(long, default_value_t = 1)]
-    pub threads: u32,
+    /// Threads of each server (when it starts its own job) [WINDLASS_THREADS; default: 1]
+    #[arg(long)]
+    pub threads: Option<u32>,
     /// This worker's rank (in a job) [else WINDLASS_RANK]
     #[arg(long)]
     pub rank: Option<u32>,

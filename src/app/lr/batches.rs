@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::math::Batch;
 use crate::data::Dataset;
-use crate::data::random::permutation;
+use crate::types::random::permutation;
 
 /// A worker's rows, cut into mini-batches in an order that depends on (seed, epoch, rank) only.
 ///

@@ -128,9 +128,9 @@ pub struct Options {
     /// Number of workers [WINDLASS_WORKERS; default: 4]
     #[arg(long)]
     pub workers: Option<u32>,
-    /// Threads of each server (when it starts its own job)
-    #[arg(long, default_value_t = 1)]
-    pub threads: u32,
+    /// Threads of each server (when it starts its own job) [WINDLASS_THREADS; default: 1]
+    #[arg(long)]
+    pub threads: Option<u32>,
     /// This worker's rank (in a job) [else WINDLASS_RANK]
     #[arg(long)]
     pub rank: Option<u32>,

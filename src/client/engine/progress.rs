@@ -18,9 +18,19 @@ impl Engine {
     pub fn progress(&mut self) -> Result<bool> {
         self.check()?;
         if let Err(error) = self.hear_control() {
+            // What has arrived counts: a server that leaves in order has answered what it had taken.
+            while self.take_arrived() {}
             self.fail(error);
         }
         self.check()?;
+        let worked = self.take_arrived();
+        self.kick();
+        self.check()?;
+        Ok(worked)
+    }
+
+    /// True when something had come.
+    fn take_arrived(&mut self) -> bool {
         self.transport.poll(&mut self.completions, BUDGET);
         let worked = !self.completions.is_empty();
         let mut completions = std::mem::take(&mut self.completions);
@@ -30,9 +40,7 @@ impl Engine {
             }
         }
         self.completions = completions;
-        self.kick();
-        self.check()?;
-        Ok(worked)
+        worked
     }
 
     /// What the control thread heard is the cause; a lost endpoint is often only its consequence, and is opened anew

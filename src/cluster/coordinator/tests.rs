@@ -267,6 +267,19 @@ fn a_node_may_give_up_with_a_reason() {
     assert_eq!(rig.sent(0).len(), 1);
 }
 
+/// Its work is done: a server that is told to stop then takes nothing from anybody.
+#[test]
+fn a_server_may_give_up_once_the_workers_are_done() {
+    let mut rig = Rig::running(2, 1);
+    let worker = *rig.core.worker_links.values().next().unwrap();
+    let servers: Vec<u64> = rig.core.server_links.values().copied().collect();
+    rig.say(worker, M::Finish);
+    rig.say(servers[0], M::Abort { reason: "it was told to stop".into() });
+    assert_eq!(*rig.core.state(), State::Leaving);
+    servers.into_iter().for_each(|server| rig.down(server));
+    assert_eq!(*rig.core.state(), State::Done);
+}
+
 #[test]
 fn who_never_comes_is_named() {
     let mut rig = Rig::new(2, None);

@@ -11,7 +11,7 @@
 
 use super::IndexMode;
 use crate::data::Dataset;
-use crate::data::random::mix64;
+use crate::types::mix64;
 
 /// The key of a token by which a feature is named, before it is reduced modulo the number of features.
 ///

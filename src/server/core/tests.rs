@@ -257,3 +257,37 @@ proptest! {
         }
     }
 }
+
+/// The clock that somebody waits for is closed and answered; what belongs to a later one is left alone.
+#[test]
+fn a_thread_that_drains_takes_what_its_answers_need_and_nothing_more() {
+    let mut rig = Rig::new(2);
+    rig.send((0, 0), RequestKind::Push, 0, 0).unwrap();
+    rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
+    rig.core.drain();
+    assert!(!rig.core.is_drained());
+    rig.send((0, 0), RequestKind::Push, 1, 0).unwrap();
+    rig.send((0, 1), RequestKind::Mark, 1, 0).unwrap();
+    assert_eq!((rig.core.stats.pushes, rig.core.clocks()), (1, vec![1, 0]));
+    rig.send((1, 0), RequestKind::Push, 0, 0).unwrap();
+    rig.send((1, 1), RequestKind::Mark, 0, 0).unwrap();
+    assert_eq!((rig.core.stats.pushes, rig.core.gate.closed()), (2, 1));
+    assert!(!rig.core.is_drained(), "it has not folded what the clock brought");
+    rig.core.obey();
+    assert_eq!(rig.core.shard.read_dense(0, 0, 0, 16).unwrap().version, 1);
+    // The last credit has not been written yet, then has not left, then has.
+    assert!(!rig.core.is_drained());
+    rig.core.links.iter_mut().for_each(|link| *link = None);
+    assert!(rig.core.is_drained());
+}
+
+#[test]
+fn a_thread_to_which_nobody_owes_a_clock_is_drained_when_its_answers_have_left() {
+    let mut rig = Rig::new(1);
+    rig.core.drain();
+    assert!(!rig.core.is_drained(), "its last header has not been written");
+    rig.send((0, 0), RequestKind::Push, 0, 0).unwrap();
+    assert_eq!(rig.core.stats.pushes, 0);
+    rig.core.detach(0);
+    assert!(rig.core.is_drained());
+}

@@ -3,13 +3,17 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
 use super::preamble::{self, DIAL, NONCE, Secret};
 use super::socket;
 use crate::transport::{EndpointId, Side};
+
+/// How long a connection keeps its place in a crowd: many times what the preamble takes. Without it a fast flood would
+/// push every newcomer out before its first byte came.
+pub(super) const GRACE: Duration = Duration::from_millis(50);
 
 /// What a pending connection owes us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +42,7 @@ pub(super) struct Pending {
     stream: TcpStream,
     /// Ascending in the order of arrival.
     serial: u64,
+    since: Instant,
     until: Instant,
     owes: Owes,
     input: [u8; DIAL],
@@ -119,13 +124,23 @@ impl Lobby {
         self.taken
     }
 
-    /// Lets a connection in; when all places are taken the oldest loses its own. Gives the place.
-    pub fn enter(&mut self, stream: TcpStream, until: Instant) -> Option<(usize, &mut TcpStream)> {
+    /// Whether a connection may come in: there is a place, or the oldest has had its [`GRACE`].
+    pub fn has_room(&self, now: Instant) -> bool {
+        self.taken < self.places.len() || self.oldest().is_none_or(|(_, oldest)| now >= oldest.since + GRACE)
+    }
+
+    /// Lets a connection in, to be gone `within` that time; when all places are taken the oldest loses its own. Gives the
+    /// place.
+    pub fn enter(
+        &mut self,
+        stream: TcpStream,
+        now: Instant,
+        within: Duration,
+    ) -> Option<(usize, &mut TcpStream)> {
         let place = match self.places.iter().position(Option::is_none) {
             Some(free) => free,
             None => {
-                let oldest = self.places.iter().enumerate().min_by_key(|(_, p)| p.as_ref().map(|p| p.serial));
-                let (place, _) = oldest?;
+                let (place, _) = self.oldest()?;
                 self.leave(place);
                 place
             }
@@ -135,7 +150,8 @@ impl Lobby {
         let pending = Pending {
             stream,
             serial: self.serial,
-            until,
+            since: now,
+            until: now + within,
             owes: Owes::Dial,
             input: [0; DIAL],
             got: 0,
@@ -144,6 +160,11 @@ impl Lobby {
             endpoint: None,
         };
         Some((place, &mut self.places[place].insert(pending).stream))
+    }
+
+    fn oldest(&self) -> Option<(usize, &Pending)> {
+        let taken = self.places.iter().enumerate().filter_map(|(place, p)| Some((place, p.as_ref()?)));
+        taken.min_by_key(|(_, p)| p.serial)
     }
 
     /// The connection in this place.
@@ -179,12 +200,11 @@ impl Lobby {
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, TcpListener as StdListener, TcpStream as StdStream};
-    use std::time::Duration;
 
     use super::*;
 
     #[test]
-    fn the_oldest_loses_its_place() {
+    fn the_oldest_loses_its_place_once_it_has_had_its_grace() {
         let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut dialled = Vec::new();
         let mut accept = || {
@@ -195,15 +215,18 @@ mod tests {
         };
         let now = Instant::now();
         let mut lobby = Lobby::new(2);
-        let later = now + Duration::from_secs(1);
-        assert_eq!(lobby.enter(accept(), later).unwrap().0, 0);
-        assert_eq!(lobby.enter(accept(), now).unwrap().0, 1);
-        assert_eq!(lobby.enter(accept(), later).unwrap().0, 0);
+        let long = Duration::from_secs(1);
+        assert_eq!(lobby.enter(accept(), now, long).unwrap().0, 0);
+        assert!(lobby.has_room(now));
+        assert_eq!(lobby.enter(accept(), now + GRACE / 2, Duration::ZERO).unwrap().0, 1);
+        assert!(!lobby.has_room(now + GRACE / 2) && lobby.has_room(now + GRACE));
+        assert_eq!(lobby.enter(accept(), now + GRACE, long).unwrap().0, 0);
         assert_eq!(lobby.len(), 2);
-        lobby.expire(now);
+        assert!(!lobby.has_room(now + GRACE), "the one that is the oldest now came half a grace ago");
+        lobby.expire(now + GRACE / 2);
         assert_eq!(lobby.len(), 1);
-        assert!(lobby.at(0).is_some() && lobby.at(1).is_none());
+        assert!(lobby.at(0).is_some() && lobby.at(1).is_none() && lobby.has_room(now));
         let mut none = Lobby::new(0);
-        assert!(none.enter(accept(), later).is_none());
+        assert!(none.enter(accept(), now, long).is_none());
     }
 }

@@ -26,7 +26,7 @@ pub struct TcpConfig {
     pub queue_depth: usize,
     /// Longest header + body of one write, or length of one read, in bytes; at most `u32::MAX`.
     pub max_write: usize,
-    /// Connections that may wait for authentication; one more and the oldest is closed.
+    /// Connections that may wait for authentication; one more and the oldest that has had a moment is closed.
     pub max_pending: usize,
     /// How long an accepted connection may take to authenticate itself.
     pub preamble_timeout: Duration,

@@ -12,12 +12,12 @@ use std::time::Instant;
 use mio::net::TcpStream;
 
 use super::dial::Dialer;
-use super::grants::Grants;
 use super::preamble::Secret;
 use super::rx::Rx;
 use super::tx::Tx;
 use crate::error::Error;
 use crate::mem::RegionSlice;
+use crate::transport::grants::Grants;
 use crate::transport::{EndpointId, Side};
 
 /// A read whose answer has not come.

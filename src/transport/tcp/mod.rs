@@ -7,7 +7,6 @@
 //! | `frame` | the 32 bytes before every payload |
 //! | `address` | what `open` hands out |
 //! | `preamble`, `accept`, `dial` | authentication: the bytes, the passive side, the active side |
-//! | `grants` | what a peer may reach |
 //! | `rx`, `tx` | moving frames |
 //! | `endpoint` | state, and the table |
 //! | `progress` | what `poll` does |
@@ -25,7 +24,6 @@ mod config;
 mod dial;
 mod endpoint;
 mod frame;
-mod grants;
 mod post;
 mod preamble;
 mod progress;
@@ -48,11 +46,11 @@ use mio::{Events, Interest, Poll, Token};
 use accept::Lobby;
 use dial::Dialer;
 use endpoint::{Endpoints, PendingRead, State};
-use grants::Grant;
 use preamble::Secret;
 use progress::{LISTENER, TIMER};
 use socket::Timer;
 
+use super::arenas::Arenas;
 use super::{Caps, Completion, EndpointId, Message, Read, Rejected, SessionKey, Side, Transport, Write};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
@@ -78,12 +76,11 @@ pub struct Tcp {
     local: Option<SocketAddr>,
     /// The listener may have more to accept.
     accept_more: bool,
-    /// Accepting failed for want of a resource.
+    /// Accepting waits for the next tick: for a place in the lobby, or a resource of the system.
     accept_stalled: bool,
     lobby: Lobby,
-    arenas: Vec<Arc<Arena>>,
+    arenas: Arenas,
     endpoints: Endpoints,
-    next_key: u32,
     /// Connections with something to receive, or to send; whoever had a turn goes to the back.
     rx_ready: VecDeque<u32>,
     tx_ready: VecDeque<u32>,
@@ -129,9 +126,8 @@ impl Tcp {
             accept_more: false,
             accept_stalled: false,
             lobby: Lobby::new(places),
-            arenas: Vec::new(),
+            arenas: Arenas::new(config.max_write),
             endpoints: Endpoints::default(),
-            next_key: 1,
             rx_ready: VecDeque::new(),
             tx_ready: VecDeque::new(),
             outbox: VecDeque::new(),
@@ -197,13 +193,7 @@ impl Transport for Tcp {
     }
 
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
-        let id = u32::try_from(self.arenas.len()).map_err(|_| Error::Limit {
-            resource: "registered arenas".to_owned(),
-            limit: u32::MAX.into(),
-            asked: self.arenas.len() as u64 + 1,
-        })?;
-        self.arenas.push(arena);
-        Ok(RegionId(id))
+        self.arenas.register(arena)
     }
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
@@ -228,27 +218,10 @@ impl Transport for Tcp {
         length: usize,
         rights: Rights,
     ) -> Result<RemoteRegion> {
-        let Some(arena) = self.arenas.get(region.0 as usize) else {
-            return Self::misuse("authorise", "the region was not registered with this transport");
-        };
-        if offset.checked_add(length).is_none_or(|end| end > arena.len()) {
-            return Err(Error::Limit {
-                resource: format!("arena {}", region.0),
-                limit: arena.len() as u64,
-                asked: (offset as u64).saturating_add(length as u64),
-            });
+        match self.endpoints.get(endpoint) {
+            Some(known) => self.arenas.grant(&mut known.grants, region, (offset, length), rights),
+            None => Self::misuse("authorise", "the endpoint is closed"),
         }
-        let Some(endpoint) = self.endpoints.get(endpoint) else {
-            return Self::misuse("authorise", "the endpoint is closed");
-        };
-        // One counter for all endpoints; it skips what is in use here when it comes round after 2^32 grants.
-        while endpoint.grants.has(self.next_key) {
-            self.next_key = self.next_key.wrapping_add(1);
-        }
-        let key = self.next_key;
-        self.next_key = key.wrapping_add(1);
-        endpoint.grants.add(Grant { key, region, arena: arena.clone(), offset, length, rights });
-        Ok(RemoteRegion { address: 0, length: length as u64, key, rights })
     }
 
     fn withdraw(&mut self, endpoint: EndpointId, remote: &RemoteRegion) -> Result<()> {

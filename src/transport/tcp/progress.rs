@@ -9,7 +9,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Token};
 use socket2::SockRef;
 
-use super::accept::Progress;
+use super::accept::{GRACE, Progress};
 use super::endpoint::{Connection, State};
 use super::rx::{Context, Turn};
 use super::tx::Pumped;
@@ -211,6 +211,11 @@ impl Tcp {
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
         for _ in 0..ACCEPTS {
+            let now = Instant::now();
+            if !self.lobby.has_room(now) {
+                // The next waits in the backlog until the oldest has had its time.
+                return self.stall();
+            }
             let (stream, _) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -220,25 +225,26 @@ impl Tcp {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 // That one is gone already; the next may be well.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(_) => {
-                    // No descriptors or no memory, most likely: the next tick tries again.
-                    self.accept_more = false;
-                    self.accept_stalled = true;
-                    self.clock_stale = true;
-                    return;
-                }
+                // No descriptors or no memory, most likely.
+                Err(_) => return self.stall(),
             };
             if socket::set_options(&SockRef::from(&stream), self.config.lost_after).is_err() {
                 continue;
             }
-            let until = Instant::now() + self.config.preamble_timeout;
-            if let Some((place, stream)) = self.lobby.enter(stream, until)
+            if let Some((place, stream)) = self.lobby.enter(stream, now, self.config.preamble_timeout)
                 && self.poll.registry().register(stream, Token(LOBBY + place), Interest::READABLE).is_err()
             {
                 self.lobby.leave(place);
             }
             self.clock_stale = true;
         }
+    }
+
+    /// Nobody is accepted before the next tick.
+    fn stall(&mut self) {
+        self.accept_more = false;
+        self.accept_stalled = true;
+        self.clock_stale = true;
     }
 
     fn advance_pending(&mut self, place: usize) {
@@ -340,8 +346,11 @@ impl Tcp {
                 }
             }
         }
-        if self.lobby.len() > 0 || self.accept_stalled {
+        if self.lobby.len() > 0 {
             period = TICK_CONNECTING;
+        }
+        if self.accept_stalled {
+            period = GRACE;
         }
         self.timer.set(period);
     }

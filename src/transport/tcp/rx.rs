@@ -6,12 +6,12 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::frame::{FRAME, Frame};
-use super::grants::{Access, Denied, Grants};
 use super::socket;
 use super::tx::Tx;
 use super::{MAX_READS, PendingRead};
 use crate::error::{Error, Result};
 use crate::mem::RegionSlice;
+use crate::transport::grants::{Access, Grants};
 use crate::transport::{Completion, EndpointId, MAX_SEND, Message};
 
 /// Size of the buffer: at most this much of a payload is copied.
@@ -172,13 +172,11 @@ impl Rx {
         match frame {
             Frame::Send { length } => return self.message(length, to),
             Frame::Write { key, offset, length, imm } => {
-                let rest =
-                    to.grants.admit(key, offset, length, Access::Write).map_err(|d| denied(to.peer, d))?;
+                let rest = to.grants.admit(key, offset, length, Access::Write).map_err(|d| d.by(to.peer))?;
                 self.incoming = Some(Incoming { rest, then: Then::Written { key, imm, length } });
             }
             Frame::ReadRequest { key, offset, length, read } => {
-                let bytes =
-                    to.grants.admit(key, offset, length, Access::Read).map_err(|d| denied(to.peer, d))?;
+                let bytes = to.grants.admit(key, offset, length, Access::Read).map_err(|d| d.by(to.peer))?;
                 if to.tx.answers() >= MAX_READS {
                     let expected = format!("at most {MAX_READS} reads without an answer");
                     return Err(Error::protocol(to.peer, "read", expected, "one more"));
@@ -243,8 +241,4 @@ fn answered(length: u32, read: u64, to: &Context<'_>) -> Result<RegionSlice> {
         return Err(Error::protocol(to.peer, "length", pending.local.length.to_string(), length));
     }
     Ok(pending.local.clone())
-}
-
-fn denied(peer: &str, d: Denied) -> Error {
-    Error::protocol(peer, d.field, d.expected, d.found)
 }

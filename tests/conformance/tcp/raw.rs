@@ -57,18 +57,23 @@ pub fn peer(net: &mut Net, address: SocketAddr) -> (EndpointId, TcpStream) {
 
 /// Exactly `count` bytes, while the net is driven.
 pub fn receive(net: &mut Net, stream: &mut TcpStream, count: usize) -> Vec<u8> {
+    receive_or_end(net, stream, count).expect("the other end closed the connection")
+}
+
+/// The same; `None` when the other end closed the connection before they were all there.
+pub fn receive_or_end(net: &mut Net, stream: &mut TcpStream, count: usize) -> Option<Vec<u8>> {
     let mut out = vec![0; count];
-    let mut got = 0;
+    let (mut got, mut ended) = (0, false);
     net.until("bytes for the raw peer", |_| {
         match stream.read(&mut out[got..]) {
-            Ok(0) => panic!("closed after {got} of {count} bytes"),
+            Ok(0) => ended = true,
             Ok(n) => got += n,
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(e) => panic!("{e}"),
+            Err(_) => ended = true,
         }
-        got == count
+        got == count || ended
     });
-    out
+    (got == count).then_some(out)
 }
 
 /// Whether the other end has closed the stream (after giving up what it had sent).

@@ -1,14 +1,17 @@
 //! Before authentication: whatever comes costs nobody but the connection it came on.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use windlass::error::Error;
-use windlass::transport::Side;
 use windlass::transport::tcp::{Tcp, TcpConfig};
+use windlass::transport::{EndpointId, Side};
 
 use super::Loopback;
-use super::raw::{dial, expecting, is_closed, peer, receive, server, stranger};
+use super::raw::{dial, expecting, is_closed, peer, receive, receive_or_end, server, stranger};
 use crate::rig::{Net, Random};
 
 #[test]
@@ -143,4 +146,71 @@ fn calls_that_cannot_work_say_why() {
     let (a, b) = net.join(0, 1);
     assert!(matches!(net.ends[1].transport.connect(b, &[0], &[0; 32]), Err(Error::Misuse { .. })));
     net.ping((0, a), (1, b));
+}
+
+/// A flood that takes every place as soon as it is free: a newcomer keeps its own long enough to prove itself.
+#[test]
+fn a_peer_gets_in_during_a_flood() {
+    let (mut net, address) = server(TcpConfig { max_pending: 16, ..TcpConfig::default() });
+    let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut held = VecDeque::new();
+                while !stop.load(Ordering::Relaxed) {
+                    // With the backlog full, a connect that waits would outlive the test.
+                    held.extend(TcpStream::connect_timeout(&address, Duration::from_millis(50)));
+                    made.fetch_add(1, Ordering::Relaxed);
+                    held.drain(..held.len().saturating_sub(100));
+                }
+            });
+        }
+        net.until("the flood", |_| made.load(Ordering::Relaxed) > 100);
+        // On a busy machine it may be scheduled too late to use its time; then it dials again, as every peer does.
+        let got_in = (0..20).any(|_| prove(&mut net, address));
+        stop.store(true, Ordering::Relaxed);
+        assert!(got_in, "20 newcomers were all pushed out");
+    });
+}
+
+/// Whether a right peer that dials once becomes connected.
+fn prove(net: &mut Net, address: SocketAddr) -> bool {
+    let id = expecting(net);
+    prove_as(net, address, id)
+}
+
+fn prove_as(net: &mut Net, address: SocketAddr, id: EndpointId) -> bool {
+    let mut stream = stranger(address);
+    let first = dial(id, [1; 32]);
+    stream.write_all(&first).unwrap();
+    let Some(nonce) = receive_or_end(net, &mut stream, 32) else { return false };
+    let mut hasher = blake3::Hasher::new_keyed(&super::raw::KEY);
+    hasher.update(b"windlass tcp preamble 1: active ").update(&first).update(&nonce);
+    stream.write_all(hasher.finalize().as_bytes()).is_ok() && receive_or_end(net, &mut stream, 32).is_some()
+}
+
+/// Wherever a peer dies before it has proved itself, it costs nobody but itself: the one that it claimed to be gets in.
+#[test]
+fn death_at_every_byte_of_the_preamble() {
+    let (mut net, address) = server(TcpConfig::default());
+    for length in 0..80 {
+        let id = expecting(&mut net);
+        let first = dial(id, [1; 32]);
+        let mut stream = stranger(address);
+        stream.write_all(&first[..length.min(48)]).unwrap();
+        if length >= 48 {
+            receive(&mut net, &mut stream, 32);
+            stream.write_all(&vec![9; length - 48]).unwrap();
+        }
+        if length % 2 == 0 {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(stream);
+        net.settle(5);
+        assert!(net.ends[0].seen.is_empty(), "{length}: {:?}", net.ends[0].seen);
+        assert!(prove_as(&mut net, address, id), "{length}");
+        net.connected(0, id);
+        net.ends[0].transport.close(id);
+        net.closed(0, id);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::error::Error;
 use crate::mem::{Arena, RegionId, RegionSlice, Rights};
 
 /// Part of an arena that one peer may reach.
@@ -37,6 +38,13 @@ pub(super) enum Access {
 pub(super) struct Grants {
     /// Ascending by key.
     sorted: Vec<Grant>,
+}
+
+impl Denied {
+    /// The error that names the peer.
+    pub fn by(self, peer: &str) -> Error {
+        Error::protocol(peer, self.field, self.expected, self.found)
+    }
 }
 
 impl Grants {

@@ -1,16 +1,9 @@
 //! Random numbers from integers alone: the same on every CPU and in every version of Windlass.
 
-/// A bijection of 64-bit numbers that changes about half of the bits when one bit of its argument changes.
-///
-/// The finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014;
-/// constants by Stafford, variant 13).
-pub fn mix64(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    value ^ (value >> 31)
-}
+use super::mix64;
 
-/// SplitMix64: a counter that goes up by the golden ratio, through [`mix64`].
+/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014): a counter that goes up by
+/// the golden ratio, through [`mix64`].
 #[derive(Debug, Clone)]
 pub struct SplitMix64 {
     state: u64,

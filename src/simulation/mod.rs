@@ -1,0 +1,14 @@
+//! Whole jobs under virtual time: the worker's engine and the server's reactor, joined by the simulated network. Every job is
+//! a function of its seed, which a failure names.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `rig` | the nodes of a job, and its control links |
+//! | `exact` | what a pull may and must have seen, told from its values |
+//! | `random` | a thousand random small jobs, and faults that they find |
+//! | `slots` | 64 workers with one slot each |
+
+mod exact;
+mod random;
+mod rig;
+mod slots;

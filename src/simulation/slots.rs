@@ -1,0 +1,1 @@
+//! 64 workers with one slot each.

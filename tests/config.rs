@@ -1,0 +1,126 @@
+//! Settings by flag, variable and file, as the real program takes them.
+
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Ended, PATIENCE, Process, run, scratch, text, windlass};
+
+/// Runs it with these variables.
+fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
+    let mut command = windlass(arguments.iter().copied());
+    command.envs(variables.iter().copied());
+    Process::start(command).end(PATIENCE)
+}
+
+/// `key = value  # source` by key.
+fn shown(ended: Ended) -> BTreeMap<String, (String, String)> {
+    let ended = ended.expect(0);
+    assert_eq!(ended.stderr, "");
+    let line = |line: &str| {
+        let (key, rest) = line.split_once(" = ").unwrap();
+        let (value, source) = rest.rsplit_once("  # ").unwrap();
+        (key.to_owned(), (value.to_owned(), source.to_owned()))
+    };
+    ended.stdout.lines().map(line).collect()
+}
+
+fn file(directory: &Path, contents: &str) -> PathBuf {
+    let path = directory.join("windlass.toml");
+    fs::write(&path, contents).unwrap();
+    path
+}
+
+fn pair(value: &str, source: &str) -> (String, String) {
+    (value.to_owned(), source.to_owned())
+}
+
+#[test]
+fn each_source_outdoes_the_next_and_is_named() {
+    let directory = scratch();
+    let path = file(
+        directory.path(),
+        "# by hand\nslots = 3\npeer_timeout = 20\npoll = \"spin\"\nstaging_bytes = \"8M\"\n",
+    );
+    let variables =
+        [("WINDLASS_PEER_TIMEOUT", "30"), ("WINDLASS_POLL", "block"), ("WINDLASS_CONFIG", text(&path))];
+    let flags = ["--poll", "auto", "--print-config"];
+    for command in ["server", "run"] {
+        let all = shown(run_with(&[&[command], &flags[..]].concat(), &variables));
+        let from_file = format!("file {}", text(&path));
+        assert_eq!(all["poll"], pair("\"auto\"", "flag --poll"));
+        assert_eq!(all["peer_timeout"], pair("30", "environment WINDLASS_PEER_TIMEOUT"));
+        assert_eq!(all["slots"], pair("3", &from_file));
+        assert_eq!(all["staging_bytes"], pair("8388608", &from_file));
+        assert_eq!(all["stop_timeout"], pair("5", "default"));
+        assert_eq!(all["pin"], pair("\"auto\"", "default"));
+        assert_eq!(all.len(), 16, "{all:?}");
+    }
+    // A flag outdoes the variable that names the file, too.
+    let other = directory.path().join("other.toml");
+    fs::write(&other, "slots = 5\n").unwrap();
+    let all = shown(run_with(&["server", "--print-config", "--config", text(&other)], &variables));
+    assert_eq!(all["slots"], pair("5", &format!("file {}", text(&other))));
+    assert_eq!(all["staging_bytes"].1, "default");
+}
+
+#[test]
+fn what_is_printed_is_a_file_that_means_the_same() {
+    let directory = scratch();
+    let odd = ["--interface", "lo", "--port-range", "4000-4010", "--pin", "0,2-3", "--slots", "7"];
+    let more = ["--table-bytes", "3G", "--reconnect-timeout", "99", "--rdma-device", "mlx5_0:1"];
+    for flags in [&[][..], &[&odd[..], &more[..]].concat()] {
+        let first = run([&["server", "--print-config"], flags].concat());
+        let path = file(directory.path(), &first.stdout);
+        let values = |all: BTreeMap<String, (String, String)>| -> BTreeMap<String, String> {
+            all.into_iter().map(|(key, (value, _))| (key, value)).collect()
+        };
+        let again = shown(run(["server", "--print-config", "--config", text(&path)]));
+        assert!(again.values().all(|(_, source)| *source == format!("file {}", text(&path))), "{again:?}");
+        assert_eq!(values(again), values(shown(first)));
+    }
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_refused_with_key_and_file() {
+    let directory = scratch();
+    for (contents, code, expected) in [
+        ("slotz = 3\n", 11, "found the key slotz"),
+        ("slots = 65\n", 11, "slots in "),
+        ("poll = \"never\"\n", 11, "poll in "),
+        ("slots = [1]\n", 11, "slots in "),
+        ("[server]\nslots = 1\n", 11, "found the key server"),
+        ("slots = 1\n=\n", 20, ":2:1: expected TOML"),
+    ] {
+        let path = file(directory.path(), contents);
+        let config = ["--config", text(&path)];
+        for (before, after) in [
+            (&["server", "--print-config"][..], &[][..]),
+            (&["train", "lr"], &[]),
+            (&["run"], &["--", "true"]),
+        ] {
+            run([before, &config, after].concat()).expect(code).says(expected).says(text(&path));
+        }
+    }
+    run(["server", "--print-config", "--config", "/nonexistent.toml"]).expect(12).says("/nonexistent.toml");
+}
+
+/// Settings reach the processes of a job, whatever they came from.
+#[test]
+fn a_job_hands_its_settings_on() {
+    let directory = scratch();
+    let path = file(directory.path(), "slots = 2\nstop_timeout = 9\nthreads = 2\n");
+    let show = "echo slots=$WINDLASS_SLOTS stop=$WINDLASS_STOP_TIMEOUT pin=$WINDLASS_PIN threads=$WINDLASS_THREADS; exit 5";
+    let flags = ["run", "--servers", "1", "--workers", "1", "--config", text(&path), "--pin", "none"];
+    let ended = run(flags.into_iter().chain(["--", "sh", "-c", show])).expect(5);
+    assert!(ended.stdout.contains("slots=2 stop=9 pin=none threads=2"), "{}", ended.stdout);
+    // And have an effect there: a slot for each of 4 workers does not fit.
+    let path = file(directory.path(), "staging_bytes = \"512K\"\n");
+    let ended = run(["train", "lr", "--epochs", "1", "--config", text(&path)]);
+    assert_ne!(ended.code, 0);
+    ended.says("staging bytes of a server thread (4 workers");
+}
