@@ -119,7 +119,7 @@ fn the_built_in_set_is_learnt_with_every_update_rule() {
     }
 }
 
-/// On any number of servers and threads, in both kinds of table, on any path of the kernels.
+/// On any number of servers and threads, in both kinds of table.
 #[test]
 fn a_narrow_wire_gives_the_same_bits_everywhere() {
     let common = ["--epochs", "1", "--batch", "2500", "--l1", "0.0001"];
