@@ -13,7 +13,7 @@ use super::reopen::Reopener;
 use crate::config::Polling;
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Pool};
-use crate::proto::HEADER;
+use crate::proto::{Chain, Chains, HEADER};
 use crate::time::Deadline;
 use crate::transport::{Completion, EndpointId, Transport};
 use crate::types::{Clock, PartitionMap, TableId, TableSpec, Version};
@@ -38,6 +38,8 @@ enum Places {
     From(usize),
     /// The rows of these places of the plan's order.
     Rows(std::ops::Range<usize>),
+    /// In a registered buffer, from this element of the operation's span on, as soon as they have come through their filters.
+    Buffer(usize),
 }
 
 struct Part {
@@ -51,6 +53,7 @@ pub struct Target<'a> {
     pub id: TableId,
     pub spec: &'a Arc<TableSpec>,
     pub map: &'a PartitionMap,
+    pub chains: Chains,
 }
 
 /// The lists of an operation. Those of one that has ended are used again.
@@ -67,6 +70,8 @@ struct Lists {
 /// A push that is not yet committed, or a pull that is not yet answered.
 pub struct Pending {
     spec: Arc<TableSpec>,
+    /// What the values go through on their way.
+    chain: Chain,
     clock: Clock,
     /// Frames whose slots have not come back (push), or that are not answered (pull).
     open: usize,
@@ -90,7 +95,7 @@ struct Asked {
     ticket: usize,
     link: usize,
     floats: usize,
-    /// Where its values arrive; none when that is a registered buffer.
+    /// Where its values arrive; none when the server thread writes them to a registered buffer.
     part: Option<Part>,
     /// The request, once its slot has come back: a new endpoint has to ask again.
     accepted: Option<Outgoing>,

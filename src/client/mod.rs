@@ -28,6 +28,7 @@ pub use ticket::Ticket;
 use crate::config::{Environment, Network, variable};
 use crate::error::{Error, Result};
 use crate::proto::control::PeerStatus;
+use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::transport::network;
@@ -120,6 +121,8 @@ pub struct Client {
 pub(crate) struct Inner {
     config: ClientConfig,
     view: View,
+    /// Each server, and the filters that it and this worker know: from the handshake.
+    filters: Vec<(String, Vec<String>)>,
     engine: Mutex<Engine>,
     control: ControlThread,
 }
@@ -138,7 +141,8 @@ impl Client {
         // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
         let control = ControlThread::start(joined.links, joined.shared)?;
         joined.engine.connect(deadline)?;
-        let inner = Inner { view: joined.view, engine: Mutex::new(joined.engine), control, config };
+        let engine = Mutex::new(joined.engine);
+        let inner = Inner { view: joined.view, filters: joined.filters, engine, control, config };
         Ok(Client { inner: Arc::new(inner) })
     }
 
@@ -158,12 +162,17 @@ impl Client {
     }
 
     /// Opens a table, and makes it if there is none of that name. Blocks until all servers have it. One that was made from
-    /// another spec is refused with both specs in the message.
+    /// another spec is refused with both specs in the message, and one with a filter that this build or a server does not know
+    /// with what it knows.
     pub fn table(&self, spec: &TableSpec) -> Result<Table> {
         spec.validate_for(self.inner.view.workers)?;
+        let chains = Chains::of(spec)?;
+        for (server, filters) in &self.inner.filters {
+            filter::agreed(spec, filters, server)?;
+        }
         let id = self.inner.control.open_table(spec, self.inner.config.wait_timeout)?;
         let map = PartitionMap::new(&self.inner.view, spec);
-        Ok(Table::new(self.inner.clone(), id, spec.clone(), map))
+        Ok(Table::new(self.inner.clone(), id, spec.clone(), chains, map))
     }
 
     /// Ends this worker's clock: what it pushed in it is complete. Waits for the answers to this clock's pulls, so that

@@ -14,9 +14,9 @@ use crate::config::Polling;
 use crate::control::HubWaker;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
-use crate::proto::HEADER;
 use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
+use crate::proto::{Chains, HEADER};
 use crate::time::Deadline;
 use crate::transport::{SessionKey, Transport};
 use crate::types::{PartitionMap, Rank, TableId, TableSpec, View};
@@ -94,7 +94,8 @@ impl Joining {
     pub fn connect(mut self) -> Result<Client> {
         self.engine.connect(Deadline::after(Instant::now(), NEVER))?;
         let control = ControlThread::unlinked(self.shared, self.waker);
-        let inner = Inner { config: self.config, view: self.view, engine: Mutex::new(self.engine), control };
+        let (view, filters, engine) = (self.view, Vec::new(), Mutex::new(self.engine));
+        let inner = Inner { config: self.config, view, filters, engine, control };
         Ok(Client { inner: Arc::new(inner) })
     }
 }
@@ -103,7 +104,9 @@ impl Client {
     /// A table that the servers were told to make under this number.
     pub(crate) fn made_table(&self, id: TableId, spec: &TableSpec) -> Table {
         let map = PartitionMap::new(&self.inner.view, spec);
-        Table::new(self.inner.clone(), id, spec.clone(), map)
+        // Servers that know its filters made it.
+        let chains = Chains::of(spec).unwrap_or_default();
+        Table::new(self.inner.clone(), id, spec.clone(), chains, map)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::engine::{Source, Span, Target};
 use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
-use crate::proto::{NO_BASE, RequestKind};
+use crate::proto::{Chains, NO_BASE, RequestKind};
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
@@ -63,6 +63,7 @@ pub struct Table {
     id: TableId,
     spec: Arc<TableSpec>,
     map: Arc<PartitionMap>,
+    chains: Chains,
 }
 
 impl std::fmt::Debug for Table {
@@ -72,8 +73,14 @@ impl std::fmt::Debug for Table {
 }
 
 impl Table {
-    pub(super) fn new(inner: Arc<Inner>, id: TableId, spec: TableSpec, map: PartitionMap) -> Table {
-        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map) }
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        id: TableId,
+        spec: TableSpec,
+        chains: Chains,
+        map: PartitionMap,
+    ) -> Table {
+        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains }
     }
 
     /// What the table is.
@@ -250,8 +257,9 @@ impl Table {
         ticket.map_or_else(|| self.ask_range(range, true), Ok)
     }
 
-    /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy. The
-    /// elements may be written again when the ticket is done, which is when the push is committed.
+    /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy; where the
+    /// table has push filters, they are copied through these. The elements may be written again when the ticket is done, which is
+    /// when the push is committed.
     ///
     /// # Errors
     /// [`Error::Misuse`] while a pull into these elements is not done; [`Error::Config`] when they lie outside.
@@ -265,7 +273,8 @@ impl Table {
     }
 
     /// Asks for one fp32 for each key of the range (dense); the server threads write them to the registered buffer, from element
-    /// `offset` on. [`Ticket::wait_version`] waits for them.
+    /// `offset` on. Where the table has pull filters they come by receive memory, and are copied through these as they come; the
+    /// call waits while that memory is short. [`Ticket::wait_version`] waits for the values.
     ///
     /// # Errors
     /// [`Error::Misuse`] while an operation on these elements is not done; [`Error::Config`] when they lie outside.
@@ -289,7 +298,9 @@ impl Table {
     }
 
     /// Pushes a range (dense) from element `offset` of a registered buffer on, and asks for what it becomes in the same place:
-    /// under Bsp for the values after this clock has closed everywhere. Errors as [`Table::pull_range_buffer_async`].
+    /// under Bsp for the values after this clock has closed everywhere. Errors as [`Table::pull_range_buffer_async`]; and
+    /// [`Error::Limit`] before anything is pushed where the table is under Bsp, has pull filters, and the answer does not fit
+    /// receive memory.
     pub fn push_pull_range_buffer(
         &self,
         range: KeyRange,
@@ -319,11 +330,26 @@ impl Table {
         engine.may_use(&from, false, "push_pull_range_buffer")?;
         engine.may_use(&into, true, "push_pull_range_buffer")?;
         let (target, deadline) = (self.target(), self.inner.deadline());
-        // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway.
-        let push =
-            engine.push_dense(RequestKind::Push, &target, range, Source::Buffer(from), None, deadline)?;
-        engine.forget(push);
-        let pull = engine.pull_into(&target, range, into, true, deadline)?;
+        // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway. There it is queued
+        // first where filters need receive memory for it: what does not fit is refused before anything is pushed.
+        let first = self.spec.consistency.folds_by_rank() && !self.chains.pull.is_empty();
+        let early = match first {
+            true => Some(engine.pull_into(&target, range, into, true, deadline)?),
+            false => None,
+        };
+        let push = engine.push_dense(RequestKind::Push, &target, range, Source::Buffer(from), None, deadline);
+        match (push, early) {
+            (Ok(push), _) => engine.forget(push),
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(pull)) => {
+                engine.cancel(pull);
+                return Err(error);
+            }
+        }
+        let pull = match early {
+            Some(pull) => pull,
+            None => engine.pull_into(&target, range, into, true, deadline)?,
+        };
         Ok(self.ticket(pull))
     }
 
@@ -339,7 +365,7 @@ impl Table {
     }
 
     fn target(&self) -> Target<'_> {
-        Target { id: self.id, spec: &self.spec, map: &self.map }
+        Target { id: self.id, spec: &self.spec, map: &self.map, chains: self.chains }
     }
 
     fn ticket(&self, id: usize) -> Ticket {

@@ -3,6 +3,7 @@
 //! A slot belongs to the worker while it is free, and to this thread from the completion that announced it until the
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::link::Link;
@@ -10,9 +11,12 @@ use super::link::Link;
 use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
-use crate::mem::{Arena, Floats, Pool, RegionId};
-use crate::proto::{HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage};
-use crate::store::{Applied, DensePiece, How, Intake, Rejection, Shard, SparsePiece};
+use crate::kernels::Input;
+use crate::mem::{Arena, Pool, RegionId};
+use crate::proto::{
+    Chains, HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage,
+};
+use crate::store::{Applied, How, Intake, Rejection, Shard, SparsePiece};
 use crate::types::{
     Aggregate, Clock, DirectoryEntry, Key, Late, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec,
     View,
@@ -20,6 +24,7 @@ use crate::types::{
 
 mod answer;
 mod drain;
+mod fold;
 mod staging;
 
 pub use staging::Staging;
@@ -27,11 +32,13 @@ pub use staging::Staging;
 /// The most slots that one worker gets of one thread: one bit each in a reply's `freed`.
 pub const MAX_SLOTS: usize = 64;
 
-/// A push that waits in its slot for the gate.
+/// A push or set in its slot that is folded when the gate says so.
 #[derive(Debug)]
 pub struct Held {
     slot: u32,
     header: RequestHeader,
+    /// A push to a dense table, and checked: it is folded together with others of its bucket.
+    fused: bool,
 }
 
 /// A pull that waits for its clock or for room; its keys are a private copy.
@@ -69,6 +76,7 @@ pub struct Core {
     id: ShardId,
     view: View,
     shard: Shard,
+    chains: HashMap<TableId, Chains>,
     gate: Gate<Held>,
     /// By rank.
     links: Vec<Option<Link>>,
@@ -78,7 +86,10 @@ pub struct Core {
     replies: Pool,
     pull_credits: usize,
     stats: ThreadStats,
+    /// What the gate said since the last turn.
     verdicts: Vec<Verdict<Held>>,
+    /// Pieces that are folded together.
+    ready: Vec<(Rank, Held)>,
     applied: Vec<Applied>,
     /// Workers whose held pieces turned out not to fit: not always whose request is being served.
     faults: Vec<(Rank, Error)>,
@@ -116,11 +127,13 @@ impl Core {
             ],
             view,
             shard,
+            chains: HashMap::new(),
             staging,
             replies,
             pull_credits,
             stats: ThreadStats::default(),
             verdicts: Vec::new(),
+            ready: Vec::new(),
             applied: Vec::new(),
             faults: Vec::new(),
             failed: false,
@@ -133,7 +146,8 @@ impl Core {
         }
     }
 
-    /// Makes this shard's part of a table; `register` makes its parameters known to the transport.
+    /// Makes this shard's part of a table, unless it does not know one of its filters; `register` makes its parameters known to
+    /// the transport.
     pub fn create_table(
         &mut self,
         id: TableId,
@@ -141,8 +155,10 @@ impl Core {
         register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<()> {
         spec.validate_for(self.view.workers)?;
+        let chains = Chains::of(spec)?;
         let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
         self.shard.create_table(id, spec, &buckets, register)?;
+        self.chains.insert(id, chains);
         if let Some(quorum) = spec.quorum {
             self.gate.add_quorum(id, quorum.workers);
         }
@@ -235,7 +251,8 @@ impl Core {
         }
     }
 
-    /// A worker filled a slot. An error is the worker's fault, and the job ends: done again it would fail again.
+    /// A worker filled a slot. What may be folded now is folded by [`Core::settle`], all that came meanwhile together. An error is
+    /// the worker's fault, and the job ends: done again it would fail again.
     pub fn request(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
         if self.failed {
             return Ok(());
@@ -269,24 +286,19 @@ impl Core {
         if header.epoch != self.view.epoch {
             return Err(Error::protocol(&link.peer, "epoch", self.view.epoch.to_string(), header.epoch));
         }
-        self.verdicts.clear();
         let outcome = match header.kind {
             RequestKind::Push | RequestKind::Set => self.push(rank, slot, header),
             RequestKind::Pull => self.pull(rank, slot, header),
             RequestKind::Mark | RequestKind::Finish => {
-                let mut verdicts = std::mem::take(&mut self.verdicts);
                 let passed = match header.kind {
-                    RequestKind::Mark => self.gate.mark(rank, header.clock, &mut verdicts),
-                    _ => self.gate.finish(rank, header.clock, &mut verdicts),
+                    RequestKind::Mark => self.gate.mark(rank, header.clock, &mut self.verdicts),
+                    _ => self.gate.finish(rank, header.clock, &mut self.verdicts),
                 };
-                self.verdicts = verdicts;
                 self.free(rank, slot);
                 passed.map_err(|e| out_of_order(e, header.clock))
             }
         };
-        outcome.map_err(|m| m.by(self.peer(rank)))?;
-        self.obey();
-        Ok(())
+        outcome.map_err(|m| m.by(self.peer(rank)))
     }
 
     /// A request that had been accepted before the worker's last endpoint was lost. Only a pull is done again, and only a
@@ -320,6 +332,7 @@ impl Core {
         self.stats.pushed_bytes += u64::from(header.length);
         let spec = self.known(header.table)?;
         let (by_rank, quorum) = (spec.consistency.folds_by_rank(), spec.quorum);
+        let dense = matches!(spec.kind, TableKind::Dense { .. });
         if header.clock != self.gate.clock_of(rank) {
             return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
         }
@@ -327,10 +340,17 @@ impl Core {
             let expected = "no base version under bsp, or of a set";
             return Err(Malformed::new("argument", expected, header.argument));
         }
+        let chain = self.chains(&header)?.push;
+        chain.expect(header.chain)?;
+        if dense {
+            let piece = self.staging.dense(self.body_at(rank, slot), &header, chain)?;
+            self.shard.check_dense(header.table, &piece)?;
+        }
         if by_rank {
             // With a quorum it is done when it is folded: for that the clocks before its own have to close.
             self.promised = self.promised.max(header.clock + u64::from(quorum.is_none()));
-            let (held, at) = (Held { slot, header }, (rank, header.clock));
+            let fused = dense && header.kind == RequestKind::Push;
+            let (held, at) = (Held { slot, header, fused }, (rank, header.clock));
             let passed = match quorum {
                 None => self.gate.push(rank, header.clock, held, &mut self.verdicts),
                 Some(_) => self.gate.push_to_quorum(header.table, at, held, &mut self.verdicts),
@@ -344,7 +364,7 @@ impl Core {
     }
 
     fn known(&self, table: TableId) -> Result<&TableSpec, Malformed> {
-        self.shard.spec(table).ok_or_else(|| Malformed::new("table", "a known table", table))
+        self.shard.spec(table).ok_or_else(|| unknown(table))
     }
 
     /// Does with a push whose clock a quorum has closed what its table says.
@@ -374,22 +394,19 @@ impl Core {
         intake: Intake,
     ) -> Result<u64, Malformed> {
         self.applied.clear();
-        let body_at = self.staging.slot_at(rank, slot) + HEADER;
+        let body_at = self.body_at(rank, slot);
+        let chain = self.chains(&header)?.push;
         let how = if header.kind == RequestKind::Set { How::Set } else { How::Push };
         let (pieces, rejection) = match self.known(header.table)?.kind {
             TableKind::Dense { .. } => {
-                if u64::from(header.length) != u64::from(header.count) * 4 {
-                    return Err(Malformed::new("length", format!("4 × {}", header.count), header.length));
-                }
-                let values = Floats::in_arena(&self.staging.arena, body_at, header.count as usize);
-                let piece = DensePiece { bucket: header.bucket, first: header.first, values };
+                let piece = self.staging.dense(body_at, &header, chain)?;
                 (1, self.shard.write_dense(header.table, how, piece, intake, &mut self.applied)?)
             }
             TableKind::Sparse { dim, .. } => {
-                let body = SparseBody::announced(&header, dim)?;
+                let body = SparseBody::announced(&header, dim as usize * chain.value_bytes())?;
                 self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
-                let values = body.keys * body.dim;
-                let values = Floats::in_arena(&self.staging.arena, body_at + body.values_at(), values);
+                let values = body.keys * dim as usize;
+                let values = chain.view(&self.staging.arena, body_at + body.values_at(), values);
                 let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
                 (body.entries, self.shard.write_sparse(header.table, how, piece, intake, &mut self.applied)?)
             }
@@ -415,26 +432,24 @@ impl Core {
 
     fn pull(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
         let spec = self.known(header.table)?;
+        let chain = self.chains(&header)?.pull;
+        chain.expect(header.chain)?;
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
-        let floats = u64::from(header.count) * u64::from(spec.width());
+        let bytes = u64::from(header.count) * u64::from(spec.width()) * chain.value_bytes() as u64;
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
         #[cfg(test)]
         let needed = super::simulated::needed(needed);
         self.promised = self.promised.max(needed);
-        if floats * 4 > self.replies.largest() as u64 {
-            return Err(Malformed::new(
-                "count",
-                format!("at most {} bytes", self.replies.largest()),
-                floats * 4,
-            ));
+        if bytes > self.replies.largest() as u64 {
+            return Err(Malformed::new("count", format!("at most {} bytes", self.replies.largest()), bytes));
         }
         let mut waiting = Waiting { header, needed, directory: Vec::new(), keys: Vec::new() };
         if dense {
             self.shard.read_dense(header.table, header.bucket, header.first, header.count)?;
         } else {
             let body = SparseBody::announced(&header, 0)?;
-            let body_at = self.staging.slot_at(rank, slot) + HEADER;
+            let body_at = self.body_at(rank, slot);
             (waiting.directory, waiting.keys) = self.spare.pop().unwrap_or_default();
             self.staging.keys(body_at, &body, &mut waiting.directory, &mut waiting.keys);
             self.shard.check_pull(header.table, &waiting.piece())?;
@@ -444,8 +459,8 @@ impl Core {
             let Some(region) = link.region(header.region) else {
                 return Err(Malformed::new("region", "an announced region", header.region));
             };
-            if !region.contains(header.argument, floats * 4) {
-                let expected = format!("room for {} bytes in a region of {}", floats * 4, region.length);
+            if !region.contains(header.argument, bytes) {
+                let expected = format!("room for {bytes} bytes in a region of {}", region.length);
                 return Err(Malformed::new("argument", expected, header.argument));
             }
             if link.waiting.len() >= self.pull_credits {
@@ -460,44 +475,12 @@ impl Core {
         Ok(())
     }
 
-    /// Does what the gate said.
-    fn obey(&mut self) {
-        let mut verdicts = std::mem::take(&mut self.verdicts);
-        for verdict in verdicts.drain(..) {
-            match verdict {
-                Verdict::Fold(rank, held) => {
-                    let taken = self.take(rank, held.slot, held.header, Intake::Fold).map(drop);
-                    if !self.fits(rank, taken) {
-                        break;
-                    }
-                }
-                Verdict::Late(rank, held) => {
-                    let taken = self.take_late(rank, held.slot, held.header);
-                    if !self.fits(rank, taken) {
-                        break;
-                    }
-                }
-                Verdict::Close { expected, .. } => {
-                    self.applied.clear();
-                    self.shard.close(expected, &mut self.applied);
-                    self.links.iter_mut().flatten().for_each(Link::clock_closed);
-                }
-                Verdict::CloseTable { table, counted, .. } => {
-                    self.applied.clear();
-                    self.shard.close_table(table, counted, &mut self.applied);
-                }
-            }
-        }
-        self.verdicts = verdicts;
+    fn chains(&self, header: &RequestHeader) -> Result<Chains, Malformed> {
+        self.chains.get(&header.table).copied().ok_or_else(|| unknown(header.table))
     }
 
-    /// A piece that does not fit is dropped whole; its worker is named, and the job ends.
-    fn fits(&mut self, rank: Rank, taken: Result<(), Malformed>) -> bool {
-        let Err(malformed) = taken else { return true };
-        let error = malformed.by(self.peer(rank));
-        self.faults.push((rank, error));
-        self.failed = true;
-        false
+    fn body_at(&self, rank: Rank, slot: u32) -> usize {
+        self.staging.slot_at(rank, slot) + HEADER
     }
 
     fn free(&mut self, rank: Rank, slot: u32) {
@@ -510,13 +493,17 @@ impl Core {
 
 impl Waiting {
     /// Where its values go.
-    pub fn region(&self) -> u16 {
+    pub fn region(&self) -> u8 {
         self.header.region
     }
 
     fn piece(&self) -> SparsePiece<'_> {
-        SparsePiece { directory: &self.directory, keys: &self.keys, values: Floats::from(&[][..]) }
+        SparsePiece { directory: &self.directory, keys: &self.keys, values: Input::from(&[][..]) }
     }
+}
+
+fn unknown(table: TableId) -> Malformed {
+    Malformed::new("table", "a known table", table)
 }
 
 fn base(header: &RequestHeader) -> Option<u64> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{BUDGET, Engine};
 use crate::config::Polling;
 use crate::error::{Error, Result};
-use crate::proto::{ReplyKind, RequestKind};
+use crate::proto::{Chain, ReplyKind, RequestKind};
 use crate::time::Deadline;
 use crate::transport::Completion;
 use crate::transport::park::park;
@@ -124,8 +124,11 @@ impl Engine {
                 return Err(Error::protocol(&self.links[link].peer, "tag", expected, found));
             }
             let asked = self.asked.remove(header.tag as usize);
+            let chain = self.pending.get(asked.ticket).map_or_else(Chain::default, |p| p.chain);
+            chain.expect(header.chain).map_err(|m| m.by(&self.links[link].peer))?;
             self.links[link].pull_answered();
-            self.one_less(asked.ticket, asked.part, header.version);
+            let part = self.deliver(asked.ticket, asked.part)?;
+            self.one_less(asked.ticket, part, header.version);
         }
         Ok(())
     }

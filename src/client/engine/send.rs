@@ -5,7 +5,7 @@ use crate::client::link::Outgoing;
 use crate::client::plan::{self, DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
-use crate::proto::{NO_BASE, RequestHeader, RequestKind};
+use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
 use crate::time::Deadline;
 use crate::transport::Payload;
 use crate::types::{KeyRange, SortedKeys, TableId, TableSpec, Version};
@@ -18,7 +18,7 @@ const QUEUE_LIMIT: usize = 4096;
 pub enum Source<'a> {
     /// In the caller's memory: they are copied.
     Slice(&'a [f32]),
-    /// In a registered buffer: they leave from there.
+    /// In a registered buffer: they leave from there, unless filters change them.
     Buffer(Span),
 }
 
@@ -34,10 +34,12 @@ impl Engine {
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
-        if base.is_some() && plan::dense_is_cut(table.spec, table.map, range, self.dense_limit())? {
+        let chain = table.chains.push;
+        let limit = self.dense_limit(chain);
+        if base.is_some() && plan::dense_is_cut(table.spec, table.map, range, limit)? {
             return Err(cut_bucket("push_range_from", table.spec));
         }
-        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
+        let frames = plan::dense(table.spec, table.map, range, limit)?;
         let read = match source {
             Source::Slice(_) => None,
             Source::Buffer(span) => Some(span),
@@ -45,17 +47,22 @@ impl Engine {
         let ticket = self.new_ticket(table, false, Uses { read, written: None });
         self.pending[ticket].base = base;
         for frame in frames {
-            let bytes = frame.count as usize * 4;
+            let count = frame.count as usize;
+            let bytes = count * chain.value_bytes();
             let body = match source {
                 Source::Slice(values) => {
                     let mut body = self.lease_staging(bytes, deadline, ticket)?;
-                    let values = &values[frame.at..frame.at + frame.count as usize];
-                    self.copy_in(&mut body, 0, bytemuck::cast_slice(values));
+                    self.encode(chain, &values[frame.at..frame.at + count], &mut body, 0);
                     Payload::Owned(body)
                 }
-                Source::Buffer(span) => {
+                Source::Buffer(span) if chain.is_empty() => {
                     self.await_room(frame.shard, deadline, ticket)?;
-                    Payload::Pinned(self.slice(&span, frame.at, frame.count as usize)?)
+                    Payload::Pinned(self.slice(&span, frame.at, count)?)
+                }
+                Source::Buffer(span) => {
+                    let mut body = self.lease_staging(bytes, deadline, ticket)?;
+                    self.encode_span(&span, (frame.at, count), chain, &mut body)?;
+                    Payload::Owned(body)
                 }
             };
             let header = self.write_header(kind, ticket, table.id).dense(&frame, bytes);
@@ -79,7 +86,8 @@ impl Engine {
         deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
-        let plan = self.plan_sparse(table, keys)?;
+        let chain = table.chains.push;
+        let plan = self.plan_sparse(table, keys, chain)?;
         if base.is_some() && plan.is_cut() {
             self.plan = plan;
             return Err(cut_bucket("push_from", table.spec));
@@ -89,11 +97,11 @@ impl Engine {
         let row = table.spec.width() as usize;
         let sent = plan.frames.iter().try_for_each(|frame| {
             let rows_at = frame.directory.len() * 8 + frame.keys.len() * 8;
-            let length = rows_at + frame.keys.len() * row * 4;
+            let length = rows_at + frame.keys.len() * row * chain.value_bytes();
             let mut body = self.stage_keys(&plan, frame, keys, length, deadline, ticket)?;
             for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
                 let values = &values[number as usize * row..(number as usize + 1) * row];
-                self.copy_in(&mut body, rows_at + place * row * 4, bytemuck::cast_slice(values));
+                self.encode(chain, values, &mut body, rows_at + place * row * chain.value_bytes());
             }
             let header = self.write_header(kind, ticket, table.id);
             let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
@@ -109,7 +117,7 @@ impl Engine {
     /// Queues the frames of a dense pull into receive memory; refused when that is out.
     pub fn pull_dense(&mut self, table: &Target<'_>, range: KeyRange, after_push: bool) -> Result<usize> {
         self.check()?;
-        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
+        let frames = plan::dense(table.spec, table.map, range, self.dense_limit(table.chains.pull))?;
         let ticket = self.new_ticket(table, true, Uses::default());
         self.pending[ticket].after_push = after_push;
         for frame in frames {
@@ -121,7 +129,8 @@ impl Engine {
         Ok(ticket)
     }
 
-    /// Queues the frames of a dense pull into a registered buffer. Blocks only while room in the queues is short.
+    /// Queues the frames of a dense pull into a registered buffer. Blocks only while room in the queues is short, or, with
+    /// filters, receive memory: under Bsp with `after_push`, where only the caller's next call ends that, it is refused.
     pub fn pull_into(
         &mut self,
         table: &Target<'_>,
@@ -131,19 +140,26 @@ impl Engine {
         deadline: Deadline,
     ) -> Result<usize> {
         self.check()?;
-        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
+        let chain = table.chains.pull;
+        let frames = plan::dense(table.spec, table.map, range, self.dense_limit(chain))?;
         let ticket = self.new_ticket(table, true, Uses { read: None, written: Some(into) });
         self.pending[ticket].after_push = after_push;
         for frame in frames {
             self.await_room(frame.shard, deadline, ticket)?;
+            let mut header = self.header(RequestKind::Pull, table.id).dense(&frame, 0);
+            let floats = frame.count as usize;
+            if !chain.is_empty() {
+                self.await_receive(floats * chain.value_bytes(), deadline, ticket)?;
+                self.ask(frame.shard, ticket, header, None, (floats, Places::Buffer(frame.at)))?;
+                continue;
+            }
             if let Err(error) = self.announce(frame.shard, &into) {
                 self.forget(ticket);
                 return Err(error);
             }
-            let mut header = self.header(RequestKind::Pull, table.id).dense(&frame, 0);
-            header.region = u16::from(into.buffer);
+            header.region = into.buffer;
             header.argument = (into.start + frame.at) as u64 * 4;
-            self.queue_pull(frame.shard, ticket, header, None, (frame.count as usize, None));
+            self.queue_pull(frame.shard, ticket, header, None, (floats, None));
         }
         self.kick();
         Ok(ticket)
@@ -158,7 +174,7 @@ impl Engine {
         deadline: Deadline,
     ) -> Result<usize> {
         self.check()?;
-        let mut plan = self.plan_sparse(table, keys)?;
+        let mut plan = self.plan_sparse(table, keys, table.chains.pull)?;
         let ticket = self.new_ticket(table, true, Uses::default());
         self.pending[ticket].after_push = after_push;
         let sent = plan.frames.iter().try_for_each(|frame| {
@@ -179,10 +195,10 @@ impl Engine {
     }
 
     /// The engine's plan, filled; whoever takes it puts it back.
-    fn plan_sparse(&mut self, table: &Target<'_>, keys: SortedKeys<'_>) -> Result<SparsePlan> {
+    fn plan_sparse(&mut self, table: &Target<'_>, keys: SortedKeys<'_>, chain: Chain) -> Result<SparsePlan> {
         let mut plan = std::mem::take(&mut self.plan);
         // A pull's answer has to fit a frame, too: rows count as if they travelled with the keys.
-        let row = table.spec.width() as usize * 4;
+        let row = table.spec.width() as usize * chain.value_bytes();
         let filled = plan.fill(table.spec, table.map, keys, row, self.payload_bytes());
         match filled {
             Ok(()) => Ok(plan),
@@ -194,8 +210,8 @@ impl Engine {
     }
 
     /// The longest frame of a dense table, in elements.
-    fn dense_limit(&self) -> u32 {
-        (self.payload_bytes() / 4) as u32
+    fn dense_limit(&self, chain: Chain) -> u32 {
+        (self.payload_bytes() / chain.value_bytes()) as u32
     }
 
     /// Queues one frame of a push, or a mark.
@@ -226,23 +242,26 @@ impl Engine {
         body: Option<Buf>,
         (floats, places): (usize, Places),
     ) -> Result<()> {
-        let Some(buf) = self.receive.lease(floats * 4) else {
+        let bytes = floats * self.pending[ticket].chain.value_bytes();
+        let Some(buf) = self.receive.lease(bytes) else {
             self.cancel(ticket);
             return Err(Error::Limit {
                 resource: "receive memory: it is held by pulls that nobody has waited for".to_owned(),
                 limit: self.receive.arena().len() as u64,
-                asked: (floats * 4) as u64,
+                asked: bytes as u64,
             });
         };
-        self.pending[ticket].floats += floats;
+        if !matches!(places, Places::Buffer(_)) {
+            self.pending[ticket].floats += floats;
+        }
         header.argument = buf.offset() as u64;
         let part = Some(Part { buf, places });
         self.queue_pull(link, ticket, header, body.map(Payload::Owned), (floats, part));
         Ok(())
     }
 
-    /// Queues one frame of a pull, which says where the values go; `part` is what receives them unless that is a registered
-    /// buffer.
+    /// Queues one frame of a pull, which says where the values go; `part` is what receives them unless the server thread writes
+    /// them to a registered buffer.
     fn queue_pull(
         &mut self,
         link: usize,
@@ -254,13 +273,14 @@ impl Engine {
         let pending = &mut self.pending[ticket];
         pending.open += 1;
         header.after_push = pending.after_push;
+        header.chain = pending.chain.check();
         let may_overtake = pending.under_bsp() && pending.after_push;
         header.tag = self.asked.insert(Asked { ticket, link, floats, part, accepted: None }) as u32;
         self.links[link].enqueue(Outgoing { header, body, ticket: None }, may_overtake);
     }
 
     /// A pull that could not be queued whole: takes back what was not sent, and forgets the rest.
-    pub(super) fn cancel(&mut self, ticket: usize) {
+    pub fn cancel(&mut self, ticket: usize) {
         let tags: Vec<usize> =
             self.asked.iter().filter(|(_, a)| a.ticket == ticket).map(|(tag, _)| tag).collect();
         for tag in tags {
@@ -275,7 +295,9 @@ impl Engine {
     /// A push's: a rejection finds its ticket by the tag.
     pub(super) fn write_header(&self, kind: RequestKind, ticket: usize, table: TableId) -> RequestHeader {
         let mut header = self.header(kind, table);
-        header.argument = self.pending[ticket].base.unwrap_or(NO_BASE);
+        let pending = &self.pending[ticket];
+        header.chain = pending.chain.check();
+        header.argument = pending.base.unwrap_or(NO_BASE);
         header.tag = ticket as u32;
         header
     }
@@ -287,6 +309,7 @@ impl Engine {
             sequence: 0,
             clock: self.clock,
             region: 0,
+            chain: 0,
             argument: 0,
             table,
             bucket: 0,
@@ -321,6 +344,28 @@ impl Engine {
     fn copy_in(&mut self, body: &mut Buf, at: usize, bytes: &[u8]) {
         body.copy_in(at, bytes);
         self.bytes_copied += bytes.len() as u64;
+    }
+
+    fn encode(&mut self, chain: Chain, values: &[f32], body: &mut Buf, at: usize) {
+        chain.encode(values, body, at);
+        self.bytes_copied += (values.len() * chain.value_bytes()) as u64;
+    }
+
+    /// Waits for receive memory for one more answer to a pull that gives it back as each answer comes; not for answers that only
+    /// the end of the caller's clock can bring.
+    fn await_receive(&mut self, bytes: usize, deadline: Deadline, ticket: usize) -> Result<()> {
+        let pending = &self.pending[ticket];
+        if pending.under_bsp() && pending.after_push {
+            return Ok(());
+        }
+        let room = self.drive(deadline, "receive memory for a pull", |engine| {
+            let none_comes = engine.pending[ticket].open == 0;
+            (none_comes || engine.receive.lease(bytes).is_some()).then_some(())
+        });
+        if room.is_err() {
+            self.forget(ticket);
+        }
+        room
     }
 
     /// Waits until one more frame from or to a registered buffer may be queued.

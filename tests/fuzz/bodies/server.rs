@@ -116,7 +116,8 @@ impl Rig {
             sequence: 0,
             clock: self.core.clocks()[rank as usize].saturating_sub(behind),
             // Sometimes a region that the worker did not announce.
-            region: u16::from(small == 0xff),
+            region: u8::from(small == 0xff),
+            chain: 0,
             argument: u64::from(small >> 5) * 640,
             table: u32::from(small & 3),
             bucket: u32::from(small >> 2 & 3),
