@@ -267,6 +267,7 @@ fn header(kind: RequestKind, bucket: u32, count: u32) -> RequestHeader {
         sequence: 0,
         clock: 0,
         region: 0,
+        chain: 0,
         argument: if kind == RequestKind::Push { NO_BASE } else { 0 },
         table: 0,
         bucket,

@@ -203,7 +203,7 @@ impl Control {
                 };
                 self.hub.send(link, &join)?;
             }
-            Event::Up { link, peer, address, export } => self.welcome(link, &peer, address, export),
+            Event::Up { link, peer, address, export, .. } => self.welcome(link, &peer, address, export),
             Event::Message { link, message } if link == self.coordinator => {
                 return self.hear_coordinator(message);
             }

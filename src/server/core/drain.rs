@@ -17,7 +17,9 @@ impl Core {
     /// Whether everything that was taken is answered, and every answer has left. Only after [`Core::drain`].
     pub fn is_drained(&self) -> bool {
         self.failed
-            || self.gate.closed() >= self.promised && self.links.iter().flatten().all(Link::is_drained)
+            || self.verdicts.is_empty()
+                && self.gate.closed() >= self.promised
+                && self.links.iter().flatten().all(Link::is_drained)
     }
 
     /// A header that was written to a worker while draining has left.

@@ -134,7 +134,8 @@ impl Rig {
             sequence: 0,
             clock: self.core.clocks()[rank as usize].saturating_sub(behind),
             // Sometimes one that the worker did not announce.
-            region: if pull { u16::from(wide >> 3 & 3) } else { 0 },
+            region: if pull { wide >> 3 & 3 } else { 0 },
+            chain: 0,
             argument: match small >> 5 {
                 argument if pull => u64::from(argument) * 640,
                 0 => NO_BASE,
