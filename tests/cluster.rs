@@ -7,12 +7,11 @@ use std::thread;
 use std::time::Duration;
 
 use windlass::config::{Network, ServerLimits};
-use windlass::server::ServerBuilder;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::{Consistency, Late, OptimizerSpec, Quorum, Stale};
 use windlass::{
-    Client, ClientConfig, Error, Initializer, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys,
-    TableSpec,
+    Client, ClientConfig, Error, Initializer, KeyRange, Result, Secret, Server, ServerBuilder, ServerHandle,
+    SortedKeys, TableSpec,
 };
 
 struct Job {
@@ -118,6 +117,39 @@ fn dense_ranges_and_push_pull_see_their_own_clock() {
         assert_eq!(outside, [0.0; 17]);
         client.finalize().unwrap();
     });
+    job.end();
+}
+
+/// What one worker has not waited for would fill the sockets and keep the only reply buffer, if it did not take it at the barrier.
+#[test]
+fn unread_answers_of_a_worker_at_a_barrier_keep_nobody_from_it() {
+    const UNREAD: u64 = 60;
+    let limits = ServerLimits { slots: 64, reply_buffers: 1, ..ServerLimits::default() };
+    let job = Job::start_with(1, 2, |server| server.limits(limits));
+    let threads = [0, 1].map(|rank| {
+        let mut config = ClientConfig::new(&job.address, job.secret.clone(), rank, 2);
+        config.wait_timeout = Duration::from_secs(60);
+        thread::spawn(move || {
+            let client = Client::connect(config).unwrap();
+            let spec = TableSpec::sparse("w", 1024).consistency(Consistency::Asp);
+            let table = client.table(&spec).unwrap();
+            let keys: Vec<u64> = (0..60).collect();
+            let keys = SortedKeys::new(&keys).unwrap();
+            if rank == 0 {
+                (0..UNREAD).for_each(|_| drop(table.pull_async(keys).unwrap()));
+            } else {
+                let mut values = vec![0.0; 60 * 1024];
+                let mut own = 0;
+                while own == 0 || client.server_stats().unwrap()[0].threads[0].pulls < UNREAD + own {
+                    table.pull(keys, &mut values).unwrap();
+                    own += 1;
+                }
+            }
+            client.barrier().unwrap();
+            client.finalize().unwrap();
+        })
+    });
+    threads.into_iter().for_each(|t| t.join().unwrap());
     job.end();
 }
 
@@ -452,6 +484,80 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
     assert!(error.contains("server 0 ("), "{error}");
 }
 
+/// One slot for each worker, small pieces in an order of its own, and their marks behind them: nobody waits for ever, and
+/// the bits are those of many slots.
+#[test]
+fn batches_with_one_slot_for_each_worker_end_with_the_same_bits() {
+    let run = |slots: usize| {
+        let job = Job::start_with(2, 5, |server| {
+            server.threads(2).limits(ServerLimits { slots, ..ServerLimits::default() })
+        });
+        let bits = job.workers(5, |client| {
+            let tables = ["a", "b"].map(|name| {
+                let spec = TableSpec::dense(name, &[640]).segment_bytes(64);
+                client.table(&spec.optimizer(OptimizerSpec::adagrad(0.5, 1e-8))).unwrap()
+            });
+            let rank = u64::from(client.rank());
+            for clock in 0..8u64 {
+                for i in 0..80u64 {
+                    let number = (i * (2 * rank + 1) * 3 + clock * rank) % 80;
+                    let range = KeyRange::new(number / 2 * 16, number / 2 * 16 + 16).unwrap();
+                    let value = 1.0 / (1.0 + (number + clock * 7 + rank * 13) as f32);
+                    drop(tables[number as usize % 2].push_range(range, &[value; 16]).unwrap());
+                    if i % 37 == rank {
+                        client.flush().unwrap();
+                    }
+                }
+                client.clock().unwrap();
+            }
+            let mut values = vec![0.0; 1280];
+            for (table, values) in tables.iter().zip(values.chunks_mut(640)) {
+                table.pull_range(KeyRange::new(0, 640).unwrap(), values).unwrap();
+            }
+            client.finalize().unwrap();
+            values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        });
+        job.end();
+        bits
+    };
+    let one = run(1);
+    assert!(one.iter().all(|bits| *bits == one[0]) && one[0].iter().all(|b| *b != 0));
+    assert!(one == run(16));
+}
+
+/// The second small push waits at the worker for others to join it, since the first is still under way there.
+#[test]
+fn flush_sends_what_waits_for_others_to_join() {
+    let job = Job::start(1, 1, 2);
+    job.workers(2, |client| {
+        let table = client.table(&sums("w", 32, 64).consistency(Consistency::Asp)).unwrap();
+        let ranges = [KeyRange::new(0, 16).unwrap(), KeyRange::new(16, 32).unwrap()];
+        let seen = |range, value: f32| {
+            let mut values = [0.0; 16];
+            table.pull_range(range, &mut values).unwrap();
+            values == [value; 16]
+        };
+        if client.rank() == 0 {
+            for range in ranges {
+                drop(table.push_range(range, &[1.0; 16]).unwrap());
+            }
+            client.set_status(b"pushed").unwrap();
+            // This worker's data waits until the other has seen the first push alone.
+            while !client.peers().unwrap().iter().any(|p| p.status == b"seen") {
+                thread::yield_now();
+            }
+            client.flush().unwrap();
+        } else {
+            while !seen(ranges[0], 1.0) {}
+            assert!(seen(ranges[1], 0.0));
+            client.set_status(b"seen").unwrap();
+            while !seen(ranges[1], 1.0) {}
+        }
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
 /// Elements of a segment, segments of the table, and how many of them a worker asks for before it has to read.
 const SEGMENT: u64 = 65_536;
 const SEGMENTS: u64 = 40;
@@ -518,16 +624,16 @@ fn a_slow_reader_gets_one_version_and_stops_nobody() {
                 assert_eq!(versions(&values), [4.0; SEGMENTS as usize]);
             } else {
                 together.wait();
-                let ticket = table.pull_range_async(all).unwrap();
+                let ticket = table.pull_range_async(KeyRange::new(0, SEGMENT * SLOTS).unwrap()).unwrap();
+                client.flush().unwrap();
                 while answers(&client)[0] < SLOTS {
                     thread::yield_now();
                 }
                 together.wait();
                 together.wait();
-                ticket.wait_into(&mut values).unwrap();
-                let seen = versions(&values);
-                assert_eq!(seen[..SLOTS as usize], [1.0; SLOTS as usize]);
-                assert_eq!(seen[SLOTS as usize..], [4.0; (SEGMENTS - SLOTS) as usize]);
+                let values = &mut values[..(SEGMENT * SLOTS) as usize];
+                ticket.wait_into(values).unwrap();
+                assert_eq!(versions(values), [1.0; SLOTS as usize]);
             }
             client.finalize().unwrap();
         });

@@ -13,7 +13,7 @@ use windlass::error::{Error, Result};
 use windlass::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
 use windlass::proto::control::ControlMessage;
 use windlass::proto::handshake::{SessionKey, derive_endpoint_key};
-use windlass::proto::{HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind};
+use windlass::proto::{HEADER, NO_BASE, ReplyHeader, ReplyKind, RequestHeader, RequestKind};
 use windlass::server::ServerHandle;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::transport::{self, Completion, EndpointId, Message, Payload, Side, Transport, Write};
@@ -263,10 +263,11 @@ fn header(kind: RequestKind, bucket: u32, count: u32) -> RequestHeader {
     RequestHeader {
         kind,
         after_push,
+        void: false,
         sequence: 0,
         clock: 0,
         region: 0,
-        argument: 0,
+        argument: if kind == RequestKind::Push { NO_BASE } else { 0 },
         table: 0,
         bucket,
         epoch: 1,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 
 use super::reopen::{Granted, Outcome, Wish};
 use crate::control::{Event, Hub, HubWaker, LinkId};
@@ -71,6 +71,14 @@ impl Shared {
         self.failure.get().cloned()
     }
 
+    /// Why the control thread is gone.
+    fn gone(&self) -> Error {
+        self.failure().unwrap_or_else(|| Error::Misuse {
+            call: "control call",
+            reason: "this client has been finalized".to_owned(),
+        })
+    }
+
     fn fail(&self, error: Error) {
         // The first reason is the cause; later ones are its consequences.
         let _ = self.failure.set(error);
@@ -85,6 +93,23 @@ enum Call {
     Stats(Sender<Result<Vec<ServerStats>>>),
     Finish,
     Abort(String),
+}
+
+/// What the control thread will answer to a call.
+pub struct Answer<T> {
+    answer: Receiver<Result<T>>,
+    shared: Arc<Shared>,
+}
+
+impl<T> Answer<T> {
+    /// The answer, once it is here.
+    pub fn take(&self) -> Result<Option<T>> {
+        match self.answer.try_recv() {
+            Ok(outcome) => outcome.map(Some),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(self.shared.gone()),
+        }
+    }
 }
 
 /// Unbounded, because only this kind drops what is in it when its receiver goes, and with it the callers' reply channels.
@@ -148,9 +173,9 @@ impl ControlThread {
         self.call(&waited_for, timeout, |reply| Call::OpenTable(spec.clone(), reply))
     }
 
-    /// Waits for all workers.
-    pub fn barrier(&self, timeout: Duration) -> Result<()> {
-        self.call("the other workers at a barrier", timeout, Call::Barrier)
+    /// Goes to the next barrier. When all workers are there the answer comes, and the waker wakes.
+    pub fn barrier(&self) -> Result<Answer<()>> {
+        self.ask(Call::Barrier)
     }
 
     /// What the workers said last.
@@ -203,23 +228,22 @@ impl ControlThread {
         timeout: Duration,
         call: impl FnOnce(Sender<Result<T>>) -> Call,
     ) -> Result<T> {
-        let (reply, answer) = bounded(1);
-        let gone = || {
-            self.shared.failure().unwrap_or_else(|| Error::Misuse {
-                call: "control call",
-                reason: "this client has been finalized".to_owned(),
-            })
-        };
-        self.calls.send(call(reply)).map_err(|_| gone())?;
-        // Without the wake the thread looks at its inbox at its next heartbeat.
-        let _ = self.waker.wake();
+        let Answer { answer, shared } = self.ask(call)?;
         match answer.recv_timeout(timeout) {
             Ok(outcome) => outcome,
             Err(RecvTimeoutError::Timeout) => {
                 Err(Error::Timeout { waited_for: waited_for.to_owned(), after: timeout })
             }
-            Err(RecvTimeoutError::Disconnected) => Err(gone()),
+            Err(RecvTimeoutError::Disconnected) => Err(shared.gone()),
         }
+    }
+
+    fn ask<T>(&self, call: impl FnOnce(Sender<Result<T>>) -> Call) -> Result<Answer<T>> {
+        let (reply, answer) = bounded(1);
+        self.calls.send(call(reply)).map_err(|_| self.shared.gone())?;
+        // Without the wake the thread looks at its inbox at its next heartbeat.
+        let _ = self.waker.wake();
+        Ok(Answer { answer, shared: self.shared.clone() })
     }
 }
 
@@ -287,8 +311,8 @@ impl State {
             loop {
                 match self.inbox.try_recv() {
                     Ok(call) => self.carry(call)?,
-                    Err(crossbeam::channel::TryRecvError::Empty) => break,
-                    Err(crossbeam::channel::TryRecvError::Disconnected) => return Ok(()),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
             while let Ok(wish) = self.wishes.try_recv() {
@@ -402,6 +426,7 @@ impl State {
             ControlMessage::BarrierDone { id } => {
                 if let Some(reply) = self.barriers.remove(&id) {
                     let _ = reply.send(Ok(()));
+                    self.shared.waker.wake();
                 }
             }
             ControlMessage::Peers(peers) => {

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use super::Inner;
 use crate::error::{Error, Result};
 use crate::time::Deadline;
-use crate::transport::park::park;
 use crate::types::Version;
 
 /// A push or pull under way.
@@ -30,10 +29,20 @@ impl Ticket {
         Ticket { inner, id: Some(id) }
     }
 
-    /// Whether it is done. Never blocks: false, too, while another thread is inside a call that waits.
+    pub(super) fn is_of(&self, inner: &Arc<Inner>) -> bool {
+        Arc::ptr_eq(&self.inner, inner)
+    }
+
+    /// Its place in the engine; none once its values were taken.
+    pub(super) fn id(&self) -> Option<usize> {
+        self.id
+    }
+
+    /// Whether it is done. Never blocks: false, too, while another thread has the engine.
     pub fn test(&mut self) -> Result<bool> {
         let Some(id) = self.id else { return Ok(true) };
-        let Some(mut engine) = self.inner.try_engine() else { return Ok(false) };
+        let Some(mut engine) = self.inner.driver.try_engine() else { return Ok(false) };
+        engine.flush();
         // A failure does not undo what is done; of what is not, `is_done` tells it.
         let _ = engine.progress();
         engine.is_done(id, false)
@@ -48,31 +57,10 @@ impl Ticket {
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<()> {
         let Some(id) = self.id else { return Ok(()) };
         let deadline = Deadline::after(Instant::now(), timeout);
-        let mut idle_since = None;
-        loop {
-            let mut engine = self.inner.engine();
-            if engine.is_done(id, true)? {
-                return Ok(());
-            }
-            // After a failure it may be done; if it is not, `is_done` tells the failure.
-            if engine.progress().unwrap_or(true) {
-                idle_since = None;
-                continue;
-            }
-            let now = Instant::now();
-            if deadline.passed(now) {
-                let error = Error::Timeout { waited_for: engine.describe(id), after: timeout };
-                drop(engine);
-                return Err(self.inner.name_laggards(error));
-            }
-            if engine.may_sleep(&mut idle_since, now) {
-                let descriptors = engine.descriptors();
-                drop(engine);
-                // Short, because another thread may take what this one sleeps for.
-                park(&descriptors, deadline.left(now).min(Duration::from_millis(20)))?;
-                self.inner.control.shared().waker.drain();
-            }
-        }
+        self.inner
+            .driver
+            .drive(deadline, |e| e.describe(id), |e| Ok(e.is_done(id, true)?.then_some(())))
+            .map_err(|error| self.inner.name_laggards(error))
     }
 
     /// Waits for a pull and copies its values, in the order of its keys, into `values`.
@@ -84,7 +72,7 @@ impl Ticket {
                 reason: "the values were taken already".to_owned(),
             });
         };
-        let version = self.inner.engine().take(id, values)?;
+        let version = self.inner.driver.engine().take(id, values)?;
         self.id = None;
         Ok(version)
     }
@@ -98,7 +86,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(id) = self.id.take() {
-            self.inner.engine().forget(id);
+            self.inner.driver.engine().forget(id);
         }
     }
 }

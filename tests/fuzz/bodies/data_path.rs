@@ -43,6 +43,7 @@ fn example(kind: RequestKind) -> RequestHeader {
     RequestHeader {
         kind,
         after_push: kind == RequestKind::Pull,
+        void: false,
         sequence: 3,
         clock: 9,
         region: 0,

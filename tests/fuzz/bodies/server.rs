@@ -130,6 +130,7 @@ impl Rig {
         RequestHeader {
             kind,
             after_push: how & 4 != 0,
+            void: false,
             sequence: 0,
             clock: self.core.clocks()[rank as usize].saturating_sub(behind),
             // Sometimes one that the worker did not announce.
