@@ -34,9 +34,16 @@ pub fn request(data: &[u8]) {
 }
 
 pub fn request_seeds() -> Vec<Vec<u8>> {
-    [RequestKind::Push, RequestKind::Pull, RequestKind::Mark, RequestKind::Finish, RequestKind::Set]
-        .map(|kind| example(kind).encode().to_vec())
-        .to_vec()
+    [
+        RequestKind::Push,
+        RequestKind::Pull,
+        RequestKind::Mark,
+        RequestKind::Finish,
+        RequestKind::Set,
+        RequestKind::Batch,
+    ]
+    .map(|kind| example(kind).encode().to_vec())
+    .to_vec()
 }
 
 fn example(kind: RequestKind) -> RequestHeader {
