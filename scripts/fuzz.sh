@@ -24,8 +24,14 @@ done
 RUSTFLAGS=$flags cargo build --quiet --release --manifest-path tests/fuzz/guided/Cargo.toml --target-dir "$root/build" --target "$host"
 guided=$root/build/$host/release/guided
 
+# Runs the program for something other than fuzzing. What libFuzzer says when it starts is only of interest when that fails.
+manage() {
+    env "$@" "$guided" 2>"$root/said.$$" || { cat "$root/said.$$" >&2; exit 1; }
+}
+
 if [[ $# -eq 0 ]]; then
-    mapfile -t names < <(FUZZ_LIST=1 "$guided")
+    names=$(manage FUZZ_LIST=1)
+    mapfile -t names <<<"$names"
     set -- "${names[@]}"
 fi
 failed=0 total=0
@@ -34,7 +40,7 @@ for target in "$@"; do
     rm -rf "$work/inputs" "$work/kept"
     mkdir -p "$work/inputs" "$work/kept"
     export FUZZ_TARGET=$target
-    FUZZ_UNPACK=$work/inputs "$guided"
+    manage FUZZ_UNPACK="$work/inputs"
     status=0
     "$guided" -max_total_time="$seconds" -max_len=1024 -timeout=10 -print_final_stats=1 \
         -artifact_prefix="$work/" "$work/inputs" >"$work/log" 2>&1 || status=$?
@@ -47,8 +53,8 @@ for target in "$@"; do
         continue
     fi
     [[ $keep ]] || continue
-    "$guided" -merge=1 -max_len=256 "$work/kept" "$work/inputs" >>"$work/log" 2>&1
-    FUZZ_PACK=$work/kept "$guided"
+    "$guided" -merge=1 -use_counters=0 -max_len=512 "$work/kept" "$work/inputs" >>"$work/log" 2>&1
+    manage FUZZ_PACK="$work/kept"
 done
 echo "fuzz: $total executions in all"
 exit $failed

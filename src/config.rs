@@ -44,6 +44,8 @@ pub mod variable {
     pub const PORT_RANGE: &str = "WINDLASS_PORT_RANGE";
     /// How threads wait: `auto`, `spin` or `block`.
     pub const POLL: &str = "WINDLASS_POLL";
+    /// Who moves a worker's data while no call waits: `caller` or `thread`.
+    pub const PROGRESS: &str = "WINDLASS_PROGRESS";
     /// Seconds of silence after which a peer is lost.
     pub const PEER_TIMEOUT: &str = "WINDLASS_PEER_TIMEOUT";
     /// Seconds in which a lost data connection is opened anew.
@@ -262,6 +264,42 @@ impl Polling {
     /// Spins for 50 µs, about a wake-up across cores, unless the host has more waiting threads than CPUs.
     pub fn adaptive(pollers: usize, cpus: usize) -> Polling {
         if pollers > cpus { Polling::Block } else { Polling::Spin(Duration::from_micros(50)) }
+    }
+}
+
+/// Who sends and receives a worker's data while none of its calls waits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Progress {
+    /// Nobody: every call sends what it may, and the next one that waits, tests or flushes goes on.
+    #[default]
+    Caller,
+    /// A thread of the client, which sleeps while there is nothing to do.
+    Thread,
+}
+
+impl Progress {
+    /// The values, for messages.
+    pub const EXPECTED: &str = "caller or thread";
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Progress::Caller => "caller",
+            Progress::Thread => "thread",
+        })
+    }
+}
+
+impl FromStr for Progress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Progress> {
+        match text {
+            "caller" => Ok(Progress::Caller),
+            "thread" => Ok(Progress::Thread),
+            _ => Err(Error::config("progress", Progress::EXPECTED, text)),
+        }
     }
 }
 

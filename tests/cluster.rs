@@ -9,12 +9,11 @@ use std::time::Duration;
 use windlass::config::{Network, ServerLimits};
 use windlass::control::{Event, Hub, HubConfig};
 use windlass::proto::control::ControlMessage;
-use windlass::server::ServerBuilder;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::{Consistency, Identity, Late, OptimizerSpec, Quorum, Role, Stale};
 use windlass::{
-    Client, ClientConfig, Error, Initializer, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys,
-    TableSpec,
+    Client, ClientConfig, Error, Initializer, KeyRange, Result, Secret, Server, ServerBuilder, ServerHandle,
+    SortedKeys, TableSpec,
 };
 
 struct Job {
@@ -513,6 +512,80 @@ fn a_server_that_comes_to_the_end_says_why_the_job_is_over() {
     }
 }
 
+/// One slot for each worker, small pieces in an order of its own, and their marks behind them: nobody waits for ever, and
+/// the bits are those of many slots.
+#[test]
+fn batches_with_one_slot_for_each_worker_end_with_the_same_bits() {
+    let run = |slots: usize| {
+        let job = Job::start_with(2, 5, |server| {
+            server.threads(2).limits(ServerLimits { slots, ..ServerLimits::default() })
+        });
+        let bits = job.workers(5, |client| {
+            let tables = ["a", "b"].map(|name| {
+                let spec = TableSpec::dense(name, &[640]).segment_bytes(64);
+                client.table(&spec.optimizer(OptimizerSpec::adagrad(0.5, 1e-8))).unwrap()
+            });
+            let rank = u64::from(client.rank());
+            for clock in 0..8u64 {
+                for i in 0..80u64 {
+                    let number = (i * (2 * rank + 1) * 3 + clock * rank) % 80;
+                    let range = KeyRange::new(number / 2 * 16, number / 2 * 16 + 16).unwrap();
+                    let value = 1.0 / (1.0 + (number + clock * 7 + rank * 13) as f32);
+                    drop(tables[number as usize % 2].push_range(range, &[value; 16]).unwrap());
+                    if i % 37 == rank {
+                        client.flush().unwrap();
+                    }
+                }
+                client.clock().unwrap();
+            }
+            let mut values = vec![0.0; 1280];
+            for (table, values) in tables.iter().zip(values.chunks_mut(640)) {
+                table.pull_range(KeyRange::new(0, 640).unwrap(), values).unwrap();
+            }
+            client.finalize().unwrap();
+            values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        });
+        job.end();
+        bits
+    };
+    let one = run(1);
+    assert!(one.iter().all(|bits| *bits == one[0]) && one[0].iter().all(|b| *b != 0));
+    assert!(one == run(16));
+}
+
+/// The second small push waits at the worker for others to join it, since the first is still under way there.
+#[test]
+fn flush_sends_what_waits_for_others_to_join() {
+    let job = Job::start(1, 1, 2);
+    job.workers(2, |client| {
+        let table = client.table(&sums("w", 32, 64).consistency(Consistency::Asp)).unwrap();
+        let ranges = [KeyRange::new(0, 16).unwrap(), KeyRange::new(16, 32).unwrap()];
+        let seen = |range, value: f32| {
+            let mut values = [0.0; 16];
+            table.pull_range(range, &mut values).unwrap();
+            values == [value; 16]
+        };
+        if client.rank() == 0 {
+            for range in ranges {
+                drop(table.push_range(range, &[1.0; 16]).unwrap());
+            }
+            client.set_status(b"pushed").unwrap();
+            // This worker's data waits until the other has seen the first push alone.
+            while !client.peers().unwrap().iter().any(|p| p.status == b"seen") {
+                thread::yield_now();
+            }
+            client.flush().unwrap();
+        } else {
+            while !seen(ranges[0], 1.0) {}
+            assert!(seen(ranges[1], 0.0));
+            client.set_status(b"seen").unwrap();
+            while !seen(ranges[1], 1.0) {}
+        }
+        client.finalize().unwrap();
+    });
+    job.end();
+}
+
 /// Elements of a segment, segments of the table, and how many of them a worker asks for before it has to read.
 const SEGMENT: u64 = 65_536;
 const SEGMENTS: u64 = 40;
@@ -579,16 +652,16 @@ fn a_slow_reader_gets_one_version_and_stops_nobody() {
                 assert_eq!(versions(&values), [4.0; SEGMENTS as usize]);
             } else {
                 together.wait();
-                let ticket = table.pull_range_async(all).unwrap();
+                let ticket = table.pull_range_async(KeyRange::new(0, SEGMENT * SLOTS).unwrap()).unwrap();
+                client.flush().unwrap();
                 while answers(&client)[0] < SLOTS {
                     thread::yield_now();
                 }
                 together.wait();
                 together.wait();
-                ticket.wait_into(&mut values).unwrap();
-                let seen = versions(&values);
-                assert_eq!(seen[..SLOTS as usize], [1.0; SLOTS as usize]);
-                assert_eq!(seen[SLOTS as usize..], [4.0; (SEGMENTS - SLOTS) as usize]);
+                let values = &mut values[..(SEGMENT * SLOTS) as usize];
+                ticket.wait_into(values).unwrap();
+                assert_eq!(versions(values), [1.0; SLOTS as usize]);
             }
             client.finalize().unwrap();
         });

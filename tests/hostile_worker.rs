@@ -275,10 +275,11 @@ fn header(kind: RequestKind, bucket: u32, count: u32) -> RequestHeader {
     RequestHeader {
         kind,
         after_push,
+        void: false,
         sequence: 0,
         clock: 0,
         region: 0,
-        argument: if after_push { 0 } else { NO_BASE },
+        argument: if kind == RequestKind::Push { NO_BASE } else { 0 },
         table: 0,
         bucket,
         epoch: 1,

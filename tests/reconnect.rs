@@ -17,7 +17,7 @@ use std::time::Duration;
 use windlass::config::Network;
 use windlass::server::ServerHandle;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
-use windlass::types::{Consistency, OptimizerSpec, Stale, mix64};
+use windlass::types::{Aggregate, Consistency, OptimizerSpec, Stale, mix64};
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, SortedKeys, TableSpec};
 
 use common::{PATIENCE, Process, scratch, text, windlass};
@@ -173,6 +173,13 @@ fn work(client: Client) -> (Vec<u32>, Option<(u64, u64)>) {
     let sparse = client.table(&TableSpec::sparse("sparse", 2).optimizer(rule.clone())).unwrap();
     let dense =
         client.table(&TableSpec::dense("dense", &[3000]).segment_bytes(4096).optimizer(rule)).unwrap();
+    // Many small pushes and pulls that leave in batches, with what is applied at once among them.
+    let small = client.table(&TableSpec::dense("small", &[512]).segment_bytes(64)).unwrap();
+    let counts = TableSpec::dense("counts", &[512]).segment_bytes(64).consistency(Consistency::Asp);
+    let counts = counts.optimizer(OptimizerSpec::new("sum", &[])).aggregate(Aggregate::Sum);
+    let counts = client.table(&counts).unwrap();
+    let segment = |number: u64| KeyRange::new(number * 16, number * 16 + 16).unwrap();
+    let mut small_weights = vec![0.0f32; 512];
     let range = KeyRange::new(0, 3000).unwrap();
     let mut weights = vec![0.0f32; 3000];
     let mut row_values = vec![0.0f32; 200];
@@ -189,6 +196,17 @@ fn work(client: Client) -> (Vec<u32>, Option<(u64, u64)>) {
         sparse.pull(keys, &mut row_values).unwrap();
         let rows: Vec<f32> = row_values.iter().map(|w| w + next()).collect();
         drop(sparse.push(keys, &rows).unwrap());
+        let mut pulls = Vec::new();
+        for number in 0..32u64 {
+            let at = number as usize * 16;
+            let values: Vec<f32> = small_weights[at..at + 16].iter().map(|w| w + next()).collect();
+            drop(small.push_range(segment(number), &values).unwrap());
+            pulls.push(small.pull_range_async(segment(number)).unwrap());
+            drop(counts.push_range(segment(number), &[1.0; 16]).unwrap());
+        }
+        for (pull, values) in pulls.into_iter().zip(small_weights.chunks_mut(16)) {
+            pull.wait_into(values).unwrap();
+        }
         let gradient: Vec<f32> = weights.iter().map(|w| w + next()).collect();
         if client.rank() != 1 {
             let ticket = dense.push_pull_range(range, &gradient).unwrap();
@@ -210,6 +228,11 @@ fn work(client: Client) -> (Vec<u32>, Option<(u64, u64)>) {
     client.barrier().unwrap();
     let mut rows = vec![0.0f32; 800];
     sparse.pull(SortedKeys::new(&all).unwrap(), &mut rows).unwrap();
+    let whole = KeyRange::new(0, 512).unwrap();
+    small.pull_range(whole, &mut small_weights).unwrap();
+    rows.extend(&small_weights);
+    counts.pull_range(whole, &mut small_weights).unwrap();
+    assert_eq!(small_weights, [180.0; 512], "3 workers, 60 clocks, each push once");
     let stats = (client.rank() == 0).then(|| {
         let thread = client.server_stats().unwrap()[0].threads[0];
         (thread.reconnects, thread.duplicates_dropped)

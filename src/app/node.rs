@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::settings::{Flags, OfNetwork};
 use crate::client::ClientConfig;
-use crate::config::{Environment, Network, variable};
+use crate::config::{Environment, Network, Progress, variable};
 use crate::error::{Error, Result};
 use crate::proto::secret::Secret;
 use crate::transport::network;
@@ -62,6 +62,7 @@ impl NodeOptions {
             ClientConfig::new(&self.coordinator(environment)?, self.secret(environment)?, rank, workers);
         config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
         config.network = self.network.network(environment, 1)?;
+        config.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
         Ok(config)
     }
 

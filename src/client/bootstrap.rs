@@ -9,6 +9,7 @@ use crossbeam::channel::{Receiver, Sender};
 use super::ClientConfig;
 use super::control::{ControlLinks, SETTLE, Shared};
 use super::engine::Engine;
+use super::frame::BATCH;
 use super::link::{Link, RING_ENTRIES};
 use super::reopen::{Granted, Outcome, Reopener, Wish};
 use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
@@ -23,6 +24,9 @@ use crate::types::{Identity, Role, ServerInfo, View};
 
 /// Buffers of one pool, as (bytes, count): staging for pushes, and as much again to receive pulls.
 const BUFFERS: [(usize, usize); 3] = [(1 << 10, 256), (16 << 10, 128), (256 << 10, 64)];
+
+/// Buffers for batches, which are staging memory, too.
+const BATCHES: usize = 32;
 
 /// How long an address is dialled where nobody listens yet.
 const DIAL: Duration = Duration::from_secs(15);
@@ -127,7 +131,8 @@ impl Joining {
         let ring_bytes = RING_ENTRIES as usize * HEADER;
         let ring = Arena::new(threads * ring_bytes)?;
         let ring_region = transport.register(ring.clone())?;
-        let staging = Pool::new(&BUFFERS, |arena| transport.register(arena))?;
+        let staging = [&BUFFERS[..], &[(BATCH, BATCHES)]].concat();
+        let staging = Pool::new(&staging, |arena| transport.register(arena))?;
         let receive = Pool::new(&BUFFERS, |arena| transport.register(arena))?;
         let mut links = Vec::new();
         let mut keys = Vec::new();

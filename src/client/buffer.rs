@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::engine::Span;
+use super::engine::{Engine, Span};
 use super::{Client, Inner};
 use crate::error::{Error, Result};
 use crate::mem::Arena;
@@ -103,13 +103,13 @@ impl Client {
     }
 
     fn register(&self, arena: Arc<Arena>, floats: usize) -> Result<Buffer> {
-        let number = self.inner.engine().register(arena.clone(), floats * 4)?;
+        let number = self.inner.driver.engine().register(arena.clone(), floats * 4)?;
         Ok(Buffer { inner: self.inner.clone(), arena, number, floats, held: true })
     }
 
     /// What this client has done so far.
     pub fn stats(&self) -> ClientStats {
-        let engine = self.inner.engine();
+        let engine = self.inner.driver.engine();
         ClientStats { bytes_copied: engine.bytes_copied(), registered_bytes: engine.registered_bytes() }
     }
 }
@@ -170,7 +170,9 @@ impl Buffer {
     /// Drops the buffer and waits until no operation can touch its memory any more, at most for the client's `wait_timeout`.
     pub fn release(mut self) -> Result<()> {
         self.held = false;
-        self.inner.engine().release_buffer(self.number, self.inner.deadline())
+        self.inner.driver.engine().drop_buffer(self.number)?;
+        let waited_for = |_: &Engine| "the operations on a registered buffer".to_owned();
+        self.inner.driver.drive(self.inner.deadline(), waited_for, |engine| Ok(engine.released(self.number)))
     }
 
     /// Elements of this buffer, for an operation of `client`'s.
@@ -193,7 +195,7 @@ impl Buffer {
 
     fn may_use(&self, elements: std::ops::Range<usize>, writing: bool, call: &'static str) -> Result<()> {
         let span = Span { buffer: self.number, start: elements.start, end: elements.end };
-        self.inner.engine().may_use(&span, writing, call)
+        self.inner.driver.engine().may_use(&span, writing, call)
     }
 }
 
@@ -201,7 +203,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if self.held {
             // A failure ends the job, and every later call says so.
-            let _ = self.inner.engine().drop_buffer(self.number);
+            let _ = self.inner.driver.engine().drop_buffer(self.number);
         }
     }
 }

@@ -7,23 +7,25 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::control::Shared;
-use super::link::{Link, Outgoing};
+use super::frame::{Outgoing, Spare};
+use super::link::Link;
 use super::plan::SparsePlan;
 use super::reopen::Reopener;
 use crate::config::Polling;
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Pool};
-use crate::proto::HEADER;
-use crate::time::Deadline;
+use crate::proto::{HEADER, RequestKind};
 use crate::transport::{Completion, EndpointId, Transport};
-use crate::types::{Clock, PartitionMap, TableId, TableSpec, Version};
+use crate::types::{Clock, PartitionMap, TableSpec, Version};
 
+mod after;
 mod buffers;
 mod clocks;
 mod progress;
 mod send;
 mod tickets;
 
+pub use after::After;
 use buffers::Registered;
 pub use buffers::{Span, Uses};
 pub use send::Source;
@@ -48,9 +50,10 @@ struct Part {
 /// A table, as a call names it.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    pub id: TableId,
     pub spec: &'a Arc<TableSpec>,
     pub map: &'a PartitionMap,
+    /// What its pushes and pulls begin after.
+    pub after: Option<&'a Arc<After>>,
 }
 
 /// The lists of an operation. Those of one that has ended are used again.
@@ -66,11 +69,14 @@ struct Lists {
 
 /// A push that is not yet committed, or a pull that is not yet answered.
 pub struct Pending {
+    /// Counts the tickets: their places are used again.
+    number: u64,
     spec: Arc<TableSpec>,
     clock: Clock,
     /// Frames whose slots have not come back (push), or that are not answered (pull).
     open: usize,
-    pull: bool,
+    /// Push, set or pull.
+    kind: RequestKind,
     /// A pull that needs its own clock closed.
     after_push: bool,
     /// The version that a push was computed from.
@@ -83,17 +89,29 @@ pub struct Pending {
     version: Version,
     uses: Uses,
     dropped: bool,
+    /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
+    after: Option<Arc<After>>,
+    stalled: Vec<(usize, Outgoing, bool)>,
 }
 
-/// A pull frame under way; its number is the header's tag.
+/// A pull request under way; its place is the header's tag.
 struct Asked {
+    /// Counts them: places are used again.
+    number: u64,
     ticket: usize,
     link: usize,
     floats: usize,
     /// Where its values arrive; none when that is a registered buffer.
     part: Option<Part>,
-    /// The request, once its slot has come back: a new endpoint has to ask again.
-    accepted: Option<Outgoing>,
+    /// Among the engine's `accepted`, once its slot has come back.
+    accepted: Option<usize>,
+}
+
+/// A frame whose slot has come back and that holds pulls that are not answered: a new endpoint has to ask for them again.
+struct Accepted {
+    link: usize,
+    frame: Outgoing,
+    unanswered: u32,
 }
 
 /// See the module's head.
@@ -118,6 +136,14 @@ pub struct Engine {
     /// Between the caller's memory and registered memory.
     bytes_copied: u64,
     asked: Slab<Asked>,
+    accepted: Slab<Accepted>,
+    /// Tickets and pull requests so far.
+    numbers: u64,
+    /// Tickets that have stalled frames, in order.
+    stalled: Vec<usize>,
+    /// Pushes and pulls that wait for staging memory in mid-queue: the clock does not end meanwhile.
+    half_queued: usize,
+    spare_parts: Vec<Spare>,
     clock: Clock,
     /// Something was pushed under Bsp in the present clock.
     pushed: bool,
@@ -156,6 +182,11 @@ impl Engine {
             quarantined: 0,
             bytes_copied: 0,
             asked: Slab::new(),
+            accepted: Slab::new(),
+            numbers: 0,
+            stalled: Vec::new(),
+            half_queued: 0,
+            spare_parts: Vec::new(),
             clock: 0,
             pushed: false,
             finished: false,
@@ -188,11 +219,9 @@ impl Engine {
         granted.min(self.staging.largest()).min(self.receive.largest())
     }
 
-    /// Waits until every endpoint is connected.
-    pub fn connect(&mut self, deadline: Deadline) -> Result<()> {
-        self.drive(deadline, "the endpoints of the servers", |engine| {
-            engine.links.iter().all(|l| l.connected).then_some(())
-        })
+    /// Whether every endpoint is connected.
+    pub fn connected(&self) -> bool {
+        self.links.iter().all(|l| l.connected)
     }
 
     /// Bytes copied between the caller's memory and registered memory so far.
@@ -200,13 +229,19 @@ impl Engine {
         self.bytes_copied
     }
 
-    /// What [`Engine::idle`] or an outside waiter may sleep on.
+    /// What a waiter may sleep on.
     pub fn descriptors(&self) -> [RawFd; 2] {
         [self.transport.waitable(), self.shared.waker.fd()]
     }
 
     fn link_at(&self, endpoint: EndpointId) -> Option<usize> {
         self.link_of.get(&endpoint).copied()
+    }
+
+    /// The next number of a ticket or pull request.
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
     }
 
     fn may_push(&self) -> Result<()> {
@@ -229,3 +264,6 @@ impl Engine {
 }
 
 const _: () = assert!(HEADER == crate::transport::HEADER);
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::frame::{Fill, Outgoing, Owner};
 use super::regions::Regions;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
 use crate::proto::control::RegionBytes;
-use crate::proto::{HEADER, ReplyHeader, RequestHeader, RequestKind, WorkerMessage};
+use crate::proto::{HEADER, ReplyHeader, RequestHeader, WorkerMessage};
 use crate::transport::{EndpointId, Message, Payload, Refusal, Side, Transport, Write};
 
 /// Entries of a reply ring.
@@ -17,15 +18,6 @@ pub const RING_ENTRIES: u32 = 256;
 /// this keeps those in use, and what the sockets hold, within the L2 of both ends: copying into cold memory takes five times
 /// as long. It is no less than a path of 10 GB/s and 100 µs holds.
 const WINDOW_BYTES: u64 = 1 << 20;
-
-/// A frame that waits for a slot.
-#[derive(Debug)]
-pub struct Outgoing {
-    pub header: RequestHeader,
-    pub body: Option<Payload>,
-    /// Whom its slot's return concerns.
-    pub ticket: Option<usize>,
-}
 
 /// What a server thread granted.
 #[derive(Debug, Clone, Copy)]
@@ -149,7 +141,7 @@ impl Link {
         if !self.filled.is_empty() {
             return Ok(());
         }
-        self.free = u64::MAX >> (64 - grant.slot_count);
+        self.free = self.all_slots();
         self.filled = (0..grant.slot_count).map(|_| None).collect();
         Ok(())
     }
@@ -160,18 +152,20 @@ impl Link {
     }
 
     /// The endpoint is connected. On any but the first, all that has not been taken back is sent again: the server drops
-    /// what it had accepted before.
-    pub fn connected(&mut self) {
+    /// what it had accepted before, but answers pulls again; those that have been answered, which `unanswered` tells, are
+    /// made void.
+    pub fn connected(&mut self, unanswered: impl Fn(Owner) -> bool) {
         self.connected = true;
-        (self.ring_read, self.ring_told) = (0, 0);
-        let mut sent: Vec<(u64, u32)> = (0u32..)
-            .zip(&self.filled)
-            .filter_map(|(slot, frame)| Some((frame.as_ref()?.header.sequence, slot)))
-            .collect();
+        (self.ring_read, self.ring_told, self.pulls_outstanding) = (0, 0, 0);
+        let mut sent = Vec::new();
+        for (slot, frame) in (0u32..).zip(&mut self.filled) {
+            let Some(frame) = frame else { continue };
+            frame.keep(|owner| !matches!(owner, Owner::Pull { .. }) || unanswered(owner));
+            self.pulls_outstanding += frame.pulls;
+            sent.push((frame.header.sequence, slot));
+        }
         sent.sort_unstable();
         self.replay = sent.into_iter().map(|(_, slot)| slot).collect();
-        let pulls = self.filled.iter().flatten().filter(|f| f.header.kind == RequestKind::Pull);
-        self.pulls_outstanding = pulls.count() as u32;
     }
 
     /// Frames that wait for a slot.
@@ -179,28 +173,57 @@ impl Link {
         self.queue.len() + self.pulls.len()
     }
 
+    /// Whether a frame that was not taken concerns `owner`.
+    pub fn concerns(&self, owner: Owner) -> bool {
+        let mut frames = self.queue.iter().chain(&self.pulls).chain(self.filled.iter().flatten());
+        frames.any(|f| f.owners().any(|o| o == owner))
+    }
+
     /// Whether everything queued was sent and taken by the server.
     pub fn drained(&self) -> bool {
-        self.queued() == 0 && self.filled.iter().all(Option::is_none)
+        self.queued() == 0 && self.free == self.all_slots()
     }
 
     /// Queues a frame behind all others, or, when `may_overtake`, behind other pulls only.
     pub fn enqueue(&mut self, frame: Outgoing, may_overtake: bool) {
-        if may_overtake { self.pulls.push_back(frame) } else { self.queue.push_back(frame) }
+        self.lane(may_overtake).push_back(frame);
     }
 
-    /// Queues a pull that had been accepted, but not answered, over an endpoint that is gone: before all others.
-    pub fn ask_again(&mut self, frame: Outgoing) {
+    /// Puts a small request into the frame at the end of its queue. False when it can't join that one.
+    pub fn join(
+        &mut self,
+        header: RequestHeader,
+        fill: &mut Fill<'_>,
+        owner: Owner,
+        may_overtake: bool,
+    ) -> bool {
+        let credits = self.grant.pull_credits;
+        let one_more = u32::from(matches!(owner, Owner::Pull { .. }));
+        let Some(last) = self.lane(may_overtake).back_mut().filter(|f| f.open) else { return false };
+        // A frame whose pulls exceed the credits could never leave.
+        let fits = last.pulls + one_more <= credits && last.header.clock == header.clock;
+        fits && last.join(header, fill, owner)
+    }
+
+    /// Nothing more joins the last frame, so that it leaves. Those that wait for a mark need no such word.
+    pub fn flush(&mut self) {
+        if let Some(last) = self.queue.back_mut() {
+            last.open = false;
+        }
+    }
+
+    /// Queues pulls that had been accepted, but not answered, over an endpoint that is gone: before all others.
+    pub fn ask_again(&mut self, mut frame: Outgoing) {
+        frame.open = false;
         self.queue.push_front(frame);
     }
 
     /// Takes a pull back that has not been sent. False when it has.
-    pub fn unqueue(&mut self, tag: u32) -> bool {
-        let before = self.queued();
-        let other = |f: &Outgoing| f.header.kind != RequestKind::Pull || f.header.tag != tag;
-        self.queue.retain(other);
-        self.pulls.retain(other);
-        self.queued() < before
+    pub fn unqueue(&mut self, pull: Owner) -> bool {
+        let mut waiting = self.queue.iter_mut().chain(&mut self.pulls);
+        let Some(frame) = waiting.find(|f| f.owners().any(|o| o == pull)) else { return false };
+        frame.keep(|owner| owner != pull);
+        true
     }
 
     /// Lets the server thread write to a registered buffer, before it reads any frame that is queued from now on.
@@ -251,24 +274,34 @@ impl Link {
             self.replay.pop_front();
         }
         while self.connected && self.free != 0 && self.under_way() < WINDOW_BYTES {
-            let may_pull = self.pulls_outstanding < self.grant.pull_credits;
-            let from_pulls = may_pull && self.pulls.front().is_some_and(|f| f.header.clock < self.marked);
-            let next = if from_pulls {
-                self.pulls.pop_front()
-            } else {
-                self.queue.pop_front_if(|f| may_pull || f.header.kind != RequestKind::Pull)
-            };
-            let Some(frame) = next else { break };
+            let Some(overtakes) = self.next() else { break };
+            let Some(frame) = self.lane(overtakes).pop_front() else { break };
             if let Some(frame) = self.fill(frame, transport)? {
-                if from_pulls {
-                    self.pulls.push_front(frame)
-                } else {
-                    self.queue.push_front(frame)
-                }
+                self.lane(overtakes).push_front(frame);
                 break;
             }
         }
         self.tell_ring(transport)
+    }
+
+    /// The queue whose first frame may leave now: that of the overtaking pulls (true), or the other.
+    fn next(&self) -> Option<bool> {
+        let credits = self.grant.pull_credits.saturating_sub(self.pulls_outstanding);
+        if self.pulls.front().is_some_and(|f| f.pulls <= credits && f.header.clock < self.marked) {
+            return Some(true);
+        }
+        // One that others may join leaves when the server thread would have nothing to do otherwise.
+        let idle = self.free == self.all_slots();
+        let ready = |f: &Outgoing| !f.open || idle || self.queue.len() > 1;
+        self.queue.front().is_some_and(|f| f.pulls <= credits && ready(f)).then_some(false)
+    }
+
+    fn lane(&mut self, may_overtake: bool) -> &mut VecDeque<Outgoing> {
+        if may_overtake { &mut self.pulls } else { &mut self.queue }
+    }
+
+    fn all_slots(&self) -> u64 {
+        u64::MAX.checked_shr(64 - self.grant.slot_count).unwrap_or(0)
     }
 
     /// Bytes in filled slots.
@@ -285,11 +318,8 @@ impl Link {
         }
         self.sequence += 1;
         self.free &= !(1 << slot);
-        match frame.header.kind {
-            RequestKind::Pull => self.pulls_outstanding += 1,
-            RequestKind::Mark => self.marked = frame.header.clock + 1,
-            RequestKind::Push | RequestKind::Set | RequestKind::Finish => {}
-        }
+        self.pulls_outstanding += frame.pulls;
+        self.marked = self.marked.max(frame.marks);
         self.filled[slot as usize] = Some(frame);
         Ok(None)
     }
@@ -299,7 +329,7 @@ impl Link {
         let Some(endpoint) = self.endpoint else { return Ok(false) };
         let write = Write {
             header: Some(frame.header.encode()),
-            body: frame.body.as_ref().map(|b| Payload::Pinned(b.slice())), // `frame` keeps it
+            body: frame.body().map(Payload::Pinned),
             remote: self.grant.slots,
             offset: u64::from(slot) * u64::from(self.grant.slot_bytes),
             imm: Some(slot),

@@ -6,7 +6,9 @@
 mod bootstrap;
 mod buffer;
 mod control;
+mod driver;
 mod engine;
+mod frame;
 mod link;
 mod plan;
 mod regions;
@@ -17,7 +19,7 @@ mod table;
 mod ticket;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use buffer::{Buffer, ClientStats};
@@ -25,15 +27,15 @@ pub use control::ServerStats;
 pub use table::Table;
 pub use ticket::Ticket;
 
-use crate::config::{Environment, Network, variable};
+use crate::config::{Environment, Network, Progress, variable};
 use crate::error::{Error, Result};
 use crate::proto::control::PeerStatus;
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::transport::network;
-use crate::transport::park::park;
 use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
 use control::ControlThread;
+use driver::{Driver, ProgressThread};
 use engine::Engine;
 
 /// How a worker finds its job, and its limits.
@@ -55,6 +57,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// How long a wait may last while all peers are alive.
     pub wait_timeout: Duration,
+    /// Who sends and receives while no call waits.
+    pub progress: Progress,
 }
 
 impl ClientConfig {
@@ -75,6 +79,7 @@ impl ClientConfig {
         let mut config = ClientConfig::new(text(variable::COORDINATOR)?, secret, rank, workers);
         config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
         config.network = network::from_environment(environment, 1)?;
+        config.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
         Ok(config)
     }
 
@@ -89,6 +94,7 @@ impl ClientConfig {
             network: Network::default(),
             connect_timeout: Duration::from_secs(60),
             wait_timeout: Duration::from_secs(600),
+            progress: Progress::default(),
         }
     }
 }
@@ -121,7 +127,11 @@ pub struct Client {
 pub(crate) struct Inner {
     config: ClientConfig,
     view: View,
-    engine: Mutex<Engine>,
+    /// The longest body of a frame, in bytes.
+    payload_bytes: usize,
+    /// Before what it drives: it ends first.
+    progress: Mutex<Option<ProgressThread>>,
+    driver: Arc<Driver>,
     control: ControlThread,
 }
 
@@ -135,12 +145,11 @@ impl Client {
     /// Joins the job: waits until all servers and workers are there, then opens an endpoint to every server thread.
     pub fn connect(config: ClientConfig) -> Result<Client> {
         let deadline = Deadline::after(Instant::now(), config.connect_timeout);
-        let mut joined = bootstrap::join(&config, deadline)?;
+        let joined = bootstrap::join(&config, deadline)?;
         // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
-        let control = ControlThread::start(joined.links, joined.shared)?;
-        joined.engine.connect(deadline)?;
-        let inner = Inner { view: joined.view, engine: Mutex::new(joined.engine), control, config };
-        Ok(Client { inner: Arc::new(inner) })
+        let control = ControlThread::start(joined.links, joined.shared.clone())?;
+        let driver = Driver::new(joined.engine, joined.shared);
+        Ok(Client { inner: Arc::new(Inner::connect(config, joined.view, driver, control, deadline)?) })
     }
 
     /// This worker's rank.
@@ -155,7 +164,7 @@ impl Client {
 
     /// What the data travels by.
     pub fn transport(&self) -> String {
-        self.inner.engine().transport_name()
+        self.inner.driver.engine().transport_name()
     }
 
     /// Opens a table, and makes it if there is none of that name. Blocks until all servers have it. One that was made from
@@ -170,7 +179,8 @@ impl Client {
     /// Ends this worker's clock: what it pushed in it is complete. Waits for the answers to this clock's pulls, so that
     /// none of them can see a later one.
     pub fn clock(&self) -> Result<Clock> {
-        let clock = self.inner.engine().end_clock(self.inner.deadline())?;
+        let waited_for = |engine: &Engine| engine.keeps_clock_open().unwrap_or_default().to_owned();
+        let clock = self.inner.driver.drive(self.inner.deadline(), waited_for, Engine::end_clock)?;
         self.inner.control.shared().clock.store(clock, Ordering::Relaxed);
         Ok(clock)
     }
@@ -198,34 +208,46 @@ impl Client {
         tickets.iter_mut().try_for_each(|ticket| ticket.wait_timeout(deadline.left(Instant::now())))
     }
 
+    /// Sends what was queued. Small pushes and pulls are gathered, for each server thread, until one of its frames is full,
+    /// it has nothing else to do, or something is waited for; this sends them now. Does not block.
+    pub fn flush(&self) -> Result<()> {
+        let mut engine = self.inner.driver.engine();
+        engine.flush();
+        engine.progress().map(drop)
+    }
+
     /// This worker pushes nothing from its present clock on: nobody waits for it any more. Blocks until all that it sent
     /// has been taken by the servers. It may still pull. Refused while its present clock holds pushes under Bsp.
     pub fn finish(&self) -> Result<()> {
-        self.inner.engine().finish(self.inner.deadline())
+        self.inner.until_taken(Engine::finish)
     }
 
     /// Blocks until all that was sent has been taken by the servers and every worker that has not left is here, too.
     /// Refused while the present clock holds pushes under Bsp.
     pub fn barrier(&self) -> Result<()> {
-        self.inner.engine().settle(self.inner.deadline())?;
+        self.inner.until_taken(Engine::settle)?;
         let passed = self.inner.control.barrier()?;
         // Answers that nobody has waited for keep coming: left in the sockets they would hold the servers' reply buffers,
         // and another worker may need one to get here.
         let waited_for = |_: &Engine| "the other workers at a barrier".to_owned();
-        self.inner.wait(self.inner.deadline(), waited_for, |engine| match passed.take()? {
-            Some(()) => Ok(true),
-            None => engine.check().map(|()| false),
-        })
+        let here = |engine: &mut Engine| match passed.take()? {
+            Some(()) => Ok(Some(())),
+            None => engine.check().map(|()| None),
+        };
+        let waited = self.inner.driver.drive(self.inner.deadline(), waited_for, here);
+        waited.map_err(|error| self.inner.name_laggards(error))
     }
 
     /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.
     pub fn finalize(self) -> Result<()> {
-        self.inner.engine().finish(self.inner.deadline())?;
+        self.inner.until_taken(Engine::finish)?;
+        self.inner.end_progress();
         self.inner.control.finish()
     }
 
     /// Ends the job for everybody: each node gets `reason` as its error.
     pub fn abort(self, reason: &str) {
+        self.inner.end_progress();
         self.inner.control.abort(reason.to_owned());
     }
 
@@ -246,56 +268,33 @@ impl Client {
 }
 
 impl Inner {
-    fn engine(&self) -> MutexGuard<'_, Engine> {
-        match self.engine.lock() {
-            Ok(engine) => engine,
-            // A caller panicked while it held the engine. Its queues are still in order: every method leaves them so
-            // before it calls anything that is not ours.
-            Err(poisoned) => poisoned.into_inner(),
-        }
-    }
-
-    /// The engine, unless another thread holds it.
-    fn try_engine(&self) -> Option<MutexGuard<'_, Engine>> {
-        match self.engine.try_lock() {
-            Ok(engine) => Some(engine),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()), // as in `engine`
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// Drives the engine until `is_done`. Other threads may use the engine meanwhile.
-    fn wait(
-        &self,
+    /// Waits until the engine's endpoints are connected.
+    fn connect(
+        config: ClientConfig,
+        view: View,
+        driver: Driver,
+        control: ControlThread,
         deadline: Deadline,
-        waited_for: impl FnOnce(&Engine) -> String,
-        is_done: impl Fn(&Engine) -> Result<bool>,
-    ) -> Result<()> {
-        let mut idle_since = None;
-        loop {
-            let mut engine = self.engine();
-            if is_done(&engine)? {
-                return Ok(());
-            }
-            // After a failure it may be done; if it is not, `is_done` tells the failure.
-            if engine.progress().unwrap_or(true) {
-                idle_since = None;
-                continue;
-            }
-            let now = Instant::now();
-            if deadline.passed(now) {
-                let error = Error::Timeout { waited_for: waited_for(&engine), after: deadline.given() };
-                drop(engine);
-                return Err(self.name_laggards(error));
-            }
-            if engine.may_sleep(&mut idle_since, now) {
-                let descriptors = engine.descriptors();
-                drop(engine);
-                // Short, because another thread may take what this one sleeps for.
-                park(&descriptors, deadline.left(now).min(Duration::from_millis(20)))?;
-                self.control.shared().waker.drain();
-            }
-        }
+    ) -> Result<Inner> {
+        let waited_for = |_: &Engine| "the endpoints of the servers".to_owned();
+        let connected = |engine: &mut Engine| Ok(engine.connected().then(|| engine.payload_bytes()));
+        let payload_bytes = driver.drive(deadline, waited_for, connected)?;
+        let driver = Arc::new(driver);
+        let progress = match config.progress {
+            Progress::Caller => None,
+            Progress::Thread => Some(ProgressThread::start(driver.clone())?),
+        };
+        Ok(Inner { view, payload_bytes, progress: Mutex::new(progress), driver, control, config })
+    }
+
+    fn until_taken(&self, done: impl FnMut(&mut Engine) -> Result<Option<()>>) -> Result<()> {
+        let waited_for = |_: &Engine| "the servers to take what was sent".to_owned();
+        self.driver.drive(self.deadline(), waited_for, done)
+    }
+
+    fn end_progress(&self) {
+        let thread = self.progress.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(thread);
     }
 
     fn deadline(&self) -> Deadline {

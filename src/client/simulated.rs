@@ -1,11 +1,12 @@
 //! A worker over a simulated network: the real engine, tables and tickets. Only the control link is played by the test.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 
 use super::control::{ControlThread, Shared};
+use super::driver::Driver;
 use super::engine::Engine;
 use super::link::{Link, RING_ENTRIES};
 use super::reopen::{Granted, Outcome, Reopener, Wish};
@@ -91,10 +92,11 @@ pub(crate) fn prepare(
 
 impl Joining {
     /// Waits for the endpoints.
-    pub fn connect(mut self) -> Result<Client> {
-        self.engine.connect(Deadline::after(Instant::now(), NEVER))?;
-        let control = ControlThread::unlinked(self.shared, self.waker);
-        let inner = Inner { config: self.config, view: self.view, engine: Mutex::new(self.engine), control };
+    pub fn connect(self) -> Result<Client> {
+        let control = ControlThread::unlinked(self.shared.clone(), self.waker);
+        let driver = Driver::new(self.engine, self.shared);
+        let deadline = Deadline::after(Instant::now(), NEVER);
+        let inner = Inner::connect(self.config, self.view, driver, control, deadline)?;
         Ok(Client { inner: Arc::new(inner) })
     }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::engine::{Source, Span, Target};
+use super::engine::{After, Engine, Source, Span, Target};
+use super::plan::{self, DenseFrame, SparsePlan};
 use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
 use crate::proto::{NO_BASE, RequestKind};
@@ -63,6 +64,8 @@ pub struct Table {
     id: TableId,
     spec: Arc<TableSpec>,
     map: Arc<PartitionMap>,
+    /// What its pushes and pulls begin after.
+    after: Option<Arc<After>>,
 }
 
 impl std::fmt::Debug for Table {
@@ -73,7 +76,7 @@ impl std::fmt::Debug for Table {
 
 impl Table {
     pub(super) fn new(inner: Arc<Inner>, id: TableId, spec: TableSpec, map: PartitionMap) -> Table {
-        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map) }
+        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), after: None }
     }
 
     /// What the table is.
@@ -81,9 +84,25 @@ impl Table {
         &self.spec
     }
 
+    /// The same table, whose pushes and pulls begin when all of these tickets are done: their frames wait at the worker,
+    /// also when they go to other servers. The calls themselves do not block. [`Client::clock`](super::Client::clock)
+    /// waits until they have begun.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] when a ticket is done only after the caller has ended its own clock (a push under Bsp in the
+    /// present clock), or is another client's.
+    pub fn after(&self, tickets: &[&Ticket]) -> Result<Table> {
+        if tickets.iter().any(|t| !t.is_of(&self.inner)) {
+            let reason = "a ticket of another client".to_owned();
+            return Err(Error::Misuse { call: "after", reason });
+        }
+        let after = self.inner.driver.engine().after(tickets.iter().filter_map(|t| t.id()))?;
+        Ok(Table { after: Some(Arc::new(after)), ..self.clone() })
+    }
+
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
     pub fn push(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
-        self.send(RequestKind::Push, keys, values, None)
+        self.push_rows(RequestKind::Push, keys, values, (None, false))
     }
 
     /// As [`Table::push`], for values that were computed from what a pull of version `base` gave (Ssp, Asp): what becomes of
@@ -100,7 +119,7 @@ impl Table {
     /// [`Error::Stale`] when pieces were rejected.
     pub fn push_from(&self, base: Version, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
         self.check_base("push_from", base)?;
-        self.send(RequestKind::Push, keys, values, Some(base))
+        self.push_rows(RequestKind::Push, keys, values, (Some(base), false))
     }
 
     /// Writes a row of `dim` fp32 for each key (sparse), past the update rule, whose state stays as it is.
@@ -131,13 +150,13 @@ impl Table {
     /// ```
     pub fn set(&self, keys: SortedKeys<'_>, values: &[f32]) -> Result<Ticket> {
         self.may_set()?;
-        self.send(RequestKind::Set, keys, values, None)
+        self.push_rows(RequestKind::Set, keys, values, (None, false))
     }
 
     /// Writes one fp32 for each key of the range (dense), as [`Table::set`] writes rows.
     pub fn set_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         self.may_set()?;
-        self.send_range(RequestKind::Set, range, values, None)
+        self.push_slice(RequestKind::Set, range, values, (None, false))
     }
 
     fn may_set(&self) -> Result<()> {
@@ -151,22 +170,9 @@ impl Table {
         Ok(())
     }
 
-    fn send(
-        &self,
-        kind: RequestKind,
-        keys: SortedKeys<'_>,
-        values: &[f32],
-        base: Option<Version>,
-    ) -> Result<Ticket> {
-        self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
-        let deadline = self.inner.deadline();
-        let id = self.inner.engine().push_sparse(kind, &self.target(), keys, values, base, deadline)?;
-        Ok(self.ticket(id))
-    }
-
     /// Asks for the row of each key (sparse); [`Ticket::wait_into`] gives `keys × dim` fp32.
     pub fn pull_async(&self, keys: SortedKeys<'_>) -> Result<Ticket> {
-        self.ask(keys, false)
+        self.ask(keys, false, false)
     }
 
     /// Pulls the row of each key (sparse) and waits for them: `keys × dim` fp32. Gives the largest version read.
@@ -178,7 +184,7 @@ impl Table {
         for (keys, values) in keys.as_slice().chunks(window).zip(values.chunks_mut(window * width)) {
             windows.make_room()?;
             // A part of ascending keys ascends.
-            windows.add(self.ask(SortedKeys::new(keys)?, false)?, values);
+            windows.add(self.ask(SortedKeys::new(keys)?, false, false)?, values);
         }
         windows.finish()
     }
@@ -188,14 +194,14 @@ impl Table {
         // Under Bsp the pull is sent behind its clock's mark, so it may be queued first: what does not fit the receive
         // memory is refused before anything is pushed.
         let first = self.spec.consistency.folds_by_rank();
-        let ticket = if first { Some(self.ask(keys, true)?) } else { None };
-        drop(self.push(keys, values)?);
-        ticket.map_or_else(|| self.ask(keys, true), Ok)
+        let ticket = if first { Some(self.ask(keys, true, true)?) } else { None };
+        drop(self.push_rows(RequestKind::Push, keys, values, (None, !first))?);
+        ticket.map_or_else(|| self.ask(keys, true, false), Ok)
     }
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
     pub fn push_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
-        self.send_range(RequestKind::Push, range, values, None)
+        self.push_slice(RequestKind::Push, range, values, (None, false))
     }
 
     /// As [`Table::push_from`], for a range of a dense table.
@@ -204,25 +210,12 @@ impl Table {
     /// As [`Table::push_from`].
     pub fn push_range_from(&self, base: Version, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         self.check_base("push_range_from", base)?;
-        self.send_range(RequestKind::Push, range, values, Some(base))
-    }
-
-    fn send_range(
-        &self,
-        kind: RequestKind,
-        range: KeyRange,
-        values: &[f32],
-        base: Option<Version>,
-    ) -> Result<Ticket> {
-        self.same_length("values", range.len() as usize, values.len())?;
-        let (source, deadline) = (Source::Slice(values), self.inner.deadline());
-        let id = self.inner.engine().push_dense(kind, &self.target(), range, source, base, deadline)?;
-        Ok(self.ticket(id))
+        self.push_slice(RequestKind::Push, range, values, (Some(base), false))
     }
 
     /// Asks for one fp32 for each key of the range (dense); [`Ticket::wait_into`] gives them.
     pub fn pull_range_async(&self, range: KeyRange) -> Result<Ticket> {
-        self.ask_range(range, false)
+        self.ask_range(range, false, false)
     }
 
     /// Pulls the keys of the range (dense) and waits for them. Gives the largest version read.
@@ -236,7 +229,7 @@ impl Table {
         for values in values.chunks_mut(window as usize) {
             let end = start + values.len() as u64;
             windows.make_room()?;
-            windows.add(self.ask_range(KeyRange::new(start, end)?, false)?, values);
+            windows.add(self.ask_range(KeyRange::new(start, end)?, false, false)?, values);
             start = end;
         }
         windows.finish()
@@ -245,9 +238,9 @@ impl Table {
     /// Pushes a range and asks for what it becomes: under Bsp for the values after this clock has closed everywhere.
     pub fn push_pull_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         let first = self.spec.consistency.folds_by_rank(); // as in `push_pull`
-        let ticket = if first { Some(self.ask_range(range, true)?) } else { None };
-        drop(self.push_range(range, values)?);
-        ticket.map_or_else(|| self.ask_range(range, true), Ok)
+        let ticket = if first { Some(self.ask_range(range, true, true)?) } else { None };
+        drop(self.push_slice(RequestKind::Push, range, values, (None, !first))?);
+        ticket.map_or_else(|| self.ask_range(range, true, false), Ok)
     }
 
     /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy. The
@@ -257,11 +250,9 @@ impl Table {
     /// [`Error::Misuse`] while a pull into these elements is not done; [`Error::Config`] when they lie outside.
     pub fn push_range_buffer(&self, range: KeyRange, from: &Buffer, offset: usize) -> Result<Ticket> {
         let span = from.of(&self.inner, offset, range.len() as usize)?;
-        let mut engine = self.inner.engine();
-        engine.may_use(&span, false, "push_range_buffer")?;
-        let (source, deadline) = (Source::Buffer(span), self.inner.deadline());
-        let id = engine.push_dense(RequestKind::Push, &self.target(), range, source, None, deadline)?;
-        Ok(self.ticket(id))
+        self.push_dense(RequestKind::Push, range, Source::Buffer(span), (None, false), |engine| {
+            engine.may_use(&span, false, "push_range_buffer")
+        })
     }
 
     /// Asks for one fp32 for each key of the range (dense); the server threads write them to the registered buffer, from element
@@ -276,10 +267,7 @@ impl Table {
         offset: usize,
     ) -> Result<Ticket> {
         let span = into.of(&self.inner, offset, range.len() as usize)?;
-        let mut engine = self.inner.engine();
-        engine.may_use(&span, true, "pull_range_buffer")?;
-        let id = engine.pull_into(&self.target(), range, span, false, self.inner.deadline())?;
-        Ok(self.ticket(id))
+        self.pull_span(range, span, false, |engine| engine.may_use(&span, true, "pull_range_buffer"))
     }
 
     /// Pulls the keys of the range (dense) into a registered buffer, from element `offset` on, and waits for them. Gives the
@@ -315,35 +303,156 @@ impl Table {
     /// In place is sound: a server thread answers the pull of a key only when it has taken the push of it, so what the answer
     /// overwrites is never needed again. Sent again after a reconnect, such a push is dropped without being looked at.
     fn push_pull_spans(&self, range: KeyRange, from: Span, into: Span) -> Result<Ticket> {
-        let mut engine = self.inner.engine();
-        engine.may_use(&from, false, "push_pull_range_buffer")?;
-        engine.may_use(&into, true, "push_pull_range_buffer")?;
-        let (target, deadline) = (self.target(), self.inner.deadline());
         // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway.
-        let push =
-            engine.push_dense(RequestKind::Push, &target, range, Source::Buffer(from), None, deadline)?;
-        engine.forget(push);
-        let pull = engine.pull_into(&target, range, into, true, deadline)?;
-        Ok(self.ticket(pull))
+        drop(self.push_dense(RequestKind::Push, range, Source::Buffer(from), (None, true), |engine| {
+            engine.may_use(&from, false, "push_pull_range_buffer")?;
+            engine.may_use(&into, true, "push_pull_range_buffer")
+        })?);
+        self.pull_span(range, into, true, |_| Ok(()))
     }
 
-    fn ask(&self, keys: SortedKeys<'_>, after_push: bool) -> Result<Ticket> {
-        let deadline = self.inner.deadline();
-        let id = self.inner.engine().pull_sparse(&self.target(), keys, after_push, deadline)?;
-        Ok(self.ticket(id))
+    fn push_slice(
+        &self,
+        kind: RequestKind,
+        range: KeyRange,
+        values: &[f32],
+        (base, more_follows): (Option<Version>, bool),
+    ) -> Result<Ticket> {
+        self.same_length("values", range.len() as usize, values.len())?;
+        if base.is_some() && plan::dense_is_cut(&self.spec, &self.map, range, self.dense_limit())? {
+            return Err(self.cut_bucket("push_range_from"));
+        }
+        self.push_dense(kind, range, Source::Slice(values), (base, more_follows), |_| Ok(()))
     }
 
-    fn ask_range(&self, range: KeyRange, after_push: bool) -> Result<Ticket> {
-        let id = self.inner.engine().pull_dense(&self.target(), range, after_push)?;
-        Ok(self.ticket(id))
+    fn push_dense(
+        &self,
+        kind: RequestKind,
+        range: KeyRange,
+        source: Source<'_>,
+        (base, more_follows): (Option<Version>, bool),
+        check: impl FnOnce(&mut Engine) -> Result<()>,
+    ) -> Result<Ticket> {
+        let mut frames = self.frames(range)?.peekable();
+        self.queue(
+            more_follows,
+            |engine| {
+                check(engine)?;
+                engine.new_push(kind, &self.target(), source, base)
+            },
+            |engine, ticket| engine.push_dense((ticket, self.id), &mut frames, source),
+        )
+    }
+
+    fn push_rows(
+        &self,
+        kind: RequestKind,
+        keys: SortedKeys<'_>,
+        values: &[f32],
+        (base, more_follows): (Option<Version>, bool),
+    ) -> Result<Ticket> {
+        self.same_length("values", keys.len() * self.spec.width() as usize, values.len())?;
+        let (mut plan, mut next) = (None, 0);
+        self.queue(
+            more_follows,
+            |engine| engine.new_push(kind, &self.target(), Source::Slice(values), base),
+            |engine, ticket| {
+                let planned = self.plan(&mut plan, engine, keys)?;
+                if base.is_some() && planned.is_cut() {
+                    return Err(self.cut_bucket("push_from"));
+                }
+                let all =
+                    engine.push_sparse((ticket, self.id), planned, (keys.as_slice(), values), &mut next);
+                engine.put_back(&mut plan, all);
+                Ok(all)
+            },
+        )
+    }
+
+    fn ask(&self, keys: SortedKeys<'_>, after_push: bool, more_follows: bool) -> Result<Ticket> {
+        let (mut plan, mut next) = (None, 0);
+        self.queue(
+            more_follows,
+            |engine| engine.new_pull(&self.target(), after_push, None),
+            |engine, ticket| {
+                let planned = self.plan(&mut plan, engine, keys)?;
+                let all = engine.pull_sparse((ticket, self.id), planned, keys.as_slice(), &mut next)?;
+                engine.put_back(&mut plan, all);
+                Ok(all)
+            },
+        )
+    }
+
+    fn ask_range(&self, range: KeyRange, after_push: bool, more_follows: bool) -> Result<Ticket> {
+        let mut frames = self.frames(range)?.peekable();
+        self.queue(
+            more_follows,
+            |engine| engine.new_pull(&self.target(), after_push, None),
+            |engine, ticket| engine.pull_dense((ticket, self.id), &mut frames),
+        )
+    }
+
+    fn pull_span(
+        &self,
+        range: KeyRange,
+        into: Span,
+        after_push: bool,
+        check: impl FnOnce(&mut Engine) -> Result<()>,
+    ) -> Result<Ticket> {
+        let mut frames = self.frames(range)?.peekable();
+        self.queue(
+            false,
+            |engine| {
+                check(engine)?;
+                engine.new_pull(&self.target(), after_push, Some(into))
+            },
+            |engine, ticket| engine.pull_into((ticket, self.id), &mut frames, into),
+        )
+    }
+
+    /// The plan of a sparse call, made at its first use.
+    fn plan<'p>(
+        &self,
+        plan: &'p mut Option<SparsePlan>,
+        engine: &mut Engine,
+        keys: SortedKeys<'_>,
+    ) -> Result<&'p mut SparsePlan> {
+        if plan.is_none() {
+            *plan = Some(engine.plan_sparse(&self.target(), keys, self.inner.payload_bytes)?);
+        }
+        Ok(plan.get_or_insert_default())
+    }
+
+    fn frames(&self, range: KeyRange) -> Result<impl Iterator<Item = DenseFrame> + '_> {
+        plan::dense(&self.spec, &self.map, range, self.dense_limit())
+    }
+
+    /// The longest frame of a dense table, in elements.
+    fn dense_limit(&self) -> u32 {
+        (self.inner.payload_bytes / 4) as u32
+    }
+
+    fn queue(
+        &self,
+        more_follows: bool,
+        begin: impl FnOnce(&mut Engine) -> Result<usize>,
+        more: impl FnMut(&mut Engine, usize) -> Result<bool>,
+    ) -> Result<Ticket> {
+        let id = self.inner.driver.queue(self.inner.deadline(), more_follows, begin, more)?;
+        Ok(Ticket::new(self.inner.clone(), id))
     }
 
     fn target(&self) -> Target<'_> {
-        Target { id: self.id, spec: &self.spec, map: &self.map }
+        Target { spec: &self.spec, map: &self.map, after: self.after.as_ref() }
     }
 
-    fn ticket(&self, id: usize) -> Ticket {
-        Ticket::new(self.inner.clone(), id)
+    /// A piece in two frames would make its second half stale itself.
+    fn cut_bucket(&self, call: &'static str) -> Error {
+        let reason = format!(
+            "what goes to one bucket of table \"{}\" does not fit a frame: push less at once, or make its buckets smaller",
+            self.spec.name
+        );
+        Error::Misuse { call, reason }
     }
 
     fn check_base(&self, call: &'static str, base: Version) -> Result<()> {

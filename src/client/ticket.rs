@@ -29,10 +29,20 @@ impl Ticket {
         Ticket { inner, id: Some(id) }
     }
 
-    /// Whether it is done. Never blocks: false, too, while another thread is inside a call that waits.
+    pub(super) fn is_of(&self, inner: &Arc<Inner>) -> bool {
+        Arc::ptr_eq(&self.inner, inner)
+    }
+
+    /// Its place in the engine; none once its values were taken.
+    pub(super) fn id(&self) -> Option<usize> {
+        self.id
+    }
+
+    /// Whether it is done. Never blocks: false, too, while another thread has the engine.
     pub fn test(&mut self) -> Result<bool> {
         let Some(id) = self.id else { return Ok(true) };
-        let Some(mut engine) = self.inner.try_engine() else { return Ok(false) };
+        let Some(mut engine) = self.inner.driver.try_engine() else { return Ok(false) };
+        engine.flush();
         // A failure does not undo what is done; of what is not, `is_done` tells it.
         let _ = engine.progress();
         engine.is_done(id, false)
@@ -47,7 +57,10 @@ impl Ticket {
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<()> {
         let Some(id) = self.id else { return Ok(()) };
         let deadline = Deadline::after(Instant::now(), timeout);
-        self.inner.wait(deadline, |engine| engine.describe(id), |engine| engine.is_done(id, true))
+        self.inner
+            .driver
+            .drive(deadline, |e| e.describe(id), |e| Ok(e.is_done(id, true)?.then_some(())))
+            .map_err(|error| self.inner.name_laggards(error))
     }
 
     /// Waits for a pull and copies its values, in the order of its keys, into `values`.
@@ -59,7 +72,7 @@ impl Ticket {
                 reason: "the values were taken already".to_owned(),
             });
         };
-        let version = self.inner.engine().take(id, values)?;
+        let version = self.inner.driver.engine().take(id, values)?;
         self.id = None;
         Ok(version)
     }
@@ -73,7 +86,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(id) = self.id.take() {
-            self.inner.engine().forget(id);
+            self.inner.driver.engine().forget(id);
         }
     }
 }

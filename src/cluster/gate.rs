@@ -6,7 +6,9 @@
 //! **No deadlock with one slot per worker.** Order the workers by (clock, rank). The least one never waits: every lower
 //! rank is past its clock, and its clock is the open one because all others are past it or in it. So its pieces are folded
 //! as they come, its mark follows, and the next one becomes the least. This holds for every shard by itself, whatever
-//! order of buckets, tables or priorities each worker chose.
+//! order of buckets, tables or priorities each worker chose. A slot that holds a batch changes nothing: its pieces are of one
+//! clock, so the least worker's are all folded as they come and the slot is free; a mark that rides behind them is heard at
+//! once, wherever they wait.
 //!
 //! A table with a quorum has a closing rule of its own over the same marks, see [`quorum`]; nothing of it waits for the ranks.
 //!
@@ -276,12 +278,13 @@ mod tests {
     }
 
     proptest! {
-        /// Workers with unequal numbers of clocks, one slot each, in any interleaving: all complete, and the folds
-        /// of each clock stand in the order of the ranks.
+        /// Workers with unequal numbers of clocks, one slot each that takes up to three pieces of a clock and its mark, in
+        /// any interleaving: all complete, and the folds of each clock stand in the order of the ranks.
         #[test]
         fn any_interleaving_gives_the_same_folds(
             plans in proptest::collection::vec(proptest::collection::vec(0u64..4, 0..5), 1..6),
             choices in proptest::collection::vec(any::<prop::sample::Index>(), 400),
+            batch in 1usize..4,
         ) {
             let scripts: Vec<Vec<Step>> = plans.iter().map(|plan| {
                 let mut script = Vec::new();
@@ -295,31 +298,37 @@ mod tests {
             let mut gate = Gate::new(plans.len() as u32);
             let mut next = vec![0usize; plans.len()];
             let mut clock = vec![0u64; plans.len()];
-            let mut slot_taken = vec![false; plans.len()];
+            let mut in_slot = vec![0u32; plans.len()];
             let mut done = Vec::new();
             let mut choices = choices.into_iter();
             loop {
                 let able: Vec<usize> = (0..plans.len())
-                    .filter(|&r| next[r] < scripts[r].len() && !slot_taken[r]).collect();
+                    .filter(|&r| next[r] < scripts[r].len() && in_slot[r] == 0).collect();
                 if able.is_empty() { break; }
                 let Some(choice) = choices.next() else { break };
                 let rank = able[choice.index(able.len())];
                 let mut verdicts = Vec::new();
-                match scripts[rank][next[rank]] {
-                    Step::Push(i) => {
-                        slot_taken[rank] = true;
-                        gate.push(rank as u32, clock[rank], (rank, clock[rank], i), &mut verdicts).unwrap();
+                for _ in 0..batch {
+                    let step = scripts[rank][next[rank]];
+                    next[rank] += 1;
+                    match step {
+                        Step::Push(i) => {
+                            in_slot[rank] += 1;
+                            gate.push(rank as u32, clock[rank], (rank, clock[rank], i), &mut verdicts).unwrap();
+                        }
+                        Step::Mark => {
+                            gate.mark(rank as u32, clock[rank], &mut verdicts).unwrap();
+                            clock[rank] += 1;
+                        }
+                        Step::Finish => gate.finish(rank as u32, clock[rank], &mut verdicts).unwrap(),
                     }
-                    Step::Mark => {
-                        gate.mark(rank as u32, clock[rank], &mut verdicts).unwrap();
-                        clock[rank] += 1;
+                    if !matches!(step, Step::Push(_)) {
+                        break;
                     }
-                    Step::Finish => gate.finish(rank as u32, clock[rank], &mut verdicts).unwrap(),
                 }
-                next[rank] += 1;
                 for verdict in verdicts {
                     if let Verdict::Fold(rank, _) = &verdict {
-                        slot_taken[*rank as usize] = false;
+                        in_slot[*rank as usize] -= 1;
                     }
                     done.push(verdict);
                 }

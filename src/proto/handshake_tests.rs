@@ -275,3 +275,49 @@ const GOLDEN_CHALLENGE: &str = "470002010000000000000000000500000000000000060068
 const GOLDEN_PROOF: &str = "210003832582523b7c2762fb46a95383710d460da4b69b0cc17ce2c797b673c0e9ceca";
 const GOLDEN_ACCEPT: &str = "210004e0b6ec7a76e5ee1c1f599be981aa0901d15c239433453e6ccbe8e60fd803daf2";
 const GOLDEN_EXPORT: &str = "94a5df3a3730719337e04d4e5891d18b9dea791aae973e9dc2f60625ae8a5db9";
+
+#[test]
+fn what_would_not_fit_is_refused_before_anything_is_said() {
+    let refusal = |change: fn(&mut Local)| {
+        let mut local = worker();
+        change(&mut local);
+        assert!(Acceptor::new(local.clone(), "127.0.0.1:5000", [2; 32]).is_err());
+        let (mut out, error) = (Vec::new(), local.validate().unwrap_err().to_string());
+        assert!(Dialler::new(local, "the coordinator", [1; 32], &mut out).is_err());
+        assert!(out.is_empty());
+        error
+    };
+    let long_job = refusal(|l| l.job = "j".repeat(JOB_LIMIT + 1));
+    assert!(long_job.contains("job") && long_job.contains("128 printable bytes"), "{long_job}");
+    assert!(refusal(|l| l.job = "a\nb".into()).contains("a\\nb"));
+    assert!(refusal(|l| l.identity.process = "p".repeat(PROCESS_LIMIT + 1)).contains("process name"));
+    assert!(refusal(|l| l.identity.process = "\u{7}".into()).contains("process name"));
+    for change in [
+        (|l| l.offers = vec!["o".into(); OFFERS_LIMIT + 1]) as fn(&mut Local),
+        |l| l.offers = vec![String::new()],
+        |l| l.offers = vec!["o".repeat(OFFER_LIMIT + 1)],
+        |l| l.offers = vec!["\r".into()],
+    ] {
+        let error = refusal(change);
+        assert!(error.contains("offers"), "{error}");
+    }
+}
+
+#[test]
+fn texts_are_cut_between_characters() {
+    for (text, limit, kept) in [("aé", 2, "a"), ("aé", 3, "aé"), ("é", 1, ""), ("ab", 9, "ab"), ("€", 2, "")]
+    {
+        assert_eq!(cut(text, limit), kept);
+        let mut out = Vec::new();
+        put_text(&mut out, text, limit);
+        assert_eq!(Reader::new(&out, "p").text("text", limit).unwrap(), kept);
+    }
+}
+
+#[test]
+fn keys_are_not_shown() {
+    let (d, _) = drive(worker(), coordinator(), |_, _| {});
+    let established = d.unwrap().unwrap();
+    let shown = format!("{established:?}");
+    assert!(shown.contains("fp16") && !shown.contains(&format!("{:?}", established.export)), "{shown}");
+}

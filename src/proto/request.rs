@@ -5,20 +5,27 @@
 //!                                                        push: base version, 2^64 − 1 for none
 //!  2  version  u8   2                      32  table    u32
 //!  3  kind     u8                          36  bucket   u32  dense only
-//!  4  flags    u16  bit 0: after push      40  epoch    u32  of the View that routed it
-//!  6  region   u16  pull: number, else 0     44  first    u32  dense: element in the bucket; sparse: directory entries
-//!  8  sequence u64  per endpoint, from 0   48  count    u32  elements (dense) or keys (sparse)
+//!  4  flags    u16  0 after push, 1 void   40  epoch    u32  of the View that routed it
+//!  6  region   u16  pull: number, else 0   44  first    u32  dense: element in the bucket; sparse: directory entries
+//!  8  sequence u64  per thread, from 0     48  count    u32  elements (dense), keys (sparse) or parts (batch)
 //! 16  clock    u64  the worker's           52  length   u32  body bytes
 //!                                          56  tag      u32  comes back in the reply
 //!                                          60  check    u32  CRC32C of bytes 0..60
 //! ```
+//!
+//! A batch holds several requests in one slot: its body is a row of *parts*, each a header as above, whose sequence is its
+//! number within the batch, and its own body, padded with anything to 64 bytes. It means what its parts mean one after
+//! another. All are of the batch's clock and epoch, and none is a batch. A void request asks for nothing: what it asked for has
+//! been answered, or is not wanted any more.
 
 use super::{Builder, Fields, HEADER};
 use crate::error::Malformed;
+use crate::mem::align_up;
 
 const MAGIC: u16 = 0x4C57;
 const VERSION: u8 = 2;
 const AFTER_PUSH: u16 = 1;
+const VOID: u16 = 2;
 /// The argument of a push that does not say which version of its bucket it was computed from.
 pub const NO_BASE: u64 = u64::MAX;
 
@@ -35,6 +42,8 @@ pub enum RequestKind {
     Finish,
     /// The body's values are what the parameters become. Laid out and treated as a push.
     Set,
+    /// What the parts in the body ask for.
+    Batch,
 }
 
 /// A request's header, decoded from a private copy.
@@ -44,7 +53,9 @@ pub struct RequestHeader {
     pub kind: RequestKind,
     /// A pull that must see the pushes of its own clock too.
     pub after_push: bool,
-    /// Counts the requests of one endpoint.
+    /// It asks for nothing.
+    pub void: bool,
+    /// Counts the requests for one server thread; of a part, those before it in its batch.
     pub sequence: u64,
     /// The worker's clock.
     pub clock: u64,
@@ -60,7 +71,7 @@ pub struct RequestHeader {
     pub epoch: u32,
     /// Dense: first element within the bucket. Sparse: entries of the directory.
     pub first: u32,
-    /// Elements or keys.
+    /// Elements, keys or parts.
     pub count: u32,
     /// Body bytes.
     pub length: u32,
@@ -77,11 +88,13 @@ impl RequestHeader {
             RequestKind::Mark => 3,
             RequestKind::Finish => 4,
             RequestKind::Set => 5,
+            RequestKind::Batch => 6,
         };
+        let flags = if self.after_push { AFTER_PUSH } else { 0 } | if self.void { VOID } else { 0 };
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
             .put(2, [VERSION, kind])
-            .put(4, (if self.after_push { AFTER_PUSH } else { 0 }).to_le_bytes())
+            .put(4, flags.to_le_bytes())
             .put(6, self.region.to_le_bytes())
             .put(8, self.sequence.to_le_bytes())
             .put(16, self.clock.to_le_bytes())
@@ -106,18 +119,20 @@ impl RequestHeader {
             3 => RequestKind::Mark,
             4 => RequestKind::Finish,
             5 => RequestKind::Set,
-            other => return Err(Malformed::new("kind", "1 to 5", other)),
+            6 => RequestKind::Batch,
+            other => return Err(Malformed::new("kind", "1 to 6", other)),
         };
         let region = fields.u16(6);
         if region != 0 && kind != RequestKind::Pull {
             return Err(Malformed::new("region", "0 but for a pull", region));
         }
-        if fields.u16(4) & !AFTER_PUSH != 0 {
+        if fields.u16(4) & !(AFTER_PUSH | VOID) != 0 {
             return Err(Malformed::new("flags", "only known flags", format!("{:#06x}", fields.u16(4))));
         }
         Ok(RequestHeader {
             kind,
             after_push: fields.u16(4) & AFTER_PUSH != 0,
+            void: fields.u16(4) & VOID != 0,
             sequence: fields.u64(8),
             clock: fields.u64(16),
             region,
@@ -131,6 +146,110 @@ impl RequestHeader {
             tag: fields.u32(56),
         })
     }
+
+    /// A batch that so far holds `first`.
+    pub fn batch(first: &RequestHeader) -> RequestHeader {
+        let length = first.part_bytes() as u32;
+        let (clock, epoch) = (first.clock, first.epoch);
+        RequestHeader { kind: RequestKind::Batch, count: 1, length, ..RequestHeader::new(clock, epoch) }
+    }
+
+    /// A mark of `clock`, routed by the View of `epoch`; a beginning for every other kind.
+    pub fn new(clock: u64, epoch: u32) -> RequestHeader {
+        RequestHeader {
+            kind: RequestKind::Mark,
+            after_push: false,
+            void: false,
+            sequence: 0,
+            clock,
+            region: 0,
+            argument: 0,
+            table: 0,
+            bucket: 0,
+            epoch,
+            first: 0,
+            count: 0,
+            length: 0,
+            tag: 0,
+        }
+    }
+
+    /// Bytes that this request takes as a part of a batch.
+    pub fn part_bytes(&self) -> usize {
+        HEADER + align_up(self.length as usize)
+    }
+
+    /// Makes the request with this encoded header a void one.
+    pub fn make_void(bytes: &mut [u8; HEADER]) {
+        let fields = Fields(bytes);
+        let flags = fields.u16(4) | VOID;
+        *bytes = Builder(*bytes).put(4, flags.to_le_bytes()).finish();
+    }
+
+    /// The part at `at`, which is the batch's `number`th; both go on to the next.
+    fn next_part(
+        &self,
+        (at, number): (&mut usize, &mut usize),
+        copy: &impl Fn(usize, &mut [u8; HEADER]),
+    ) -> Result<Option<(usize, RequestHeader)>, Malformed> {
+        let (count, length) = (self.count as usize, self.length as usize);
+        if count == 0 || count > length / HEADER {
+            return Err(Malformed::new("count", format!("1 to {} parts", length / HEADER), count));
+        }
+        if *number == count {
+            let left = length - *at;
+            let whole = || Malformed::new("length", format!("{count} parts of {length} bytes"), *at);
+            return if left == 0 { Ok(None) } else { Err(whole()) };
+        }
+        let left = length - *at;
+        if left < HEADER {
+            return Err(Malformed::new("length", format!("room for part {number} of {count}"), left));
+        }
+        let mut bytes = [0; HEADER];
+        copy(*at, &mut bytes);
+        let part = RequestHeader::decode(&bytes)?;
+        if part.kind == RequestKind::Batch {
+            return Err(Malformed::new("kind", "no batch in a batch", "one"));
+        }
+        if part.sequence != *number as u64 {
+            return Err(Malformed::new("sequence", format!("{number} within its batch"), part.sequence));
+        }
+        if part.clock != self.clock {
+            return Err(Malformed::new("clock", format!("{} as its batch", self.clock), part.clock));
+        }
+        if part.epoch != self.epoch {
+            return Err(Malformed::new("epoch", format!("{} as its batch", self.epoch), part.epoch));
+        }
+        if part.length as usize > left || part.part_bytes() > left {
+            return Err(Malformed::new(
+                "length",
+                format!("at most {} in a part", left - HEADER),
+                part.length,
+            ));
+        }
+        let body = *at + HEADER;
+        *at += part.part_bytes();
+        *number += 1;
+        Ok(Some((body, part)))
+    }
+
+    /// The parts of the batch that this header announces, each with the place of its body; `copy` copies 64 bytes out of
+    /// the batch's body, of which the header has said the length. Nothing is given after the first error.
+    pub fn parts<'a>(
+        &self,
+        copy: impl Fn(usize, &mut [u8; HEADER]) + 'a,
+    ) -> impl Iterator<Item = Result<(usize, RequestHeader), Malformed>> + 'a {
+        let batch = *self;
+        let (mut at, mut number, mut over) = (0, 0, false);
+        std::iter::from_fn(move || {
+            if over {
+                return None;
+            }
+            let part = batch.next_part((&mut at, &mut number), &copy);
+            over = !matches!(part, Ok(Some(_)));
+            part.transpose()
+        })
+    }
 }
 
 #[cfg(test)]
@@ -142,6 +261,7 @@ mod tests {
         RequestHeader {
             kind: RequestKind::Pull,
             after_push: true,
+            void: false,
             sequence: 0x0102_0304_0506_0708,
             clock: 9,
             region: 2,
@@ -179,14 +299,142 @@ mod tests {
 
     #[test]
     fn the_kinds_are_numbered() {
-        let kinds =
-            [RequestKind::Push, RequestKind::Pull, RequestKind::Mark, RequestKind::Finish, RequestKind::Set];
+        let kinds = [
+            RequestKind::Push,
+            RequestKind::Pull,
+            RequestKind::Mark,
+            RequestKind::Finish,
+            RequestKind::Set,
+            RequestKind::Batch,
+        ];
         for (number, kind) in (1..).zip(kinds) {
             assert_eq!(RequestHeader { kind, ..example() }.encode()[3], number);
         }
     }
 
+    /// A batch of a push of 4 bytes and a mark, and its header.
+    fn batch() -> (RequestHeader, Vec<u8>) {
+        let push = RequestHeader {
+            kind: RequestKind::Push,
+            after_push: false,
+            sequence: 0,
+            region: 0,
+            argument: 0,
+            count: 1,
+            length: 4,
+            ..example()
+        };
+        let mark = RequestHeader { kind: RequestKind::Mark, sequence: 1, count: 0, length: 0, ..push };
+        let mut body = push.encode().to_vec();
+        body.extend(1.5f32.to_le_bytes());
+        body.resize(128, 0xEE);
+        body.extend(mark.encode());
+        let header = RequestHeader { kind: RequestKind::Batch, sequence: 9, count: 2, length: 192, ..push };
+        (header, body)
+    }
+
+    fn parse(header: &RequestHeader, body: &[u8]) -> Result<Vec<(usize, RequestHeader)>, Malformed> {
+        header.parts(|at, bytes| bytes.copy_from_slice(&body[at..at + HEADER])).collect()
+    }
+
+    #[test]
+    fn golden_bytes_of_a_batch() {
+        let (header, body) = batch();
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        assert_eq!(
+            hex(&header.encode()),
+            "574c020600000000090000000000000009000000000000000000000000000000\
+             0300000011000000010000000500000002000000c0000000efbeadde0471e31c"
+        );
+        assert_eq!(
+            hex(&body[..64]),
+            "574c020100000000000000000000000009000000000000000000000000000000\
+             030000001100000001000000050000000100000004000000efbeadde642a1bbf"
+        );
+        assert_eq!(
+            hex(&body[128..]),
+            "574c020300000000010000000000000009000000000000000000000000000000\
+             030000001100000001000000050000000000000000000000efbeadde5d724bf9"
+        );
+        let parts = parse(&header, &body).unwrap();
+        assert_eq!(
+            parts.iter().map(|(at, p)| (*at, p.kind)).collect::<Vec<_>>(),
+            [(64, RequestKind::Push), (192, RequestKind::Mark)]
+        );
+    }
+
+    #[test]
+    fn a_void_request_differs_in_one_flag_and_its_check() {
+        let mut bytes = example().encode();
+        RequestHeader::make_void(&mut bytes);
+        assert_eq!(RequestHeader::decode(&bytes), Ok(RequestHeader { void: true, ..example() }));
+    }
+
+    /// Nested, truncated, overlong, empty, overlapping, with a wrong check, out of order.
+    #[test]
+    fn malformed_batches_are_refused_by_field() {
+        let (header, body) = batch();
+        let field = |header: RequestHeader, body: &[u8]| parse(&header, body).unwrap_err().field;
+        assert_eq!(field(RequestHeader { count: 0, ..header }, &body), "count");
+        assert_eq!(field(RequestHeader { count: 4, ..header }, &body), "count");
+        assert_eq!(field(RequestHeader { count: u32::MAX, ..header }, &body), "count");
+        assert_eq!(field(RequestHeader { length: 0, ..header }, &body), "count");
+        assert_eq!(field(RequestHeader { count: 3, ..header }, &body), "length");
+        assert_eq!(field(RequestHeader { count: 1, ..header }, &body), "length");
+        assert_eq!(field(RequestHeader { length: 191, ..header }, &body), "length");
+        assert_eq!(field(RequestHeader { length: 128, ..header }, &body), "length");
+        let first = |part: RequestHeader| {
+            let mut body = body.clone();
+            body[..HEADER].copy_from_slice(&part.encode());
+            field(header, &body)
+        };
+        let push = parse(&header, &body).unwrap()[0].1;
+        assert_eq!(first(RequestHeader { kind: RequestKind::Batch, ..push }), "kind");
+        assert_eq!(first(RequestHeader { sequence: 1, ..push }), "sequence");
+        assert_eq!(first(RequestHeader { clock: 1, ..push }), "clock");
+        assert_eq!(first(RequestHeader { epoch: 9, ..push }), "epoch");
+        assert_eq!(first(RequestHeader { length: u32::MAX, ..push }), "length");
+        assert_eq!(first(RequestHeader { length: 129, ..push }), "length");
+        // A body that reaches into the next part leaves no header where one is looked for.
+        assert_eq!(first(RequestHeader { length: 65, ..push }), "length");
+        let mut wrong = body.clone();
+        wrong[130] ^= 1;
+        assert_eq!(field(header, &wrong), "version");
+        let mut wrong = body.clone();
+        wrong[150] ^= 1;
+        assert_eq!(field(header, &wrong), "check");
+    }
+
     proptest! {
+        /// Whatever the bytes are: parts lie inside, follow each other, and end.
+        #[test]
+        fn parts_of_any_bytes_stay_inside(
+            lengths in proptest::collection::vec(0u32..200, 1..12),
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            count in 0u32..14, cut in 0usize..80,
+        ) {
+            let mut body = Vec::new();
+            for (number, &length) in lengths.iter().enumerate() {
+                let part = RequestHeader { sequence: number as u64, length, ..example() };
+                body.extend(part.encode());
+                body.resize(body.len() + part.part_bytes() - HEADER, 0);
+            }
+            for (at, value) in flips {
+                let at = at.index(body.len());
+                body[at] = value;
+            }
+            body.truncate(body.len().saturating_sub(cut));
+            let length = body.len() as u32;
+            let header = RequestHeader { kind: RequestKind::Batch, count, length, ..example() };
+            let mut end = 0;
+            for part in header.parts(|at, bytes| bytes.copy_from_slice(&body[at..at + HEADER])) {
+                let Ok((at, part)) = part else { break };
+                prop_assert_eq!(at, end + HEADER);
+                end += part.part_bytes();
+                prop_assert!(end <= body.len());
+            }
+        }
+
         #[test]
         fn any_bytes_decode_or_are_refused(mut bytes in proptest::array::uniform32(any::<u8>())
             .prop_flat_map(|a| proptest::array::uniform32(any::<u8>()).prop_map(move |b| {

@@ -127,5 +127,23 @@ mod tests {
         assert!(Secret::from_file(file.path()).is_ok());
         assert!(Secret::from_file(&file.path().with_extension("none")).is_err());
         assert!(Secret::from_file(Path::new("/dev/null")).is_err());
+        mode(0o600);
+        std::fs::write(file.path(), "abcd").unwrap();
+        let error = Secret::from_file(file.path()).unwrap_err().to_string();
+        assert!(error.contains("4 bytes that are not") && !error.contains("abcd"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_refused() {
+        let us = rustix::process::geteuid().as_raw();
+        let theirs = if us == 0 {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::os::unix::fs::chown(file.path(), Some(1), None).unwrap();
+            Secret::from_file(file.path())
+        } else {
+            Secret::from_file(Path::new("/etc/hostname"))
+        };
+        let error = theirs.unwrap_err().to_string();
+        assert!(error.contains(&format!("owner {us}")), "{error}");
     }
 }

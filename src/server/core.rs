@@ -30,8 +30,15 @@ pub const MAX_SLOTS: usize = 64;
 /// A push that waits in its slot for the gate.
 #[derive(Debug)]
 pub struct Held {
-    slot: u32,
+    place: Place,
     header: RequestHeader,
+}
+
+/// Where a request lies: its slot, and its body within the staging memory.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    slot: u32,
+    body_at: usize,
 }
 
 /// A pull that waits for its clock or for room; its keys are a private copy.
@@ -74,6 +81,8 @@ pub struct Core {
     links: Vec<Option<Link>>,
     /// By rank.
     sessions: Vec<Session>,
+    /// By rank, then slot: parts of the accepted request that are not done with.
+    left: Vec<u32>,
     staging: Staging,
     replies: Pool,
     pull_credits: usize,
@@ -114,6 +123,7 @@ impl Core {
                 Session { rejected: vec![None; staging.slots], ..Session::default() };
                 view.workers as usize
             ],
+            left: vec![0; view.workers as usize * staging.slots],
             view,
             shard,
             staging,
@@ -266,13 +276,56 @@ impl Core {
         if !link.fill(slot) || occupied {
             return Err(Error::protocol(&link.peer, "slot", "one that is free", slot));
         }
+        let left = if header.kind == RequestKind::Batch { header.count } else { 1 };
+        *self.left(rank, slot) = left;
+        self.each_part(rank, slot, header, Core::part)
+    }
+
+    /// Does something with a request, or with each part of a batch, in order.
+    fn each_part(
+        &mut self,
+        rank: Rank,
+        slot: u32,
+        header: RequestHeader,
+        mut part: impl FnMut(&mut Core, Rank, Place, RequestHeader) -> Result<(), Malformed>,
+    ) -> Result<()> {
+        let body_at = self.staging.slot_at(rank, slot) + HEADER;
+        if header.kind != RequestKind::Batch {
+            return part(self, rank, Place { slot, body_at }, header).map_err(|m| m.by(self.peer(rank)));
+        }
+        let arena = self.staging.arena.clone();
+        for found in header.parts(move |at, bytes| arena.copy_out(body_at + at, bytes)) {
+            let done = found.and_then(|(at, header)| {
+                // The slot comes back with the reply that rejects it: nothing else may be in there.
+                if header.kind == RequestKind::Push && header.argument != NO_BASE {
+                    return Err(Malformed::new("argument", "no base version in a batch", header.argument));
+                }
+                part(self, rank, Place { slot, body_at: body_at + at }, header)
+            });
+            done.map_err(|m| m.by(self.peer(rank)))?;
+            if self.failed {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A request that had not been accepted before, by itself or in a batch.
+    fn part(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         if header.epoch != self.view.epoch {
-            return Err(Error::protocol(&link.peer, "epoch", self.view.epoch.to_string(), header.epoch));
+            return Err(Malformed::new("epoch", self.view.epoch.to_string(), header.epoch));
+        }
+        if header.void {
+            self.free(rank, place.slot);
+            return Ok(());
         }
         self.verdicts.clear();
-        let outcome = match header.kind {
-            RequestKind::Push | RequestKind::Set => self.push(rank, slot, header),
-            RequestKind::Pull => self.pull(rank, slot, header),
+        match header.kind {
+            RequestKind::Push | RequestKind::Set => self.push(rank, place, header)?,
+            RequestKind::Pull => {
+                self.pull(rank, place, header)?;
+                self.free(rank, place.slot);
+            }
             RequestKind::Mark | RequestKind::Finish => {
                 let mut verdicts = std::mem::take(&mut self.verdicts);
                 let passed = match header.kind {
@@ -280,42 +333,49 @@ impl Core {
                     _ => self.gate.finish(rank, header.clock, &mut verdicts),
                 };
                 self.verdicts = verdicts;
-                self.free(rank, slot);
-                passed.map_err(|e| out_of_order(e, header.clock))
+                self.free(rank, place.slot);
+                passed.map_err(|e| out_of_order(e, header.clock))?;
             }
-        };
-        outcome.map_err(|m| m.by(self.peer(rank)))?;
+            // `each_part` has taken it apart, and `RequestHeader::parts` gives none.
+            RequestKind::Batch => return Err(Malformed::new("kind", "no batch in a batch", "one")),
+        }
         self.obey();
         Ok(())
     }
 
-    /// A request that had been accepted before the worker's last endpoint was lost. Only a pull is done again, and only a
-    /// rejection is told again: the answer may have been lost with the endpoint.
+    /// A request that had been accepted before the worker's last endpoint was lost. Only its pulls are done again, and
+    /// only a rejection is told again: the answer may have been lost with the endpoint.
     fn replayed(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<()> {
-        let pull = header.kind == RequestKind::Pull;
         let session = &self.sessions[rank as usize];
         let rejected = session.rejected[slot as usize].is_some_and(|r| r.sequence == header.sequence);
-        let occupied = pull || rejected || session.occupied & (1 << slot) != 0;
+        let occupied = rejected || session.occupied & (1 << slot) != 0;
+        let mut dropped = false;
+        self.each_part(rank, slot, header, |core, rank, place, header| match header.kind {
+            _ if header.void => Ok(()),
+            RequestKind::Pull => core.pull(rank, place, header),
+            #[cfg(test)]
+            RequestKind::Push if !occupied && super::simulated::has(Fault::KeepsDuplicates) => {
+                *core.left(rank, slot) += 1;
+                let by_rank = core.known(header.table)?.consistency.folds_by_rank();
+                let intake = if by_rank { Intake::Fold } else { Intake::Step { divisor: 1.0, base: None } };
+                core.take(rank, place, header, intake).map(drop)
+            }
+            _ => {
+                dropped = true;
+                Ok(())
+            }
+        })?;
+        self.stats.duplicates_dropped += u64::from(dropped);
         if let Some(link) = &mut self.links[rank as usize] {
             link.refill(slot, occupied);
             if rejected {
                 link.reject(slot);
             }
         }
-        if pull {
-            return self.pull(rank, slot, header).map_err(|m| m.by(self.peer(rank)));
-        }
-        #[cfg(test)]
-        if header.kind == RequestKind::Push && !occupied && super::simulated::has(Fault::KeepsDuplicates) {
-            let by_rank = self.known(header.table).is_ok_and(|s| s.consistency.folds_by_rank());
-            let intake = if by_rank { Intake::Fold } else { Intake::Step { divisor: 1.0, base: None } };
-            return self.take(rank, slot, header, intake).map(drop).map_err(|m| m.by(self.peer(rank)));
-        }
-        self.stats.duplicates_dropped += 1;
         Ok(())
     }
 
-    fn push(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+    fn push(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         self.stats.pushes += 1;
         self.stats.pushed_bytes += u64::from(header.length);
         let spec = self.known(header.table)?;
@@ -330,7 +390,7 @@ impl Core {
         if by_rank {
             // With a quorum it is done when it is folded: for that the clocks before its own have to close.
             self.promised = self.promised.max(header.clock + u64::from(quorum.is_none()));
-            let (held, at) = (Held { slot, header }, (rank, header.clock));
+            let (held, at) = (Held { place, header }, (rank, header.clock));
             let passed = match quorum {
                 None => self.gate.push(rank, header.clock, held, &mut self.verdicts),
                 Some(_) => self.gate.push_to_quorum(header.table, at, held, &mut self.verdicts),
@@ -338,9 +398,9 @@ impl Core {
             return passed.map_err(|e| out_of_order(e, header.clock));
         }
         if quorum.is_some() && header.clock < self.gate.closed_of(header.table) {
-            return self.take_late(rank, slot, header);
+            return self.take_late(rank, place, header);
         }
-        self.take(rank, slot, header, Intake::Step { divisor: 1.0, base: base(&header) }).map(drop)
+        self.take(rank, place, header, Intake::Step { divisor: 1.0, base: base(&header) }).map(drop)
     }
 
     fn known(&self, table: TableId) -> Result<&TableSpec, Malformed> {
@@ -348,7 +408,7 @@ impl Core {
     }
 
     /// Does with a push whose clock a quorum has closed what its table says.
-    fn take_late(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+    fn take_late(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         let spec = self.known(header.table)?;
         let Some(quorum) = spec.quorum else { return Ok(()) };
         let divisor = match spec.aggregate {
@@ -356,10 +416,10 @@ impl Core {
             _ => 1.0,
         };
         match quorum.late {
-            Late::Drop => self.stats.late_dropped += self.take(rank, slot, header, Intake::Drop)?,
+            Late::Drop => self.stats.late_dropped += self.take(rank, place, header, Intake::Drop)?,
             Late::Apply => {
                 let intake = Intake::Step { divisor, base: base(&header) };
-                self.stats.late_applied += self.take(rank, slot, header, intake)?;
+                self.stats.late_applied += self.take(rank, place, header, intake)?;
             }
         }
         Ok(())
@@ -369,12 +429,12 @@ impl Core {
     fn take(
         &mut self,
         rank: Rank,
-        slot: u32,
+        place: Place,
         header: RequestHeader,
         intake: Intake,
     ) -> Result<u64, Malformed> {
         self.applied.clear();
-        let body_at = self.staging.slot_at(rank, slot) + HEADER;
+        let body_at = place.body_at;
         let how = if header.kind == RequestKind::Set { How::Set } else { How::Push };
         let (pieces, rejection) = match self.known(header.table)?.kind {
             TableKind::Dense { .. } => {
@@ -395,8 +455,8 @@ impl Core {
             }
         };
         match rejection {
-            None => self.free(rank, slot),
-            Some(rejection) => self.reject(rank, slot, header, rejection),
+            None => self.free(rank, place.slot),
+            Some(rejection) => self.reject(rank, place.slot, header, rejection),
         }
         Ok(pieces as u64 - rejection.map_or(0, |r| u64::from(r.pieces)))
     }
@@ -404,6 +464,7 @@ impl Core {
     /// Remembers that pieces of a push were too old. Its slot comes back with the reply that says so.
     fn reject(&mut self, rank: Rank, slot: u32, header: RequestHeader, rejection: Rejection) {
         self.stats.stale_rejected += u64::from(rejection.pieces);
+        *self.left(rank, slot) = 0; // it is alone in its slot
         let session = &mut self.sessions[rank as usize];
         session.occupied &= !(1 << slot);
         session.rejected[slot as usize] =
@@ -413,7 +474,8 @@ impl Core {
         }
     }
 
-    fn pull(&mut self, rank: Rank, slot: u32, header: RequestHeader) -> Result<(), Malformed> {
+    /// Makes a pull wait; its keys are copied.
+    fn pull(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         let spec = self.known(header.table)?;
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
         let floats = u64::from(header.count) * u64::from(spec.width());
@@ -434,12 +496,10 @@ impl Core {
             self.shard.read_dense(header.table, header.bucket, header.first, header.count)?;
         } else {
             let body = SparseBody::announced(&header, 0)?;
-            let body_at = self.staging.slot_at(rank, slot) + HEADER;
             (waiting.directory, waiting.keys) = self.spare.pop().unwrap_or_default();
-            self.staging.keys(body_at, &body, &mut waiting.directory, &mut waiting.keys);
+            self.staging.keys(place.body_at, &body, &mut waiting.directory, &mut waiting.keys);
             self.shard.check_pull(header.table, &waiting.piece())?;
         }
-        self.free(rank, slot);
         if let Some(link) = &mut self.links[rank as usize] {
             let Some(region) = link.region(header.region) else {
                 return Err(Malformed::new("region", "an announced region", header.region));
@@ -466,13 +526,13 @@ impl Core {
         for verdict in verdicts.drain(..) {
             match verdict {
                 Verdict::Fold(rank, held) => {
-                    let taken = self.take(rank, held.slot, held.header, Intake::Fold).map(drop);
+                    let taken = self.take(rank, held.place, held.header, Intake::Fold).map(drop);
                     if !self.fits(rank, taken) {
                         break;
                     }
                 }
                 Verdict::Late(rank, held) => {
-                    let taken = self.take_late(rank, held.slot, held.header);
+                    let taken = self.take_late(rank, held.place, held.header);
                     if !self.fits(rank, taken) {
                         break;
                     }
@@ -500,7 +560,17 @@ impl Core {
         false
     }
 
+    fn left(&mut self, rank: Rank, slot: u32) -> &mut u32 {
+        &mut self.left[rank as usize * self.staging.slots + slot as usize]
+    }
+
+    /// One part of what a slot holds is done with; the slot is free again when all are.
     fn free(&mut self, rank: Rank, slot: u32) {
+        let left = self.left(rank, slot);
+        *left -= 1;
+        if *left > 0 {
+            return;
+        }
         self.sessions[rank as usize].occupied &= !(1 << slot);
         if let Some(link) = &mut self.links[rank as usize] {
             link.free(slot);

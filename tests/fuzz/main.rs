@@ -101,11 +101,28 @@ macro_rules! targets {
     };
 }
 
-targets!(request reply sparse server acceptor dialler frames coordinator spec tcp address libsvm settings);
+targets!(request reply message sparse server acceptor dialler frames coordinator spec tcp address libsvm settings);
 
 #[test]
 fn a_failing_body_is_found_and_shown() {
     let target = Target { name: "x", body: |input| assert!(input.len() < 3), seeds: Vec::new, runs: 1 };
     let failure = catch_unwind(|| run(&target, &[1, 2, 255], "its corpus")).unwrap_err();
     assert_eq!(failure.downcast_ref::<String>().unwrap(), "x fails on its corpus: 0102ff");
+}
+
+/// So that the fuzzers start behind the checks, and not before them.
+#[test]
+fn the_servers_seeds_go_all_the_way() {
+    let (mut pushes, mut pulls, mut late, mut old, mut moved) = (0, 0, (0, 0), 0, 0);
+    for seed in (TARGETS.iter().find(|t| t.name == "server").unwrap().seeds)() {
+        let (stats, failed) = bodies::served(&seed);
+        assert!(failed.is_empty(), "{failed:?}");
+        pushes += stats.pushes;
+        pulls += stats.pulls;
+        late = (late.0 + stats.late_applied, late.1 + stats.late_dropped);
+        old += stats.stale_rejected;
+        moved = moved.max(stats.closed);
+    }
+    assert_eq!((pushes, pulls, late, old), (18, 4, (1, 3), 1));
+    assert!(moved > 0);
 }

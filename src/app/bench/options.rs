@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::app::node::NodeOptions;
-use crate::config::parse_bytes;
+use crate::config::{Progress, parse_bytes};
 use crate::error::{Error, Result};
 use crate::types::{Aggregate, Consistency, OptimizerSpec, TableSpec};
 
@@ -114,6 +114,9 @@ pub struct Options {
     /// Operations of one worker under way at a time
     #[arg(long, default_value_t = 4)]
     pub window: u32,
+    /// Who sends and receives while no call waits: caller or thread [WINDLASS_PROGRESS; default: caller]
+    #[arg(long, value_name = "WHO")]
+    pub progress: Option<Progress>,
     /// Seconds to measure for
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,

@@ -10,7 +10,6 @@ use super::{Engine, Pending};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RegionSlice};
 use crate::proto::MAX_REGIONS;
-use crate::time::Deadline;
 
 /// A buffer, as the engine knows it.
 pub struct Registered {
@@ -122,14 +121,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Drops a buffer, and waits until no operation can touch its memory any more.
-    pub fn release_buffer(&mut self, number: u8, deadline: Deadline) -> Result<()> {
-        self.drop_buffer(number)?;
+    /// Something once no operation can touch a dropped buffer's memory any more.
+    pub fn released(&self, number: u8) -> Option<()> {
         // The number may be another buffer's by then; that is not dropped.
-        self.drive(deadline, "the operations on a registered buffer", |engine| {
-            let buffer = engine.buffers.get(usize::from(number)).and_then(Option::as_ref);
-            buffer.is_none_or(|b| !b.dropped).then_some(())
-        })
+        let buffer = self.buffers.get(usize::from(number)).and_then(Option::as_ref);
+        buffer.is_none_or(|b| !b.dropped).then_some(())
     }
 
     /// Lets go of what nobody holds and no operation uses.

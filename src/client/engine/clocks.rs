@@ -1,43 +1,48 @@
-//! The ends of clocks, and what has to be done before them.
+//! The ends of clocks, and what has to be done before them. Each is asked again until it gives something.
 
 use super::Engine;
+use crate::client::frame::{Outgoing, Owner};
 use crate::client::link::Link;
 use crate::error::{Error, Result};
 use crate::proto::RequestKind;
-use crate::time::Deadline;
 use crate::types::Clock;
 
 /// Frames that may wait for one server thread before a call blocks.
 const QUEUE_LIMIT: usize = 4096;
 
 impl Engine {
-    /// Ends the clock at every server thread. Gives the new clock.
-    pub fn end_clock(&mut self, deadline: Deadline) -> Result<Clock> {
+    /// Ends the clock at every server thread, when it may end. Gives the new clock.
+    pub fn end_clock(&mut self) -> Result<Option<Clock>> {
         self.may_push()?;
-        self.answer_pulls(deadline)?;
-        self.mark(RequestKind::Mark, deadline)?;
+        if self.keeps_clock_open().is_some() {
+            return Ok(None);
+        }
+        self.mark(RequestKind::Mark);
         self.clock += 1;
         self.pushed = false;
-        Ok(self.clock)
+        Ok(Some(self.clock))
     }
 
-    /// Ends this worker's pushing for good, and waits until the servers have taken all.
-    pub fn finish(&mut self, deadline: Deadline) -> Result<()> {
+    /// Ends this worker's pushing for good, when it may; something once the servers have taken all.
+    pub fn finish(&mut self) -> Result<Option<()>> {
         if !self.finished {
+            self.check()?;
             if self.pushed {
                 let reason =
                     format!("clock {} holds pushes that nobody would see: call clock() first", self.clock);
                 return Err(Error::Misuse { call: "finish", reason });
             }
-            self.answer_pulls(deadline)?;
-            self.mark(RequestKind::Finish, deadline)?;
+            if self.keeps_clock_open().is_some() {
+                return Ok(None);
+            }
+            self.mark(RequestKind::Finish);
             self.finished = true;
         }
-        self.drain(deadline)
+        Ok(self.drained())
     }
 
-    /// What comes before a barrier: as [`Engine::drain`], but refused in the middle of a clock.
-    pub fn settle(&mut self, deadline: Deadline) -> Result<()> {
+    /// What comes before a barrier: as [`Engine::drained`], but refused in the middle of a clock.
+    pub fn settle(&mut self) -> Result<Option<()>> {
         self.check()?;
         if self.pushed {
             let reason = format!(
@@ -47,37 +52,45 @@ impl Engine {
             );
             return Err(Error::Misuse { call: "barrier", reason });
         }
-        self.drain(deadline)
+        Ok(self.drained())
     }
 
-    /// Waits until everything that was queued has been taken by the servers.
-    pub fn drain(&mut self, deadline: Deadline) -> Result<()> {
-        self.drive(deadline, "the servers to take what was sent", |engine| {
-            engine.links.iter().all(Link::drained).then_some(())
-        })
+    /// Something when everything that was queued has been taken by the servers.
+    fn drained(&self) -> Option<()> {
+        let held_here = self.half_queued > 0 || !self.stalled.is_empty();
+        (!held_here && self.links.iter().all(Link::drained)).then_some(())
     }
 
-    /// Before a clock ends, all pulls under Bsp must be answered whose values its end could change: those that see only
-    /// earlier clocks, and those of earlier clocks that see their own.
-    pub(super) fn answer_pulls(&mut self, deadline: Deadline) -> Result<()> {
-        self.drive(deadline, "the answers to this clock's pulls", |engine| {
-            let left = engine.pending.iter().any(|(_, p)| {
-                let waits_for_this_end = p.after_push && p.clock == engine.clock;
-                p.spec.consistency.folds_by_rank() && !waits_for_this_end && p.open > 0 && p.pull
-            });
-            (!left).then_some(())
-        })
+    /// What the clock can't end before, for messages; nothing when it can.
+    pub fn keeps_clock_open(&self) -> Option<&'static str> {
+        // All pulls under Bsp must be answered whose values its end could change: those that see only earlier clocks, and
+        // those of earlier clocks that see their own.
+        let unanswered = self.pending.iter().any(|(_, p)| {
+            let waits_for_this_end = p.after_push && p.clock == self.clock;
+            p.under_bsp() && !waits_for_this_end && p.open > 0 && p.is_pull()
+        });
+        if unanswered {
+            Some("the answers to this clock's pulls")
+        } else if !self.stalled.is_empty() {
+            Some("what this clock's pushes and pulls begin after")
+        } else if self.half_queued > 0 {
+            Some("staging memory for a push of another thread")
+        } else if self.links.iter().any(|l| l.queued() >= QUEUE_LIMIT) {
+            Some("room to queue the end of a clock")
+        } else {
+            None
+        }
     }
 
-    pub(super) fn mark(&mut self, kind: RequestKind, deadline: Deadline) -> Result<()> {
-        self.drive(deadline, "room to queue the end of a clock", |engine| {
-            engine.links.iter().all(|l| l.queued() < QUEUE_LIMIT).then_some(())
-        })?;
+    fn mark(&mut self, kind: RequestKind) {
         for link in 0..self.links.len() {
             let header = self.header(kind, 0);
-            self.enqueue(link, header, None, None);
+            // It rides behind the clock's last small pieces, or goes by itself.
+            if !self.links[link].join(header, &mut |_, _| {}, Owner::Mark, false) {
+                self.links[link].enqueue(Outgoing::alone(header, None, Owner::Mark), false);
+            }
         }
+        self.flush();
         self.kick();
-        Ok(())
     }
 }

@@ -1,17 +1,17 @@
 //! The engine's turn: completions in, what waits out, lost endpoints opened anew.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::{BUDGET, Engine};
+use super::{Accepted, Asked, BUDGET, Engine};
+use crate::client::frame::{Outgoing, Owner};
 use crate::config::Polling;
 use crate::error::{Error, Result};
-use crate::proto::{ReplyKind, RequestKind};
-use crate::time::Deadline;
+use crate::proto::ReplyKind;
 use crate::transport::Completion;
-use crate::transport::park::park;
+use slab::Slab;
 
-/// The longest sleep: a bound on how late a failure told by another thread could be noticed.
-const NAP: Duration = Duration::from_millis(200);
+/// Lists that are kept to be used again.
+const SPARES: usize = 64;
 
 impl Engine {
     /// Sends what can be sent, takes what has come. True when something had come.
@@ -24,6 +24,9 @@ impl Engine {
         }
         self.check()?;
         let worked = self.take_arrived();
+        if !self.stalled.is_empty() {
+            self.begin_stalled();
+        }
         if worked {
             self.sweep();
         }
@@ -68,7 +71,8 @@ impl Engine {
         match completion {
             Completion::Connected { endpoint } => {
                 if let Some(link) = self.link_at(endpoint) {
-                    self.links[link].connected();
+                    let asked = &self.asked;
+                    self.links[link].connected(|owner| is_unanswered(asked, owner));
                     self.reopener.connected(link);
                     self.ask_again(link);
                 }
@@ -104,14 +108,7 @@ impl Engine {
             return Err(Error::protocol(&self.links[link].peer, "tag", expected, header.tag));
         }
         for frame in returned.drain(..) {
-            if frame.header.kind == RequestKind::Pull {
-                let asked = self.asked.get_mut(frame.header.tag as usize).filter(|a| a.link == link);
-                if let Some(asked) = asked {
-                    asked.accepted = Some(frame);
-                }
-            } else if let Some(ticket) = frame.ticket {
-                self.one_less(ticket, None, 0);
-            }
+            self.accepted(link, frame);
         }
         self.returned = returned;
         self.links[link].acknowledged(header.withdrawn, self.transport.as_mut())?;
@@ -125,9 +122,42 @@ impl Engine {
             }
             let asked = self.asked.remove(header.tag as usize);
             self.links[link].pull_answered();
+            if let Some(place) = asked.accepted {
+                self.accepted[place].unanswered -= 1;
+                if self.accepted[place].unanswered == 0 {
+                    let frame = self.accepted.remove(place).frame;
+                    self.spare(frame);
+                }
+            }
             self.one_less(asked.ticket, asked.part, header.version);
         }
         Ok(())
+    }
+
+    /// A frame's slot came back: its pushes are taken. Its pulls may have to be asked for again.
+    fn accepted(&mut self, link: usize, frame: Outgoing) {
+        let place = self.accepted.vacant_key();
+        let mut unanswered = 0;
+        for owner in frame.owners() {
+            match owner {
+                Owner::Push(ticket) => self.one_less(ticket, None, 0),
+                Owner::Pull { tag, .. } if is_unanswered(&self.asked, owner) => {
+                    self.asked[tag as usize].accepted = Some(place);
+                    unanswered += 1;
+                }
+                Owner::Pull { .. } | Owner::Mark | Owner::Nobody => {}
+            }
+        }
+        if unanswered > 0 {
+            self.accepted.insert(Accepted { link, frame, unanswered });
+        } else {
+            self.spare(frame);
+        }
+    }
+
+    fn spare(&mut self, frame: Outgoing) {
+        let room = self.spare_parts.len() < SPARES;
+        self.spare_parts.extend(frame.end().filter(|_| room));
     }
 
     /// An endpoint is gone: asks for a new one.
@@ -147,37 +177,17 @@ impl Engine {
 
     /// Asks again for the pulls that the server had accepted and not answered when the last endpoint was lost.
     pub(super) fn ask_again(&mut self, link: usize) {
-        for (_, asked) in self.asked.iter_mut().filter(|(_, a)| a.link == link) {
-            if let Some(frame) = asked.accepted.take() {
-                self.links[link].ask_again(frame);
+        let places: Vec<usize> =
+            self.accepted.iter().filter(|(_, a)| a.link == link).map(|(place, _)| place).collect();
+        for place in places {
+            let mut frame = self.accepted.remove(place).frame;
+            frame.keep(|owner| is_unanswered(&self.asked, owner));
+            for owner in frame.owners() {
+                if let Owner::Pull { tag, .. } = owner {
+                    self.asked[tag as usize].accepted = None;
+                }
             }
-        }
-    }
-
-    /// Drives the engine until `done` gives something.
-    pub(super) fn drive<T>(
-        &mut self,
-        deadline: Deadline,
-        waited_for: &str,
-        done: impl Fn(&mut Engine) -> Option<T>,
-    ) -> Result<T> {
-        let mut idle_since = None;
-        loop {
-            if let Some(result) = done(self) {
-                return Ok(result);
-            }
-            if self.progress()? {
-                idle_since = None;
-                continue;
-            }
-            let now = Instant::now();
-            if deadline.passed(now) {
-                return Err(Error::Timeout { waited_for: waited_for.to_owned(), after: deadline.given() });
-            }
-            if self.may_sleep(&mut idle_since, now) {
-                park(&self.descriptors(), deadline.left(now).min(NAP))?;
-                self.shared.waker.drain();
-            }
+            self.links[link].ask_again(frame);
         }
     }
 
@@ -192,13 +202,31 @@ impl Engine {
         self.transport.arm()
     }
 
+    /// Whether a thread that never spins may sleep.
+    pub fn may_sleep_at_once(&mut self) -> bool {
+        self.transport.arm()
+    }
+
+    /// What small requests wait to be joined by others leaves with the next [`Engine::kick`].
+    pub fn flush(&mut self) {
+        self.links.iter_mut().for_each(|link| link.flush());
+    }
+
     /// Fills slots with what waits, and rings the doorbell once.
-    pub(super) fn kick(&mut self) {
+    pub fn kick(&mut self) {
         for link in 0..self.links.len() {
             if let Err(error) = self.links[link].pump(self.transport.as_mut()) {
                 self.fail(error);
             }
         }
         self.transport.flush();
+    }
+}
+
+/// Whether a request is a pull without an answer.
+fn is_unanswered(asked: &Slab<Asked>, owner: Owner) -> bool {
+    match owner {
+        Owner::Pull { tag, number } => asked.get(tag as usize).is_some_and(|a| a.number == number),
+        Owner::Push(_) | Owner::Mark | Owner::Nobody => false,
     }
 }

@@ -1,19 +1,21 @@
-//! What leaves: the frames of pushes and pulls, cut and staged.
+//! What leaves: the frames of pushes and pulls, cut and staged. A call that finds no staging memory, or no room in a queue,
+//! says so by `false` and is made again; it goes on where it stopped.
+
+use std::iter::Peekable;
 
 use super::{Asked, Engine, LONG_FRAME, Part, Places, Span, Target, Uses};
-use crate::client::link::Outgoing;
-use crate::client::plan::{self, DenseFrame, SparseFrame, SparsePlan};
+use crate::client::frame::{BATCH, Fill, Outgoing, Owner, SMALL};
+use crate::client::plan::{DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
 use crate::proto::{NO_BASE, RequestHeader, RequestKind};
-use crate::time::Deadline;
 use crate::transport::Payload;
-use crate::types::{KeyRange, SortedKeys, TableId, TableSpec, Version};
+use crate::types::{Key, SortedKeys, TableId, Version};
 
 /// Frames from and to registered buffers that may wait for one server thread before a call blocks.
 const QUEUE_LIMIT: usize = 4096;
 
-/// Where the values of a dense push lie.
+/// Where the values of a push lie.
 #[derive(Clone, Copy)]
 pub enum Source<'a> {
     /// In the caller's memory: they are copied.
@@ -23,168 +25,162 @@ pub enum Source<'a> {
 }
 
 impl Engine {
-    /// Queues the frames of a dense push or set. Blocks only while staging memory, or room in the queues, is short.
-    pub fn push_dense(
+    /// A ticket for a push or a set; `base` is the version that its values were computed from.
+    pub fn new_push(
         &mut self,
         kind: RequestKind,
         table: &Target<'_>,
-        range: KeyRange,
         source: Source<'_>,
         base: Option<Version>,
-        deadline: Deadline,
     ) -> Result<usize> {
         self.may_push()?;
-        if base.is_some() && plan::dense_is_cut(table.spec, table.map, range, self.dense_limit())? {
-            return Err(cut_bucket("push_range_from", table.spec));
-        }
-        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
         let read = match source {
             Source::Slice(_) => None,
             Source::Buffer(span) => Some(span),
         };
-        let ticket = self.new_ticket(table, false, Uses { read, written: None });
+        let ticket = self.new_ticket(table, (kind, false), Uses { read, written: None });
         self.pending[ticket].base = base;
-        for frame in frames {
-            let bytes = frame.count as usize * 4;
-            let body = match source {
-                Source::Slice(values) => {
-                    let mut body = self.lease_staging(bytes, deadline, ticket)?;
-                    let values = &values[frame.at..frame.at + frame.count as usize];
-                    self.copy_in(&mut body, 0, bytemuck::cast_slice(values));
-                    Payload::Owned(body)
-                }
-                Source::Buffer(span) => {
-                    self.await_room(frame.shard, deadline, ticket)?;
-                    Payload::Pinned(self.slice(&span, frame.at, frame.count as usize)?)
-                }
-            };
-            let header = self.write_header(kind, ticket, table.id).dense(&frame, bytes);
-            self.enqueue(frame.shard, header, Some(body), Some(ticket));
-            if bytes >= LONG_FRAME {
-                self.kick();
-            }
-        }
-        self.kick();
         Ok(ticket)
     }
 
-    /// Queues the frames of a sparse push or set. Blocks only while staging memory is short.
+    /// A ticket for a pull, which may have to see the pushes of its own clock, into receive memory or a registered buffer.
+    pub fn new_pull(&mut self, table: &Target<'_>, after_push: bool, into: Option<Span>) -> Result<usize> {
+        self.check()?;
+        let kind = RequestKind::Pull;
+        Ok(self.new_ticket(table, (kind, after_push), Uses { read: None, written: into }))
+    }
+
+    /// Queues the frames of a dense push or set.
+    pub fn push_dense(
+        &mut self,
+        (ticket, table): (usize, TableId),
+        frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
+        source: Source<'_>,
+    ) -> Result<bool> {
+        while let Some(frame) = frames.peek() {
+            let bytes = frame.count as usize * 4;
+            let header = self.write_header(ticket, table).dense(frame, bytes);
+            let queued = match source {
+                Source::Slice(values) => {
+                    let values = bytemuck::cast_slice(&values[frame.at..frame.at + frame.count as usize]);
+                    let mut fill = |buf: &mut Buf, at: usize| buf.copy_in(at, values);
+                    self.push_frame(frame.shard, ticket, header, &mut fill)
+                }
+                Source::Buffer(span) => self.push_pinned(frame, ticket, header, &span)?,
+            };
+            if !queued {
+                return Ok(false);
+            }
+            frames.next();
+        }
+        Ok(true)
+    }
+
+    /// Queues the frames of a sparse push or set.
     pub fn push_sparse(
         &mut self,
-        kind: RequestKind,
-        table: &Target<'_>,
-        keys: SortedKeys<'_>,
-        values: &[f32],
-        base: Option<Version>,
-        deadline: Deadline,
-    ) -> Result<usize> {
-        self.may_push()?;
-        let plan = self.plan_sparse(table, keys)?;
-        if base.is_some() && plan.is_cut() {
-            self.plan = plan;
-            return Err(cut_bucket("push_from", table.spec));
-        }
-        let ticket = self.new_ticket(table, false, Uses::default());
-        self.pending[ticket].base = base;
-        let row = table.spec.width() as usize;
-        let sent = plan.frames.iter().try_for_each(|frame| {
+        (ticket, table): (usize, TableId),
+        plan: &SparsePlan,
+        (keys, values): (&[Key], &[f32]),
+        next: &mut usize,
+    ) -> bool {
+        let row = self.pending[ticket].spec.width() as usize;
+        while let Some(frame) = plan.frames.get(*next) {
             let rows_at = frame.directory.len() * 8 + frame.keys.len() * 8;
             let length = rows_at + frame.keys.len() * row * 4;
-            let mut body = self.stage_keys(&plan, frame, keys, length, deadline, ticket)?;
-            for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
-                let values = &values[number as usize * row..(number as usize + 1) * row];
-                self.copy_in(&mut body, rows_at + place * row * 4, bytemuck::cast_slice(values));
-            }
-            let header = self.write_header(kind, ticket, table.id);
+            let mut fill = |buf: &mut Buf, at: usize| {
+                fill_keys(plan, frame, keys, buf, at);
+                for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
+                    let values = &values[number as usize * row..(number as usize + 1) * row];
+                    buf.copy_in(at + rows_at + place * row * 4, bytemuck::cast_slice(values));
+                }
+            };
+            let header = self.write_header(ticket, table);
             let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
-            self.enqueue(frame.shard, header, Some(Payload::Owned(body)), Some(ticket));
-            Ok(())
-        });
-        self.plan = plan;
-        sent?;
-        self.kick();
-        Ok(ticket)
+            if !self.push_frame(frame.shard, ticket, header, &mut fill) {
+                return false;
+            }
+            *next += 1;
+        }
+        true
     }
 
     /// Queues the frames of a dense pull into receive memory; refused when that is out.
-    pub fn pull_dense(&mut self, table: &Target<'_>, range: KeyRange, after_push: bool) -> Result<usize> {
-        self.check()?;
-        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
-        let ticket = self.new_ticket(table, true, Uses::default());
-        self.pending[ticket].after_push = after_push;
-        for frame in frames {
-            let floats = frame.count as usize;
-            let header = self.header(RequestKind::Pull, table.id).dense(&frame, 0);
-            self.ask(frame.shard, ticket, header, None, (floats, Places::From(frame.at)))?;
+    pub fn pull_dense(
+        &mut self,
+        (ticket, table): (usize, TableId),
+        frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
+    ) -> Result<bool> {
+        while let Some(frame) = frames.peek() {
+            let header = self.header(RequestKind::Pull, table).dense(frame, 0);
+            let answer = (frame.count as usize, Places::From(frame.at));
+            if !self.ask(frame.shard, ticket, header, &mut |_, _| {}, answer)? {
+                return Ok(false);
+            }
+            frames.next();
         }
-        self.kick();
-        Ok(ticket)
+        Ok(true)
     }
 
-    /// Queues the frames of a dense pull into a registered buffer. Blocks only while room in the queues is short.
+    /// Queues the frames of a dense pull into a registered buffer.
     pub fn pull_into(
         &mut self,
-        table: &Target<'_>,
-        range: KeyRange,
+        (ticket, table): (usize, TableId),
+        frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
         into: Span,
-        after_push: bool,
-        deadline: Deadline,
-    ) -> Result<usize> {
-        self.check()?;
-        let frames = plan::dense(table.spec, table.map, range, self.dense_limit())?;
-        let ticket = self.new_ticket(table, true, Uses { read: None, written: Some(into) });
-        self.pending[ticket].after_push = after_push;
-        for frame in frames {
-            self.await_room(frame.shard, deadline, ticket)?;
-            if let Err(error) = self.announce(frame.shard, &into) {
-                self.forget(ticket);
-                return Err(error);
+    ) -> Result<bool> {
+        while let Some(frame) = frames.peek() {
+            if self.links[frame.shard].queued() >= QUEUE_LIMIT {
+                return Ok(false);
             }
-            let mut header = self.header(RequestKind::Pull, table.id).dense(&frame, 0);
+            self.announce(frame.shard, &into)?;
+            let mut header = self.header(RequestKind::Pull, table).dense(frame, 0);
             header.region = u16::from(into.buffer);
             header.argument = (into.start + frame.at) as u64 * 4;
-            self.queue_pull(frame.shard, ticket, header, None, (frame.count as usize, None));
+            let answer = (frame.count as usize, None);
+            if !self.queue_pull(frame.shard, ticket, header, &mut |_, _| {}, answer) {
+                return Ok(false);
+            }
+            frames.next();
         }
-        self.kick();
-        Ok(ticket)
+        Ok(true)
     }
 
     /// Queues the frames of a sparse pull; refused when the receive memory is out.
     pub fn pull_sparse(
         &mut self,
-        table: &Target<'_>,
-        keys: SortedKeys<'_>,
-        after_push: bool,
-        deadline: Deadline,
-    ) -> Result<usize> {
-        self.check()?;
-        let mut plan = self.plan_sparse(table, keys)?;
-        let ticket = self.new_ticket(table, true, Uses::default());
-        self.pending[ticket].after_push = after_push;
-        let sent = plan.frames.iter().try_for_each(|frame| {
+        (ticket, table): (usize, TableId),
+        plan: &mut SparsePlan,
+        keys: &[Key],
+        next: &mut usize,
+    ) -> Result<bool> {
+        let width = self.pending[ticket].spec.width() as usize;
+        while let Some(frame) = plan.frames.get(*next) {
             let length = frame.directory.len() * 8 + frame.keys.len() * 8;
-            let body = self.stage_keys(&plan, frame, keys, length, deadline, ticket)?;
-            let header = self.header(RequestKind::Pull, table.id);
+            let mut fill = |buf: &mut Buf, at: usize| fill_keys(plan, frame, keys, buf, at);
+            let header = self.header(RequestKind::Pull, table);
             let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
-            let floats = frame.keys.len() * table.spec.width() as usize;
-            self.ask(frame.shard, ticket, header, Some(body), (floats, Places::Rows(frame.keys.clone())))
-        });
-        if sent.is_ok() {
-            std::mem::swap(&mut self.pending[ticket].lists.order, &mut plan.order);
+            let answer = (frame.keys.len() * width, Places::Rows(frame.keys.clone()));
+            if !self.ask(frame.shard, ticket, header, &mut fill, answer)? {
+                return Ok(false);
+            }
+            *next += 1;
         }
-        self.plan = plan;
-        sent?;
-        self.kick();
-        Ok(ticket)
+        std::mem::swap(&mut self.pending[ticket].lists.order, &mut plan.order);
+        Ok(true)
     }
 
-    /// The engine's plan, filled; whoever takes it puts it back.
-    fn plan_sparse(&mut self, table: &Target<'_>, keys: SortedKeys<'_>) -> Result<SparsePlan> {
+    /// The engine's plan, filled; [`Engine::put_back`] gives it back.
+    pub fn plan_sparse(
+        &mut self,
+        table: &Target<'_>,
+        keys: SortedKeys<'_>,
+        limit: usize,
+    ) -> Result<SparsePlan> {
         let mut plan = std::mem::take(&mut self.plan);
         // A pull's answer has to fit a frame, too: rows count as if they travelled with the keys.
         let row = table.spec.width() as usize * 4;
-        let filled = plan.fill(table.spec, table.map, keys, row, self.payload_bytes());
-        match filled {
+        match plan.fill(table.spec, table.map, keys, row, limit) {
             Ok(()) => Ok(plan),
             Err(error) => {
                 self.plan = plan;
@@ -193,52 +189,74 @@ impl Engine {
         }
     }
 
-    /// The longest frame of a dense table, in elements.
-    fn dense_limit(&self) -> u32 {
-        (self.payload_bytes() / 4) as u32
+    /// Takes a plan back once `all` of it is queued.
+    pub fn put_back(&mut self, plan: &mut Option<SparsePlan>, all: bool) {
+        if let Some(plan) = plan.take_if(|_| all) {
+            self.plan = plan;
+        }
     }
 
-    /// Queues one frame of a push, or a mark.
-    pub(super) fn enqueue(
-        &mut self,
-        link: usize,
-        header: RequestHeader,
-        body: Option<Payload>,
-        ticket: Option<usize>,
-    ) {
-        if let Some(pending) = ticket.and_then(|t| self.pending.get_mut(t)) {
-            pending.open += 1;
-            let commits_at_link = pending.at_close() && !pending.lists.commits_at.contains(&link);
-            self.pushed |= pending.under_bsp();
-            if commits_at_link {
-                pending.lists.commits_at.push(link);
-            }
+    /// Queues one frame of a push from the caller's memory.
+    fn push_frame(&mut self, link: usize, ticket: usize, header: RequestHeader, fill: &mut Fill<'_>) -> bool {
+        let staged = self.stage(link, ticket, header, fill, (Owner::Push(ticket), false));
+        if staged {
+            self.count_push(link, ticket, header);
         }
-        self.links[link].enqueue(Outgoing { header, body, ticket }, false);
+        staged
+    }
+
+    /// Queues one frame of a push from a registered buffer.
+    fn push_pinned(
+        &mut self,
+        frame: &DenseFrame,
+        ticket: usize,
+        header: RequestHeader,
+        span: &Span,
+    ) -> Result<bool> {
+        if self.links[frame.shard].queued() >= QUEUE_LIMIT {
+            return Ok(false);
+        }
+        let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
+        let outgoing = Outgoing::alone(header, Some(body), Owner::Push(ticket));
+        self.enqueue(frame.shard, ticket, outgoing, false);
+        self.count_push(frame.shard, ticket, header);
+        Ok(true)
+    }
+
+    fn count_push(&mut self, link: usize, ticket: usize, header: RequestHeader) {
+        let pending = &mut self.pending[ticket];
+        pending.open += 1;
+        self.pushed |= pending.under_bsp();
+        if pending.at_close() && !pending.lists.commits_at.contains(&link) {
+            pending.lists.commits_at.push(link);
+        }
+        if header.length as usize >= LONG_FRAME {
+            self.kick();
+        }
     }
 
     /// Queues one frame of a pull into receive memory.
-    pub(super) fn ask(
+    fn ask(
         &mut self,
         link: usize,
         ticket: usize,
         mut header: RequestHeader,
-        body: Option<Buf>,
+        fill: &mut Fill<'_>,
         (floats, places): (usize, Places),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let Some(buf) = self.receive.lease(floats * 4) else {
-            self.cancel(ticket);
             return Err(Error::Limit {
                 resource: "receive memory: it is held by pulls that nobody has waited for".to_owned(),
                 limit: self.receive.arena().len() as u64,
                 asked: (floats * 4) as u64,
             });
         };
-        self.pending[ticket].floats += floats;
         header.argument = buf.offset() as u64;
-        let part = Some(Part { buf, places });
-        self.queue_pull(link, ticket, header, body.map(Payload::Owned), (floats, part));
-        Ok(())
+        let queued = self.queue_pull(link, ticket, header, fill, (floats, Some(Part { buf, places })));
+        if queued {
+            self.pending[ticket].floats += floats;
+        }
+        Ok(queued)
     }
 
     /// Queues one frame of a pull, which says where the values go; `part` is what receives them unless that is a registered
@@ -248,23 +266,83 @@ impl Engine {
         link: usize,
         ticket: usize,
         mut header: RequestHeader,
-        body: Option<Payload>,
+        fill: &mut Fill<'_>,
         (floats, part): (usize, Option<Part>),
-    ) {
-        let pending = &mut self.pending[ticket];
-        pending.open += 1;
+    ) -> bool {
+        let pending = &self.pending[ticket];
         header.after_push = pending.after_push;
         let may_overtake = pending.under_bsp() && pending.after_push;
-        header.tag = self.asked.insert(Asked { ticket, link, floats, part, accepted: None }) as u32;
-        self.links[link].enqueue(Outgoing { header, body, ticket: None }, may_overtake);
+        let number = self.number();
+        let tag = self.asked.insert(Asked { number, ticket, link, floats, part, accepted: None });
+        header.tag = tag as u32;
+        let owner = Owner::Pull { tag: header.tag, number };
+        let staged = self.stage(link, ticket, header, fill, (owner, may_overtake));
+        if staged {
+            self.pending[ticket].open += 1;
+        } else {
+            self.asked.remove(tag);
+        }
+        staged
     }
 
-    /// A pull that could not be queued whole: takes back what was not sent, and forgets the rest.
-    pub(super) fn cancel(&mut self, ticket: usize) {
-        let tags: Vec<usize> =
-            self.asked.iter().filter(|(_, a)| a.ticket == ticket).map(|(tag, _)| tag).collect();
-        for tag in tags {
-            if self.links[self.asked[tag].link].unqueue(tag as u32) {
+    /// Writes a request's body into staging memory and queues it: with others where it is small. False when there is none.
+    fn stage(
+        &mut self,
+        link: usize,
+        ticket: usize,
+        header: RequestHeader,
+        fill: &mut Fill<'_>,
+        (owner, may_overtake): (Owner, bool),
+    ) -> bool {
+        let room = BATCH.min(self.links[link].payload_bytes());
+        // The slot of a push with a base version comes back with its rejection: nothing else may be in there.
+        let joins = header.length as usize <= SMALL && self.pending[ticket].base.is_none();
+        if !self.stalls(ticket) && joins && header.part_bytes() <= room {
+            if self.links[link].join(header, fill, owner, may_overtake) {
+                self.bytes_copied += u64::from(header.length);
+                return true;
+            }
+            if let Some(buf) = self.staging.lease(room) {
+                self.bytes_copied += u64::from(header.length);
+                let spare = self.spare_parts.pop().unwrap_or_default();
+                self.links[link].enqueue(Outgoing::first(header, fill, buf, owner, spare), may_overtake);
+                return true;
+            }
+        }
+        let mut body = None;
+        if header.length > 0 {
+            let Some(mut buf) = self.staging.lease(header.length as usize) else { return false };
+            fill(&mut buf, 0);
+            self.bytes_copied += u64::from(header.length);
+            body = Some(Payload::Owned(buf));
+        }
+        self.enqueue(link, ticket, Outgoing::alone(header, body, owner), may_overtake);
+        true
+    }
+
+    /// Queues a frame, or keeps it while its ticket may not begin.
+    fn enqueue(&mut self, link: usize, ticket: usize, frame: Outgoing, may_overtake: bool) {
+        if self.stalls(ticket) {
+            self.stall(ticket, link, frame, may_overtake);
+        } else {
+            self.links[link].enqueue(frame, may_overtake);
+        }
+    }
+
+    /// A push or pull that could not be queued whole: takes back what was not sent of a pull, and what waits for others to
+    /// be done, and forgets the rest.
+    pub fn cancel(&mut self, ticket: usize) {
+        for (_, frame, _) in std::mem::take(&mut self.pending[ticket].stalled) {
+            if let Some(Owner::Pull { tag, .. }) = frame.owners().next() {
+                self.asked.remove(tag as usize);
+            }
+            self.pending[ticket].open -= 1;
+        }
+        self.stalled.retain(|&t| t != ticket);
+        let asked: Vec<(usize, u64)> =
+            self.asked.iter().filter(|(_, a)| a.ticket == ticket).map(|(tag, a)| (tag, a.number)).collect();
+        for (tag, number) in asked {
+            if self.links[self.asked[tag].link].unqueue(Owner::Pull { tag: tag as u32, number }) {
                 self.asked.remove(tag);
                 self.pending[ticket].open -= 1;
             }
@@ -272,91 +350,36 @@ impl Engine {
         self.forget(ticket);
     }
 
-    /// A push's: a rejection finds its ticket by the tag.
-    pub(super) fn write_header(&self, kind: RequestKind, ticket: usize, table: TableId) -> RequestHeader {
-        let mut header = self.header(kind, table);
-        header.argument = self.pending[ticket].base.unwrap_or(NO_BASE);
+    /// A push's or set's: a rejection finds its ticket by the tag.
+    fn write_header(&self, ticket: usize, table: TableId) -> RequestHeader {
+        let pending = &self.pending[ticket];
+        let mut header = self.header(pending.kind, table);
+        header.argument = pending.base.unwrap_or(NO_BASE);
         header.tag = ticket as u32;
         header
     }
 
+    /// Pushes and pulls that wait for staging memory in mid-queue: one more, or one less.
+    pub fn half_queued(&mut self, more: bool) {
+        if more {
+            self.half_queued += 1;
+        } else {
+            self.half_queued -= 1;
+        }
+    }
+
     pub(super) fn header(&self, kind: RequestKind, table: TableId) -> RequestHeader {
-        RequestHeader {
-            kind,
-            after_push: false,
-            sequence: 0,
-            clock: self.clock,
-            region: 0,
-            argument: 0,
-            table,
-            bucket: 0,
-            epoch: self.epoch,
-            first: 0,
-            count: 0,
-            length: 0,
-            tag: 0,
-        }
-    }
-
-    /// Staging memory of `length` bytes that begins with a frame's directory and keys.
-    fn stage_keys(
-        &mut self,
-        plan: &SparsePlan,
-        frame: &SparseFrame,
-        keys: SortedKeys<'_>,
-        length: usize,
-        deadline: Deadline,
-        ticket: usize,
-    ) -> Result<Buf> {
-        let mut body = self.lease_staging(length, deadline, ticket)?;
-        let directory: &[u8] = bytemuck::cast_slice(&plan.directory[frame.directory.clone()]);
-        self.copy_in(&mut body, 0, directory);
-        for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
-            let key = keys.as_slice()[number as usize].to_ne_bytes();
-            self.copy_in(&mut body, directory.len() + place * 8, &key);
-        }
-        Ok(body)
-    }
-
-    fn copy_in(&mut self, body: &mut Buf, at: usize, bytes: &[u8]) {
-        body.copy_in(at, bytes);
-        self.bytes_copied += bytes.len() as u64;
-    }
-
-    /// Waits until one more frame from or to a registered buffer may be queued.
-    fn await_room(&mut self, link: usize, deadline: Deadline, ticket: usize) -> Result<()> {
-        if self.links[link].queued() < QUEUE_LIMIT {
-            return Ok(());
-        }
-        let room = self.drive(deadline, "room to queue a frame", |engine| {
-            (engine.links[link].queued() < QUEUE_LIMIT).then_some(())
-        });
-        if room.is_err() {
-            self.forget(ticket);
-        }
-        room
-    }
-
-    pub(super) fn lease_staging(&mut self, bytes: usize, deadline: Deadline, ticket: usize) -> Result<Buf> {
-        if let Some(buf) = self.staging.lease(bytes) {
-            return Ok(buf);
-        }
-        self.kick();
-        let leased = self.drive(deadline, "staging memory for a push", |engine| engine.staging.lease(bytes));
-        if leased.is_err() {
-            self.forget(ticket);
-        }
-        leased
+        RequestHeader { kind, table, ..RequestHeader::new(self.clock, self.epoch) }
     }
 }
 
-/// A piece in two frames would make its second half stale itself.
-fn cut_bucket(call: &'static str, spec: &TableSpec) -> Error {
-    let reason = format!(
-        "what goes to one bucket of table \"{}\" does not fit a frame: push less at once, or make its buckets smaller",
-        spec.name
-    );
-    Error::Misuse { call, reason }
+/// A sparse body's directory and keys.
+fn fill_keys(plan: &SparsePlan, frame: &SparseFrame, keys: &[Key], buf: &mut Buf, at: usize) {
+    let directory: &[u8] = bytemuck::cast_slice(&plan.directory[frame.directory.clone()]);
+    buf.copy_in(at, directory);
+    for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
+        buf.copy_in(at + directory.len() + place * 8, &keys[number as usize].to_ne_bytes());
+    }
 }
 
 impl RequestHeader {

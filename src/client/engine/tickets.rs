@@ -1,19 +1,28 @@
 //! Tickets: when they are done, what they wait for, and the values of a pull.
 
 use super::{Engine, Part, Pending, Places, Target, Uses};
+use crate::client::frame::Owner;
 use crate::error::{Error, Result};
-use crate::proto::ReplyHeader;
+use crate::proto::{ReplyHeader, RequestKind};
 use crate::types::Version;
 
 impl Engine {
-    pub(super) fn new_ticket(&mut self, table: &Target<'_>, pull: bool, uses: Uses) -> usize {
+    pub(super) fn new_ticket(
+        &mut self,
+        table: &Target<'_>,
+        (kind, after_push): (RequestKind, bool),
+        uses: Uses,
+    ) -> usize {
+        let after = table.after.filter(|after| !self.may_begin(after)).cloned();
         let lists = self.spare.pop().unwrap_or_default();
+        let number = self.number();
         self.pending.insert(Pending {
+            number,
             spec: table.spec.clone(),
             clock: self.clock,
             open: 0,
-            pull,
-            after_push: false,
+            kind,
+            after_push,
             base: None,
             stale: None,
             lists,
@@ -21,6 +30,8 @@ impl Engine {
             version: 0,
             uses,
             dropped: false,
+            after,
+            stalled: Vec::new(),
         })
     }
 
@@ -34,18 +45,8 @@ impl Engine {
             return pending.stale.clone().map_or(Ok(true), Err);
         }
         self.check()?;
-        let needs_own_mark = match pending.pull {
-            true => pending.under_bsp() && pending.after_push,
-            false => pending.at_close(),
-        };
-        if waiting && needs_own_mark && pending.clock == self.clock && !self.finished {
-            return Err(Error::Misuse {
-                call: "wait",
-                reason: format!(
-                    "what was pushed to table \"{}\" in clock {} is committed when the clock ends: call clock() first",
-                    pending.spec.name, pending.clock
-                ),
-            });
+        if waiting {
+            self.refuse_own_clock(ticket, "wait")?;
         }
         Ok(false)
     }
@@ -53,22 +54,20 @@ impl Engine {
     /// What a ticket waits for, for messages.
     pub fn describe(&self, ticket: usize) -> String {
         let pending = &self.pending[ticket];
-        let what = if pending.pull { "a pull from" } else { "a push to" };
-        let behind: Vec<&str> = match pending.pull {
-            true => self
-                .asked
-                .iter()
-                .filter(|(_, a)| a.ticket == ticket)
-                .map(|(_, a)| &*self.links[a.link].peer)
-                .collect(),
-            false => pending
-                .lists
-                .commits_at
-                .iter()
-                .filter(|&&l| self.links[l].closed <= pending.clock)
-                .map(|&l| &*self.links[l].peer)
-                .collect(),
-        };
+        let what = if pending.is_pull() { "a pull from" } else { "a push to" };
+        if pending.after.is_some() {
+            let (table, clock) = (&pending.spec.name, pending.clock);
+            return format!("what has to be done before {what} table \"{table}\" in clock {clock} begins");
+        }
+        let behind: Vec<&str> = (0..)
+            .zip(&self.links)
+            .filter(|&(link, l)| {
+                let asked = self.asked.iter().any(|(_, a)| a.ticket == ticket && a.link == link);
+                let sent = l.concerns(Owner::Push(ticket));
+                asked || sent || (pending.lists.commits_at.contains(&link) && l.closed <= pending.clock)
+            })
+            .map(|(_, l)| &*l.peer)
+            .collect();
         format!("{what} table \"{}\" in clock {} at {}", pending.spec.name, pending.clock, behind.join(", "))
     }
 
@@ -155,6 +154,10 @@ impl Engine {
 }
 
 impl Pending {
+    pub(super) fn is_pull(&self) -> bool {
+        self.kind == RequestKind::Pull
+    }
+
     pub(super) fn under_bsp(&self) -> bool {
         self.spec.consistency.folds_by_rank()
     }

@@ -77,6 +77,128 @@ impl Rig {
     }
 }
 
+/// One request of a batch.
+fn part(kind: RequestKind, clock: u64, bucket: u32) -> RequestHeader {
+    let length = if kind == RequestKind::Push { 64 } else { 0 };
+    let argument = if kind == RequestKind::Push { NO_BASE } else { 0 };
+    RequestHeader { kind, bucket, argument, count: 16, length, ..RequestHeader::new(clock, 1) }
+}
+
+impl Rig {
+    /// Fills a slot with a batch, whose header `change` may spoil.
+    fn batch(
+        &mut self,
+        (rank, slot): (u32, u32),
+        parts: &[RequestHeader],
+        change: impl Fn(&mut RequestHeader),
+    ) -> Result<()> {
+        let at = self.core.staging.slot_at(rank, slot);
+        let mut length = 0;
+        for (number, part) in (0u64..).zip(parts) {
+            let header = RequestHeader { sequence: number, ..*part };
+            self.core.staging.arena.copy_in(at + HEADER + length, &header.encode());
+            let values = [(rank + 1) as f32; 16];
+            let values = &bytemuck::cast_slice(&values)[..part.length as usize];
+            self.core.staging.arena.copy_in(at + 2 * HEADER + length, values);
+            length += part.part_bytes();
+        }
+        let sequence = self.sequences[rank as usize];
+        self.sequences[rank as usize] += 1;
+        let (count, length) = (parts.len() as u32, length as u32);
+        let clock = parts[0].clock;
+        let kind = RequestKind::Batch;
+        let mut header = RequestHeader { kind, sequence, count, length, ..RequestHeader::new(clock, 1) };
+        change(&mut header);
+        self.core.staging.arena.copy_in(at, &header.encode());
+        self.core.request(rank, slot, HEADER as u32 + header.length)
+    }
+
+    fn occupied(&self, rank: u32) -> u64 {
+        self.core.sessions[rank as usize].occupied
+    }
+
+    fn values(&self, bucket: u32) -> Vec<f32> {
+        self.core.shard.read_dense(0, bucket, 0, 16).unwrap().values.to_vec()
+    }
+}
+
+use RequestKind::{Finish, Mark, Pull, Push};
+
+#[test]
+fn a_batch_holds_its_slot_until_its_last_part_is_done_with() {
+    let mut rig = Rig::new(2);
+    let parts = [part(Push, 0, 0), part(Push, 0, 1), part(Mark, 0, 0)];
+    rig.batch((1, 0), &parts, |_| ()).unwrap();
+    assert_eq!((rig.core.gate.held(), rig.occupied(1)), (2, 1));
+    rig.batch((0, 0), &parts[..2], |_| ()).unwrap();
+    assert_eq!((rig.core.gate.closed(), rig.core.gate.held(), rig.occupied(1)), (0, 2, 1));
+    assert_eq!(rig.occupied(0), 0);
+    rig.batch((0, 1), &[part(Mark, 0, 0)], |_| ()).unwrap();
+    assert_eq!((rig.core.gate.closed(), rig.core.gate.held(), rig.occupied(1)), (1, 0, 0));
+    // What stands behind a mark is of the next clock, so it is of another batch; a pull may stand there.
+    rig.batch((1, 1), &[part(Mark, 1, 0), part(Pull, 1, 0)], |_| ()).unwrap();
+    // A batch of void parts, and a pull, whose keys are its own: free at once.
+    let void = RequestHeader { void: true, ..part(Push, 7, 99) };
+    let mut rig = Rig::new(1);
+    rig.batch((0, 0), &[void, RequestHeader { clock: 7, ..part(Pull, 7, 0) }, void], |_| ()).unwrap();
+    assert_eq!(rig.occupied(0), 0);
+    assert_eq!(rig.core.links[0].as_ref().unwrap().waiting.len(), 1);
+}
+
+#[test]
+fn a_replayed_batch_is_dropped_whole_but_for_its_pulls() {
+    let mut rig = Rig::new(2);
+    let parts = [part(Push, 0, 0), part(Pull, 0, 0), part(Pull, 0, 1)];
+    rig.batch((1, 0), &parts, |_| ()).unwrap();
+    rig.core.detach(1);
+    let region = RemoteRegion { address: 0, length: 1 << 20, key: 1, rights: Rights::Write };
+    let endpoint = EndpointId { index: 1, generation: 1 };
+    rig.core.attach(1, 7, Link::new(endpoint, "worker 1".to_owned(), region, 256, region));
+    rig.sequences[1] = 0;
+    // The first pull was answered: the worker has made it void.
+    let answered = RequestHeader { void: true, ..parts[1] };
+    rig.batch((1, 0), &[parts[0], answered, parts[2]], |_| ()).unwrap();
+    let waiting = &rig.core.links[1].as_ref().unwrap().waiting;
+    assert_eq!(waiting.iter().map(|w| w.header.bucket).collect::<Vec<_>>(), [1]);
+    assert_eq!((rig.core.stats.duplicates_dropped, rig.core.gate.held(), rig.occupied(1)), (1, 1, 1));
+    rig.send((0, 0), Mark, 0, 0).unwrap();
+    rig.send((1, 1), Mark, 0, 0).unwrap();
+    assert_eq!((rig.core.gate.closed(), rig.occupied(1)), (1, 0));
+    let update = rig.values(0)[0];
+    assert!(update != 0.0);
+    let mut alone = Rig::new(2);
+    alone.batch((1, 0), &[part(Push, 0, 0), part(Mark, 0, 0)], |_| ()).unwrap();
+    alone.send((0, 0), Mark, 0, 0).unwrap();
+    assert_eq!(alone.values(0)[0], update, "the push was applied once");
+}
+
+#[test]
+fn malformed_batches_name_the_worker_and_the_field() {
+    let refused = |parts: &[RequestHeader], change: fn(&mut RequestHeader)| {
+        let mut rig = Rig::new(2);
+        let error = rig.batch((1, 0), parts, change).unwrap_err();
+        let Error::Protocol { peer, field, .. } = error else { panic!("{error}") };
+        assert_eq!(peer, "worker 1");
+        assert!(rig.core.failed);
+        field
+    };
+    let (push, mark) = (part(Push, 0, 0), part(Mark, 0, 0));
+    assert_eq!(refused(&[push], |h| h.count = 0), "count");
+    assert_eq!(refused(&[push], |h| h.count = u32::MAX), "count");
+    assert_eq!(refused(&[push, mark], |h| h.length -= 64), "length");
+    assert_eq!(refused(&[push, mark], |h| h.count = 1), "length");
+    assert_eq!(refused(&[push, mark], |h| h.length = 4096 + 64), "length");
+    assert_eq!(refused(&[RequestHeader { kind: RequestKind::Batch, ..push }], |_| ()), "kind");
+    assert_eq!(refused(&[RequestHeader { epoch: 2, ..push }], |_| ()), "epoch");
+    assert_eq!(refused(&[RequestHeader { table: 9, ..push }], |_| ()), "table");
+    assert_eq!(refused(&[RequestHeader { argument: 0, ..push }], |_| ()), "argument");
+    // A push behind its clock's mark, of that clock or of the next; two marks; more behind the end.
+    assert_eq!(refused(&[mark, push], |_| ()), "clock");
+    assert_eq!(refused(&[mark, RequestHeader { clock: 1, ..push }], |_| ()), "clock");
+    assert_eq!(refused(&[mark, mark], |_| ()), "clock");
+    assert_eq!(refused(&[part(Finish, 0, 0), push], |_| ()), "clock");
+}
+
 #[test]
 fn a_slot_that_is_held_or_not_yet_given_back_is_not_the_workers_to_fill() {
     let mut rig = Rig::new(2);
@@ -134,6 +256,7 @@ fn push(table: u32, sequence: u64, clock: u64, argument: u64) -> RequestHeader {
     RequestHeader {
         kind: RequestKind::Push,
         after_push: false,
+        void: false,
         sequence,
         clock,
         region: 0,

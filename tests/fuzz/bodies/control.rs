@@ -6,7 +6,10 @@ use windlass::cluster::coordinator::{Coordinator, CoordinatorConfig, Input, Outp
 use windlass::mem::RemoteRegion;
 use windlass::proto::control::{ControlMessage, FrameReader, FrameWriter, MAX_BODY};
 use windlass::store::{Optimizers, Shard};
-use windlass::types::{Identity, PartitionMap, Role, ServerInfo, ShardId, TableSpec, View};
+use windlass::types::{
+    Consistency, Identity, Initializer, Late, OptimizerSpec, PartitionMap, Quorum, Role, ServerInfo, ShardId,
+    Stale, TableSpec, View,
+};
 
 use super::Bytes;
 
@@ -81,7 +84,11 @@ fn body(message: &ControlMessage) -> Vec<u8> {
 
 /// One message of each kind that carries something.
 fn examples() -> Vec<ControlMessage> {
-    let (dense, sparse) = (TableSpec::dense("w", &[1000]), TableSpec::sparse("v", 4));
+    let dense = TableSpec::dense("w", &[1000]).quorum(Quorum { workers: 2, late: Late::Apply });
+    let sparse = TableSpec::sparse("v", 4)
+        .consistency(Consistency::Ssp { staleness: 3 })
+        .stale(Stale::Reject { max_age: 2 })
+        .initializer(Initializer::Normal { mean: 0.0, std: 1.0, seed: 3 });
     let server = ServerInfo { rank: 0, address: "127.0.0.1:1".into(), threads: 2 };
     let region =
         RemoteRegion { address: 0, length: 64, key: 1, rights: windlass::mem::Rights::Write }.encode();
@@ -255,7 +262,6 @@ pub fn spec(data: &[u8]) {
 }
 
 pub fn spec_seeds() -> Vec<Vec<u8>> {
-    use windlass::types::{Consistency, OptimizerSpec};
     let specs = [
         TableSpec::dense("w", &[1000]),
         TableSpec::dense("w", &[7, 9, 3])
@@ -263,6 +269,10 @@ pub fn spec_seeds() -> Vec<Vec<u8>> {
             .optimizer(OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0)),
         TableSpec::sparse("v", 4).consistency(Consistency::Ssp { staleness: 3 }),
         TableSpec::sparse("v", 16384).optimizer(OptimizerSpec::adam(0.1, 0.9, 0.99, 1e-8)),
+        TableSpec::dense("q", &[100])
+            .quorum(Quorum { workers: 2, late: Late::Drop })
+            .initializer(Initializer::Uniform { low: -1.0, high: 1.0, seed: 7 }),
+        TableSpec::sparse("s", 2).consistency(Consistency::Asp).stale(Stale::Reject { max_age: 9 }),
         TableSpec::dense("big", &[1 << 40]).segment_bytes(1 << 20),
     ];
     specs.iter().map(|spec| postcard::to_stdvec(spec).unwrap()).collect()

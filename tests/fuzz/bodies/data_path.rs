@@ -1,6 +1,9 @@
 //! The headers of the data path, and the body of a sparse request.
 
-use windlass::proto::{HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind, SparseBody};
+use windlass::mem::{RemoteRegion, Rights};
+use windlass::proto::{
+    HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind, SparseBody, WorkerMessage,
+};
 
 use super::Bytes;
 
@@ -40,6 +43,7 @@ fn example(kind: RequestKind) -> RequestHeader {
     RequestHeader {
         kind,
         after_push: kind == RequestKind::Pull,
+        void: false,
         sequence: 3,
         clock: 9,
         region: 0,
@@ -81,10 +85,35 @@ pub fn reply_seeds() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
+/// What a worker says outside the slots: as [`request`].
+pub fn message(data: &[u8]) {
+    match WorkerMessage::decode(data) {
+        Ok(message) => {
+            let (bytes, length) = message.encode();
+            assert_eq!(&bytes[..length], data);
+        }
+        Err(malformed) => assert!(!malformed.field.is_empty()),
+    }
+}
+
+pub fn message_seeds() -> Vec<Vec<u8>> {
+    let region = RemoteRegion { address: 64, length: 4096, key: 7, rights: Rights::Write };
+    [
+        WorkerMessage::RingRead(3),
+        WorkerMessage::Announce { number: 63, region },
+        WorkerMessage::Withdraw { number: 1 },
+    ]
+    .map(|message| {
+        let (bytes, length) = message.encode();
+        bytes[..length].to_vec()
+    })
+    .to_vec()
+}
+
 /// What is announced lies inside the length that the header gives.
 pub fn sparse(data: &[u8]) {
     let mut input = Bytes(data);
-    let kind = if input.u8() & 1 == 0 { RequestKind::Push } else { RequestKind::Pull };
+    let kind = [RequestKind::Push, RequestKind::Pull, RequestKind::Set][usize::from(input.u8()) % 3];
     let dim = u32::from(input.u16()) % ((1 << 14) + 1);
     let (first, count) = (input.u32(), input.u32());
     let mut header = RequestHeader { kind, first, count, ..example(kind) };
@@ -100,5 +129,10 @@ pub fn sparse_seeds() -> Vec<Vec<u8>> {
         let numbers = [first, count, length].map(u32::to_le_bytes).concat();
         [&[kind][..], &dim.to_le_bytes(), &numbers].concat()
     };
-    vec![seed(0, 2, 1, 2, 8 + 16 + 16), seed(1, 2, 2, 3, 16 + 24), seed(0, 16384, 1, u32::MAX, u32::MAX)]
+    vec![
+        seed(0, 2, 1, 2, 8 + 16 + 16),
+        seed(1, 2, 2, 3, 16 + 24),
+        seed(2, 1, 1, 1, 8 + 8 + 4),
+        seed(0, 16384, 1, u32::MAX, u32::MAX),
+    ]
 }

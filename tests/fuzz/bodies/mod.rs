@@ -9,6 +9,8 @@ mod server;
 mod tcp;
 mod text;
 
+pub use server::served;
+
 /// One fuzz target.
 pub struct Target {
     /// Also the name of its corpus: `tests/fuzz/corpus/NAME.hex`.
@@ -25,6 +27,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "request", body: data_path::request, seeds: data_path::request_seeds, runs: 20_000 },
     Target { name: "reply", body: data_path::reply, seeds: data_path::reply_seeds, runs: 20_000 },
+    Target { name: "message", body: data_path::message, seeds: data_path::message_seeds, runs: 20_000 },
     Target { name: "sparse", body: data_path::sparse, seeds: data_path::sparse_seeds, runs: 20_000 },
     Target { name: "server", body: server::requests, seeds: server::seeds, runs: 4_000 },
     Target { name: "acceptor", body: handshake::acceptor, seeds: handshake::acceptor_seeds, runs: 10_000 },

@@ -13,6 +13,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../bodies/mod.rs"]
+#[allow(dead_code, unused_imports)] // some of it is for the seeded driver alone
 mod bodies;
 #[path = "../../corpus.rs"]
 mod corpus;

@@ -1,0 +1,202 @@
+//! Who drives the engine: callers that wait, and, with `progress = thread`, a thread while none does.
+//!
+//! Nobody holds the engine while it sleeps, so calls of several threads go on beside each other.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::control::Shared;
+use super::engine::Engine;
+use crate::error::{Error, Result};
+use crate::time::Deadline;
+use crate::transport::park::{Waker, park};
+
+/// The longest sleep of a waiter, because another thread may take what it sleeps for.
+const WAITER_NAP: Duration = Duration::from_millis(20);
+/// How long the progress thread leaves the engine to a waiter before it looks again.
+const ASIDE: Duration = Duration::from_millis(2);
+/// Its longest sleep while nobody waits: a bound on how late a failure told by another thread could be noticed.
+const IDLE_NAP: Duration = Duration::from_millis(200);
+
+/// The engine, and those who wait for it.
+pub struct Driver {
+    engine: Mutex<Engine>,
+    shared: Arc<Shared>,
+    /// Callers inside [`Driver::drive`].
+    waiting: AtomicU32,
+}
+
+impl Driver {
+    /// Nobody drives yet.
+    pub fn new(engine: Engine, shared: Arc<Shared>) -> Driver {
+        Driver { engine: Mutex::new(engine), shared, waiting: AtomicU32::new(0) }
+    }
+
+    /// The engine, for a call that does not wait.
+    pub fn engine(&self) -> MutexGuard<'_, Engine> {
+        match self.engine.lock() {
+            Ok(engine) => engine,
+            // A caller panicked while it held the engine. Its queues are still in order: every method leaves them so
+            // before it calls anything that is not ours.
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    /// The engine, unless another thread holds it.
+    pub fn try_engine(&self) -> Option<MutexGuard<'_, Engine>> {
+        match self.engine.try_lock() {
+            Ok(engine) => Some(engine),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()), // as in `engine`
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Drives the engine until `done` gives something; `waited_for` says at a timeout what did not come.
+    pub fn drive<T>(
+        &self,
+        deadline: Deadline,
+        waited_for: impl Fn(&Engine) -> String,
+        mut done: impl FnMut(&mut Engine) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let _waiting = Waiting::new(&self.waiting);
+        let mut idle_since = None;
+        loop {
+            let mut engine = self.engine();
+            if let Some(result) = done(&mut engine)? {
+                return Ok(result);
+            }
+            // What is waited for may still be here.
+            engine.flush();
+            let worked = match engine.progress() {
+                Ok(worked) => worked,
+                // A failure does not undo what is done.
+                Err(error) => return done(&mut engine)?.ok_or(error),
+            };
+            if worked {
+                idle_since = None;
+                if self.waiting.load(Ordering::Relaxed) > 1 {
+                    // What came may be what another waiter sleeps for.
+                    self.shared.waker.wake();
+                }
+                continue;
+            }
+            let now = Instant::now();
+            if deadline.passed(now) {
+                return Err(Error::Timeout { waited_for: waited_for(&engine), after: deadline.given() });
+            }
+            if engine.may_sleep(&mut idle_since, now) {
+                let descriptors = engine.descriptors();
+                drop(engine);
+                park(&descriptors, deadline.left(now).min(WAITER_NAP))?;
+                self.shared.waker.drain();
+            }
+        }
+    }
+
+    /// Queues a push or a pull: `begin` makes its ticket, and `more` queues what there is staging memory for, and says
+    /// whether that was all. Blocks while there is none, without the engine. Then all leaves that may, unless the caller
+    /// has something to queue behind it (`more_follows`).
+    pub fn queue(
+        &self,
+        deadline: Deadline,
+        more_follows: bool,
+        begin: impl FnOnce(&mut Engine) -> Result<usize>,
+        mut more: impl FnMut(&mut Engine, usize) -> Result<bool>,
+    ) -> Result<usize> {
+        let mut engine = self.engine();
+        let ticket = begin(&mut engine)?;
+        let mut queued = more(&mut engine, ticket);
+        if let Ok(false) = queued {
+            engine.half_queued(true);
+            drop(engine);
+            let waited_for = |_: &Engine| "staging memory for a push".to_owned();
+            queued = self
+                .drive(deadline, waited_for, |engine| Ok(more(engine, ticket)?.then_some(())))
+                .map(|()| true);
+            engine = self.engine();
+            engine.half_queued(false);
+        }
+        if queued.is_err() {
+            engine.cancel(ticket);
+        }
+        if !more_follows || queued.is_err() {
+            engine.kick();
+        }
+        queued.map(|_| ticket)
+    }
+}
+
+/// Counts a caller as waiting while it lives.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl Waiting<'_> {
+    fn new(count: &AtomicU32) -> Waiting<'_> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Drives the engine while no caller does; ends when it is dropped.
+pub struct ProgressThread {
+    stop: Arc<AtomicBool>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ProgressThread {
+    /// Starts it.
+    pub fn start(driver: Arc<Driver>) -> Result<ProgressThread> {
+        let (stop, waker) = (Arc::new(AtomicBool::new(false)), Waker::new()?);
+        let (stopping, woken) = (stop.clone(), waker.clone());
+        let thread = std::thread::Builder::new()
+            .name("wl-prog".to_owned())
+            .spawn(move || run(&driver, &stopping, &woken))
+            .map_err(|e| Error::io("start thread", "wl-prog", e))?;
+        Ok(ProgressThread { stop, waker, thread: Some(thread) })
+    }
+}
+
+impl Drop for ProgressThread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has nothing left to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Never spins: a caller that waits spins better, on its own CPU. Ends with the engine's first failure, which every later
+/// call of the client gives, too.
+fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
+    while !stop.load(Ordering::Acquire) {
+        let parked = if driver.waiting.load(Ordering::Relaxed) > 0 {
+            park(&[waker.fd()], ASIDE)
+        } else {
+            let mut engine = driver.engine();
+            match engine.progress() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(_) => return,
+            }
+            if !engine.may_sleep_at_once() {
+                continue;
+            }
+            let [transport, shared] = engine.descriptors();
+            drop(engine);
+            park(&[waker.fd(), transport, shared], IDLE_NAP)
+        };
+        if parked.is_err() {
+            return;
+        }
+    }
+}

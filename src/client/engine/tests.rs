@@ -1,0 +1,424 @@
+//! What reaches the transport, counted there.
+
+use std::os::fd::RawFd;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::*;
+use crate::client::link::Grant;
+use crate::client::plan::DenseFrame;
+use crate::control::{Hub, HubConfig};
+use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
+use crate::proto::secret::Secret;
+use crate::proto::{ReplyHeader, ReplyKind, RequestHeader, RequestKind};
+use crate::transport::park::Waker;
+use crate::transport::{Caps, Message, Read, Refusal, Rejected, SessionKey, Side, Write};
+use crate::types::{Consistency, Identity, OptimizerSpec, Role, ServerInfo, TableSpec, View};
+
+/// What was written: the slot, the request and its body.
+type Written = Arc<Mutex<Vec<(u32, RequestHeader, Vec<u8>)>>>;
+
+/// Requests with their bodies.
+type Requests = Vec<(RequestHeader, Vec<u8>)>;
+
+/// Takes everything and delivers nothing but what a test puts into `inbox`.
+struct Paper {
+    caps: Caps,
+    arenas: Vec<Arc<Arena>>,
+    written: Written,
+    inbox: Arc<Mutex<Vec<Completion>>>,
+    waker: Waker,
+    endpoints: u32,
+}
+
+impl Transport for Paper {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
+        self.arenas.push(arena);
+        Ok(RegionId(self.arenas.len() as u32 - 1))
+    }
+
+    fn unregister(&mut self, _: RegionId) -> bool {
+        true
+    }
+
+    fn open(&mut self, _: Side, _: &str) -> Result<(EndpointId, Vec<u8>)> {
+        self.endpoints += 1;
+        Ok((EndpointId { index: 0, generation: self.endpoints }, Vec::new()))
+    }
+
+    fn authorise(
+        &mut self,
+        _: EndpointId,
+        _: RegionId,
+        _: usize,
+        length: usize,
+        rights: Rights,
+    ) -> Result<RemoteRegion> {
+        Ok(RemoteRegion { address: 0, length: length as u64, key: 1, rights })
+    }
+
+    fn withdraw(&mut self, _: EndpointId, _: &RemoteRegion) -> Result<()> {
+        Ok(())
+    }
+
+    fn connect(&mut self, _: EndpointId, _: &[u8], _: &SessionKey) -> Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, _: EndpointId, operation: Message) -> std::result::Result<(), Rejected<Message>> {
+        Err(Rejected { operation, refusal: Refusal::Full })
+    }
+
+    fn write(&mut self, _: EndpointId, write: Write) -> std::result::Result<(), Rejected<Write>> {
+        let header = RequestHeader::decode(&write.header.unwrap()).unwrap();
+        let body = write.body.map_or(Vec::new(), |body| {
+            let slice = body.slice();
+            let mut bytes = vec![0; slice.length];
+            slice.arena.copy_out(slice.offset, &mut bytes);
+            bytes
+        });
+        assert_eq!(body.len(), header.length as usize);
+        self.written.lock().unwrap().push((write.imm.unwrap(), header, body));
+        Ok(())
+    }
+
+    fn read(&mut self, _: EndpointId, operation: Read) -> std::result::Result<(), Rejected<Read>> {
+        Err(Rejected { operation, refusal: Refusal::Full })
+    }
+
+    fn flush(&mut self) {}
+
+    fn poll(&mut self, completions: &mut Vec<Completion>, _: usize) {
+        completions.append(&mut self.inbox.lock().unwrap());
+    }
+
+    fn waitable(&self) -> RawFd {
+        self.waker.fd()
+    }
+
+    fn arm(&mut self) -> bool {
+        true
+    }
+
+    fn close(&mut self, _: EndpointId) {}
+}
+
+/// An engine with one link to a server thread that exists on paper only.
+struct Rig {
+    engine: Engine,
+    written: Written,
+    inbox: Arc<Mutex<Vec<Completion>>>,
+    ring: Arc<Arena>,
+    replies: u64,
+    spec: Arc<TableSpec>,
+    map: Arc<PartitionMap>,
+    _hub: Hub,
+}
+
+impl Rig {
+    fn new(consistency: Consistency, slots: u32) -> Rig {
+        let (written, inbox) = (Written::default(), Arc::new(Mutex::new(Vec::new())));
+        let caps = Caps {
+            name: "paper",
+            one_sided: false,
+            keys_per_peer: true,
+            queue_depth: 1 << 20,
+            max_write: 1 << 30,
+            detail: String::new(),
+        };
+        let mut transport = Box::new(Paper {
+            caps,
+            arenas: Vec::new(),
+            written: written.clone(),
+            inbox: inbox.clone(),
+            waker: Waker::new().unwrap(),
+            endpoints: 0,
+        });
+        let ring = Arena::new(256 * HEADER).unwrap();
+        let region = transport.register(ring.clone()).unwrap();
+        let classes = [(1 << 10, 8), (64 << 10, 32)];
+        let staging = Pool::new(&classes, |arena| transport.register(arena)).unwrap();
+        let receive = Pool::new(&[(1 << 10, 512)], |arena| transport.register(arena)).unwrap();
+        let mut link = Link::new((0, 0), "server 0".to_owned(), ring.clone(), 0);
+        link.open(transport.as_mut(), region, &receive).unwrap();
+        let region_of_slots = RemoteRegion { address: 0, length: 64 << 20, key: 2, rights: Rights::Write };
+        link.granted(Grant {
+            slots: region_of_slots,
+            slot_count: slots,
+            slot_bytes: (256 << 10) + HEADER as u32,
+            pull_credits: 64,
+        })
+        .unwrap();
+        let identity =
+            Identity { role: Role::Worker, rank: Some(0), incarnation: 1, process: "test".to_owned() };
+        let hub = Hub::new(HubConfig::new(Secret::generate().unwrap(), "", identity)).unwrap();
+        let (reopener, _, _) = Reopener::new(region, "paper", Duration::from_secs(100), hub.waker());
+        let shared = Arc::new(Shared::new().unwrap());
+        let memory = (staging, receive);
+        let engine = Engine::new(transport, Polling::Block, vec![link], memory, 1, shared, reopener);
+        let spec = TableSpec::dense("w", &[1 << 20])
+            .optimizer(OptimizerSpec::new("sum", &[]))
+            .consistency(consistency);
+        let server = ServerInfo { rank: 0, address: String::new(), threads: 1 };
+        let map = PartitionMap::new(&View { epoch: 1, servers: vec![server], workers: 1 }, &spec);
+        let (spec, map) = (Arc::new(spec), Arc::new(map));
+        let mut rig = Rig { engine, written, inbox, ring, replies: 0, spec, map, _hub: hub };
+        rig.connected();
+        rig
+    }
+
+    fn endpoint(&self) -> EndpointId {
+        self.engine.links[0].endpoint.unwrap()
+    }
+
+    fn connected(&mut self) {
+        let endpoint = self.endpoint();
+        self.deliver(Completion::Connected { endpoint });
+    }
+
+    fn deliver(&mut self, completion: Completion) {
+        self.inbox.lock().unwrap().push(completion);
+        self.engine.progress().unwrap();
+    }
+
+    /// The endpoint breaks and a new one comes in its place.
+    fn reconnect(&mut self) {
+        let endpoint = self.endpoint();
+        self.deliver(Completion::Closed { endpoint, reason: None });
+        self.replies = 0;
+        self.connected();
+    }
+
+    /// The server thread writes a reply.
+    fn reply(&mut self, kind: ReplyKind, freed: u64, tag: u32, count: u32) {
+        let header = ReplyHeader {
+            bucket: 0,
+            kind,
+            sequence: self.replies,
+            closed: 0,
+            version: 0,
+            freed,
+            withdrawn: 0,
+            epoch: 1,
+            count,
+            tag,
+        };
+        let imm = self.replies as u32;
+        self.ring.copy_in(imm as usize * HEADER, &header.encode());
+        self.replies += 1;
+        let endpoint = self.endpoint();
+        self.deliver(Completion::Written { endpoint, imm, length: HEADER as u32 });
+    }
+
+    fn push(&mut self, floats: usize, value: f32) -> usize {
+        let ticket = self.queue_push(None, floats, value);
+        self.engine.kick();
+        ticket
+    }
+
+    fn queue_push(&mut self, after: Option<&Arc<After>>, floats: usize, value: f32) -> usize {
+        let (spec, map) = (self.spec.clone(), self.map.clone());
+        let table = Target { spec: &spec, map: &map, after };
+        let values = vec![value; floats];
+        let source = Source::Slice(&values);
+        let ticket = self.engine.new_push(RequestKind::Push, &table, source, None).unwrap();
+        let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
+        let mut frames = [frame].into_iter().peekable();
+        assert!(self.engine.push_dense((ticket, 0), &mut frames, source).unwrap());
+        ticket
+    }
+
+    fn pull(&mut self, floats: usize) -> usize {
+        let (spec, map) = (self.spec.clone(), self.map.clone());
+        let table = Target { spec: &spec, map: &map, after: None };
+        let ticket = self.engine.new_pull(&table, false, None).unwrap();
+        let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
+        assert!(self.engine.pull_dense((ticket, 0), &mut [frame].into_iter().peekable()).unwrap());
+        self.engine.kick();
+        ticket
+    }
+
+    fn flush(&mut self) {
+        self.engine.flush();
+        self.engine.kick();
+    }
+
+    /// What was written since the last look: slot, and the requests in it with their bodies.
+    fn sent(&self) -> Vec<(u32, Requests)> {
+        let written = std::mem::take(&mut *self.written.lock().unwrap());
+        let parts = |(slot, header, body): (u32, RequestHeader, Vec<u8>)| {
+            if header.kind != RequestKind::Batch {
+                return (slot, vec![(header, body)]);
+            }
+            let copy = |at: usize, bytes: &mut [u8; HEADER]| bytes.copy_from_slice(&body[at..at + HEADER]);
+            let part = |p: std::result::Result<(usize, RequestHeader), _>| {
+                let (at, header) = p.unwrap();
+                (header, body[at..at + header.length as usize].to_vec())
+            };
+            (slot, header.parts(copy).map(part).collect())
+        };
+        written.into_iter().map(parts).collect()
+    }
+}
+
+fn kinds(parts: &[(RequestHeader, Vec<u8>)]) -> Vec<(RequestKind, bool)> {
+    parts.iter().map(|(header, _)| (header.kind, header.void)).collect()
+}
+
+use RequestKind::{Mark, Pull, Push};
+
+#[test]
+fn a_thousand_small_pushes_leave_in_a_few_writes_in_order() {
+    for consistency in [Consistency::Asp, Consistency::Bsp] {
+        let mut rig = Rig::new(consistency, 8);
+        for i in 0..1000u16 {
+            rig.push(16, f32::from(i));
+        }
+        rig.flush();
+        let sent = rig.sent();
+        // The first leaves at once, since the server thread has nothing to do; the others are full frames and a rest.
+        assert!(sent.len() <= 4, "{} writes", sent.len());
+        let bodies: Vec<Vec<u8>> = sent.into_iter().flat_map(|(_, p)| p).map(|(_, body)| body).collect();
+        let expected = |i: u16| bytemuck::cast_slice::<f32, u8>(&[f32::from(i); 16]).to_vec();
+        assert_eq!(bodies, (0..1000).map(expected).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn pushes_and_pulls_before_a_flush_are_one_frame() {
+    let mut rig = Rig::new(Consistency::Asp, 8);
+    rig.push(16, 0.0);
+    assert_eq!(rig.sent().len(), 1);
+    for _ in 0..30 {
+        rig.push(16, 1.0);
+        rig.pull(16);
+    }
+    assert_eq!(rig.sent().len(), 0);
+    rig.flush();
+    let sent = rig.sent();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(kinds(&sent[0].1), [(Push, false), (Pull, false)].repeat(30));
+}
+
+#[test]
+fn a_mark_rides_behind_its_pieces_and_a_long_frame_keeps_the_order() {
+    let mut rig = Rig::new(Consistency::Bsp, 8);
+    rig.push(16, 0.0);
+    rig.push(16, 1.0);
+    rig.push(16, 2.0);
+    rig.push(10_000, 3.0);
+    rig.push(16, 4.0);
+    rig.engine.end_clock().unwrap().unwrap();
+    let sent = rig.sent();
+    let order: Vec<_> = sent.iter().map(|(_, parts)| kinds(parts)).collect();
+    let push = (Push, false);
+    assert_eq!(order, [vec![push], vec![push, push], vec![push], vec![push, (Mark, false)]]);
+    assert_eq!(sent.iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn when_its_slot_comes_back_every_push_of_a_batch_is_done() {
+    let mut rig = Rig::new(Consistency::Asp, 1);
+    let tickets: Vec<usize> = (0..3).map(|i| rig.push(16, i as f32)).collect();
+    rig.flush();
+    assert_eq!(rig.sent().len(), 1);
+    rig.reply(ReplyKind::Credit, 1, 0, 0);
+    let done = |rig: &Rig| tickets.iter().map(|&t| rig.engine.is_done(t, false).unwrap()).collect::<Vec<_>>();
+    assert_eq!(done(&rig), [true, false, false]);
+    assert_eq!(rig.sent()[0].1.len(), 2);
+    rig.reply(ReplyKind::Credit, 1, 0, 0);
+    assert_eq!(done(&rig), [true; 3]);
+}
+
+/// A batch whose slot is still held when its first pull has been answered: the replay must not ask for that one again,
+/// because its memory belongs to somebody else by now.
+#[test]
+fn a_replay_leaves_out_answered_pulls() {
+    let mut rig = Rig::new(Consistency::Bsp, 8);
+    rig.push(16, 0.0);
+    rig.push(16, 1.0);
+    let (first, second) = (rig.pull(16), rig.pull(16));
+    rig.flush();
+    let sent = rig.sent();
+    let tag = sent[1].1[1].0.tag;
+    rig.reply(ReplyKind::Pulled, 0, tag, 16);
+    assert!(rig.engine.is_done(first, false).unwrap());
+    rig.reconnect();
+    let sent = rig.sent();
+    assert_eq!(sent.len(), 2);
+    assert_eq!(kinds(&sent[1].1), [(Push, false), (Pull, true), (Pull, false)]);
+    // The slots come back, and the second pull is still not answered: another new endpoint asks for it alone.
+    rig.reply(ReplyKind::Credit, 0b11, 0, 0);
+    assert!(!rig.engine.is_done(second, false).unwrap());
+    rig.reconnect();
+    let sent = rig.sent();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(kinds(&sent[0].1), [(Push, true), (Pull, true), (Pull, false)]);
+    rig.reply(ReplyKind::Pulled, 1 << sent[0].0, sent[0].1[2].0.tag, 16);
+    assert!(rig.engine.is_done(second, false).unwrap());
+    assert!(rig.engine.accepted.is_empty() && rig.engine.asked.is_empty());
+}
+
+#[test]
+fn the_end_of_a_clock_that_was_accepted_is_not_told_again_with_a_pull() {
+    let mut rig = Rig::new(Consistency::Asp, 8);
+    rig.push(16, 0.0);
+    rig.push(16, 1.0);
+    rig.pull(16);
+    rig.engine.end_clock().unwrap().unwrap();
+    rig.flush();
+    assert_eq!(kinds(&rig.sent()[1].1), [(Push, false), (Pull, false), (Mark, false)]);
+    rig.reply(ReplyKind::Credit, 0b11, 0, 0);
+    rig.reconnect();
+    assert_eq!(kinds(&rig.sent()[0].1), [(Push, true), (Pull, false), (Mark, true)]);
+}
+
+#[test]
+fn a_pull_that_was_taken_back_before_it_left_is_void() {
+    let mut rig = Rig::new(Consistency::Asp, 8);
+    rig.push(16, 0.0);
+    rig.push(16, 0.0);
+    let pull = rig.pull(16);
+    rig.engine.cancel(pull);
+    rig.pull(16);
+    rig.flush();
+    let sent = rig.sent();
+    assert_eq!(kinds(&sent[1].1), [(Push, false), (Pull, true), (Pull, false)]);
+    assert_eq!(rig.engine.asked.len(), 1);
+}
+
+#[test]
+fn a_batch_never_holds_more_pulls_than_there_are_credits() {
+    let mut rig = Rig::new(Consistency::Asp, 8);
+    (0..130).for_each(|_| _ = rig.pull(16));
+    rig.flush();
+    // The first alone, then 63 of the 64 credits can't carry a frame of 64.
+    let sent = rig.sent();
+    assert_eq!(sent.iter().map(|(_, parts)| parts.len()).collect::<Vec<_>>(), [1]);
+    rig.reply(ReplyKind::Pulled, 1, sent[0].1[0].0.tag, 16);
+    assert_eq!(rig.sent()[0].1.len(), 64);
+}
+
+#[test]
+fn what_begins_after_waits_for_the_other_to_be_done() {
+    let mut rig = Rig::new(Consistency::Asp, 8);
+    let first = rig.push(16, 1.0);
+    assert_eq!(rig.sent().len(), 1);
+    let after = Arc::new(rig.engine.after([first].into_iter()).unwrap());
+    let second = rig.queue_push(Some(&after), 16, 2.0);
+    rig.flush();
+    rig.engine.progress().unwrap();
+    assert_eq!(rig.sent().len(), 0);
+    assert!(rig.engine.describe(second).contains("before a push to table \"w\""));
+    assert!(
+        rig.engine.end_clock().unwrap().is_none(),
+        "a clock can't end before what belongs to it has begun"
+    );
+    rig.reply(ReplyKind::Credit, 1, 0, 0);
+    assert_eq!(rig.sent().len(), 1);
+    assert!(rig.engine.end_clock().unwrap().is_some());
+}

@@ -1,0 +1,170 @@
+//! What fills one slot: a request, or a batch of small ones that were queued before it left.
+//!
+//! A small request is staged in a buffer with room for others behind it. It stays an ordinary frame until a second one
+//! joins; then both become parts of a batch, in the order in which they came.
+
+use crate::mem::{Buf, RegionSlice};
+use crate::proto::{HEADER, RequestHeader, RequestKind};
+use crate::transport::Payload;
+use crate::types::Clock;
+
+/// The longest body, in bytes, of a request that joins others.
+pub const SMALL: usize = 4 << 10;
+/// The longest body of a batch, in bytes.
+pub const BATCH: usize = 64 << 10;
+
+/// Whom a request concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Nobody: it is void.
+    Nobody,
+    /// The end of a clock.
+    Mark,
+    /// This ticket, once its slot comes back.
+    Push(usize),
+    /// The pull with this tag. Tags are used again, numbers are not.
+    Pull { tag: u32, number: u64 },
+}
+
+#[derive(Debug)]
+struct Part {
+    /// Its header's first byte in the buffer.
+    at: usize,
+    owner: Owner,
+}
+
+/// A frame that waits for a slot, fills one, or was accepted and holds pulls that are not answered.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub header: RequestHeader,
+    /// Pulls in it that are not answered.
+    pub pulls: u32,
+    /// 1 + the clock of its last mark; 0 without one.
+    pub marks: Clock,
+    /// More may join, as long as no other frame is queued behind it.
+    pub open: bool,
+    body: Option<Payload>,
+    /// Where its body begins in the buffer.
+    body_at: usize,
+    /// Of a frame that is no batch.
+    owner: Owner,
+    /// Of a batch.
+    parts: Vec<Part>,
+}
+
+impl Outgoing {
+    /// A request by itself.
+    pub fn alone(header: RequestHeader, body: Option<Payload>, owner: Owner) -> Outgoing {
+        let mut frame =
+            Outgoing { header, pulls: 0, marks: 0, open: false, body, body_at: 0, owner, parts: Vec::new() };
+        frame.count(&header);
+        frame
+    }
+
+    /// A small request that others may join in `buf`; `spare` is an empty list that was used before.
+    pub fn first(
+        header: RequestHeader,
+        fill: &mut Fill<'_>,
+        mut buf: Buf,
+        owner: Owner,
+        spare: Spare,
+    ) -> Outgoing {
+        fill(&mut buf, HEADER);
+        let mut frame = Outgoing::alone(header, Some(Payload::Owned(buf)), owner);
+        (frame.open, frame.body_at, frame.parts) = (true, HEADER, spare.0);
+        frame
+    }
+
+    /// Puts one more request behind those it holds. False, and nothing changed, when there is no room.
+    pub fn join(&mut self, mut header: RequestHeader, fill: &mut Fill<'_>, owner: Owner) -> bool {
+        let used = self.bytes_as_parts();
+        let Some(Payload::Owned(buf)) = &mut self.body else { return false };
+        if used + header.part_bytes() > buf.len() {
+            return false;
+        }
+        if self.header.kind != RequestKind::Batch {
+            let first = RequestHeader { sequence: 0, ..self.header };
+            buf.copy_in(0, &first.encode());
+            self.parts.push(Part { at: 0, owner: self.owner });
+            self.header = RequestHeader::batch(&first);
+            self.body_at = 0;
+        }
+        header.sequence = u64::from(self.header.count);
+        buf.copy_in(used, &header.encode());
+        fill(buf, used + HEADER);
+        self.parts.push(Part { at: used, owner });
+        self.header.count += 1;
+        self.header.length = (used + header.part_bytes()) as u32;
+        self.count(&header);
+        true
+    }
+
+    /// Whom it concerns, in order.
+    pub fn owners(&self) -> impl Iterator<Item = Owner> {
+        let alone = self.parts.is_empty().then_some(self.owner);
+        alone.into_iter().chain(self.parts.iter().map(|p| p.owner))
+    }
+
+    /// Makes void what is not `wanted`. No operation may be reading the buffer.
+    pub fn keep(&mut self, wanted: impl Fn(Owner) -> bool) {
+        let (mut dropped, body) = (0, &mut self.body);
+        let mut drop_unwanted = |owner: &mut Owner| {
+            let unwanted = *owner != Owner::Nobody && !wanted(*owner);
+            if unwanted {
+                dropped += u32::from(matches!(owner, Owner::Pull { .. }));
+                *owner = Owner::Nobody;
+            }
+            unwanted
+        };
+        if self.parts.is_empty() {
+            self.header.void |= drop_unwanted(&mut self.owner);
+        }
+        for part in &mut self.parts {
+            if drop_unwanted(&mut part.owner)
+                && let Some(Payload::Owned(buf)) = body
+            {
+                let mut bytes = [0; HEADER];
+                buf.copy_out(part.at, &mut bytes);
+                RequestHeader::make_void(&mut bytes);
+                buf.copy_in(part.at, &bytes);
+            }
+        }
+        self.pulls -= dropped;
+    }
+
+    /// Its body, as the transport knows it.
+    pub fn body(&self) -> Option<RegionSlice> {
+        let length = self.header.length as usize;
+        let slice = self.body.as_ref().filter(|_| length > 0)?.slice();
+        Some(RegionSlice { offset: slice.offset + self.body_at, length, ..slice })
+    }
+
+    /// Gives its buffer back, and its list, if it had one, to be used again.
+    pub fn end(mut self) -> Option<Spare> {
+        self.parts.clear();
+        (self.parts.capacity() > 0).then_some(Spare(self.parts))
+    }
+
+    fn bytes_as_parts(&self) -> usize {
+        if self.header.kind == RequestKind::Batch {
+            self.header.length as usize
+        } else {
+            self.header.part_bytes()
+        }
+    }
+
+    fn count(&mut self, header: &RequestHeader) {
+        match header.kind {
+            RequestKind::Pull => self.pulls += 1,
+            RequestKind::Mark => self.marks = header.clock + 1,
+            RequestKind::Push | RequestKind::Set | RequestKind::Finish | RequestKind::Batch => {}
+        }
+    }
+}
+
+/// An empty list of parts with its memory, so that a batch needs no allocation.
+#[derive(Debug, Default)]
+pub struct Spare(Vec<Part>);
+
+/// Writes a request's body into a buffer, from a byte on.
+pub type Fill<'a> = dyn FnMut(&mut Buf, usize) + 'a;
