@@ -74,16 +74,23 @@ impl Driver {
                 // A failure does not undo what is done.
                 Err(error) => return done(&mut engine)?.ok_or(error),
             };
+            let now = Instant::now();
+            let late = deadline.passed(now);
             if worked {
                 idle_since = None;
                 if self.waiting.load(Ordering::Relaxed) > 1 {
                     // What came may be what another waiter sleeps for.
                     self.shared.waker.wake();
                 }
-                continue;
+                if !late {
+                    continue;
+                }
+                // Other operations may keep the engine busy for ever, but what came last may be what is waited for.
+                if let Some(result) = done(&mut engine)? {
+                    return Ok(result);
+                }
             }
-            let now = Instant::now();
-            if deadline.passed(now) {
+            if late {
                 return Err(Error::Timeout { waited_for: waited_for(&engine), after: deadline.given() });
             }
             if engine.may_sleep(&mut idle_since, now) {
@@ -193,7 +200,12 @@ fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
             }
             let [transport, shared] = engine.descriptors();
             drop(engine);
-            park(&[waker.fd(), transport, shared], IDLE_NAP)
+            let parked = park(&[waker.fd(), transport, shared], IDLE_NAP);
+            if driver.waiting.load(Ordering::Relaxed) == 0 {
+                // Nobody else would, and the next sleep would end at once.
+                driver.shared.waker.drain();
+            }
+            parked
         };
         if parked.is_err() {
             return;

@@ -68,6 +68,8 @@ struct Session {
     next_sequence: u64,
     /// Slots whose request was accepted and not yet done with.
     occupied: u64,
+    /// Slots whose request came too late to be taken: nothing is said of it any more, not even to its replay.
+    refused: u64,
     /// For each slot the rejection of the push that filled it last, until another request does: the worker has it then.
     rejected: Vec<Option<Rejected>>,
 }
@@ -285,12 +287,16 @@ impl Core {
             let expected = format!("at most {}", session.next_sequence);
             return Err(Error::protocol(&link.peer, "sequence", expected, header.sequence));
         }
+        if session.refused & (1 << slot) != 0 {
+            return Ok(()); // the worker still waits for this slot to come back
+        }
         if header.sequence < session.next_sequence {
             return self.replayed(rank, slot, header);
         }
         session.next_sequence += 1;
         if self.draining && header.clock >= self.promised {
-            return Ok(()); // it comes too late, as everything that follows from this worker
+            session.refused |= 1 << slot; // it comes too late, as everything that follows from this worker
+            return Ok(());
         }
         let occupied = session.occupied & (1 << slot) != 0;
         session.occupied |= 1 << slot;

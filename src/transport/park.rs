@@ -29,10 +29,10 @@ impl Waker {
         let _ = rustix::io::write(&*self.fd, &1u64.to_ne_bytes());
     }
 
-    /// Forgets the wakes so far. Call it before looking at what the wakes announced.
-    pub fn drain(&self) {
+    /// Forgets the wakes so far, and says whether there were any. Call it before looking at what the wakes announced.
+    pub fn drain(&self) -> bool {
         let mut counter = [0u8; 8];
-        let _ = rustix::io::read(&*self.fd, &mut counter);
+        rustix::io::read(&*self.fd, &mut counter).is_ok()
     }
 
     /// The descriptor to sleep on.

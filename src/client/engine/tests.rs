@@ -2,15 +2,18 @@
 
 use std::os::fd::RawFd;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::client::driver::{Driver, ProgressThread};
 use crate::client::link::Grant;
 use crate::client::plan::DenseFrame;
 use crate::control::{Hub, HubConfig};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
 use crate::proto::secret::Secret;
 use crate::proto::{Chains, ReplyHeader, ReplyKind, RequestHeader, RequestKind};
+use crate::time::Deadline;
 use crate::transport::park::Waker;
 use crate::transport::{Caps, Message, Read, Refusal, Rejected, SessionKey, Side, Write};
 use crate::types::{Consistency, Identity, OptimizerSpec, Role, ServerInfo, TableSpec, View};
@@ -29,6 +32,7 @@ struct Paper {
     inbox: Arc<Mutex<Vec<Completion>>>,
     waker: Waker,
     endpoints: u32,
+    polls: Arc<AtomicU32>,
 }
 
 impl Transport for Paper {
@@ -94,6 +98,7 @@ impl Transport for Paper {
 
     fn poll(&mut self, completions: &mut Vec<Completion>, _: usize) {
         completions.append(&mut self.inbox.lock().unwrap());
+        self.polls.fetch_add(1, Ordering::Relaxed);
     }
 
     fn waitable(&self) -> RawFd {
@@ -112,6 +117,7 @@ struct Rig {
     engine: Engine,
     written: Written,
     inbox: Arc<Mutex<Vec<Completion>>>,
+    polls: Arc<AtomicU32>,
     ring: Arc<Arena>,
     replies: u64,
     spec: Arc<TableSpec>,
@@ -122,6 +128,7 @@ struct Rig {
 impl Rig {
     fn new(consistency: Consistency, slots: u32) -> Rig {
         let (written, inbox) = (Written::default(), Arc::new(Mutex::new(Vec::new())));
+        let polls = Arc::new(AtomicU32::new(0));
         let caps = Caps {
             name: "paper",
             one_sided: false,
@@ -137,6 +144,7 @@ impl Rig {
             inbox: inbox.clone(),
             waker: Waker::new().unwrap(),
             endpoints: 0,
+            polls: polls.clone(),
         });
         let ring = Arena::new(256 * HEADER).unwrap();
         let region = transport.register(ring.clone()).unwrap();
@@ -166,7 +174,7 @@ impl Rig {
         let server = ServerInfo { rank: 0, address: String::new(), threads: 1 };
         let map = PartitionMap::new(&View { epoch: 1, servers: vec![server], workers: 1 }, &spec);
         let (spec, map) = (Arc::new(spec), Arc::new(map));
-        let mut rig = Rig { engine, written, inbox, ring, replies: 0, spec, map, _hub: hub };
+        let mut rig = Rig { engine, written, inbox, polls, ring, replies: 0, spec, map, _hub: hub };
         rig.connected();
         rig
     }
@@ -422,4 +430,43 @@ fn what_begins_after_waits_for_the_other_to_be_done() {
     rig.reply(ReplyKind::Credit, 1, 0, 0);
     assert_eq!(rig.sent().len(), 1);
     assert!(rig.engine.end_clock().unwrap().is_some());
+}
+
+/// Whoever waits for one server is not kept beyond its deadline by what the others send.
+#[test]
+fn a_wait_ends_at_its_deadline_however_much_comes_in() {
+    let Rig { engine, inbox, .. } = Rig::new(Consistency::Asp, 8);
+    let shared = engine.shared.clone();
+    let endpoint = engine.links[0].endpoint.unwrap();
+    let driver = Driver::new(engine, shared);
+    let mut looks = 0;
+    let outcome: Result<()> = driver.drive(
+        Deadline::after(Instant::now(), Duration::ZERO),
+        |_| "nothing".to_owned(),
+        |_| {
+            looks += 1;
+            if looks < 1000 {
+                inbox.lock().unwrap().push(Completion::Done { endpoint, context: 0 });
+            }
+            Ok(None)
+        },
+    );
+    assert!(matches!(outcome, Err(Error::Timeout { .. })), "{outcome:?}");
+    assert_eq!(looks, 2, "before and after the one turn of the engine");
+}
+
+/// The control thread wakes whoever sleeps; if that was the progress thread alone, it must not sleep on the same wake again.
+#[test]
+fn the_progress_thread_forgets_a_wake_that_nobody_waited_for() {
+    let Rig { engine, polls, .. } = Rig::new(Consistency::Asp, 8);
+    let shared = engine.shared.clone();
+    let thread = ProgressThread::start(Arc::new(Driver::new(engine, shared.clone()))).unwrap();
+    shared.waker.wake();
+    let before = polls.load(Ordering::Relaxed);
+    // Between two looks that found nothing it has slept.
+    while polls.load(Ordering::Relaxed) < before + 3 {
+        std::thread::yield_now();
+    }
+    drop(thread);
+    assert!(!shared.waker.drain(), "the wake is still there");
 }

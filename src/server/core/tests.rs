@@ -656,3 +656,25 @@ fn a_thread_to_which_nobody_owes_a_clock_is_drained_when_its_answers_have_left()
     rig.core.detach(0);
     assert!(rig.core.is_drained());
 }
+
+/// Told that its slot is free, the worker would take a push that nobody applied for done.
+#[test]
+fn what_came_too_late_for_a_thread_that_drains_is_no_duplicate_when_it_comes_again() {
+    let mut rig = Rig::new(1);
+    let spec = TableSpec::dense("a", &[16]).segment_bytes(64).consistency(Consistency::Asp);
+    rig.core.create_table(1, &spec, |_| Ok(RegionId(3))).unwrap();
+    rig.frame((0, 0), push(1, 0, 0, NO_BASE)).unwrap();
+    rig.core.drain();
+    rig.frame((0, 1), push(1, 1, 0, NO_BASE)).unwrap();
+    rig.core.detach(0);
+    rig.attach(0);
+    for slot in 0..2 {
+        rig.frame((0, slot), push(1, slot.into(), 0, NO_BASE)).unwrap();
+    }
+    assert_eq!((rig.core.stats.pushes, rig.core.stats.duplicates_dropped), (1, 1));
+    let link = rig.core.links[0].as_mut().unwrap();
+    assert!(!link.fill(0), "the first is given back");
+    assert!(link.fill(1), "the second is not");
+    // Nor does it make the thread wait for clocks that it has not promised to anybody.
+    assert_eq!(rig.core.promised, 0);
+}
