@@ -72,7 +72,7 @@ pub enum Error {
     /// A bounded resource is exhausted.
     #[error("{resource}: limit {limit}, asked for {asked}")]
     Limit {
-        /// The queue, pool or table, with the setting that enlarges it.
+        /// The queue, pool or table, with the setting that enlarges it where there is one.
         resource: String,
         /// Its bound.
         limit: u64,

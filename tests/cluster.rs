@@ -265,7 +265,10 @@ fn push_pull_never_sees_a_later_clock() {
         let range = KeyRange::new(0, 16).unwrap();
         let table = client.table(&sums("w", 16, 64)).unwrap();
         if client.rank() == 1 {
-            thread::sleep(std::time::Duration::from_millis(300));
+            // Worker 0 has ended all its clocks.
+            while client.peers().unwrap().iter().all(|peer| peer.clock < 3) {
+                thread::yield_now();
+            }
             return client.finalize().unwrap();
         }
         let ticket = table.push_pull_range(range, &[1.0; 16]).unwrap();

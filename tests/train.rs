@@ -7,11 +7,12 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Ended, Process, run, scratch, test_data, text, windlass};
+use common::{Ended, PATIENCE, Process, run, scratch, test_data, text, windlass};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// SHA-256 of the weights that the default run learns, on any machine.
+const A9A_WEIGHTS: &str = "27a97457744a8d6b9c6293782e84401df58f25bba420bec1633d459faebd155a";
 const DEFAULT_WEIGHTS: &str = "c726a053ca5204cc18c6cc6004b33a58ff12eccc40fbfd6a4c941222c9f0807a";
 
 /// Runs `train lr` with these arguments, which must succeed, and gives its report.
@@ -142,6 +143,24 @@ fn the_built_in_set_gives_the_same_bits_everywhere() {
 }
 
 #[test]
+fn every_simd_path_gives_the_same_bits() {
+    for simd in ["scalar", "avx2", "avx512"] {
+        let directory = scratch();
+        let report = directory.path().join("report.json");
+        let mut command = windlass(["train", "lr", "--report", text(&report)]);
+        command.env("WINDLASS_SIMD", simd);
+        let ended = Process::start(command).end(PATIENCE);
+        if ended.code == 11 {
+            ended.says("instructions of this CPU");
+            continue;
+        }
+        ended.expect(0);
+        let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+        assert_eq!(report["weights_sha256"], DEFAULT_WEIGHTS, "{simd}");
+    }
+}
+
+#[test]
 fn gradient_descent_gives_the_same_bits_everywhere() {
     same_bits_everywhere(&["--optimizer", "sgd", "--epochs", "1", "--batch", "5000"]);
 }
@@ -180,6 +199,7 @@ fn a9a_is_learnt_as_well_as_by_others() {
     assert!(number("seconds") < 50.0, "{report}");
     assert_eq!(report["planted"], Value::Null);
     assert_eq!(report["settings"]["features"], 123);
+    assert_eq!(report["weights_sha256"], A9A_WEIGHTS, "the README shows this digest");
 }
 
 #[test]

@@ -158,9 +158,7 @@ pub fn main() -> ExitCode {
 }
 
 fn obey(command: Command, environment: &Environment) -> Result<u8> {
-    if let Some(simd) = environment.value(variable::SIMD, "scalar, avx2 or avx512")? {
-        kernels::choose(simd)?;
-    }
+    kernels::choose_by(environment)?;
     match command {
         Command::Run(options) => start(options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),

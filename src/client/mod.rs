@@ -29,6 +29,7 @@ pub use ticket::Ticket;
 
 use crate::config::{Environment, Network, Progress, variable};
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::proto::control::PeerStatus;
 use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
@@ -71,6 +72,7 @@ impl ClientConfig {
 
     /// The same from a snapshot of the environment.
     pub fn from_environment(environment: &Environment) -> Result<ClientConfig> {
+        kernels::choose_by(environment)?;
         let missing =
             |name: &str| Error::config(name, "a value: start this program with `windlass run`", "none");
         let text = |name| environment.text(name).ok_or_else(|| missing(name));

@@ -157,7 +157,7 @@ pub const TABLE_BYTES: Setting = number(
 pub const SPARE_BYTES: Setting = number(
     ("spare_bytes", variable::SPARE_BYTES),
     "BYTES",
-    "Memory of each dense table for versions of segments that are still being sent; 0 copies every answer",
+    "Memory of each dense table in each server thread for versions of segments that are still being sent; 0 copies every answer",
     || ServerLimits::default().spare_bytes.to_string(),
     Kind::Bytes(0..=1 << 40),
 );

@@ -23,7 +23,7 @@ mod tests;
 pub use fold::{BLOCK, Gradient, WAYS, accumulate, divide, fold, pass};
 pub use input::{Input, Output};
 pub use rules::{Adagrad, Adam, AdamW, Assign, Ftrl, Momentum, Nesterov, RmsProp, Rule, Sgd, Sum};
-pub use table::{Simd, choose, chosen};
+pub use table::{Simd, choose, choose_by, chosen};
 
 use crate::mem::Floats;
 use generic::{AddingScaled, Converting, CountingNonFinite, Stepping, tree};

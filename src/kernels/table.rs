@@ -8,6 +8,7 @@ use super::generic::{
     AddingScaled, Bf16, Converting, CountingNonFinite, F16, F32, Fold, Stepping, dot, fold, run,
 };
 use super::rules::{Adagrad, Adam, AdamW, Assign, Ftrl, Momentum, Nesterov, RmsProp, Sgd, Sum};
+use crate::config::{Environment, variable};
 use crate::error::{Error, Result};
 
 /// A SIMD path. All give the same bits.
@@ -85,6 +86,12 @@ pub fn choose(simd: Simd) -> Result<()> {
     };
     let (used, _) = CHOSEN.get_or_init(|| (simd, table));
     if *used == simd { Ok(()) } else { Err(Error::config("simd", format!("{used}, which is in use"), simd)) }
+}
+
+/// Chooses what `WINDLASS_SIMD` names, if it is set.
+pub fn choose_by(environment: &Environment) -> Result<()> {
+    let named = environment.value(variable::SIMD, "scalar, avx2 or avx512")?;
+    named.map_or(Ok(()), choose)
 }
 
 /// The path of this process: what was chosen, else the best.

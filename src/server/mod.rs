@@ -22,6 +22,7 @@ use crossbeam::channel::{Sender, bounded};
 use crate::config::{Environment, Network, Pin, ServerLimits, settings, variable};
 use crate::control::{Hub, HubConfig, HubWaker, this_process};
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::proto::secret::Secret;
 use crate::store::{Optimizer, Optimizers};
 use crate::transport::{self, cpus, network, park::Waker};
@@ -102,6 +103,7 @@ impl Server {
 
     /// The same from a snapshot of the settings.
     pub fn from_environment(environment: &Environment) -> Result<ServerBuilder> {
+        kernels::choose_by(environment)?;
         let missing =
             |name: &str| Error::config(name, "a value: start this program with `windlass run`", "none");
         let text = |name| environment.text(name).ok_or_else(|| missing(name));

@@ -108,6 +108,8 @@ mod tests {
                 after.iter().for_each(|&o| loads[o as usize] += 1);
                 let (min, max) = (loads.iter().min().unwrap(), loads.iter().max().unwrap());
                 assert!(max - min <= 1, "{buckets} over {shards}: {loads:?}");
+                let mean = f64::from(buckets) / shards as f64;
+                assert!(mean < 16.0 || *max as f64 / mean <= 1.15, "{buckets} over {shards}: {loads:?}");
                 let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
                 assert_eq!(moved, buckets as usize / shards, "{buckets} buckets, {shards} shards");
                 before = after;

@@ -56,6 +56,10 @@ mod on_tcp {
     all_cases!(Some(crate::tcp::Loopback::default()));
 }
 
+mod on_tcp_over_ipv6 {
+    all_cases!(crate::tcp::Loopback::v6());
+}
+
 mod on_sim {
     all_cases!(Some(crate::sim::Loopback::default()));
 }

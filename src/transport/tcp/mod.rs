@@ -140,11 +140,6 @@ impl Tcp {
         self.local
     }
 
-    /// Connections that have not authenticated themselves.
-    pub fn pending_connections(&self) -> usize {
-        self.lobby.len()
-    }
-
     fn misuse<T>(call: &'static str, reason: &str) -> Result<T> {
         Err(Error::Misuse { call, reason: reason.to_owned() })
     }
