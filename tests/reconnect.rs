@@ -45,6 +45,7 @@ impl Proxy {
                 }
                 let outbound = TcpStream::connect(target);
                 let (Ok(inbound), Ok(outbound)) = (inbound, outbound) else { continue };
+                [&inbound, &outbound].iter().for_each(|stream| stream.set_nodelay(true).unwrap());
                 for (direction, (from, to)) in (0u64..).zip([(&inbound, &outbound), (&outbound, &inbound)]) {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     let left = made.clone();
