@@ -133,7 +133,7 @@ fn fused_with_cast(group: &mut BenchmarkGroup<'_, WallTime>, memory: &mut Memory
             let (at, places) = memory.next();
             let pieces = places.map(|p| Input::Bf16(part(&memory.halves, p).into()));
             let gradient = Gradient::Fold { sum: None, pieces: &pieces, divisor: 4.0 };
-            let out = Some(Output::Bf16(&mut out));
+            let out = Some(Output::Bf16((&mut out[..]).into()));
             kernels::pass(part_mut(&mut memory.parameters, at), gradient, out, |_, w, g| {
                 kernels::step(kernels::Sgd { rate: 0.1 }, w, [], g);
             });
@@ -147,13 +147,13 @@ fn converts(group: &mut BenchmarkGroup<'_, WallTime>, memory: &mut Memory) {
     group.bench_function("fp32 to fp16", |b| {
         b.iter(|| {
             let (at, _) = memory.next();
-            kernels::narrow(Output::F16(&mut narrow), part(&memory.pieces, at));
+            kernels::narrow(Output::F16((&mut narrow[..]).into()), part(&memory.pieces, at));
         });
     });
     group.bench_function("fp32 to bf16", |b| {
         b.iter(|| {
             let (at, _) = memory.next();
-            kernels::narrow(Output::Bf16(&mut narrow), part(&memory.pieces, at));
+            kernels::narrow(Output::Bf16((&mut narrow[..]).into()), part(&memory.pieces, at));
         });
     });
     group.bench_function("fp16 to fp32", |b| {

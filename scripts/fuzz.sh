@@ -26,7 +26,7 @@ guided=$root/build/$host/release/guided
 
 # Runs the program for something other than fuzzing. What libFuzzer says when it starts is only of interest when that fails.
 manage() {
-    env "$@" "$guided" 2>"$root/said.$$" || { cat "$root/said.$$" >&2; exit 1; }
+    env "$@" "$guided" 2>"$root/said.$BASHPID" || { cat "$root/said.$BASHPID" >&2; exit 1; }
 }
 
 if [[ $# -eq 0 ]]; then
@@ -34,27 +34,46 @@ if [[ $# -eq 0 ]]; then
     mapfile -t names <<<"$names"
     set -- "${names[@]}"
 fi
-failed=0 total=0
-for target in "$@"; do
-    work=$root/$target
-    rm -rf "$work/inputs" "$work/kept"
+
+# Fuzzes one target in its folder, where `failed` stays unless all went well.
+guide() {
+    local work=$root/$1 status=0 runs
+    rm -rf "$work/inputs" "$work/kept" "$work/failed" "$work/runs"
     mkdir -p "$work/inputs" "$work/kept"
-    export FUZZ_TARGET=$target
+    touch "$work/failed"
+    export FUZZ_TARGET=$1
     manage FUZZ_UNPACK="$work/inputs"
-    status=0
     "$guided" -max_total_time="$seconds" -max_len=1024 -timeout=10 -print_final_stats=1 \
         -artifact_prefix="$work/" "$work/inputs" >"$work/log" 2>&1 || status=$?
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$work/log")
-    total=$((total + ${runs:-0}))
-    echo "fuzz: $target: ${runs:-?} executions, $(grep -o 'cov: [0-9]*' "$work/log" | tail -1)"
+    echo "${runs:=0}" >"$work/runs"
+    echo "fuzz: $1: $runs executions, $(grep -o 'cov: [0-9]*' "$work/log" | tail -1)"
     if ((status)); then
-        failed=1
-        tail -20 "$work/log"
-        continue
+        sed -n '/panicked at/,+1p; /ERROR: libFuzzer/p; /Test unit written/p' "$work/log"
+        return
     fi
-    [[ $keep ]] || continue
-    "$guided" -merge=1 -use_counters=0 -max_len=512 "$work/kept" "$work/inputs" >>"$work/log" 2>&1
-    manage FUZZ_PACK="$work/kept"
+    if [[ $keep ]]; then
+        "$guided" -merge=1 -use_counters=0 -max_len=512 "$work/kept" "$work/inputs" >>"$work/log" 2>&1
+        manage FUZZ_PACK="$work/kept"
+    fi
+    rm "$work/failed"
+}
+
+# As many at a time as there are cores.
+for target in "$@"; do
+    while (($(jobs -rp | wc -l) >= $(nproc))); do
+        wait -n || true
+    done
+    guide "$target" &
+done
+wait
+failed=0 total=0
+for target in "$@"; do
+    total=$((total + $(cat "$root/$target/runs" || echo 0)))
+    if [[ -e $root/$target/failed ]]; then
+        echo "fuzz: $target FAILED" >&2
+        failed=1
+    fi
 done
 echo "fuzz: $total executions in all"
 exit $failed

@@ -90,6 +90,33 @@ fn several_workers_and_servers_under_every_consistency() {
     }
 }
 
+/// Bytes are counted as fp32, and every sum is exact on every wire.
+#[test]
+fn narrow_wires() {
+    for wire in ["fp32", "fp16", "bf16"] {
+        for (op, bytes, keys) in [
+            ("push", 65536, 0.0),
+            ("pull", 65536, 0.0),
+            ("push-pull", 65536, 0.0),
+            ("sparse-push", 96 * 3 * 4, 96.0),
+            ("sparse-pull", 96 * 3 * 4, 96.0),
+        ] {
+            let figures =
+                figures(&bench(&[op, "--wire", wire, "--json", "--bytes", "64K", "--workers", "2"]));
+            assert_sane(&figures, op, bytes, keys);
+            assert_eq!(figures["wire"], wire);
+        }
+    }
+}
+
+/// A small table is full of what bf16 holds exactly long before the time is up.
+#[test]
+fn a_narrow_wire_ends_before_its_numbers_do() {
+    let small = ["push", "--wire", "bf16", "--bytes", "64K", "--table-bytes", "128K", "--seconds", "600"];
+    let output = windlass(&["bench"]).args(small).args(["--workers", "2", "--json"]).output().unwrap();
+    assert_sane(&figures(&output), "push", 65536, 0.0);
+}
+
 #[test]
 fn it_is_a_worker_of_a_job() {
     let program = env!("CARGO_BIN_EXE_windlass");
@@ -159,6 +186,7 @@ fn what_cannot_be_measured_is_refused_by_name() {
         (["push", "--bytes", "6"], "--bytes"),
         (["write", "--bytes", "8M"], "--bytes"),
         (["pull", "--window", "0"], "--window"),
+        (["write", "--wire", "bf16"], "--wire"),
     ] {
         let output = bench(&arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -9,7 +9,7 @@ use std::thread;
 use common::job::Job;
 use common::{Process, until, windlass};
 use rustix::process::Signal;
-use windlass::types::{Aggregate, Consistency, OptimizerSpec};
+use windlass::types::{Aggregate, Consistency, OptimizerSpec, Wire};
 use windlass::{Buffer, Client, Error, KeyRange, SortedKeys, Table, TableSpec};
 
 /// Elements of the tables: 16 MiB.
@@ -83,6 +83,48 @@ fn registered_buffers_are_never_copied_and_slices_once_each_way() {
     // One line of the directory, the key, the row.
     assert_eq!(client.stats().bytes_copied, copied + 8 + 8 + 16);
     client.clock().unwrap();
+    client.finalize().unwrap();
+    job.end();
+}
+
+#[test]
+fn values_that_filters_change_are_copied_through_them_and_counted() {
+    let job = Job::start(2, 2, 1);
+    let client = job.client(0);
+    // Twice as many answers as receive memory holds.
+    let all = range(0, 2 * N);
+    let mut buffer = client.buffer(2 * N as usize).unwrap();
+    for (name, consistency) in [("bsp", Consistency::Bsp), ("asp", Consistency::Asp)] {
+        let table = client.table(&sum(name, 2 * N, consistency).wire(Wire::Fp16)).unwrap();
+        for (i, value) in buffer.as_mut_slice().unwrap().iter_mut().enumerate() {
+            *value = (i % 1000) as f32;
+        }
+        let copied = client.stats().bytes_copied;
+        let mut push = table.push_range_buffer(all, &buffer, 0).unwrap();
+        client.clock().unwrap();
+        push.wait().unwrap();
+        assert_eq!(client.stats().bytes_copied, copied + 4 * N, "{name}: two bytes for each value");
+        buffer.as_mut_slice().unwrap().fill(-1.0);
+        assert_eq!(table.pull_range_buffer(all, &mut buffer, 0).unwrap(), 1);
+        assert_eq!(client.stats().bytes_copied, copied + 8 * N, "{name}");
+        assert!(
+            buffer.as_slice().unwrap().iter().enumerate().all(|(i, v)| *v == (i % 1000) as f32),
+            "{name}"
+        );
+        let both = table.push_pull_range_buffer(range(0, N / 2), &mut buffer, 7).unwrap();
+        client.clock().unwrap();
+        assert_eq!(both.wait_version().unwrap(), 2);
+        let expected = |i: usize| (i % 1000 + (i + 7) % 1000) as f32;
+        let found = buffer.as_slice().unwrap()[7..].iter().take(N as usize / 2).enumerate();
+        assert!(found.into_iter().all(|(i, v)| *v == expected(i)), "{name}: in place");
+    }
+    // Answers that only the end of the clock brings do not fit: nothing is pushed.
+    let table = client.table(&sum("bsp", 2 * N, Consistency::Bsp).wire(Wire::Fp16)).unwrap();
+    let refused = table.push_pull_range_buffer(all, &mut buffer, 0);
+    assert!(matches!(refused, Err(Error::Limit { .. })), "{refused:?}");
+    client.clock().unwrap();
+    let mut first = [0.0];
+    assert_eq!(table.pull_range(range(1, 2), &mut first).unwrap(), 2);
     client.finalize().unwrap();
     job.end();
 }

@@ -7,8 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use windlass::config::{Network, ServerLimits};
+use windlass::control::{Event, Hub, HubConfig};
+use windlass::proto::control::ControlMessage;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
-use windlass::types::{Consistency, Late, OptimizerSpec, Quorum, Stale};
+use windlass::types::{Consistency, Identity, Late, OptimizerSpec, Quorum, Role, Stale};
 use windlass::{
     Client, ClientConfig, Error, Initializer, KeyRange, Result, Secret, Server, ServerBuilder, ServerHandle,
     SortedKeys, TableSpec,
@@ -482,6 +484,32 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
     assert!(error.contains("server 0 (") && error.contains("told to stop"), "{error}");
     let error = coordinator.join().unwrap().unwrap_err().to_string();
     assert!(error.contains("server 0 ("), "{error}");
+}
+
+/// All that a late server hears of the job may come at once: that its link is up, why the job is over, and the link's end.
+#[test]
+fn a_server_that_comes_to_the_end_says_why_the_job_is_over() {
+    let secret = Secret::generate().unwrap();
+    let identity =
+        Identity { role: Role::Coordinator, rank: None, incarnation: 1, process: "test".to_owned() };
+    let mut hub = Hub::new(HubConfig::new(secret.clone(), "", identity)).unwrap();
+    let address = hub.listen(std::net::Ipv4Addr::LOCALHOST.into(), None).unwrap().to_string();
+    for _ in 0..20 {
+        let server = Server::builder(&address, secret.clone()).start().unwrap();
+        let running = thread::spawn(move || server.run());
+        let mut events = Vec::new();
+        while !running.is_finished() {
+            hub.poll(&mut events, Duration::from_millis(5)).unwrap();
+            for event in events.drain(..) {
+                if let Event::Up { link, .. } = event {
+                    hub.send(link, &ControlMessage::Abort { reason: "enough".to_owned() }).unwrap();
+                    hub.close(link);
+                }
+            }
+        }
+        let error = running.join().unwrap().unwrap_err();
+        assert!(matches!(&error, Error::Aborted { reason } if reason == "enough"), "{error}");
+    }
 }
 
 /// One slot for each worker, small pieces in an order of its own, and their marks behind them: nobody waits for ever, and

@@ -140,6 +140,7 @@ impl<const N: usize> Job<N> {
 
 /// One worker's endpoint to a server thread, made by hand.
 struct Data {
+    control: LinkId,
     transport: Box<dyn Transport>,
     endpoint: EndpointId,
     arena: Arc<Arena>,
@@ -187,8 +188,18 @@ impl<const N: usize> Job<N> {
         transport.connect(endpoint, &address, &key).unwrap();
         let slots = RemoteRegion::decode(&slots).unwrap();
         let slot_bytes = slot_bytes.into();
-        let mut data =
-            Data { transport, endpoint, arena, region, slots, slot_bytes, sequence: 0, replies: 0, read: 0 };
+        let mut data = Data {
+            control: link,
+            transport,
+            endpoint,
+            arena,
+            region,
+            slots,
+            slot_bytes,
+            sequence: 0,
+            replies: 0,
+            read: 0,
+        };
         data.until(|c| matches!(c, Completion::Connected { .. }));
         data
     }
@@ -206,7 +217,8 @@ impl Data {
             if completions.iter().any(&wanted) {
                 return;
             }
-            assert!(Instant::now() < end, "{completions:?}");
+            let closed = completions.iter().any(|c| matches!(c, Completion::Closed { .. }));
+            assert!(!closed && Instant::now() < end, "{completions:?}");
             completions.clear();
         }
     }
@@ -267,6 +279,7 @@ fn header(kind: RequestKind, bucket: u32, count: u32) -> RequestHeader {
         sequence: 0,
         clock: 0,
         region: 0,
+        chain: 0,
         argument: if kind == RequestKind::Push { NO_BASE } else { 0 },
         table: 0,
         bucket,
@@ -291,13 +304,26 @@ fn two_with(spec: &TableSpec) -> (Job<2>, [Data; 2], u32) {
     (job, ends, bucket)
 }
 
+/// Waits until the server has taken worker 1's push: what is written into its slot before that may be taken for it.
+fn until_pushed(job: &mut Job<2>, second: &Data) {
+    let worker = &mut job.workers[1].0;
+    for request in 0.. {
+        worker.query(second.control, request);
+        let ControlMessage::Stats { threads, .. } = worker.message() else { panic!("no figures") };
+        if threads[0].pushes == 1 {
+            return;
+        }
+    }
+}
+
 /// The gate holds worker 1's push in its slot. Worker 1 writes over its header, which has been copied: the push counts as it was.
 #[test]
 fn a_header_changed_while_the_gate_holds_the_push_changes_nothing() {
     let spec = TableSpec::dense("w", &[64]).segment_bytes(64).optimizer(OptimizerSpec::sum());
-    let (_job, [mut first, mut second], bucket) = two_with(&spec.aggregate(Aggregate::Sum));
+    let (mut job, [mut first, mut second], bucket) = two_with(&spec.aggregate(Aggregate::Sum));
     let ones: Vec<u8> = [1.0f32; 16].iter().flat_map(|v| v.to_le_bytes()).collect();
     second.request(0, header(RequestKind::Push, bucket, 16), &ones);
+    until_pushed(&mut job, &second);
     let mut lie = header(RequestKind::Push, u32::MAX, u32::MAX);
     (lie.table, lie.length, lie.clock) = (u32::MAX, u32::MAX, u64::MAX);
     for changed in [lie.encode(), [0xff; HEADER], [0; HEADER]] {
@@ -316,7 +342,7 @@ fn a_header_changed_while_the_gate_holds_the_push_changes_nothing() {
 #[test]
 fn keys_changed_while_the_gate_holds_the_push_are_checked_and_end_the_job_by_name() {
     let spec = TableSpec::sparse("v", 1);
-    let (job, [mut first, mut second], bucket) = two_with(&spec);
+    let (mut job, [mut first, mut second], bucket) = two_with(&spec);
     let keys: Vec<u64> = (0..).filter(|key| spec.bucket_of(*key) == bucket).take(2).collect();
     let body = |bucket: u32, count: u32, keys: [u64; 2]| {
         [&bucket.to_le_bytes()[..], &count.to_le_bytes(), &keys.map(u64::to_le_bytes).concat(), &[0; 8]]
@@ -325,6 +351,7 @@ fn keys_changed_while_the_gate_holds_the_push_are_checked_and_end_the_job_by_nam
     let mut push = header(RequestKind::Push, 0, 2);
     push.first = 1;
     second.request(0, push, &body(bucket, 2, [keys[0], keys[1]]));
+    until_pushed(&mut job, &second);
     // Another bucket than there is, more keys than there are, in the wrong order: the last stays.
     push.length = 32;
     for changed in

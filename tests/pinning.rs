@@ -83,6 +83,9 @@ impl Waiting {
 
     /// Nobody is left.
     fn end(self, servers: impl IntoIterator<Item = Process>) {
+        let servers: Vec<Process> = servers.into_iter().collect();
+        // One that had not joined would hear no more of the end than that nobody answers.
+        servers.iter().for_each(|server| drop(server.until_says("joined the job as server ")));
         for server in servers {
             server.signal(Signal::TERM);
             // Who hears first that another one left, ends by that.

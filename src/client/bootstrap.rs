@@ -34,6 +34,8 @@ const DIAL: Duration = Duration::from_secs(15);
 /// A worker that has joined; its endpoints are being connected.
 pub struct Joined {
     pub view: View,
+    /// Each server, and the filters that both ends know.
+    pub filters: Vec<(String, Vec<String>)>,
     pub engine: Engine,
     pub links: ControlLinks,
     pub shared: Arc<Shared>,
@@ -45,8 +47,8 @@ struct Joining {
     coordinator: LinkId,
     deadline: Deadline,
     events: Vec<Event>,
-    /// Links that are up, with who is there and the root of its endpoints' keys.
-    up: HashMap<LinkId, (Identity, SessionKey)>,
+    /// Links that are up, with who is there, the root of its endpoints' keys, and the filters that it knows, too.
+    up: HashMap<LinkId, (Identity, SessionKey, Vec<String>)>,
     answers: Vec<(LinkId, ControlMessage)>,
     /// The first server that was lost, and when.
     lost: Option<(Instant, Error)>,
@@ -76,10 +78,15 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     let servers = joining.dial(&view.servers)?;
     let shared = Arc::new(Shared::new()?);
     let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, shared.clone())?;
-    let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export)| *export);
+    let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export, _)| *export);
+    let filters = |(server, link): (&ServerInfo, &LinkId)| {
+        let chosen = joining.up.get(link).map_or_else(Vec::new, |(.., chosen)| chosen.clone());
+        (format!("server {}", server.rank), chosen)
+    };
+    let filters = view.servers.iter().zip(&servers).map(filters).collect();
     let servers = view.servers.iter().zip(servers).map(|(s, link)| (s.rank, link, export(&link))).collect();
     let links = ControlLinks { hub: joining.hub, coordinator, servers, wishes, outcomes };
-    Ok(Joined { view, engine, links, shared })
+    Ok(Joined { view, filters, engine, links, shared })
 }
 
 impl Joining {
@@ -137,7 +144,7 @@ impl Joining {
         let mut links = Vec::new();
         let mut keys = Vec::new();
         for (place, (server, &control)) in view.servers.iter().zip(servers).enumerate() {
-            let Some((identity, export)) = self.up.get(&control).cloned() else { continue };
+            let Some((identity, export, _)) = self.up.get(&control).cloned() else { continue };
             for thread in 0..server.threads {
                 // A server may have shaken hands before it knew its rank; the View knows it.
                 let peer = format!("server {} ({}) thread {thread}", server.rank, identity.process);
@@ -215,8 +222,8 @@ impl Joining {
 
     fn take(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Up { link, peer, export, .. } => {
-                self.up.insert(link, (peer, export));
+            Event::Up { link, peer, export, chosen, .. } => {
+                self.up.insert(link, (peer, export, chosen));
             }
             Event::Message { message: ControlMessage::JoinRefused { reason }, .. } => {
                 return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::mem::Arena;
 
 /// fp32 in memory that the transport knows, 64-byte aligned and at first zero: a push reads them where they lie, and a pull's
-/// values are written there by the server thread itself (tcp: by the kernel).
+/// values are written there by the server thread itself (tcp: by the kernel). Values that a table's filters change are copied,
+/// as those of plain slices are.
 ///
 /// An operation uses its elements until its [`Ticket`](super::Ticket) is done: a push until it is committed, a pull until it
 /// is answered. Until then what would disturb it is refused with [`Error::Misuse`]: writing what a push reads, reading or
@@ -61,8 +62,8 @@ impl std::fmt::Debug for Buffer {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClientStats {
     /// Bytes that pushes and pulls copied between the caller's memory and registered memory. Operations on registered
-    /// buffers add nothing. Not counted: the headers, and what a transport's own buffer holds of a frame (tcp: less than
-    /// 4 KiB at its head).
+    /// buffers add nothing, unless their table has filters for their direction; values count as long as they are on the wire.
+    /// Not counted: the headers, and what a transport's own buffer holds of a frame (tcp: less than 4 KiB at its head).
     pub bytes_copied: u64,
     /// Bytes of registered buffers, those included that were dropped and can't be given back yet.
     pub registered_bytes: u64,

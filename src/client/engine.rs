@@ -14,7 +14,7 @@ use super::reopen::Reopener;
 use crate::config::Polling;
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Pool};
-use crate::proto::{HEADER, RequestKind};
+use crate::proto::{Chain, Chains, HEADER, RequestKind};
 use crate::transport::{Completion, EndpointId, Transport};
 use crate::types::{Clock, PartitionMap, TableSpec, Version};
 
@@ -40,6 +40,8 @@ enum Places {
     From(usize),
     /// The rows of these places of the plan's order.
     Rows(std::ops::Range<usize>),
+    /// In a registered buffer, from this element of the operation's span on, as soon as they have come through their filters.
+    Buffer(usize),
 }
 
 struct Part {
@@ -52,6 +54,7 @@ struct Part {
 pub struct Target<'a> {
     pub spec: &'a Arc<TableSpec>,
     pub map: &'a PartitionMap,
+    pub chains: Chains,
     /// What its pushes and pulls begin after.
     pub after: Option<&'a Arc<After>>,
 }
@@ -72,6 +75,8 @@ pub struct Pending {
     /// Counts the tickets: their places are used again.
     number: u64,
     spec: Arc<TableSpec>,
+    /// What the values go through on their way.
+    chain: Chain,
     clock: Clock,
     /// Frames whose slots have not come back (push), or that are not answered (pull).
     open: usize,
@@ -101,7 +106,7 @@ struct Asked {
     ticket: usize,
     link: usize,
     floats: usize,
-    /// Where its values arrive; none when that is a registered buffer.
+    /// Where its values arrive; none when the server thread writes them to a registered buffer.
     part: Option<Part>,
     /// Among the engine's `accepted`, once its slot has come back.
     accepted: Option<usize>,

@@ -30,6 +30,7 @@ pub use ticket::Ticket;
 use crate::config::{Environment, Network, Progress, variable};
 use crate::error::{Error, Result};
 use crate::proto::control::PeerStatus;
+use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::transport::network;
@@ -127,6 +128,8 @@ pub struct Client {
 pub(crate) struct Inner {
     config: ClientConfig,
     view: View,
+    /// Each server, and the filters that it and this worker know: from the handshake.
+    filters: Vec<(String, Vec<String>)>,
     /// The longest body of a frame, in bytes.
     payload_bytes: usize,
     /// Before what it drives: it ends first.
@@ -149,7 +152,8 @@ impl Client {
         // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
         let control = ControlThread::start(joined.links, joined.shared.clone())?;
         let driver = Driver::new(joined.engine, joined.shared);
-        Ok(Client { inner: Arc::new(Inner::connect(config, joined.view, driver, control, deadline)?) })
+        let inner = Inner::connect(config, (joined.view, joined.filters), driver, control, deadline)?;
+        Ok(Client { inner: Arc::new(inner) })
     }
 
     /// This worker's rank.
@@ -168,12 +172,17 @@ impl Client {
     }
 
     /// Opens a table, and makes it if there is none of that name. Blocks until all servers have it. One that was made from
-    /// another spec is refused with both specs in the message.
+    /// another spec is refused with both specs in the message, and one with a filter that this build or a server does not know
+    /// with what it knows.
     pub fn table(&self, spec: &TableSpec) -> Result<Table> {
         spec.validate_for(self.inner.view.workers)?;
+        let chains = Chains::of(spec)?;
+        for (server, filters) in &self.inner.filters {
+            filter::agreed(spec, filters, server)?;
+        }
         let id = self.inner.control.open_table(spec, self.inner.config.wait_timeout)?;
         let map = PartitionMap::new(&self.inner.view, spec);
-        Ok(Table::new(self.inner.clone(), id, spec.clone(), map))
+        Ok(Table::new(self.inner.clone(), id, spec.clone(), chains, map))
     }
 
     /// Ends this worker's clock: what it pushed in it is complete. Waits for the answers to this clock's pulls, so that
@@ -271,7 +280,7 @@ impl Inner {
     /// Waits until the engine's endpoints are connected.
     fn connect(
         config: ClientConfig,
-        view: View,
+        (view, filters): (View, Vec<(String, Vec<String>)>),
         driver: Driver,
         control: ControlThread,
         deadline: Deadline,
@@ -284,7 +293,7 @@ impl Inner {
             Progress::Caller => None,
             Progress::Thread => Some(ProgressThread::start(driver.clone())?),
         };
-        Ok(Inner { view, payload_bytes, progress: Mutex::new(progress), driver, control, config })
+        Ok(Inner { view, filters, payload_bytes, progress: Mutex::new(progress), driver, control, config })
     }
 
     fn until_taken(&self, done: impl FnMut(&mut Engine) -> Result<Option<()>>) -> Result<()> {

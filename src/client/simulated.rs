@@ -15,9 +15,9 @@ use crate::config::Polling;
 use crate::control::HubWaker;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
-use crate::proto::HEADER;
 use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
+use crate::proto::{Chains, HEADER};
 use crate::time::Deadline;
 use crate::transport::{SessionKey, Transport};
 use crate::types::{PartitionMap, Rank, TableId, TableSpec, View};
@@ -96,7 +96,7 @@ impl Joining {
         let control = ControlThread::unlinked(self.shared.clone(), self.waker);
         let driver = Driver::new(self.engine, self.shared);
         let deadline = Deadline::after(Instant::now(), NEVER);
-        let inner = Inner::connect(self.config, self.view, driver, control, deadline)?;
+        let inner = Inner::connect(self.config, (self.view, Vec::new()), driver, control, deadline)?;
         Ok(Client { inner: Arc::new(inner) })
     }
 }
@@ -105,7 +105,9 @@ impl Client {
     /// A table that the servers were told to make under this number.
     pub(crate) fn made_table(&self, id: TableId, spec: &TableSpec) -> Table {
         let map = PartitionMap::new(&self.inner.view, spec);
-        Table::new(self.inner.clone(), id, spec.clone(), map)
+        // Servers that know its filters made it.
+        let chains = Chains::of(spec).unwrap_or_default();
+        Table::new(self.inner.clone(), id, spec.clone(), chains, map)
     }
 }
 

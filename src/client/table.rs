@@ -6,7 +6,7 @@ use super::engine::{After, Engine, Source, Span, Target};
 use super::plan::{self, DenseFrame, SparsePlan};
 use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
-use crate::proto::{NO_BASE, RequestKind};
+use crate::proto::{Chain, Chains, NO_BASE, RequestKind};
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
@@ -64,6 +64,7 @@ pub struct Table {
     id: TableId,
     spec: Arc<TableSpec>,
     map: Arc<PartitionMap>,
+    chains: Chains,
     /// What its pushes and pulls begin after.
     after: Option<Arc<After>>,
 }
@@ -75,8 +76,14 @@ impl std::fmt::Debug for Table {
 }
 
 impl Table {
-    pub(super) fn new(inner: Arc<Inner>, id: TableId, spec: TableSpec, map: PartitionMap) -> Table {
-        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), after: None }
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        id: TableId,
+        spec: TableSpec,
+        chains: Chains,
+        map: PartitionMap,
+    ) -> Table {
+        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains, after: None }
     }
 
     /// What the table is.
@@ -243,8 +250,9 @@ impl Table {
         ticket.map_or_else(|| self.ask_range(range, true, false), Ok)
     }
 
-    /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy. The
-    /// elements may be written again when the ticket is done, which is when the push is committed.
+    /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy; where the
+    /// table has push filters, they are copied through these. The elements may be written again when the ticket is done, which is
+    /// when the push is committed.
     ///
     /// # Errors
     /// [`Error::Misuse`] while a pull into these elements is not done; [`Error::Config`] when they lie outside.
@@ -256,7 +264,8 @@ impl Table {
     }
 
     /// Asks for one fp32 for each key of the range (dense); the server threads write them to the registered buffer, from element
-    /// `offset` on. [`Ticket::wait_version`] waits for them.
+    /// `offset` on. Where the table has pull filters they come by receive memory, and are copied through these as they come; the
+    /// call waits while that memory is short. [`Ticket::wait_version`] waits for the values.
     ///
     /// # Errors
     /// [`Error::Misuse`] while an operation on these elements is not done; [`Error::Config`] when they lie outside.
@@ -277,7 +286,9 @@ impl Table {
     }
 
     /// Pushes a range (dense) from element `offset` of a registered buffer on, and asks for what it becomes in the same place:
-    /// under Bsp for the values after this clock has closed everywhere. Errors as [`Table::pull_range_buffer_async`].
+    /// under Bsp for the values after this clock has closed everywhere. Errors as [`Table::pull_range_buffer_async`]; and
+    /// [`Error::Limit`] before anything is pushed where the table is under Bsp, has pull filters, and the answer does not fit
+    /// receive memory.
     pub fn push_pull_range_buffer(
         &self,
         range: KeyRange,
@@ -303,11 +314,19 @@ impl Table {
     /// In place is sound: a server thread answers the pull of a key only when it has taken the push of it, so what the answer
     /// overwrites is never needed again. Sent again after a reconnect, such a push is dropped without being looked at.
     fn push_pull_spans(&self, range: KeyRange, from: Span, into: Span) -> Result<Ticket> {
-        // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway.
-        drop(self.push_dense(RequestKind::Push, range, Source::Buffer(from), (None, true), |engine| {
+        let check = |engine: &mut Engine| {
             engine.may_use(&from, false, "push_pull_range_buffer")?;
             engine.may_use(&into, true, "push_pull_range_buffer")
-        })?);
+        };
+        // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway. There it is queued
+        // first where filters need receive memory for it: what does not fit is refused before anything is pushed.
+        let source = Source::Buffer(from);
+        if self.spec.consistency.folds_by_rank() && !self.chains.pull.is_empty() {
+            let pull = self.pull_span(range, into, true, check)?;
+            drop(self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?);
+            return Ok(pull);
+        }
+        drop(self.push_dense(RequestKind::Push, range, source, (None, true), check)?);
         self.pull_span(range, into, true, |_| Ok(()))
     }
 
@@ -319,7 +338,9 @@ impl Table {
         (base, more_follows): (Option<Version>, bool),
     ) -> Result<Ticket> {
         self.same_length("values", range.len() as usize, values.len())?;
-        if base.is_some() && plan::dense_is_cut(&self.spec, &self.map, range, self.dense_limit())? {
+        if base.is_some()
+            && plan::dense_is_cut(&self.spec, &self.map, range, self.dense_limit(self.chains.push))?
+        {
             return Err(self.cut_bucket("push_range_from"));
         }
         self.push_dense(kind, range, Source::Slice(values), (base, more_follows), |_| Ok(()))
@@ -333,7 +354,7 @@ impl Table {
         (base, more_follows): (Option<Version>, bool),
         check: impl FnOnce(&mut Engine) -> Result<()>,
     ) -> Result<Ticket> {
-        let mut frames = self.frames(range)?.peekable();
+        let mut frames = self.frames(range, self.chains.push)?.peekable();
         self.queue(
             more_follows,
             |engine| {
@@ -357,7 +378,7 @@ impl Table {
             more_follows,
             |engine| engine.new_push(kind, &self.target(), Source::Slice(values), base),
             |engine, ticket| {
-                let planned = self.plan(&mut plan, engine, keys)?;
+                let planned = self.plan(&mut plan, engine, (keys, self.chains.push))?;
                 if base.is_some() && planned.is_cut() {
                     return Err(self.cut_bucket("push_from"));
                 }
@@ -375,7 +396,7 @@ impl Table {
             more_follows,
             |engine| engine.new_pull(&self.target(), after_push, None),
             |engine, ticket| {
-                let planned = self.plan(&mut plan, engine, keys)?;
+                let planned = self.plan(&mut plan, engine, (keys, self.chains.pull))?;
                 let all = engine.pull_sparse((ticket, self.id), planned, keys.as_slice(), &mut next)?;
                 engine.put_back(&mut plan, all);
                 Ok(all)
@@ -384,7 +405,7 @@ impl Table {
     }
 
     fn ask_range(&self, range: KeyRange, after_push: bool, more_follows: bool) -> Result<Ticket> {
-        let mut frames = self.frames(range)?.peekable();
+        let mut frames = self.frames(range, self.chains.pull)?.peekable();
         self.queue(
             more_follows,
             |engine| engine.new_pull(&self.target(), after_push, None),
@@ -399,7 +420,7 @@ impl Table {
         after_push: bool,
         check: impl FnOnce(&mut Engine) -> Result<()>,
     ) -> Result<Ticket> {
-        let mut frames = self.frames(range)?.peekable();
+        let mut frames = self.frames(range, self.chains.pull)?.peekable();
         self.queue(
             false,
             |engine| {
@@ -415,21 +436,21 @@ impl Table {
         &self,
         plan: &'p mut Option<SparsePlan>,
         engine: &mut Engine,
-        keys: SortedKeys<'_>,
+        (keys, chain): (SortedKeys<'_>, Chain),
     ) -> Result<&'p mut SparsePlan> {
         if plan.is_none() {
-            *plan = Some(engine.plan_sparse(&self.target(), keys, self.inner.payload_bytes)?);
+            *plan = Some(engine.plan_sparse(&self.target(), keys, chain, self.inner.payload_bytes)?);
         }
         Ok(plan.get_or_insert_default())
     }
 
-    fn frames(&self, range: KeyRange) -> Result<impl Iterator<Item = DenseFrame> + '_> {
-        plan::dense(&self.spec, &self.map, range, self.dense_limit())
+    fn frames(&self, range: KeyRange, chain: Chain) -> Result<impl Iterator<Item = DenseFrame> + '_> {
+        plan::dense(&self.spec, &self.map, range, self.dense_limit(chain))
     }
 
     /// The longest frame of a dense table, in elements.
-    fn dense_limit(&self) -> u32 {
-        (self.inner.payload_bytes / 4) as u32
+    fn dense_limit(&self, chain: Chain) -> u32 {
+        (self.inner.payload_bytes / chain.value_bytes()) as u32
     }
 
     fn queue(
@@ -443,7 +464,7 @@ impl Table {
     }
 
     fn target(&self) -> Target<'_> {
-        Target { spec: &self.spec, map: &self.map, after: self.after.as_ref() }
+        Target { spec: &self.spec, map: &self.map, chains: self.chains, after: self.after.as_ref() }
     }
 
     /// A piece in two frames would make its second half stale itself.

@@ -24,6 +24,7 @@ use accept::Warnings;
 use super::link::{Dial, Link, Phase, ReadEnd, Session};
 use crate::error::{Error, Result};
 use crate::proto::control::{ControlMessage, FrameReader, FrameWriter, MAX_BODY};
+use crate::proto::filter;
 use crate::proto::handshake::{Acceptor, Dialler, Established, Local, Nonce, PRE_AUTH_LIMIT, SessionKey};
 use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
@@ -96,9 +97,9 @@ pub struct HubConfig {
 }
 
 impl HubConfig {
-    /// With the default limits and no offers.
+    /// With the default limits and the filters that this build knows.
     pub fn new(secret: Secret, job: &str, identity: Identity) -> HubConfig {
-        let local = Local { secret, job: job.to_owned(), identity, offers: Vec::new() };
+        let local = Local { secret, job: job.to_owned(), identity, offers: filter::offers() };
         HubConfig { local, limits: Limits::default() }
     }
 }
@@ -134,6 +135,8 @@ pub enum Event {
         address: SocketAddr,
         /// The root of the keys of data-plane endpoints.
         export: SessionKey,
+        /// What both ends know of what the dialler offered: filters by name and version.
+        chosen: Vec<String>,
     },
     /// The peer said something.
     Message {

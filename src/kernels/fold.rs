@@ -16,7 +16,7 @@ use super::{narrow_by, widen_by};
 pub const BLOCK: usize = 2048;
 
 /// Pieces that are folded in one pass. More take several passes over each block.
-const WAYS: usize = 16;
+pub const WAYS: usize = 16;
 
 /// `sum ← sum + values`.
 ///

@@ -1,6 +1,6 @@
 //! What kernels read and write: numbers in one of three formats.
 
-use crate::mem::{Floats, Halves};
+use crate::mem::{Floats, Halves, Room};
 
 /// Numbers as they came, possibly in memory that a peer still writes to.
 #[derive(Debug, Clone, Copy)]
@@ -56,19 +56,19 @@ impl<'a> From<&'a [f32]> for Input<'a> {
 #[derive(Debug)]
 pub enum Output<'a> {
     /// IEEE 754 binary32.
-    F32(&'a mut [f32]),
+    F32(Room<'a, f32>),
     /// IEEE 754 binary16.
-    F16(&'a mut [u16]),
+    F16(Room<'a, u16>),
     /// The upper half of binary32.
-    Bf16(&'a mut [u16]),
+    Bf16(Room<'a, u16>),
 }
 
 impl Output<'_> {
     /// How many numbers have room.
     pub fn len(&self) -> usize {
         match self {
-            Output::F32(values) => values.len(),
-            Output::F16(values) | Output::Bf16(values) => values.len(),
+            Output::F32(room) => room.len(),
+            Output::F16(room) | Output::Bf16(room) => room.len(),
         }
     }
 
@@ -83,9 +83,9 @@ impl Output<'_> {
     /// When it lies outside.
     pub fn part(&mut self, first: usize, length: usize) -> Output<'_> {
         match self {
-            Output::F32(values) => Output::F32(&mut values[first..first + length]),
-            Output::F16(values) => Output::F16(&mut values[first..first + length]),
-            Output::Bf16(values) => Output::Bf16(&mut values[first..first + length]),
+            Output::F32(room) => Output::F32(room.part(first, length)),
+            Output::F16(room) => Output::F16(room.part(first, length)),
+            Output::Bf16(room) => Output::Bf16(room.part(first, length)),
         }
     }
 }

@@ -20,7 +20,7 @@ mod avx512;
 #[cfg(test)]
 mod tests;
 
-pub use fold::{BLOCK, Gradient, accumulate, divide, fold, pass};
+pub use fold::{BLOCK, Gradient, WAYS, accumulate, divide, fold, pass};
 pub use input::{Input, Output};
 pub use rules::{Adagrad, Adam, AdamW, Assign, Ftrl, Momentum, Nesterov, RmsProp, Rule, Sgd, Sum};
 pub use table::{Simd, choose, chosen};
@@ -120,12 +120,13 @@ fn narrow_by(table: &Table, into: Output<'_>, values: &[f32]) {
     let length = values.len();
     assert_eq!(length, into.len(), "lengths differ");
     let from = values.as_ptr();
-    // SAFETY: distinct slices of `length` each; the CPU has the table's instructions.
+    // SAFETY: readable values and writable room, which is nobody else's, of `length` each; the CPU has the table's
+    // instructions.
     unsafe {
         match into {
-            Output::F32(to) => to.copy_from_slice(values),
-            Output::F16(to) => (table.f16_from_f32)(Converting { from, to: to.as_mut_ptr() }, length),
-            Output::Bf16(to) => (table.bf16_from_f32)(Converting { from, to: to.as_mut_ptr() }, length),
+            Output::F32(mut to) => std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), length),
+            Output::F16(mut to) => (table.f16_from_f32)(Converting { from, to: to.as_mut_ptr() }, length),
+            Output::Bf16(mut to) => (table.bf16_from_f32)(Converting { from, to: to.as_mut_ptr() }, length),
         }
     }
 }

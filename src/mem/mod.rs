@@ -16,7 +16,7 @@ pub use arena::Arena;
 pub use block::{Block, Blocks};
 pub use pool::{Buf, Pool};
 pub use published::{Pin, Published, Writing};
-pub use values::{Floats, Halves, Values};
+pub use values::{Floats, Halves, Room, Values};
 
 use std::sync::Arc;
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::stack::Stack;
-use super::{Arena, RegionId, RegionSlice, align_up};
+use super::{Arena, RegionId, RegionSlice, Room, align_up};
 use crate::error::Result;
 
 /// Buffers of a few fixed sizes cut from one arena.
@@ -128,6 +128,20 @@ impl Buf {
     pub fn copy_in(&mut self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= self.length, "buffer of {} bytes is too small", self.length);
         self.pool.inner.arena.copy_in(self.offset + at, bytes);
+    }
+
+    /// Room for `length` numbers from byte `at` on. The caller owns it: no peer was granted it and no operation is reading it.
+    ///
+    /// # Panics
+    /// When they don't fit, or `at` is not a multiple of their size.
+    pub(crate) fn room<T: bytemuck::Pod>(&mut self, at: usize, length: usize) -> Room<'_, T> {
+        assert!(at + length * size_of::<T>() <= self.length, "buffer of {} bytes is too small", self.length);
+        Room::in_arena(&self.pool.inner.arena, self.offset + at, length)
+    }
+
+    /// The arena that it is a part of.
+    pub fn arena(&self) -> &Arena {
+        &self.pool.inner.arena
     }
 
     /// Copies out from `at` within the buffer.

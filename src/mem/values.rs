@@ -82,6 +82,57 @@ impl<'a, T: bytemuck::Pod> From<&'a [T]> for Values<'a, T> {
     }
 }
 
+/// Where numbers go that a transport will read. Like [`Values`] it is only ever used through a raw pointer.
+#[derive(Debug)]
+pub struct Room<'a, T> {
+    start: *mut T,
+    length: usize,
+    memory: PhantomData<&'a mut Arena>,
+}
+
+impl<'a, T: bytemuck::Pod> Room<'a, T> {
+    /// Room for `length` numbers at byte `offset` of `arena`. The caller owns that range: no peer was granted it and no
+    /// operation is reading it.
+    ///
+    /// # Panics
+    /// When it lies outside or `offset` is not a multiple of their size.
+    pub(crate) fn in_arena(arena: &'a Arena, offset: usize, length: usize) -> Room<'a, T> {
+        let start = Values::<T>::in_arena(arena, offset, length).start.cast_mut();
+        Room { start, length, memory: PhantomData }
+    }
+
+    /// For how many.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether for none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The place of the first one; `len()` of them may be written while 'a lasts.
+    pub fn as_mut_ptr(&mut self) -> *mut T {
+        self.start
+    }
+
+    /// Room for `length` numbers from `first` on.
+    ///
+    /// # Panics
+    /// When it lies outside.
+    pub fn part(&mut self, first: usize, length: usize) -> Room<'_, T> {
+        assert!(first.checked_add(length).is_some_and(|end| end <= self.length));
+        // SAFETY: the assertion keeps the result inside the range that the constructors proved.
+        Room { start: unsafe { self.start.add(first) }, length, memory: PhantomData }
+    }
+}
+
+impl<'a, T: bytemuck::Pod> From<&'a mut [T]> for Room<'a, T> {
+    fn from(values: &'a mut [T]) -> Room<'a, T> {
+        Room { start: values.as_mut_ptr(), length: values.len(), memory: PhantomData }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +146,15 @@ mod tests {
         assert_eq!(floats.part(1, 1).at(0), 1.5);
         let halves = Halves::in_arena(&arena, 10, 1);
         assert_eq!(halves.at(0), (1.5f32.to_bits() >> 16) as u16);
+    }
+
+    #[test]
+    fn room_is_written_where_it_lies() {
+        let arena = Arena::new(4096).unwrap();
+        let mut room = Room::<u16>::in_arena(&arena, 4092, 2);
+        // SAFETY: room for two, and the arena is the test's own.
+        unsafe { room.part(1, 1).as_mut_ptr().write(7) };
+        assert_eq!(Halves::in_arena(&arena, 4094, 1).at(0), 7);
     }
 
     #[test]

@@ -22,6 +22,7 @@
 
 use std::fmt;
 
+use super::filter::covers;
 use super::secret::Secret;
 use super::wire::{Reader, cut, put_text};
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ use crate::types::{Identity, Role};
 /// First bytes of every Hello.
 pub const MAGIC: [u8; 8] = *b"windlass";
 /// Nodes whose major numbers differ refuse each other.
-pub const VERSION_MAJOR: u16 = 1;
+pub const VERSION_MAJOR: u16 = 2;
 /// Counts compatible additions.
 pub const VERSION_MINOR: u16 = 0;
 /// What one side may send before it is authenticated, in bytes.
@@ -296,6 +297,11 @@ impl Acceptor {
         &self.peer
     }
 
+    /// Whether an offer is one of ours, or an older minor version of it.
+    fn takes(&self, offer: &str) -> bool {
+        self.local.offers.iter().any(|ours| covers(ours, offer))
+    }
+
     fn hello(&mut self, body: &[u8], whole: &[u8], out: &mut Vec<u8>) -> Result<()> {
         let address = self.peer.clone();
         let mut reader = Reader::new(body, &address);
@@ -322,7 +328,7 @@ impl Acceptor {
             // A stranger is not told which job this is.
             return Err(self.refuse(RefuseCode::Job, &ours, &format!("this is not job {job:?}"), out));
         }
-        let chosen: Vec<String> = offers.iter().filter(|o| self.local.offers.contains(o)).cloned().collect();
+        let chosen: Vec<String> = offers.iter().filter(|o| self.takes(o)).cloned().collect();
         if chosen.is_empty() && !offers.is_empty() {
             let reason = format!("offers {offers:?}, expected some of {:?}", self.local.offers);
             return Err(self.refuse(RefuseCode::Offers, &reason, &reason, out));

@@ -118,12 +118,12 @@ fn another_job_is_refused_without_telling_ours() {
 
 #[test]
 fn another_version_names_both() {
-    let hello = encode_hello(&worker(), (2, 4), &[1; 32]);
+    let hello = encode_hello(&worker(), (3, 4), &[1; 32]);
     let mut out = Vec::new();
     let error = acceptor(coordinator()).feed(&hello, &mut out).unwrap_err().to_string();
-    assert!(error.contains("version 2.4, expected 1.0"), "{error}");
+    assert!(error.contains("version 3.4, expected 2.0"), "{error}");
     let error = dialler(worker(), &mut Vec::new()).feed(&out, &mut Vec::new()).unwrap_err().to_string();
-    assert!(error.contains("version 2.4, expected 1.0"), "{error}");
+    assert!(error.contains("version 3.4, expected 2.0"), "{error}");
 }
 
 #[test]
@@ -162,7 +162,11 @@ fn no_downgrade_and_no_other_change_on_the_way() {
 /// Whoever sits in between strikes the better mode from the offer, or from what was taken: both are in the transcript.
 #[test]
 fn an_offer_struck_out_on_the_way_is_found_out() {
-    let hello = encode_hello(&Local { offers: vec!["fp16".into()], ..worker() }, (1, 0), &[1; 32]);
+    let hello = encode_hello(
+        &Local { offers: vec!["fp16".into()], ..worker() },
+        (VERSION_MAJOR, VERSION_MINOR),
+        &[1; 32],
+    );
     let challenge = encode_challenge(&coordinator().identity, &[2; 32], &["fp16".into()]);
     for (from_dialler, weaker) in [(true, hello), (false, challenge)] {
         let mut first = true;
@@ -235,7 +239,7 @@ fn garbage_is_refused_at_once_or_waits_for_more() {
 
 #[test]
 fn every_truncated_field_is_refused() {
-    let hello = encode_hello(&worker(), (1, 0), &[1; 32]);
+    let hello = encode_hello(&worker(), (VERSION_MAJOR, VERSION_MINOR), &[1; 32]);
     for length in 0..hello.len() - 3 {
         let cut = message(HELLO, &hello[3..3 + length]);
         let error = acceptor(coordinator()).feed(&cut, &mut Vec::new()).unwrap_err();
@@ -245,7 +249,7 @@ fn every_truncated_field_is_refused() {
 
 #[test]
 fn control_characters_do_not_reach_the_log() {
-    let mut hello = encode_hello(&worker(), (1, 0), &[1; 32]);
+    let mut hello = encode_hello(&worker(), (VERSION_MAJOR, VERSION_MINOR), &[1; 32]);
     let place = hello.windows(6).position(|w| w == b"host:7").unwrap();
     hello[place] = 0x1b;
     let error = acceptor(coordinator()).feed(&hello, &mut Vec::new()).unwrap_err();
@@ -270,11 +274,11 @@ fn golden_messages() {
     assert_eq!(hex(&encode_refuse(RefuseCode::Secret, "no")), "06000503".to_owned() + "02006e6f");
 }
 
-const GOLDEN_HELLO: &str = "54000177696e646c6173730100000003006a6f6202010300000005000000000000000600686f73743a370101010101010101010101010101010101010101010101010101010101010101020300637263040066703136";
-const GOLDEN_CHALLENGE: &str = "4700020100000000000000000005000000000000000600686f73743a370202020202020202020202020202020202020202020202020202020202020202020300637263040066703136";
-const GOLDEN_PROOF: &str = "210003832582523b7c2762fb46a95383710d460da4b69b0cc17ce2c797b673c0e9ceca";
-const GOLDEN_ACCEPT: &str = "210004e0b6ec7a76e5ee1c1f599be981aa0901d15c239433453e6ccbe8e60fd803daf2";
-const GOLDEN_EXPORT: &str = "94a5df3a3730719337e04d4e5891d18b9dea791aae973e9dc2f60625ae8a5db9";
+const GOLDEN_HELLO: &str = "54000177696e646c6173730200000003006a6f6202010300000005000000000000000600686f73743a370101010101010101010101010101010101010101010101010101010101010101020300637263040066703136";
+const GOLDEN_CHALLENGE: &str = "4700020200000000000000000005000000000000000600686f73743a370202020202020202020202020202020202020202020202020202020202020202020300637263040066703136";
+const GOLDEN_PROOF: &str = "210003da85c5602ecb0b1931bb322a5d4843fc2537134ee5900fad68a908405bf2dc84";
+const GOLDEN_ACCEPT: &str = "21000489c0c7cc4b6fcbc6ab1e88e06e3958cb323fa5058d18d598c1771d3446750f5e";
+const GOLDEN_EXPORT: &str = "ee29de672c66e15576e154790af1384f45cba32a51f833d267c3e2fd184e09f9";
 
 #[test]
 fn what_would_not_fit_is_refused_before_anything_is_said() {

@@ -3,7 +3,7 @@
 //! ```text
 //!  directory  entries × { bucket u32, keys u32 }   buckets ascend, every count ≥ 1
 //!  keys       count × u64                          in the order of the directory, ascending within a bucket
-//!  values     count × dim × fp32                   push only
+//!  values     count × dim × value                  push only; a value takes 4 bytes, or what its filters make of it
 //! ```
 //! Every (bucket, its keys) is one piece: clocks, dedupe and placement go by it. A frame carries the pieces of one table
 //! that go to one shard, so that a mini-batch that touches a hundred buckets is still one write.
@@ -18,8 +18,8 @@ pub struct SparseBody {
     pub entries: usize,
     /// Number of keys.
     pub keys: usize,
-    /// fp32 in one row; 0 for a pull.
-    pub dim: usize,
+    /// Bytes of one row; 0 for a pull.
+    pub row_bytes: usize,
 }
 
 impl SparseBody {
@@ -35,13 +35,15 @@ impl SparseBody {
 
     /// Bytes in all.
     pub fn length(&self) -> usize {
-        self.values_at() + self.keys * self.dim * 4
+        self.values_at() + self.keys * self.row_bytes
     }
 
-    /// The layout that a header announces, for a table of rows of `dim`; refused unless `length` fits it exactly.
-    pub fn announced(header: &RequestHeader, dim: u32) -> Result<SparseBody, Malformed> {
-        let dim = if matches!(header.kind, RequestKind::Push | RequestKind::Set) { dim as usize } else { 0 };
-        let body = SparseBody { entries: header.first as usize, keys: header.count as usize, dim };
+    /// The layout that a header announces, for a table whose rows take `row_bytes` on the wire; refused unless `length`
+    /// fits it exactly.
+    pub fn announced(header: &RequestHeader, row_bytes: usize) -> Result<SparseBody, Malformed> {
+        let row_bytes =
+            if matches!(header.kind, RequestKind::Push | RequestKind::Set) { row_bytes } else { 0 };
+        let body = SparseBody { entries: header.first as usize, keys: header.count as usize, row_bytes };
         if body.entries == 0 || body.entries > body.keys {
             return Err(Malformed::new(
                 "first",
@@ -49,7 +51,7 @@ impl SparseBody {
                 body.entries,
             ));
         }
-        // No overflow: both factors are below 2^32 and `dim` is at most 2^14.
+        // No overflow: a header counts below 2^32, and a row has at most 2^14 values of 4 bytes.
         if body.length() != header.length as usize {
             return Err(Malformed::new("length", body.length().to_string(), header.length));
         }

@@ -1,6 +1,7 @@
 //! What peers say to each other: the headers of the data path, and (later in this module) the control messages.
 
 pub mod control;
+pub mod filter;
 pub mod handshake;
 mod layout;
 mod message;
@@ -10,6 +11,7 @@ pub mod secret;
 mod wire;
 
 pub use control::ThreadStats;
+pub use filter::{Chain, Chains};
 pub use layout::SparseBody;
 pub use message::{MAX_REGIONS, WorkerMessage};
 pub use reply::{ReplyHeader, ReplyKind};

@@ -4,9 +4,11 @@
 //!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read; rejected: of `bucket`
 //!  2  version  u8   2                            32  freed    u64  bit i: slot i is free again
 //!  3  kind     u8   1 credit, 2 pulled,          40  epoch    u32
-//!                   3 rejected                   44  count    u32  pulled: fp32 written; rejected: pieces
-//!  4  bucket   u32  rejected: of the first such  48  tag      u32  of the request
-//!                   piece                        52  withdrawn u64 bit i: region i is no more written to
+//!                   3 rejected                   44  count    u32  pulled: values written; rejected: pieces
+//!  4  of what  u32  pulled: check of the         48  tag      u32  of the request
+//!                   filters (u16); rejected:     52  withdrawn u64 bit i: region i is no more written to
+//!                   bucket of the first such
+//!                   piece; credit: 0
 //!  8  sequence u64  per endpoint, from 0         60  check    u32  CRC32C of bytes 0..60
 //! 16  closed   u64  all clocks < closed are closed
 //! ```
@@ -43,12 +45,14 @@ pub struct ReplyHeader {
     pub freed: u64,
     /// The server's View.
     pub epoch: u32,
-    /// Pulled: fp32 written. Rejected: how many pieces.
+    /// Pulled: values written. Rejected: how many pieces.
     pub count: u32,
     /// Of the request.
     pub tag: u32,
     /// Bit i: the server has let go of region i, which the worker withdrew.
     pub withdrawn: u64,
+    /// Pulled: check of the filters that the values went through, 0 without any. Shares its place with `bucket`.
+    pub chain: u16,
     /// Rejected: the bucket of the first such piece, whose version is `version`.
     pub bucket: u32,
 }
@@ -56,15 +60,15 @@ pub struct ReplyHeader {
 impl ReplyHeader {
     /// The 64 bytes drawn above.
     pub fn encode(&self) -> [u8; HEADER] {
-        let kind = match self.kind {
-            ReplyKind::Credit => 1u8,
-            ReplyKind::Pulled => 2,
-            ReplyKind::Rejected => 3,
+        let (kind, of_what) = match self.kind {
+            ReplyKind::Credit => (1u8, 0),
+            ReplyKind::Pulled => (2, u32::from(self.chain)),
+            ReplyKind::Rejected => (3, self.bucket),
         };
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
             .put(2, [VERSION, kind])
-            .put(4, self.bucket.to_le_bytes())
+            .put(4, of_what.to_le_bytes())
             .put(8, self.sequence.to_le_bytes())
             .put(16, self.closed.to_le_bytes())
             .put(24, self.version.to_le_bytes())
@@ -86,7 +90,12 @@ impl ReplyHeader {
             3 => ReplyKind::Rejected,
             other => return Err(Malformed::new("kind", "1 to 3", other)),
         };
-        if kind != ReplyKind::Rejected && fields.u32(4) != 0 {
+        let (chain, bucket, reserved) = match kind {
+            ReplyKind::Credit => (0, 0, fields.u32(4)),
+            ReplyKind::Pulled => (fields.u16(4), 0, u32::from(fields.u16(6))),
+            ReplyKind::Rejected => (0, fields.u32(4), 0),
+        };
+        if reserved != 0 {
             return Err(Malformed::new("reserved", "zero", "something else"));
         }
         Ok(ReplyHeader {
@@ -98,7 +107,8 @@ impl ReplyHeader {
             epoch: fields.u32(40),
             count: fields.u32(44),
             tag: fields.u32(48),
-            bucket: fields.u32(4),
+            chain,
+            bucket,
             withdrawn: fields.u64(52),
         })
     }
@@ -119,6 +129,7 @@ mod tests {
             epoch: 4,
             count: 5,
             tag: 6,
+            chain: 0,
             bucket: 9,
             withdrawn: 1 << 62,
         };
@@ -129,8 +140,16 @@ mod tests {
              00000000000000800400000005000000060000000000000000000040a6f490ea"
         );
         assert_eq!(ReplyHeader::decode(&reply.encode()), Ok(reply));
-        let pulled = ReplyHeader { kind: ReplyKind::Pulled, ..reply };
-        assert_eq!(ReplyHeader::decode(&pulled.encode()).unwrap_err().field, "reserved");
+        let pulled = ReplyHeader { kind: ReplyKind::Pulled, chain: 0x0A0B, bucket: 0, ..reply };
+        let bytes = pulled.encode();
+        assert_eq!(bytes[3..8], [2, 0x0B, 0x0A, 0, 0]);
+        assert_eq!(ReplyHeader::decode(&bytes), Ok(pulled));
+        for (kind, at) in [(1, 4), (1, 7), (2, 6), (2, 7)] {
+            let mut bytes = ReplyHeader { chain: 0, ..pulled }.encode();
+            (bytes[3], bytes[at]) = (kind, 1);
+            let bytes = Builder(bytes).finish();
+            assert_eq!(ReplyHeader::decode(&bytes).unwrap_err().field, "reserved", "{kind}, byte {at}");
+        }
         let mut bytes = reply.encode();
         bytes[33] = 1;
         assert_eq!(ReplyHeader::decode(&bytes).unwrap_err().field, "check");

@@ -5,9 +5,10 @@
 //!                                                        push: base version, 2^64 − 1 for none
 //!  2  version  u8   2                      32  table    u32
 //!  3  kind     u8                          36  bucket   u32  dense only
-//!  4  flags    u16  0 after push, 1 void   40  epoch    u32  of the View that routed it
-//!  6  region   u16  pull: number, else 0   44  first    u32  dense: element in the bucket; sparse: directory entries
-//!  8  sequence u64  per thread, from 0     48  count    u32  elements (dense), keys (sparse) or parts (batch)
+//!  4  flags    u8   0 after push, 1 void   40  epoch    u32  of the View that routed it
+//!  5  region   u8   pull: number, else 0   44  first    u32  dense: element in the bucket; sparse: directory entries
+//!  6  chain    u16  check of the filters   48  count    u32  elements (dense), keys (sparse) or parts (batch)
+//!  8  sequence u64  per thread, from 0
 //! 16  clock    u64  the worker's           52  length   u32  body bytes
 //!                                          56  tag      u32  comes back in the reply
 //!                                          60  check    u32  CRC32C of bytes 0..60
@@ -24,8 +25,8 @@ use crate::mem::align_up;
 
 const MAGIC: u16 = 0x4C57;
 const VERSION: u8 = 2;
-const AFTER_PUSH: u16 = 1;
-const VOID: u16 = 2;
+const AFTER_PUSH: u8 = 1;
+const VOID: u8 = 2;
 /// The argument of a push that does not say which version of its bucket it was computed from.
 pub const NO_BASE: u64 = u64::MAX;
 
@@ -60,7 +61,9 @@ pub struct RequestHeader {
     /// The worker's clock.
     pub clock: u64,
     /// Pull: which of the regions that the worker announced; 0 is its receive memory.
-    pub region: u16,
+    pub region: u8,
+    /// Push, set: check of the filters that the values went through; pull: that they are to go through. 0 without any.
+    pub chain: u16,
     /// Pull: byte offset in the region. Push: its base version, or [`NO_BASE`].
     pub argument: u64,
     /// Which table.
@@ -94,8 +97,8 @@ impl RequestHeader {
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
             .put(2, [VERSION, kind])
-            .put(4, flags.to_le_bytes())
-            .put(6, self.region.to_le_bytes())
+            .put(4, [flags, self.region])
+            .put(6, self.chain.to_le_bytes())
             .put(8, self.sequence.to_le_bytes())
             .put(16, self.clock.to_le_bytes())
             .put(24, self.argument.to_le_bytes())
@@ -122,20 +125,21 @@ impl RequestHeader {
             6 => RequestKind::Batch,
             other => return Err(Malformed::new("kind", "1 to 6", other)),
         };
-        let region = fields.u16(6);
+        let [flags, region] = [bytes[4], bytes[5]];
         if region != 0 && kind != RequestKind::Pull {
             return Err(Malformed::new("region", "0 but for a pull", region));
         }
-        if fields.u16(4) & !(AFTER_PUSH | VOID) != 0 {
-            return Err(Malformed::new("flags", "only known flags", format!("{:#06x}", fields.u16(4))));
+        if flags & !(AFTER_PUSH | VOID) != 0 {
+            return Err(Malformed::new("flags", "only known flags", format!("{flags:#04x}")));
         }
         Ok(RequestHeader {
             kind,
-            after_push: fields.u16(4) & AFTER_PUSH != 0,
-            void: fields.u16(4) & VOID != 0,
+            after_push: flags & AFTER_PUSH != 0,
+            void: flags & VOID != 0,
             sequence: fields.u64(8),
             clock: fields.u64(16),
             region,
+            chain: fields.u16(6),
             argument: fields.u64(24),
             table: fields.u32(32),
             bucket: fields.u32(36),
@@ -163,6 +167,7 @@ impl RequestHeader {
             sequence: 0,
             clock,
             region: 0,
+            chain: 0,
             argument: 0,
             table: 0,
             bucket: 0,
@@ -181,9 +186,7 @@ impl RequestHeader {
 
     /// Makes the request with this encoded header a void one.
     pub fn make_void(bytes: &mut [u8; HEADER]) {
-        let fields = Fields(bytes);
-        let flags = fields.u16(4) | VOID;
-        *bytes = Builder(*bytes).put(4, flags.to_le_bytes()).finish();
+        *bytes = Builder(*bytes).put(4, [bytes[4] | VOID]).finish();
     }
 
     /// The part at `at`, which is the batch's `number`th; both go on to the next.
@@ -265,6 +268,7 @@ mod tests {
             sequence: 0x0102_0304_0506_0708,
             clock: 9,
             region: 2,
+            chain: 0x0A0B,
             argument: 4096,
             table: 3,
             bucket: 17,
@@ -281,8 +285,8 @@ mod tests {
         let hex: String = example().encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "574c020201000200080706050403020109000000000000000010000000000000\
-             030000001100000001000000050000000600000018000000efbeadde0503c190"
+            "574c020201020b0a080706050403020109000000000000000010000000000000\
+             030000001100000001000000050000000600000018000000efbeaddefe4cbbbe"
         );
         assert_eq!(RequestHeader::decode(&example().encode()), Ok(example()));
     }
@@ -319,6 +323,7 @@ mod tests {
             after_push: false,
             sequence: 0,
             region: 0,
+            chain: 0,
             argument: 0,
             count: 1,
             length: 4,

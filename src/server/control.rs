@@ -201,9 +201,13 @@ impl Control {
                     address: Some(self.address.to_string()),
                     threads: self.threads.len() as u32,
                 };
-                self.hub.send(link, &join)?;
+                match self.hub.send(link, &join) {
+                    // Behind this event come the link's end and, before it, why the job is over.
+                    Err(Error::PeerLost { .. }) => {}
+                    sent => sent?,
+                }
             }
-            Event::Up { link, peer, address, export } => self.welcome(link, &peer, address, export),
+            Event::Up { link, peer, address, export, .. } => self.welcome(link, &peer, address, export),
             Event::Message { link, message } if link == self.coordinator => {
                 return self.hear_coordinator(message);
             }
@@ -258,6 +262,7 @@ impl Control {
             ControlMessage::Joined { rank } => {
                 self.rank = Some(rank);
                 self.hub.set_rank(rank);
+                info!("joined the job as server {rank}");
             }
             ControlMessage::JoinRefused { reason } => {
                 return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });

@@ -3,6 +3,7 @@
 //! A slot belongs to the worker while it is free, and to this thread from the completion that announced it until the
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::link::Link;
@@ -10,9 +11,12 @@ use super::link::Link;
 use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
-use crate::mem::{Arena, Floats, Pool, RegionId};
-use crate::proto::{HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage};
-use crate::store::{Applied, DensePiece, How, Intake, Rejection, Shard, SparsePiece};
+use crate::kernels::Input;
+use crate::mem::{Arena, Pool, RegionId};
+use crate::proto::{
+    Chains, HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage,
+};
+use crate::store::{Applied, How, Intake, Rejection, Shard, SparsePiece};
 use crate::types::{
     Aggregate, Clock, DirectoryEntry, Key, Late, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec,
     View,
@@ -20,6 +24,7 @@ use crate::types::{
 
 mod answer;
 mod drain;
+mod fold;
 mod staging;
 
 pub use staging::Staging;
@@ -27,11 +32,15 @@ pub use staging::Staging;
 /// The most slots that one worker gets of one thread: one bit each in a reply's `freed`.
 pub const MAX_SLOTS: usize = 64;
 
-/// A push that waits in its slot for the gate.
+/// A push or set in its slot that is folded when the gate says so.
 #[derive(Debug)]
 pub struct Held {
     place: Place,
     header: RequestHeader,
+    /// A push to a dense table, and checked: it is folded together with others of its bucket.
+    fused: bool,
+    /// Counts what came.
+    arrival: u64,
 }
 
 /// Where a request lies: its slot, and its body within the staging memory.
@@ -78,6 +87,7 @@ pub struct Core {
     id: ShardId,
     view: View,
     shard: Shard,
+    chains: HashMap<TableId, Chains>,
     gate: Gate<Held>,
     /// By rank.
     links: Vec<Option<Link>>,
@@ -89,7 +99,12 @@ pub struct Core {
     replies: Pool,
     pull_credits: usize,
     stats: ThreadStats,
+    /// What the gate said since the last turn.
     verdicts: Vec<Verdict<Held>>,
+    /// Pieces that are folded together.
+    ready: Vec<(Rank, Held)>,
+    /// Held so far.
+    arrivals: u64,
     applied: Vec<Applied>,
     /// Workers whose held pieces turned out not to fit: not always whose request is being served.
     faults: Vec<(Rank, Error)>,
@@ -128,11 +143,14 @@ impl Core {
             left: vec![0; view.workers as usize * staging.slots],
             view,
             shard,
+            chains: HashMap::new(),
             staging,
             replies,
             pull_credits,
             stats: ThreadStats::default(),
             verdicts: Vec::new(),
+            ready: Vec::new(),
+            arrivals: 0,
             applied: Vec::new(),
             faults: Vec::new(),
             failed: false,
@@ -145,7 +163,8 @@ impl Core {
         }
     }
 
-    /// Makes this shard's part of a table; `register` makes its parameters known to the transport.
+    /// Makes this shard's part of a table, unless it does not know one of its filters; `register` makes its parameters known to
+    /// the transport.
     pub fn create_table(
         &mut self,
         id: TableId,
@@ -153,8 +172,10 @@ impl Core {
         register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<()> {
         spec.validate_for(self.view.workers)?;
+        let chains = Chains::of(spec)?;
         let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
         self.shard.create_table(id, spec, &buckets, register)?;
+        self.chains.insert(id, chains);
         if let Some(quorum) = spec.quorum {
             self.gate.add_quorum(id, quorum.workers);
         }
@@ -254,7 +275,8 @@ impl Core {
         }
     }
 
-    /// A worker filled a slot. An error is the worker's fault, and the job ends: done again it would fail again.
+    /// A worker filled a slot. What may be folded now is folded by [`Core::settle`], all that came meanwhile together. An error is
+    /// the worker's fault, and the job ends: done again it would fail again.
     pub fn request(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
         if self.failed {
             return Ok(());
@@ -332,28 +354,24 @@ impl Core {
             self.free(rank, place.slot);
             return Ok(());
         }
-        self.verdicts.clear();
         match header.kind {
-            RequestKind::Push | RequestKind::Set => self.push(rank, place, header)?,
+            RequestKind::Push | RequestKind::Set => self.push(rank, place, header),
             RequestKind::Pull => {
                 self.pull(rank, place, header)?;
                 self.free(rank, place.slot);
+                Ok(())
             }
             RequestKind::Mark | RequestKind::Finish => {
-                let mut verdicts = std::mem::take(&mut self.verdicts);
                 let passed = match header.kind {
-                    RequestKind::Mark => self.gate.mark(rank, header.clock, &mut verdicts),
-                    _ => self.gate.finish(rank, header.clock, &mut verdicts),
+                    RequestKind::Mark => self.gate.mark(rank, header.clock, &mut self.verdicts),
+                    _ => self.gate.finish(rank, header.clock, &mut self.verdicts),
                 };
-                self.verdicts = verdicts;
                 self.free(rank, place.slot);
-                passed.map_err(|e| out_of_order(e, header.clock))?;
+                passed.map_err(|e| out_of_order(e, header.clock))
             }
             // `each_part` has taken it apart, and `RequestHeader::parts` gives none.
-            RequestKind::Batch => return Err(Malformed::new("kind", "no batch in a batch", "one")),
+            RequestKind::Batch => Err(Malformed::new("kind", "no batch in a batch", "one")),
         }
-        self.obey();
-        Ok(())
     }
 
     /// A request that had been accepted before the worker's last endpoint was lost. Only its pulls are done again, and
@@ -393,6 +411,7 @@ impl Core {
         self.stats.pushed_bytes += u64::from(header.length);
         let spec = self.known(header.table)?;
         let (by_rank, quorum) = (spec.consistency.folds_by_rank(), spec.quorum);
+        let dense = matches!(spec.kind, TableKind::Dense { .. });
         if header.clock != self.gate.clock_of(rank) {
             return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
         }
@@ -400,10 +419,19 @@ impl Core {
             let expected = "no base version under bsp, or of a set";
             return Err(Malformed::new("argument", expected, header.argument));
         }
+        let chain = self.chains(&header)?.push;
+        chain.expect(header.chain)?;
+        if dense {
+            let piece = self.staging.dense(place.body_at, &header, chain)?;
+            self.shard.check_dense(header.table, &piece)?;
+        }
         if by_rank {
             // With a quorum it is done when it is folded: for that the clocks before its own have to close.
             self.promised = self.promised.max(header.clock + u64::from(quorum.is_none()));
-            let (held, at) = (Held { place, header }, (rank, header.clock));
+            let fused = dense && header.kind == RequestKind::Push;
+            self.arrivals += 1;
+            let held = Held { place, header, fused, arrival: self.arrivals };
+            let at = (rank, header.clock);
             let passed = match quorum {
                 None => self.gate.push(rank, header.clock, held, &mut self.verdicts),
                 Some(_) => self.gate.push_to_quorum(header.table, at, held, &mut self.verdicts),
@@ -417,7 +445,7 @@ impl Core {
     }
 
     fn known(&self, table: TableId) -> Result<&TableSpec, Malformed> {
-        self.shard.spec(table).ok_or_else(|| Malformed::new("table", "a known table", table))
+        self.shard.spec(table).ok_or_else(|| unknown(table))
     }
 
     /// Does with a push whose clock a quorum has closed what its table says.
@@ -448,21 +476,18 @@ impl Core {
     ) -> Result<u64, Malformed> {
         self.applied.clear();
         let body_at = place.body_at;
+        let chain = self.chains(&header)?.push;
         let how = if header.kind == RequestKind::Set { How::Set } else { How::Push };
         let (pieces, rejection) = match self.known(header.table)?.kind {
             TableKind::Dense { .. } => {
-                if u64::from(header.length) != u64::from(header.count) * 4 {
-                    return Err(Malformed::new("length", format!("4 × {}", header.count), header.length));
-                }
-                let values = Floats::in_arena(&self.staging.arena, body_at, header.count as usize);
-                let piece = DensePiece { bucket: header.bucket, first: header.first, values };
+                let piece = self.staging.dense(body_at, &header, chain)?;
                 (1, self.shard.write_dense(header.table, how, piece, intake, &mut self.applied)?)
             }
             TableKind::Sparse { dim, .. } => {
-                let body = SparseBody::announced(&header, dim)?;
+                let body = SparseBody::announced(&header, dim as usize * chain.value_bytes())?;
                 self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
-                let values = body.keys * body.dim;
-                let values = Floats::in_arena(&self.staging.arena, body_at + body.values_at(), values);
+                let values = body.keys * dim as usize;
+                let values = chain.view(&self.staging.arena, body_at + body.values_at(), values);
                 let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
                 (body.entries, self.shard.write_sparse(header.table, how, piece, intake, &mut self.applied)?)
             }
@@ -490,19 +515,17 @@ impl Core {
     /// Makes a pull wait; its keys are copied.
     fn pull(&mut self, rank: Rank, place: Place, header: RequestHeader) -> Result<(), Malformed> {
         let spec = self.known(header.table)?;
+        let chain = self.chains(&header)?.pull;
+        chain.expect(header.chain)?;
         // A pull may overtake its worker's marks, and its clock then lies ahead of what is known here: it waits.
-        let floats = u64::from(header.count) * u64::from(spec.width());
+        let bytes = u64::from(header.count) * u64::from(spec.width()) * chain.value_bytes() as u64;
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         let needed = spec.consistency.clocks_needed(header.clock, header.after_push);
         #[cfg(test)]
         let needed = super::simulated::needed(needed);
         self.promised = self.promised.max(needed);
-        if floats * 4 > self.replies.largest() as u64 {
-            return Err(Malformed::new(
-                "count",
-                format!("at most {} bytes", self.replies.largest()),
-                floats * 4,
-            ));
+        if bytes > self.replies.largest() as u64 {
+            return Err(Malformed::new("count", format!("at most {} bytes", self.replies.largest()), bytes));
         }
         let mut waiting = Waiting { header, needed, directory: Vec::new(), keys: Vec::new() };
         if dense {
@@ -517,8 +540,8 @@ impl Core {
             let Some(region) = link.region(header.region) else {
                 return Err(Malformed::new("region", "an announced region", header.region));
             };
-            if !region.contains(header.argument, floats * 4) {
-                let expected = format!("room for {} bytes in a region of {}", floats * 4, region.length);
+            if !region.contains(header.argument, bytes) {
+                let expected = format!("room for {bytes} bytes in a region of {}", region.length);
                 return Err(Malformed::new("argument", expected, header.argument));
             }
             if link.waiting.len() >= self.pull_credits {
@@ -533,44 +556,8 @@ impl Core {
         Ok(())
     }
 
-    /// Does what the gate said.
-    fn obey(&mut self) {
-        let mut verdicts = std::mem::take(&mut self.verdicts);
-        for verdict in verdicts.drain(..) {
-            match verdict {
-                Verdict::Fold(rank, held) => {
-                    let taken = self.take(rank, held.place, held.header, Intake::Fold).map(drop);
-                    if !self.fits(rank, taken) {
-                        break;
-                    }
-                }
-                Verdict::Late(rank, held) => {
-                    let taken = self.take_late(rank, held.place, held.header);
-                    if !self.fits(rank, taken) {
-                        break;
-                    }
-                }
-                Verdict::Close { expected, .. } => {
-                    self.applied.clear();
-                    self.shard.close(expected, &mut self.applied);
-                    self.links.iter_mut().flatten().for_each(Link::clock_closed);
-                }
-                Verdict::CloseTable { table, counted, .. } => {
-                    self.applied.clear();
-                    self.shard.close_table(table, counted, &mut self.applied);
-                }
-            }
-        }
-        self.verdicts = verdicts;
-    }
-
-    /// A piece that does not fit is dropped whole; its worker is named, and the job ends.
-    fn fits(&mut self, rank: Rank, taken: Result<(), Malformed>) -> bool {
-        let Err(malformed) = taken else { return true };
-        let error = malformed.by(self.peer(rank));
-        self.faults.push((rank, error));
-        self.failed = true;
-        false
+    fn chains(&self, header: &RequestHeader) -> Result<Chains, Malformed> {
+        self.chains.get(&header.table).copied().ok_or_else(|| unknown(header.table))
     }
 
     fn left(&mut self, rank: Rank, slot: u32) -> &mut u32 {
@@ -593,13 +580,17 @@ impl Core {
 
 impl Waiting {
     /// Where its values go.
-    pub fn region(&self) -> u16 {
+    pub fn region(&self) -> u8 {
         self.header.region
     }
 
     fn piece(&self) -> SparsePiece<'_> {
-        SparsePiece { directory: &self.directory, keys: &self.keys, values: Floats::from(&[][..]) }
+        SparsePiece { directory: &self.directory, keys: &self.keys, values: Input::from(&[][..]) }
     }
+}
+
+fn unknown(table: TableId) -> Malformed {
+    Malformed::new("table", "a known table", table)
 }
 
 fn base(header: &RequestHeader) -> Option<u64> {

@@ -77,7 +77,7 @@ impl Link {
     }
 
     /// A region that the worker announced and has not withdrawn.
-    pub fn region(&self, number: u16) -> Option<RemoteRegion> {
+    pub fn region(&self, number: u8) -> Option<RemoteRegion> {
         self.regions.get(usize::from(number)).copied().flatten()
     }
 
@@ -95,7 +95,7 @@ impl Link {
 
     /// No pull may name a region any more. What was written to it lies there before the acknowledgement does.
     pub fn withdraw(&mut self, number: u8) -> Result<()> {
-        let awaited = self.waiting.iter().any(|w| w.region() == u16::from(number));
+        let awaited = self.waiting.iter().any(|w| w.region() == number);
         if awaited || self.regions[usize::from(number)].take().is_none() {
             let expected = "an announced region that no pull under way names";
             return Err(Error::protocol(&self.peer, "region", expected, number));
@@ -146,6 +146,12 @@ impl Link {
         self.rejected &= self.rejected - 1;
         self.free(slot);
         Some(slot)
+    }
+
+    /// As if the worker had heard of its free slots.
+    #[cfg(test)]
+    pub fn forget_freed(&mut self) {
+        self.freed = 0;
     }
 
     /// A clock closed.
@@ -214,6 +220,7 @@ impl Link {
         }
         let header = ReplyHeader {
             kind: ReplyKind::Credit,
+            chain: 0,
             sequence: 0,
             closed,
             version: 0,

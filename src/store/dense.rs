@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::optimizer::Optimizer;
+use super::shard::DensePiece;
 use super::state::State;
 use crate::error::{Malformed, Result};
-use crate::kernels::{self, Gradient, Input};
+use crate::kernels::{self, Gradient, Input, WAYS};
 use crate::mem::{Arena, Block, Blocks, Pin, Published, RegionId, Writing, align_up};
 use crate::types::{BucketId, Initial, TableSpec, Version};
 
@@ -77,18 +78,32 @@ impl Dense {
         parameters + floats + (buckets.len() * size_of::<Segment>()) as u64 + u64::from(spec.buckets()) * 4
     }
 
-    /// Adds a piece to what the open clock brought. True when it is the bucket's first in this clock.
-    pub fn fold(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<bool, Malformed> {
-        let place = self.locate(bucket, first, values.len())?;
+    /// Whether a piece lies in a bucket of ours.
+    pub fn check(&self, piece: &DensePiece<'_>) -> Result<(), Malformed> {
+        self.locate(piece.bucket, piece.first, piece.values.len()).map(drop)
+    }
+
+    /// Adds pieces of one bucket, in their order, to what the open clock brought: neighbours of the same extent in one pass.
+    /// Gives the bucket when they are its first in this clock. Nothing is touched unless all fit.
+    pub fn fold(&mut self, pieces: &[DensePiece<'_>]) -> Result<Option<BucketId>, Malformed> {
+        let Some(bucket) = pieces.first().map(|p| p.bucket) else { return Ok(None) };
+        let place = self.of_bucket(bucket, pieces)?;
         let segment = &mut self.segments[place];
-        let first = first as usize;
-        kernels::accumulate(&mut segment.sum[first..first + values.len()], values);
+        let extent = |p: &DensePiece<'_>| (p.first as usize, p.values.len());
+        for run in pieces.chunk_by(|a, b| extent(a) == extent(b)) {
+            let (first, length) = extent(&run[0]);
+            for part in run.chunks(WAYS) {
+                let (values, count) = values(part);
+                kernels::fold(&mut segment.sum[first..first + length], &values[..count], 1.0);
+            }
+        }
         let pushed = std::mem::replace(&mut segment.pushed, true);
-        Ok(!pushed && segment.sets.is_none())
+        Ok((!pushed && segment.sets.is_none()).then_some(bucket))
     }
 
     /// Keeps a piece that replaces parameters when the clock closes. True when it is the bucket's first in this clock.
-    pub fn hold_set(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<bool, Malformed> {
+    pub fn hold_set(&mut self, piece: &DensePiece<'_>) -> Result<bool, Malformed> {
+        let DensePiece { bucket, first, values } = *piece;
         let place = self.locate(bucket, first, values.len())?;
         let segment = &mut self.segments[place];
         let length = segment.length;
@@ -102,7 +117,8 @@ impl Dense {
     }
 
     /// Replaces parameters at once.
-    pub fn set(&mut self, bucket: BucketId, first: u32, values: Input<'_>) -> Result<Version, Malformed> {
+    pub fn set(&mut self, piece: &DensePiece<'_>) -> Result<Version, Malformed> {
+        let DensePiece { bucket, first, values } = *piece;
         let place = self.locate(bucket, first, values.len())?;
         let to = self.parameters.write(place).whole();
         kernels::widen(&mut to[first as usize..first as usize + values.len()], values);
@@ -110,17 +126,36 @@ impl Dense {
         Ok(self.segments[place].version)
     }
 
-    /// Steps with what the clock brought, divided by `divisor`, in one pass over the segment; then writes what it set.
-    pub fn close(&mut self, bucket: BucketId, divisor: f32, optimizer: &dyn Optimizer) -> Version {
-        let place = self.place[bucket as usize] as usize;
+    /// Steps with what the clock brought and with its last `pieces`, all of this bucket, divided by `divisor`: one pass over the
+    /// segment, and over pieces that cover it; then writes what it set. Nothing when the clock brought nothing.
+    pub fn close(
+        &mut self,
+        bucket: BucketId,
+        pieces: &[DensePiece<'_>],
+        divisor: f32,
+        optimizer: &dyn Optimizer,
+    ) -> Result<Option<Version>, Malformed> {
+        let place = self.of_bucket(bucket, pieces)?;
+        let length = self.segments[place].length;
+        let whole = pieces.iter().all(|p| p.first == 0 && p.values.len() == length);
+        let fused = if whole { pieces.len().min(WAYS) } else { 0 };
+        let (folded, last) = pieces.split_at(pieces.len() - fused);
+        self.fold(folded)?;
         let segment = &mut self.segments[place];
+        let pushed = std::mem::take(&mut segment.pushed);
+        let steps = pushed || !last.is_empty();
+        if !steps && segment.sets.is_none() {
+            return Ok(None);
+        }
         let writing = self.parameters.write(place);
-        let to = if std::mem::take(&mut segment.pushed) {
+        let to = if steps {
             let Writing { old, to } = writing;
-            let gradient = Gradient::Fold { sum: Some(&mut segment.sum), pieces: &[], divisor };
-            let state = State::of_part(&mut segment.state, segment.length, 0, optimizer);
-            let old = old.map(|old| &old[..segment.length]);
-            state.step(optimizer, &mut to[..segment.length], old, gradient);
+            let (values, count) = values(last);
+            let sum = pushed.then_some(&mut *segment.sum);
+            let gradient = Gradient::Fold { sum, pieces: &values[..count], divisor };
+            let state = State::of_part(&mut segment.state, length, 0, optimizer);
+            let old = old.map(|old| &old[..length]);
+            state.step(optimizer, &mut to[..length], old, gradient);
             to
         } else {
             writing.whole()
@@ -133,18 +168,17 @@ impl Dense {
             }
         }
         segment.version += 1;
-        segment.version
+        Ok(Some(segment.version))
     }
 
     /// Steps with one piece at once, divided by `divisor`.
     pub fn apply(
         &mut self,
-        bucket: BucketId,
-        first: u32,
-        values: Input<'_>,
+        piece: &DensePiece<'_>,
         divisor: f32,
         optimizer: &dyn Optimizer,
     ) -> Result<Version, Malformed> {
+        let DensePiece { bucket, first, values } = *piece;
         let place = self.locate(bucket, first, values.len())?;
         let segment = &mut self.segments[place];
         let (first, end) = (first as usize, first as usize + values.len());
@@ -193,9 +227,24 @@ impl Dense {
         self.parameters.spare_bytes()
     }
 
-    fn locate(&self, bucket: BucketId, first: u32, count: usize) -> Result<usize, Malformed> {
+    /// The place of a bucket whose pieces these are.
+    fn of_bucket(&self, bucket: BucketId, pieces: &[DensePiece<'_>]) -> Result<usize, Malformed> {
+        for piece in pieces {
+            self.check(piece)?;
+            if piece.bucket != bucket {
+                return Err(Malformed::new("bucket", bucket.to_string(), piece.bucket));
+            }
+        }
+        self.place_of(bucket)
+    }
+
+    fn place_of(&self, bucket: BucketId) -> Result<usize, Malformed> {
         let place = self.place.get(bucket as usize).copied().filter(|&p| p != NOT_OURS);
-        let place = place.ok_or_else(|| Malformed::new("bucket", "a bucket of this shard", bucket))? as usize;
+        place.map(|p| p as usize).ok_or_else(|| Malformed::new("bucket", "a bucket of this shard", bucket))
+    }
+
+    fn locate(&self, bucket: BucketId, first: u32, count: usize) -> Result<usize, Malformed> {
+        let place = self.place_of(bucket)?;
         let length = self.segments[place].length;
         if count == 0 || (first as usize).checked_add(count).is_none_or(|end| end > length) {
             let found = format!("{count} elements at {first}");
@@ -203,6 +252,13 @@ impl Dense {
         }
         Ok(place)
     }
+}
+
+/// What the first [`WAYS`] pieces hold, and how many these are.
+fn values<'a>(pieces: &[DensePiece<'a>]) -> ([Input<'a>; WAYS], usize) {
+    let mut values = [Input::from(&[][..]); WAYS];
+    values.iter_mut().zip(pieces).for_each(|(value, piece)| *value = piece.values);
+    (values, pieces.len().min(WAYS))
 }
 
 /// fp32 of a bucket's parameters.

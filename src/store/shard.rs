@@ -7,7 +7,8 @@ use super::dense::Dense;
 use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
-use crate::mem::{Arena, Floats, Pin, RegionId};
+use crate::kernels::Input;
+use crate::mem::{Arena, Pin, RegionId};
 use crate::types::{
     Aggregate, BucketId, DirectoryEntry, Initializer, Key, Stale, TableId, TableKind, TableSpec, Version,
 };
@@ -20,7 +21,7 @@ pub struct DensePiece<'a> {
     /// First element within it.
     pub first: u32,
     /// One for each element.
-    pub values: Floats<'a>,
+    pub values: Input<'a>,
 }
 
 /// Rows for keys of several sparse buckets: a private copy of the directory and keys, and the rows where they lie.
@@ -31,7 +32,7 @@ pub struct SparsePiece<'a> {
     /// The keys of one bucket behind the other's.
     pub keys: &'a [Key],
     /// `dim` for each key; empty for a pull.
-    pub values: Floats<'a>,
+    pub values: Input<'a>,
 }
 
 /// What a piece does to the parameters.
@@ -205,14 +206,11 @@ impl Shard {
         match intake {
             Intake::Fold => {
                 let first_of_clock = match how {
-                    How::Push => dense.fold(bucket, first, values.into())?,
-                    How::Set => dense.hold_set(bucket, first, values.into())?,
+                    How::Push => dense.fold(&[piece])?.is_some(),
+                    How::Set => dense.hold_set(&piece)?,
                 };
                 if first_of_clock {
-                    match spec.quorum {
-                        Some(_) => touched.push(bucket),
-                        None => self.touched.push((table, bucket)),
-                    }
+                    touch(spec, (touched, &mut self.touched), (table, bucket));
                 }
             }
             Intake::Step { divisor, base } => {
@@ -222,15 +220,51 @@ impl Shard {
                         let Some(divisor) = aged(spec.stale, base, current, divisor) else {
                             return Ok(Some(Rejection { pieces: 1, bucket, current }));
                         };
-                        dense.apply(bucket, first, values.into(), divisor, optimizer.as_ref())?
+                        dense.apply(&piece, divisor, optimizer.as_ref())?
                     }
-                    How::Set => dense.set(bucket, first, values.into())?,
+                    How::Set => dense.set(&piece)?,
                 };
                 applied.push(Applied { table, bucket, version });
             }
             Intake::Drop => drop(dense.read(bucket, first, values.len() as u32)?),
         }
         Ok(None)
+    }
+
+    /// Whether a dense piece fits.
+    pub fn check_dense(&self, table: TableId, piece: &DensePiece<'_>) -> Result<(), Malformed> {
+        match &self.tables.get(&table).ok_or_else(|| unknown(table))?.body {
+            Body::Dense(dense) => dense.check(piece),
+            Body::Sparse(_) => Err(kind_mismatch("dense")),
+        }
+    }
+
+    /// Takes pushed pieces of one dense bucket into the open clock's sum, in their order. Nothing is touched unless all fit.
+    pub fn fold_dense(&mut self, table: TableId, pieces: &[DensePiece<'_>]) -> Result<(), Malformed> {
+        let Table { spec, body, touched, .. } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
+        let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
+        if let Some(bucket) = dense.fold(pieces)? {
+            touch(spec, (touched, &mut self.touched), (table, bucket));
+        }
+        Ok(())
+    }
+
+    /// The last pushed pieces of one dense bucket in the open clock, in their order, and its step: where they cover the whole
+    /// bucket all in one pass. `workers` is the divisor of a mean.
+    pub fn close_dense(
+        &mut self,
+        table: TableId,
+        pieces: &[DensePiece<'_>],
+        workers: u32,
+        applied: &mut Vec<Applied>,
+    ) -> Result<(), Malformed> {
+        let Table { spec, optimizer, body, .. } =
+            self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
+        let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
+        let Some(bucket) = pieces.first().map(|p| p.bucket) else { return Ok(()) };
+        let version = dense.close(bucket, pieces, divisor(spec, workers), optimizer.as_ref())?;
+        applied.extend(version.map(|version| Applied { table, bucket, version }));
+        Ok(())
     }
 
     /// Takes the sparse pieces of one frame. Nothing is touched unless all of it fits. Gives the rejection of those that are
@@ -262,7 +296,7 @@ impl Shard {
             let rows = bucket.rows();
             let count = count as usize;
             let keys = &piece.keys[done..done + count];
-            let values = piece.values.part(done * dim, count * dim).into();
+            let values = piece.values.part(done * dim, count * dim);
             done += count;
             if let Intake::Step { divisor, base } = intake {
                 let current = bucket.version();
@@ -283,10 +317,7 @@ impl Shard {
                     How::Set => bucket.hold_set(keys, values),
                 };
                 if first_of_clock {
-                    match spec.quorum {
-                        Some(_) => touched.push(id),
-                        None => self.touched.push((table, id)),
-                    }
+                    touch(spec, (touched, &mut self.touched), (table, id));
                 }
             }
             self.parameter_bytes += ((bucket.rows() - rows) * dim * 4) as u64;
@@ -294,8 +325,8 @@ impl Shard {
         Ok(rejection)
     }
 
-    /// Closes the open clock of all tables without a quorum: every bucket that it touched takes one step. `expected` workers
-    /// could have pushed.
+    /// Closes the open clock of all tables without a quorum: every bucket that it touched, and that
+    /// [`Shard::close_dense`] has not closed, takes one step. `expected` workers could have pushed.
     pub fn close(&mut self, expected: u32, applied: &mut Vec<Applied>) {
         for (id, bucket) in self.touched.drain(..) {
             if let Some(table) = self.tables.get_mut(&id) {
@@ -304,7 +335,7 @@ impl Shard {
         }
     }
 
-    /// Closes the open clock of a table with a quorum, to which `counted` workers brought something.
+    /// As [`Shard::close`], of one table with a quorum, to which `counted` workers brought something.
     pub fn close_table(&mut self, id: TableId, counted: u32, applied: &mut Vec<Applied>) {
         let Some(table) = self.tables.get_mut(&id) else { return };
         let mut touched = std::mem::take(&mut table.touched);
@@ -378,15 +409,33 @@ impl Shard {
 impl Table {
     /// A bucket's step with what the open clock brought.
     fn step(&mut self, id: TableId, bucket: BucketId, workers: u32) -> Option<Applied> {
-        let divisor = match self.spec.aggregate {
-            Aggregate::Sum => 1.0,
-            Aggregate::Mean => workers.max(1) as f32,
-        };
+        let (divisor, optimizer) = (divisor(&self.spec, workers), self.optimizer.as_ref());
         let version = match &mut self.body {
-            Body::Dense(dense) => dense.close(bucket, divisor, self.optimizer.as_ref()),
-            Body::Sparse(sparse) => sparse.touched(bucket)?.close(divisor, self.optimizer.as_ref()),
+            // Without pieces there is nothing that might not fit.
+            Body::Dense(dense) => dense.close(bucket, &[], divisor, optimizer).unwrap_or(None)?,
+            Body::Sparse(sparse) => sparse.touched(bucket)?.close(divisor, optimizer),
         };
         Some(Applied { table: id, bucket, version })
+    }
+}
+
+/// Remembers that the open clock touched a bucket: with its table, if a quorum closes that, or else with those of all others.
+fn touch(
+    spec: &TableSpec,
+    (of_table, of_others): (&mut Vec<BucketId>, &mut Vec<(TableId, BucketId)>),
+    (table, bucket): (TableId, BucketId),
+) {
+    match spec.quorum {
+        Some(_) => of_table.push(bucket),
+        None => of_others.push((table, bucket)),
+    }
+}
+
+/// What a clock's sum is divided by.
+fn divisor(spec: &TableSpec, workers: u32) -> f32 {
+    match spec.aggregate {
+        Aggregate::Sum => 1.0,
+        Aggregate::Mean => workers.max(1) as f32,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The nouns: keys, tables, clocks, nodes, and which shard holds which bucket.
 
 mod clock;
+mod filter;
 mod initializer;
 mod key;
 mod node;
@@ -9,6 +10,7 @@ pub mod random;
 mod table;
 
 pub use clock::{Clock, Consistency, Late, Quorum, Stale, Version};
+pub use filter::{FilterSpec, MAX_FILTER_PARAMETERS, MAX_FILTERS, Wire};
 pub use initializer::{Initial, Initializer};
 pub use key::{Key, KeyRange, SortedKeys, mix64};
 pub use node::{Identity, Rank, Role, ServerInfo, View};

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::filter::{self, FilterSpec, Shown, Wire};
 use super::{Consistency, Initializer, Key, KeyRange, Quorum, Stale, mix64};
 use crate::error::{Error, Result};
 
@@ -157,6 +158,10 @@ pub struct TableSpec {
     pub stale: Stale,
     /// What parameters are before anything was pushed to them.
     pub initializer: Initializer,
+    /// What is done to values on their way to the servers, in this order.
+    pub push_filters: Vec<FilterSpec>,
+    /// What is done to values on their way back, in this order.
+    pub pull_filters: Vec<FilterSpec>,
 }
 
 impl TableSpec {
@@ -181,6 +186,8 @@ impl TableSpec {
             quorum: None,
             stale: Stale::Accept,
             initializer: Initializer::Zeros,
+            push_filters: Vec::new(),
+            pull_filters: Vec::new(),
         }
     }
 
@@ -221,6 +228,23 @@ impl TableSpec {
         self
     }
 
+    /// The same with filters on what is pushed.
+    pub fn push_filters(mut self, filters: Vec<FilterSpec>) -> TableSpec {
+        self.push_filters = filters;
+        self
+    }
+
+    /// The same with filters on what is pulled.
+    pub fn pull_filters(mut self, filters: Vec<FilterSpec>) -> TableSpec {
+        self.pull_filters = filters;
+        self
+    }
+
+    /// The same with values that travel so, both ways. Sums and parameters are fp32 all the same.
+    pub fn wire(self, wire: Wire) -> TableSpec {
+        self.push_filters(wire.filters()).pull_filters(wire.filters())
+    }
+
     /// The same with segments of `bytes` bytes (dense tables only).
     pub fn segment_bytes(mut self, bytes: u32) -> TableSpec {
         if let TableKind::Dense { segment, .. } = &mut self.kind {
@@ -255,6 +279,8 @@ impl TableSpec {
             return Err(Error::config(field("stale"), "ssp:N or asp beside it", self.consistency));
         }
         self.initializer.validate(&field("initializer"))?;
+        filter::validate(|| field("push filters"), &self.push_filters)?;
+        filter::validate(|| field("pull filters"), &self.pull_filters)?;
         match &self.kind {
             TableKind::Dense { shape, segment } => {
                 if shape.len() > MAX_DIMENSIONS {
@@ -371,6 +397,7 @@ impl fmt::Display for TableSpec {
         }
         write!(f, ", {} {:?}", self.optimizer.name, self.optimizer.parameters)?;
         write!(f, ", {:?}, {}, {}", self.aggregate, self.consistency, self.initializer)?;
+        write!(f, ", push {}, pull {}", Shown(&self.push_filters), Shown(&self.pull_filters))?;
         if let Some(quorum) = self.quorum {
             write!(f, ", {quorum}")?;
         }
@@ -425,6 +452,9 @@ mod tests {
             TableSpec::dense("w", &[8]).segment_bytes(60),
             TableSpec::sparse("w", 0),
             TableSpec::sparse("w", 1).initializer(Initializer::Constant(f32::INFINITY)),
+            TableSpec::sparse("w", 1).push_filters(vec![FilterSpec::fp16(); 9]),
+            TableSpec::sparse("w", 1)
+                .pull_filters(vec![FilterSpec { parameters: vec![0; 65], ..FilterSpec::bf16() }]),
         ] {
             assert!(spec.validate().is_err(), "{spec}");
         }

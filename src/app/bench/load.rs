@@ -1,7 +1,7 @@
 //! One operation on a table, in parts that fit the worker's memory for frames.
 
 use super::options::{Op, Options};
-use super::place::pattern;
+use super::place::Numbers;
 use crate::client::{Buffer, Client, Table, Ticket};
 use crate::error::Result;
 use crate::types::{DEFAULT_SEGMENT_BYTES, KeyRange, SortedKeys};
@@ -15,6 +15,7 @@ const FRAMES: u64 = 48;
 pub struct Load {
     table: Table,
     op: Op,
+    numbers: Numbers,
     places: u64,
     /// Elements (dense) or keys (sparse) of one operation, and of one part of it.
     stride: u64,
@@ -67,6 +68,7 @@ impl Load {
         Ok(Load {
             table,
             op,
+            numbers: options.numbers(),
             places: options.places(),
             stride,
             part,
@@ -145,19 +147,19 @@ impl Load {
         let ([head], [tail]) = (head, tail);
         let last = self.element(place, first + count - 1) + self.width - 1;
         let looked_at = [(self.element(place, first), head), (last, tail)];
-        let wrong = looked_at.into_iter().find(|&(element, found)| found != pattern(element));
-        Ok(wrong.map(|(element, found)| Wrong { element, expected: pattern(element), found }))
+        let wrong = looked_at.into_iter().find(|&(element, found)| found != self.numbers.pattern(element));
+        Ok(wrong.map(|(element, found)| Wrong { element, expected: self.numbers.pattern(element), found }))
     }
 
     /// Makes the table hold the pattern; for one worker.
     pub fn fill(&mut self) -> Result<()> {
-        let mut values = Vec::new();
+        let (mut values, numbers) = (Vec::new(), self.numbers);
         let elements = self.elements();
         let step = self.chunk();
         for start in (0..elements).step_by(step as usize) {
             let end = (start + step).min(elements);
             values.clear();
-            values.extend((start..end).map(pattern));
+            values.extend((start..end).map(|i| numbers.pattern(i)));
             // Dropped: the barrier that follows waits until the servers have taken all.
             drop(if self.op.is_sparse() {
                 self.row_keys(start / self.width, end / self.width);
@@ -191,8 +193,8 @@ impl Load {
                     place = self.place_of(element);
                     pushed = pushes(place) as f32;
                 }
-                // Exact: both are whole and their sum lies below 2^24.
-                let expected = pattern(element) + pushed;
+                // Exact, see `place`.
+                let expected = self.numbers.pattern(element) + pushed;
                 if found != expected {
                     wrong += 1;
                     first.get_or_insert(Wrong { element, expected, found });

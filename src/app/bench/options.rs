@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::place::Numbers;
 use crate::app::node::NodeOptions;
 use crate::config::{Progress, parse_bytes};
 use crate::error::{Error, Result};
-use crate::types::{Aggregate, Consistency, OptimizerSpec, TableSpec};
+use crate::types::{Aggregate, Consistency, OptimizerSpec, TableSpec, Wire};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -102,6 +103,10 @@ pub struct Options {
     /// When a pull is answered: bsp, ssp:N or asp; under bsp and ssp every operation is a clock of its own
     #[arg(long, default_value = "asp", value_parser = Consistency::from_str)]
     pub consistency: Consistency,
+    /// How values travel: fp32, fp16 or bf16. Bytes are counted as fp32, whatever the wire. Under fp16 and bf16 each place of the
+    /// table takes at most 1027 or 195 pushes, so that all sums are exact: a run over a small table ends early
+    #[arg(long, default_value = "fp32", value_parser = Wire::from_str)]
+    pub wire: Wire,
     /// sparse: keys of one operation
     #[arg(long, default_value_t = 1024)]
     pub keys: u32,
@@ -143,6 +148,9 @@ impl Options {
         }
         if self.window == 0 || self.window > 4096 {
             return Err(Error::config("--window", "1 to 4096", self.window));
+        }
+        if self.op.is_transport() && self.wire != Wire::Fp32 {
+            return Err(Error::config(format!("--wire with {}", self.op), "fp32", self.wire));
         }
         if self.op.is_sparse() {
             if self.keys == 0 || u64::from(self.keys) > self.rows {
@@ -192,7 +200,15 @@ impl Options {
         } else {
             TableSpec::dense("bench", &[self.places() * self.stride()])
         };
-        spec.optimizer(OptimizerSpec::new("sum", &[])).aggregate(Aggregate::Sum).consistency(self.consistency)
+        spec.optimizer(OptimizerSpec::new("sum", &[]))
+            .aggregate(Aggregate::Sum)
+            .consistency(self.consistency)
+            .wire(self.wire)
+    }
+
+    /// The numbers that the table holds.
+    pub fn numbers(&self) -> Numbers {
+        Numbers::of(self.wire)
     }
 
     /// Operations under way at a time.

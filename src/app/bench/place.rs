@@ -1,18 +1,45 @@
 //! Where each operation goes, and what must have become of the table.
 //!
 //! A table is cut into places of equal size; a worker walks round them, starting where no other starts. At first
-//! element i holds `pattern(i)`; every push adds 1 to all elements of its place. Sums of whole numbers below 2^24
-//! are exact in fp32 in any order, so the table can be checked to the bit.
+//! element i holds `pattern(i)`; every push adds 1 to all elements of its place. Whole numbers up to 2^24 are exact in fp32,
+//! up to 2^11 in fp16, up to 2^8 in bf16, whatever the order in which they are added up. Nobody pushes beyond, so the
+//! table can be checked to the bit on any wire.
 
-/// The most pushes that one place may see, from all workers: with the pattern below 2^24.
-pub const MOST_PUSHES: u64 = (1 << 24) - PERIOD - 1;
-/// A prime, so that the pattern differs from segment to segment and from row to row.
-const PERIOD: u64 = 1021;
+use crate::types::Wire;
 
-/// What element `i` holds before the first push.
+/// The numbers that come up on one wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbers {
+    /// A prime, so that the pattern differs from segment to segment and from row to row.
+    period: u64,
+    /// All whole numbers up to this one are exact.
+    exact: u64,
+}
+
+impl Numbers {
+    /// Those of `wire`.
+    pub fn of(wire: Wire) -> Numbers {
+        match wire {
+            Wire::Fp32 => Numbers { period: 1021, exact: 1 << 24 },
+            Wire::Fp16 => Numbers { period: 1021, exact: 1 << 11 },
+            Wire::Bf16 => Numbers { period: 61, exact: 1 << 8 },
+        }
+    }
+
+    /// What element `i` holds before the first push.
+    pub fn pattern(self, i: u64) -> f32 {
+        (i % self.period) as f32
+    }
+
+    /// Operations that one worker may do so that the pushes of `workers` of them stay exact in all of `places`.
+    pub fn most_operations(self, places: u64, workers: u32) -> u64 {
+        places.saturating_mul((self.exact - self.period) / u64::from(workers.max(1)))
+    }
+}
+
+/// What element `i` of memory holds that is read without a table.
 pub fn pattern(i: u64) -> f32 {
-    // Below 2^24: exact.
-    (i % PERIOD) as f32
+    Numbers::of(Wire::Fp32).pattern(i)
 }
 
 /// One worker's way round.
@@ -41,14 +68,21 @@ impl Walk {
     }
 }
 
-/// Pushes that one worker may make so that `workers` of them stay exact.
-pub fn most_operations(places: u64, workers: u32) -> u64 {
-    places.saturating_mul(MOST_PUSHES / u64::from(workers.max(1)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_that_is_pushed_and_pulled_is_exact() {
+        for (wire, next) in [(Wire::Fp32, 1u64 << 24), (Wire::Fp16, 1 << 11), (Wire::Bf16, 1 << 8)] {
+            let numbers = Numbers::of(wire);
+            for workers in [1, 3, 64] {
+                let most = numbers.most_operations(1, workers) * u64::from(workers);
+                let largest = u64::from(numbers.pattern(numbers.period - 1) as u32) + most;
+                assert!(most > 0 && largest < next, "{wire}: {workers} workers, {largest}");
+            }
+        }
+    }
 
     #[test]
     fn visits_count_what_place_gives() {

@@ -11,11 +11,11 @@ use crate::error::{Error, Result};
 pub struct Report {
     pub op: String,
     pub transport: String,
-    /// Payload of one operation.
+    /// Payload of one operation, as fp32 whatever the wire.
     pub bytes: u64,
     pub workers: u32,
     pub servers: u32,
-    /// 10^9 payload bytes a second, of all workers; what goes there and back is counted once.
+    /// 10^9 payload bytes (as fp32, whatever the wire) a second, of all workers; what goes there and back is counted once.
     pub gbytes_per_second: f64,
     pub ops_per_second: f64,
     /// From the call of an operation until it is done, with `window` of them under way.
@@ -25,6 +25,7 @@ pub struct Report {
     pub keys_per_second: f64,
     pub threads: u32,
     pub consistency: String,
+    pub wire: String,
     pub window: u32,
     /// The time of the slowest worker.
     pub seconds: f64,
@@ -58,6 +59,7 @@ impl Report {
             keys_per_second: per_second * keys,
             threads: figures.threads,
             consistency: options.consistency.to_string(),
+            wire: options.wire.to_string(),
             window: options.window() as u32,
             seconds: figures.seconds,
         }
@@ -85,7 +87,8 @@ impl Report {
             ("operation", format!("{} of {} bytes", self.op, self.bytes)),
             ("transport", self.transport.clone()),
             ("workers, servers", format!("{}, {} of {} threads", self.workers, self.servers, self.threads)),
-            ("consistency, window", format!("{}, {}", self.consistency, self.window)),
+            ("consistency, wire", format!("{}, {}", self.consistency, self.wire)),
+            ("window", self.window.to_string()),
             ("GB per second", format!("{:.3}", self.gbytes_per_second)),
             ("operations per second", format!("{:.0}", self.ops_per_second)),
             ("keys per second", format!("{:.0}", self.keys_per_second)),
@@ -101,7 +104,7 @@ impl Report {
 }
 
 /// The columns of `--csv`, in the order of the fields.
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 15] = [
     "op",
     "transport",
     "bytes",
@@ -114,6 +117,7 @@ const COLUMNS: [&str; 14] = [
     "keys_per_second",
     "threads",
     "consistency",
+    "wire",
     "window",
     "seconds",
 ];
@@ -141,6 +145,7 @@ mod tests {
             keys_per_second: 0.0,
             threads: 1,
             consistency: "asp".to_owned(),
+            wire: "fp32".to_owned(),
             window: 1,
             seconds: 1.0,
         };

@@ -7,7 +7,7 @@ use super::Verdict;
 use super::latencies::{BUCKETS, Latencies};
 use super::load::{Load, Wrong};
 use super::options::Options;
-use super::place::{Walk, most_operations};
+use super::place::Walk;
 use super::report::{Figures, Report};
 use crate::client::{Client, Ticket};
 use crate::config::Environment;
@@ -117,7 +117,7 @@ impl<'a> Worker<'a> {
         if self.clocked() {
             self.drive(Duration::MAX, WARM_UP_CLOCKS)?;
         } else {
-            self.drive((self.options.duration() / 4).min(WARM_UP), u64::MAX)?;
+            self.drive((self.options.duration() / 4).min(WARM_UP), self.most_operations() / 4)?;
         }
         self.client.barrier()?;
         self.latencies = Latencies::new();
@@ -139,12 +139,17 @@ impl<'a> Worker<'a> {
         self.options.consistency != Consistency::Asp
     }
 
+    /// Operations after which sums would no longer be exact.
+    fn most_operations(&self) -> u64 {
+        match self.options.op.pushes() {
+            true => self.options.numbers().most_operations(self.options.places(), self.client.workers()),
+            false => u64::MAX,
+        }
+    }
+
     /// Runs operations for `time`, at most `count`, then until all are done. How long that took.
     fn drive(&mut self, time: Duration, count: u64) -> Result<Duration> {
-        let mut most = self.done.saturating_add(count);
-        if self.options.op.pushes() {
-            most = most.min(most_operations(self.options.places(), self.client.workers()));
-        }
+        let most = self.done.saturating_add(count).min(self.most_operations());
         let start = Instant::now();
         let mut now = start;
         while now - start < time && self.done < most {

@@ -13,7 +13,7 @@ use crate::app::node::NodeOptions;
 use crate::data::libsvm::IndexMode;
 use crate::data::synthetic;
 use crate::error::{Error, Result};
-use crate::types::{Consistency, Late, OptimizerSpec, Quorum, TableSpec};
+use crate::types::{Consistency, Late, OptimizerSpec, Quorum, TableSpec, Wire};
 
 /// The most features that a model may have: 4 GiB of weights, which worker 0 holds at the end.
 pub const MAX_FEATURES: u64 = 1 << 30;
@@ -36,6 +36,26 @@ pub enum OptimizerChoice {
     Ftrl,
     /// Plain stochastic gradient descent.
     Sgd,
+    /// Adagrad: per-coordinate rates that only fall.
+    Adagrad,
+    /// Adam: moving averages of the gradient and of its square.
+    Adam,
+}
+
+impl OptimizerChoice {
+    /// The learning rate unless one is given; `ftrl` has --alpha instead.
+    fn rate(self) -> f32 {
+        match self {
+            OptimizerChoice::Ftrl | OptimizerChoice::Sgd => 0.3,
+            OptimizerChoice::Adagrad => 0.1,
+            OptimizerChoice::Adam => 0.003,
+        }
+    }
+
+    /// What keeps the divisor off 0, unless one is given.
+    fn epsilon(self) -> f32 {
+        if self == OptimizerChoice::Adagrad { 1e-10 } else { 1e-8 }
+    }
 }
 
 /// What becomes of pieces that come after a quorum has closed their clock.
@@ -85,9 +105,18 @@ pub struct Options {
     /// ftrl: weight of w²/2
     #[arg(long, default_value_t = 0.0)]
     pub l2: f32,
-    /// sgd: learning rate
-    #[arg(long, default_value_t = 0.3)]
-    pub rate: f32,
+    /// sgd, adagrad, adam: learning rate [default: 0.3, 0.1, 0.003]
+    #[arg(long)]
+    pub rate: Option<f32>,
+    /// adam: how much of the mean gradient is kept at each step
+    #[arg(long, default_value_t = 0.9)]
+    pub beta1: f32,
+    /// adam: how much of the mean squared gradient is kept at each step
+    #[arg(long, default_value_t = 0.999)]
+    pub beta2: f32,
+    /// adagrad, adam: added to the root that divides [default: 1e-10, 1e-8]
+    #[arg(long)]
+    pub epsilon: Option<f32>,
     /// When a pull is answered: bsp, ssp:N or asp
     #[arg(long, default_value = "bsp", value_parser = Consistency::from_str)]
     pub consistency: Consistency,
@@ -97,6 +126,9 @@ pub struct Options {
     /// --quorum: what becomes of gradients that come after their clock has closed
     #[arg(long, value_enum, default_value_t = LateChoice::Drop)]
     pub late: LateChoice,
+    /// How gradients and weights travel: fp32, fp16 or bf16; they are added and kept as fp32
+    #[arg(long, default_value = "fp32", value_parser = Wire::from_str)]
+    pub wire: Wire,
     /// Passes over the data
     #[arg(long, default_value_t = 12)]
     pub epochs: u32,
@@ -169,10 +201,14 @@ impl Options {
             let expected = format!("at least {} for the built-in data set", synthetic::FEATURES);
             return Err(Error::config("--features", expected, features));
         }
-        let rates = [self.alpha, self.beta, self.l1, self.l2, self.rate];
-        let flags = ["--alpha", "--beta", "--l1", "--l2", "--rate"];
+        let rates = [self.alpha, self.beta, self.l1, self.l2, self.rate(), self.epsilon()];
+        let flags = ["--alpha", "--beta", "--l1", "--l2", "--rate", "--epsilon"];
         if let Some((flag, rate)) = flags.into_iter().zip(rates).find(|(_, r)| !r.is_finite() || *r < 0.0) {
             return Err(Error::config(flag, "a finite value ≥ 0", rate));
+        }
+        let kept = [("--beta1", self.beta1), ("--beta2", self.beta2)];
+        if let Some((flag, beta)) = kept.into_iter().find(|(_, beta)| !(0.0..1.0).contains(beta)) {
+            return Err(Error::config(flag, "a value from 0 to below 1", beta));
         }
         match self.workers {
             Some(workers) => self.spec(1).validate_for(workers),
@@ -207,11 +243,23 @@ impl Options {
         }
     }
 
+    /// The learning rate, but for `ftrl`.
+    pub fn rate(&self) -> f32 {
+        self.rate.unwrap_or_else(|| self.optimizer.rate())
+    }
+
+    /// What keeps the divisor of `adagrad` and `adam` off 0.
+    pub fn epsilon(&self) -> f32 {
+        self.epsilon.unwrap_or_else(|| self.optimizer.epsilon())
+    }
+
     /// The table of `features` weights.
     pub fn spec(&self, features: u64) -> TableSpec {
         let optimizer = match self.optimizer {
             OptimizerChoice::Ftrl => OptimizerSpec::ftrl(self.alpha, self.beta, self.l1, self.l2),
-            OptimizerChoice::Sgd => OptimizerSpec::sgd(self.rate),
+            OptimizerChoice::Sgd => OptimizerSpec::sgd(self.rate()),
+            OptimizerChoice::Adagrad => OptimizerSpec::adagrad(self.rate(), self.epsilon()),
+            OptimizerChoice::Adam => OptimizerSpec::adam(self.rate(), self.beta1, self.beta2, self.epsilon()),
         };
         let spec = match self.table {
             TableChoice::Sparse => TableSpec::sparse("weights", 1),
@@ -223,7 +271,7 @@ impl Options {
             LateChoice::Drop => Late::Drop,
             LateChoice::Apply => Late::Apply,
         };
-        let spec = spec.optimizer(optimizer).consistency(self.consistency);
+        let spec = spec.optimizer(optimizer).consistency(self.consistency).wire(self.wire);
         match self.quorum {
             Some(workers) => spec.quorum(Quorum { workers, late }),
             None => spec,

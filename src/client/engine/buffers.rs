@@ -3,13 +3,17 @@
 //! A buffer's memory is in use until each operation on it is done, also when nobody waits for it any more. A buffer that
 //! was dropped stays registered until then; after that every server thread that may write to it is told, and acknowledges
 //! or loses its endpoint; then its memory is let go.
+//!
+//! Values that filters change can't leave from a buffer or be written to it by a server thread: they are copied through staging
+//! or receive memory.
 
 use std::sync::Arc;
 
-use super::{Engine, Pending};
+use super::{Engine, Part, Pending, Places};
 use crate::error::{Error, Result};
-use crate::mem::{Arena, RegionId, RegionSlice};
-use crate::proto::MAX_REGIONS;
+use crate::kernels::BLOCK;
+use crate::mem::{Arena, Buf, RegionId, RegionSlice};
+use crate::proto::{Chain, MAX_REGIONS};
 
 /// A buffer, as the engine knows it.
 pub struct Registered {
@@ -173,6 +177,42 @@ impl Engine {
         let buffer = self.buffer(span)?;
         let (arena, region) = (buffer.arena.clone(), buffer.region);
         Ok(RegionSlice { arena, region, offset: (span.start + at) * 4, length: count * 4 })
+    }
+
+    /// What writes `count` elements of a span as `chain` makes them; `at` and `count` in elements of the operation.
+    pub(super) fn encoder(
+        &self,
+        span: &Span,
+        (at, count): (usize, usize),
+        chain: Chain,
+    ) -> Result<impl FnMut(&mut Buf, usize) + use<>> {
+        let arena = self.buffer(span)?.arena.clone();
+        let start = span.start + at;
+        Ok(move |body: &mut Buf, body_at: usize| {
+            let mut block = [0.0f32; BLOCK];
+            for done in (0..count).step_by(BLOCK) {
+                let values = &mut block[..BLOCK.min(count - done)];
+                arena.copy_out((start + done) * 4, bytemuck::cast_slice_mut(values));
+                chain.encode(values, body, body_at + done * chain.value_bytes());
+            }
+        })
+    }
+
+    /// Values that came through filters, and belong in a registered buffer, go there at once. Others come back.
+    pub(super) fn deliver(&mut self, ticket: usize, part: Option<Part>) -> Result<Option<Part>> {
+        let Some(Part { buf, places: Places::Buffer(at) }) = part else { return Ok(part) };
+        let Some(pending) = self.pending.get(ticket) else { return Ok(None) };
+        let (chain, Some(span)) = (pending.chain, pending.uses.written) else { return Ok(None) };
+        let arena = &self.buffer(&span)?.arena;
+        let count = buf.len() / chain.value_bytes();
+        let mut block = [0.0f32; BLOCK];
+        for done in (0..count).step_by(BLOCK) {
+            let values = &mut block[..BLOCK.min(count - done)];
+            chain.decode(&buf, done * chain.value_bytes(), values);
+            arena.copy_in((span.start + at + done) * 4, bytemuck::cast_slice(values));
+        }
+        self.bytes_copied += buf.len() as u64;
+        Ok(None)
     }
 
     /// Lets a server thread write to a span's buffer.

@@ -6,7 +6,7 @@ use super::{Accepted, Asked, BUDGET, Engine};
 use crate::client::frame::{Outgoing, Owner};
 use crate::config::Polling;
 use crate::error::{Error, Result};
-use crate::proto::ReplyKind;
+use crate::proto::{Chain, ReplyKind};
 use crate::transport::Completion;
 use slab::Slab;
 
@@ -121,6 +121,8 @@ impl Engine {
                 return Err(Error::protocol(&self.links[link].peer, "tag", expected, found));
             }
             let asked = self.asked.remove(header.tag as usize);
+            let chain = self.pending.get(asked.ticket).map_or_else(Chain::default, |p| p.chain);
+            chain.expect(header.chain).map_err(|m| m.by(&self.links[link].peer))?;
             self.links[link].pull_answered();
             if let Some(place) = asked.accepted {
                 self.accepted[place].unanswered -= 1;
@@ -129,7 +131,8 @@ impl Engine {
                     self.spare(frame);
                 }
             }
-            self.one_less(asked.ticket, asked.part, header.version);
+            let part = self.deliver(asked.ticket, asked.part)?;
+            self.one_less(asked.ticket, part, header.version);
         }
         Ok(())
     }

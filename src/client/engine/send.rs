@@ -9,7 +9,7 @@ use crate::client::link::Link;
 use crate::client::plan::{DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
-use crate::proto::{NO_BASE, RequestHeader, RequestKind};
+use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
 use crate::transport::Payload;
 use crate::types::{Key, SortedKeys, TableId, Version};
 
@@ -21,7 +21,7 @@ const QUEUE_LIMIT: usize = 4096;
 pub enum Source<'a> {
     /// In the caller's memory: they are copied.
     Slice(&'a [f32]),
-    /// In a registered buffer: they leave from there.
+    /// In a registered buffer: they leave from there, unless filters change them.
     Buffer(Span),
 }
 
@@ -58,16 +58,21 @@ impl Engine {
         frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
         source: Source<'_>,
     ) -> Result<bool> {
+        let chain = self.pending[ticket].chain;
         while let Some(frame) = frames.peek() {
-            let bytes = frame.count as usize * 4;
-            let header = self.write_header(ticket, table).dense(frame, bytes);
+            let count = frame.count as usize;
+            let header = self.write_header(ticket, table).dense(frame, count * chain.value_bytes());
             let queued = match source {
                 Source::Slice(values) => {
-                    let values = bytemuck::cast_slice(&values[frame.at..frame.at + frame.count as usize]);
-                    let mut fill = |buf: &mut Buf, at: usize| buf.copy_in(at, values);
+                    let values = &values[frame.at..frame.at + count];
+                    let mut fill = |buf: &mut Buf, at: usize| chain.encode(values, buf, at);
                     self.push_frame(frame.shard, ticket, header, &mut fill)
                 }
-                Source::Buffer(span) => self.push_pinned(frame, ticket, header, &span)?,
+                Source::Buffer(span) if chain.is_empty() => self.push_pinned(frame, ticket, header, &span)?,
+                Source::Buffer(span) => {
+                    let mut fill = self.encoder(&span, (frame.at, count), chain)?;
+                    self.push_frame(frame.shard, ticket, header, &mut fill)
+                }
             };
             if !queued {
                 return Ok(false);
@@ -85,15 +90,15 @@ impl Engine {
         (keys, values): (&[Key], &[f32]),
         next: &mut usize,
     ) -> bool {
-        let row = self.pending[ticket].spec.width() as usize;
+        let (row, chain) = (self.pending[ticket].spec.width() as usize, self.pending[ticket].chain);
         while let Some(frame) = plan.frames.get(*next) {
             let rows_at = frame.directory.len() * 8 + frame.keys.len() * 8;
-            let length = rows_at + frame.keys.len() * row * 4;
+            let length = rows_at + frame.keys.len() * row * chain.value_bytes();
             let mut fill = |buf: &mut Buf, at: usize| {
                 fill_keys(plan, frame, keys, buf, at);
                 for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
                     let values = &values[number as usize * row..(number as usize + 1) * row];
-                    buf.copy_in(at + rows_at + place * row * 4, bytemuck::cast_slice(values));
+                    chain.encode(values, buf, at + rows_at + place * row * chain.value_bytes());
                 }
             };
             let header = self.write_header(ticket, table);
@@ -123,23 +128,36 @@ impl Engine {
         Ok(true)
     }
 
-    /// Queues the frames of a dense pull into a registered buffer.
+    /// Queues the frames of a dense pull into a registered buffer. What filters change comes by receive memory, which each
+    /// answer gives back; answers that only the end of the caller's clock can bring are not waited for.
     pub fn pull_into(
         &mut self,
         (ticket, table): (usize, TableId),
         frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
         into: Span,
     ) -> Result<bool> {
+        let chain = self.pending[ticket].chain;
         while let Some(frame) = frames.peek() {
             if self.links[frame.shard].queued() >= QUEUE_LIMIT {
                 return Ok(false);
             }
-            self.announce(frame.shard, &into)?;
+            let floats = frame.count as usize;
             let mut header = self.header(RequestKind::Pull, table).dense(frame, 0);
-            header.region = u16::from(into.buffer);
-            header.argument = (into.start + frame.at) as u64 * 4;
-            let answer = (frame.count as usize, None);
-            if !self.queue_pull(frame.shard, ticket, header, &mut |_, _| {}, answer) {
+            let queued = if chain.is_empty() {
+                self.announce(frame.shard, &into)?;
+                header.region = into.buffer;
+                header.argument = (into.start + frame.at) as u64 * 4;
+                self.queue_pull(frame.shard, ticket, header, &mut |_, _| {}, (floats, None))
+            } else {
+                let pending = &self.pending[ticket];
+                let more_comes = pending.open > 0 && !(pending.under_bsp() && pending.after_push);
+                if more_comes && self.receive.lease(floats * chain.value_bytes()).is_none() {
+                    return Ok(false);
+                }
+                let answer = (floats, Places::Buffer(frame.at));
+                self.ask(frame.shard, ticket, header, &mut |_, _| {}, answer)?
+            };
+            if !queued {
                 return Ok(false);
             }
             frames.next();
@@ -176,11 +194,12 @@ impl Engine {
         &mut self,
         table: &Target<'_>,
         keys: SortedKeys<'_>,
+        chain: Chain,
         limit: usize,
     ) -> Result<SparsePlan> {
         let mut plan = std::mem::take(&mut self.plan);
         // A pull's answer has to fit a frame, too: rows count as if they travelled with the keys.
-        let row = table.spec.width() as usize * 4;
+        let row = table.spec.width() as usize * chain.value_bytes();
         match plan.fill(table.spec, table.map, keys, row, limit) {
             Ok(()) => Ok(plan),
             Err(error) => {
@@ -245,23 +264,25 @@ impl Engine {
         fill: &mut Fill<'_>,
         (floats, places): (usize, Places),
     ) -> Result<bool> {
-        let Some(buf) = self.receive.lease(floats * 4) else {
+        let bytes = floats * self.pending[ticket].chain.value_bytes();
+        let Some(buf) = self.receive.lease(bytes) else {
             return Err(Error::Limit {
                 resource: "receive memory: it is held by pulls that nobody has waited for".to_owned(),
                 limit: self.receive.arena().len() as u64,
-                asked: (floats * 4) as u64,
+                asked: bytes as u64,
             });
         };
         header.argument = buf.offset() as u64;
+        let taken_by_caller = !matches!(places, Places::Buffer(_));
         let queued = self.queue_pull(link, ticket, header, fill, (floats, Some(Part { buf, places })));
-        if queued {
+        if queued && taken_by_caller {
             self.pending[ticket].floats += floats;
         }
         Ok(queued)
     }
 
-    /// Queues one frame of a pull, which says where the values go; `part` is what receives them unless that is a registered
-    /// buffer.
+    /// Queues one frame of a pull, which says where the values go; `part` is what receives them unless the server thread writes
+    /// them to a registered buffer.
     fn queue_pull(
         &mut self,
         link: usize,
@@ -272,6 +293,7 @@ impl Engine {
     ) -> bool {
         let pending = &self.pending[ticket];
         header.after_push = pending.after_push;
+        header.chain = pending.chain.check();
         let may_overtake = pending.under_bsp() && pending.after_push;
         let number = self.number();
         let tag = self.asked.insert(Asked { number, ticket, link, floats, part, accepted: None });
@@ -355,6 +377,7 @@ impl Engine {
     fn write_header(&self, ticket: usize, table: TableId) -> RequestHeader {
         let pending = &self.pending[ticket];
         let mut header = self.header(pending.kind, table);
+        header.chain = pending.chain.check();
         header.argument = pending.base.unwrap_or(NO_BASE);
         header.tag = ticket as u32;
         header

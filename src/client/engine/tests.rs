@@ -12,7 +12,7 @@ use crate::client::plan::DenseFrame;
 use crate::control::{Hub, HubConfig};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
 use crate::proto::secret::Secret;
-use crate::proto::{ReplyHeader, ReplyKind, RequestHeader, RequestKind};
+use crate::proto::{Chains, ReplyHeader, ReplyKind, RequestHeader, RequestKind};
 use crate::time::Deadline;
 use crate::transport::park::Waker;
 use crate::transport::{Caps, Message, Read, Refusal, Rejected, SessionKey, Side, Write};
@@ -204,6 +204,7 @@ impl Rig {
     /// The server thread writes a reply.
     fn reply(&mut self, kind: ReplyKind, freed: u64, tag: u32, count: u32) {
         let header = ReplyHeader {
+            chain: 0,
             bucket: 0,
             kind,
             sequence: self.replies,
@@ -230,7 +231,7 @@ impl Rig {
 
     fn queue_push(&mut self, after: Option<&Arc<After>>, floats: usize, value: f32) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, after };
+        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after };
         let values = vec![value; floats];
         let source = Source::Slice(&values);
         let ticket = self.engine.new_push(RequestKind::Push, &table, source, None).unwrap();
@@ -242,7 +243,7 @@ impl Rig {
 
     fn pull(&mut self, floats: usize) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, after: None };
+        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after: None };
         let ticket = self.engine.new_pull(&table, false, None).unwrap();
         let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
         assert!(self.engine.pull_dense((ticket, 0), &mut [frame].into_iter().peekable()).unwrap());

@@ -19,6 +19,7 @@ impl Engine {
         self.pending.insert(Pending {
             number,
             spec: table.spec.clone(),
+            chain: if kind == RequestKind::Pull { table.chains.pull } else { table.chains.push },
             clock: self.clock,
             open: 0,
             kind,
@@ -71,7 +72,8 @@ impl Engine {
         format!("{what} table \"{}\" in clock {} at {}", pending.spec.name, pending.clock, behind.join(", "))
     }
 
-    /// Copies a done pull's values out and forgets the ticket. `into` is empty when they lie in a registered buffer.
+    /// Copies a done pull's values out, through their filters, and forgets the ticket. `into` is empty when they lie in a
+    /// registered buffer.
     ///
     /// # Errors
     /// `into` has another length than the pull asked for.
@@ -81,23 +83,24 @@ impl Engine {
             let found = into.len();
             return Err(Error::config("length of the result", format!("{} fp32", pending.floats), found));
         }
-        let width = pending.spec.width() as usize;
+        let (width, chain) = (pending.spec.width() as usize, pending.chain);
+        let value = chain.value_bytes();
         for part in &pending.lists.parts {
             match &part.places {
                 Places::From(at) => {
-                    let count = part.buf.len() / 4;
-                    part.buf.copy_out(0, bytemuck::cast_slice_mut(&mut into[*at..*at + count]));
+                    let count = part.buf.len() / value;
+                    chain.decode(&part.buf, 0, &mut into[*at..*at + count]);
                 }
                 Places::Rows(range) => {
                     for (row, &number) in pending.lists.order[range.clone()].iter().enumerate() {
                         let at = number as usize * width;
-                        part.buf
-                            .copy_out(row * width * 4, bytemuck::cast_slice_mut(&mut into[at..at + width]));
+                        chain.decode(&part.buf, row * width * value, &mut into[at..at + width]);
                     }
                 }
+                Places::Buffer(_) => {} // they went there when they came
             }
         }
-        self.bytes_copied += into.len() as u64 * 4;
+        self.bytes_copied += (into.len() * value) as u64;
         let version = pending.version;
         self.end(ticket);
         Ok(version)

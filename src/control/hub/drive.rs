@@ -74,7 +74,7 @@ impl Hub {
 
     fn establish(&mut self, id: LinkId, established: Established, now: Instant) {
         let Some(link) = find(&mut self.links, id) else { return };
-        let Established { peer, send_key, receive_key, export, .. } = established;
+        let Established { peer, send_key, receive_key, export, chosen } = established;
         let (reader, writer) = (FrameReader::new(receive_key), FrameWriter::new(send_key));
         link.peer = format!("{peer} at {}", link.address);
         link.authenticated = true;
@@ -82,7 +82,7 @@ impl Hub {
         link.deadline = now + self.limits.peer_timeout;
         link.speak_at = now + self.limits.keepalive();
         let address = link.address;
-        self.pending.push(Event::Up { link: id, peer, address, export });
+        self.pending.push(Event::Up { link: id, peer, address, export, chosen });
     }
 
     fn frames(&mut self, id: LinkId, now: Instant) -> Result<()> {

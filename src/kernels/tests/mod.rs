@@ -148,7 +148,7 @@ proptest! {
             let mut out = Shifted::new(&vec![0u16; start.len()], shift);
             let sum_so_far = (!from_zero).then(|| sum.all_mut());
             let gradient = Gradient::Fold { sum: sum_so_far, pieces: &inputs, divisor };
-            pass_by(table, w.all_mut(), gradient, Some(Output::Bf16(out.all_mut())), |_, w, g| {
+            pass_by(table, w.all_mut(), gradient, Some(Output::Bf16(out.all_mut().into())), |_, w, g| {
                 step_by(table, rule, w, [], g);
             });
             prop_assert_eq!(bits(w.all()), bits(&expected), "{}", simd);
@@ -170,12 +170,12 @@ proptest! {
             widen_by(table, floats.all_mut(), held.input());
             prop_assert_eq!(bits(floats.all()), bits(&wide), "{}", simd);
             let mut halves = Shifted::new(&vec![0u16; wide.len()], shift);
-            narrow_by(table, Output::F16(halves.all_mut()), &wide);
+            narrow_by(table, Output::F16(halves.all_mut().into()), &wide);
             for (found, expected) in halves.all().iter().zip(&f16s) {
                 let found = half::f16::from_bits(*found);
                 prop_assert!(same(found.is_nan(), expected.is_nan(), found.to_bits(), expected.to_bits()));
             }
-            narrow_by(table, Output::Bf16(halves.all_mut()), &wide);
+            narrow_by(table, Output::Bf16(halves.all_mut().into()), &wide);
             for (found, expected) in halves.all().iter().zip(&bf16s) {
                 let found = half::bf16::from_bits(*found);
                 prop_assert!(same(found.is_nan(), expected.is_nan(), found.to_bits(), expected.to_bits()));
@@ -224,13 +224,13 @@ fn all_halves_survive_the_way_there_and_back() {
         let mut wide = vec![0.0f32; all.len()];
         let mut back = vec![0u16; all.len()];
         widen_by(table, &mut wide, Input::F16(Halves::from(&all[..])));
-        narrow_by(table, Output::F16(&mut back), &wide);
+        narrow_by(table, Output::F16((&mut back[..]).into()), &wide);
         for (h, b) in all.iter().zip(&back) {
             let nan = half::f16::from_bits(*h).is_nan();
             assert!(same(nan, half::f16::from_bits(*b).is_nan(), *h, *b), "{simd}: {h:#06x} {b:#06x}");
         }
         widen_by(table, &mut wide, Input::Bf16(Halves::from(&all[..])));
-        narrow_by(table, Output::Bf16(&mut back), &wide);
+        narrow_by(table, Output::Bf16((&mut back[..]).into()), &wide);
         for (h, b) in all.iter().zip(&back) {
             let nan = half::bf16::from_bits(*h).is_nan();
             assert!(same(nan, half::bf16::from_bits(*b).is_nan(), *h, *b), "{simd}: {h:#06x} {b:#06x}");
@@ -285,7 +285,7 @@ fn check_fused<R: Rule<P> + std::fmt::Debug, const P: usize>(
         let mut planes: [Vec<f32>; P] = std::array::from_fn(|p| data.planes[p].clone());
         let mut out = vec![0u16; data.w.len()];
         let gradient = Gradient::Fold { sum: None, pieces: &inputs, divisor: 3.0 };
-        pass_by(table, w.all_mut(), gradient, Some(Output::Bf16(&mut out)), |range, w, g| {
+        pass_by(table, w.all_mut(), gradient, Some(Output::Bf16((&mut out[..]).into())), |range, w, g| {
             step_by(table, rule, w, planes.each_mut().map(|p| &mut p[range.clone()]), g);
         });
         prop_assert_eq!(bits(w.all()), bits(&expected_w), "{} {:?}", simd, rule);

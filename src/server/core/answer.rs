@@ -15,11 +15,14 @@ const PINNED: usize = 4096;
 const LONG: usize = 4096;
 
 impl Core {
-    /// Answers the pulls that can be answered and announces credit. Gives the ranks that broke the protocol
-    /// ([`Error::Protocol`]) or whose endpoints failed. True when a pull was answered: once the transport has let go of its
-    /// buffer, there may be more.
+    /// Folds and closes what the gate let through, answers the pulls that can be answered and announces credit. Gives the ranks
+    /// that broke the protocol ([`Error::Protocol`]) or whose endpoints failed. True when a pull was answered: once the transport
+    /// has let go of its buffer, there may be more.
     pub fn settle(&mut self, transport: &mut dyn Transport, failed: &mut Vec<(Rank, Error)>) -> bool {
         let before = self.stats.pulls;
+        if !self.failed {
+            self.obey();
+        }
         failed.append(&mut self.faults);
         if self.failed {
             return false;
@@ -81,6 +84,7 @@ impl Core {
                 epoch: self.view.epoch,
                 count: rejection.pieces,
                 tag,
+                chain: 0,
                 bucket: rejection.bucket,
                 withdrawn: 0,
             };
@@ -89,11 +93,12 @@ impl Core {
         Ok(())
     }
 
-    /// Writes the values, from where they lie or, where that can't be, from a reply buffer; then the header. False when there
-    /// is no room yet.
+    /// Writes the values, from where they lie or, where that can't be or filters change them, from a reply buffer; then the
+    /// header. False when there is no room yet.
     fn answer(&mut self, rank: usize, waiting: &Waiting, transport: &mut dyn Transport) -> Result<bool> {
         let header = &waiting.header;
         let lent: u32 = self.links.iter().flatten().map(|link| link.lent).sum();
+        let chain = self.chains(header).map_err(|m| m.by(self.peer(rank as Rank)))?.pull;
         let Some(link) = &mut self.links[rank] else { return Ok(true) };
         let (values, version) = if waiting.keys.is_empty() {
             let reading = self.shard.read_dense(header.table, header.bucket, header.first, header.count);
@@ -104,23 +109,23 @@ impl Core {
             (&self.gathered[..], version)
         };
         let Some(remote) = link.region(header.region) else { return Ok(true) }; // it can't go while a pull names it
-        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let bytes = values.len() * chain.value_bytes();
         let count = values.len() as u32;
-        let pin = if waiting.keys.is_empty() && bytes.len() >= PINNED {
+        let pin = if chain.is_empty() && waiting.keys.is_empty() && bytes >= PINNED {
             self.shard.pin_dense(header.table, header.bucket, header.first, header.count)
         } else {
             None
         };
         let pinned = pin.is_some();
-        let lends = !pinned && bytes.len() > LONG;
-        if lends && link.lent >= self.replies.count(bytes.len()).saturating_sub(lent) {
+        let lends = !pinned && bytes > LONG;
+        if lends && link.lent >= self.replies.count(bytes).saturating_sub(lent) {
             return Ok(false);
         }
         let body = match pin {
             Some(pin) => Payload::Published(pin),
             None => {
-                let Some(mut buf) = self.replies.lease(bytes.len()) else { return Ok(false) };
-                buf.copy_in(0, bytes);
+                let Some(mut buf) = self.replies.lease(bytes) else { return Ok(false) };
+                chain.encode(values, &mut buf, 0);
                 Payload::Owned(buf)
             }
         };
@@ -147,7 +152,7 @@ impl Core {
         self.stats.pulls += 1;
         self.stats.replies_pinned += u64::from(pinned);
         self.stats.replies_copied += u64::from(!pinned);
-        self.stats.pulled_bytes += u64::from(count) * 4;
+        self.stats.pulled_bytes += bytes as u64;
         let reply = ReplyHeader {
             kind: ReplyKind::Pulled,
             sequence: 0,
@@ -157,6 +162,7 @@ impl Core {
             epoch: self.view.epoch,
             count,
             tag: header.tag,
+            chain: chain.check(),
             bucket: 0,
             withdrawn: 0,
         };

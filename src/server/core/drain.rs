@@ -17,6 +17,8 @@ impl Core {
     /// Whether everything that was taken is answered, and every answer has left. Only after [`Core::drain`].
     pub fn is_drained(&self) -> bool {
         self.failed
-            || self.gate.closed() >= self.promised && self.links.iter().flatten().all(Link::is_drained)
+            || self.verdicts.is_empty()
+                && self.gate.closed() >= self.promised
+                && self.links.iter().flatten().all(Link::is_drained)
     }
 }

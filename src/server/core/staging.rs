@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::error::Malformed;
 use crate::mem::{Arena, RegionId};
-use crate::proto::{HEADER, RequestHeader, SparseBody};
+use crate::proto::{Chain, HEADER, RequestHeader, SparseBody};
+use crate::store::DensePiece;
 use crate::types::{DirectoryEntry, Key, Rank};
 
 /// The memory that workers write their requests into: for each rank `slots` slots of `slot_bytes`.
@@ -45,6 +46,23 @@ impl Staging {
             return Err(Malformed::new("length", expected, header.length));
         }
         Ok(header)
+    }
+
+    /// What a dense push or set brought, in place from byte `body_at` on; refused when the body is not as long as the header
+    /// and the table's chain say.
+    pub(super) fn dense(
+        &self,
+        body_at: usize,
+        header: &RequestHeader,
+        chain: Chain,
+    ) -> Result<DensePiece<'_>, Malformed> {
+        let bytes = u64::from(header.count) * chain.value_bytes() as u64;
+        if u64::from(header.length) != bytes {
+            let expected = format!("{bytes} for {} values", header.count);
+            return Err(Malformed::new("length", expected, header.length));
+        }
+        let values = chain.view(&self.arena, body_at, header.count as usize);
+        Ok(DensePiece { bucket: header.bucket, first: header.first, values })
     }
 
     /// Private copies of a sparse body's directory and keys. `body` fits the slot.

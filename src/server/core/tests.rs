@@ -1,17 +1,20 @@
 //! Workers that hold the job's secret and lie.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::mem::{Arena, RegionId};
 use crate::mem::{RemoteRegion, Rights};
 use crate::store::Optimizers;
-use crate::transport::{
-    Caps, EndpointId, Message, Payload, Read, Rejected, SessionKey, Side, Transport, Write,
-};
-use crate::types::{Consistency, Quorum, ServerInfo, Stale};
+use crate::transport::EndpointId;
+use crate::types::{Consistency, FilterSpec, Quorum, ServerInfo, Stale, Wire};
+
+mod stopped;
 
 const SLOT: usize = HEADER + 4096;
+const SPARSE: TableId = 9;
 
-/// A thread with two slots for each worker and a dense table 0 of four buckets of 16 elements.
+/// A thread with two slots for each worker, a dense table 0 of four buckets of 16 elements, and a sparse table [`SPARSE`].
 struct Rig {
     core: Core,
     sequences: Vec<u64>,
@@ -33,6 +36,7 @@ impl Rig {
             Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30, spare_bytes), staging, pool, 4);
         let spec = TableSpec::dense("w", &[64]).segment_bytes(64);
         core.create_table(0, &spec, |_| Ok(RegionId(2))).unwrap();
+        core.create_table(SPARSE, &TableSpec::sparse("s", 1), |_| Ok(RegionId(2))).unwrap();
         let mut rig = Rig { core, sequences: vec![0; workers as usize] };
         (0..workers).for_each(|rank| rig.attach(rank));
         rig
@@ -56,7 +60,7 @@ impl Rig {
     }
 
     /// Worker 0 pulls bucket 0 to byte `argument` of a region, after its own clock.
-    fn pull_into(&mut self, slot: u32, region: u16, argument: u64) -> Result<()> {
+    fn pull_into(&mut self, slot: u32, region: u8, argument: u64) -> Result<()> {
         self.write((0, slot), |header| (header.region, header.argument) = (region, argument))
     }
 
@@ -68,12 +72,29 @@ impl Rig {
 
     /// A worker fills a slot with a pull of bucket 0, but for what `change` makes of it.
     fn write(&mut self, (rank, slot): (u32, u32), change: impl FnOnce(&mut RequestHeader)) -> Result<()> {
-        let mut header =
-            RequestHeader { kind: RequestKind::Pull, ..push(0, self.sequences[rank as usize], 0, 0) };
+        let mut header = RequestHeader { kind: RequestKind::Pull, ..push(0, 0, 0, 0) };
         change(&mut header);
         header.after_push = header.kind == RequestKind::Pull;
         header.length = if header.kind == RequestKind::Push { 64 } else { 0 };
+        self.put((rank, slot), header, &[])
+    }
+
+    /// Pushes one key to the sparse table.
+    fn push_key(&mut self, at: (u32, u32), key: u64) -> Result<()> {
+        self.push_key_to(SPARSE, at, key, TableSpec::sparse("s", 1).bucket_of(key))
+    }
+
+    fn push_key_to(&mut self, table: TableId, at: (u32, u32), key: u64, bucket: u32) -> Result<()> {
+        let body = [&bucket.to_le_bytes()[..], &1u32.to_le_bytes(), &key.to_le_bytes(), &[0; 4]].concat();
+        let header = header(RequestKind::Push, 0);
+        self.put(at, RequestHeader { table, first: 1, count: 1, length: 20, ..header }, &body)
+    }
+
+    /// A worker fills a slot with its next request.
+    fn put(&mut self, (rank, slot): (u32, u32), header: RequestHeader, body: &[u8]) -> Result<()> {
+        let header = RequestHeader { sequence: self.sequences[rank as usize], ..header };
         self.sequences[rank as usize] += 1;
+        self.core.staging.arena.copy_in(self.core.staging.slot_at(rank, slot) + HEADER, body);
         self.frame((rank, slot), header)
     }
 
@@ -116,7 +137,9 @@ impl Rig {
         let mut header = RequestHeader { kind, sequence, count, length, ..RequestHeader::new(clock, 1) };
         change(&mut header);
         self.core.staging.arena.copy_in(at, &header.encode());
-        self.core.request(rank, slot, HEADER as u32 + header.length)
+        self.core.request(rank, slot, HEADER as u32 + header.length)?;
+        self.core.obey();
+        Ok(())
     }
 
     fn occupied(&self, rank: u32) -> u64 {
@@ -169,12 +192,14 @@ fn a_replayed_batch_is_dropped_whole_but_for_its_pulls() {
     assert_eq!((rig.core.stats.duplicates_dropped, rig.core.gate.held(), rig.occupied(1)), (1, 1, 1));
     rig.send((0, 0), Mark, 0, 0).unwrap();
     rig.send((1, 1), Mark, 0, 0).unwrap();
+    rig.core.obey();
     assert_eq!((rig.core.gate.closed(), rig.occupied(1)), (1, 0));
     let update = rig.values(0)[0];
     assert!(update != 0.0);
     let mut alone = Rig::new(2);
     alone.batch((1, 0), &[part(Push, 0, 0), part(Mark, 0, 0)], |_| ()).unwrap();
     alone.send((0, 0), Mark, 0, 0).unwrap();
+    alone.core.obey();
     assert_eq!(alone.values(0)[0], update, "the push was applied once");
 }
 
@@ -196,7 +221,7 @@ fn malformed_batches_name_the_worker_and_the_field() {
     assert_eq!(refused(&[push, mark], |h| h.length = 4096 + 64), "length");
     assert_eq!(refused(&[RequestHeader { kind: RequestKind::Batch, ..push }], |_| ()), "kind");
     assert_eq!(refused(&[RequestHeader { epoch: 2, ..push }], |_| ()), "epoch");
-    assert_eq!(refused(&[RequestHeader { table: 9, ..push }], |_| ()), "table");
+    assert_eq!(refused(&[RequestHeader { table: 99, ..push }], |_| ()), "table");
     assert_eq!(refused(&[RequestHeader { argument: 0, ..push }], |_| ()), "argument");
     // A push behind its clock's mark, of that clock or of the next; two marks; more behind the end.
     assert_eq!(refused(&[mark, push], |_| ()), "clock");
@@ -219,30 +244,50 @@ fn a_slot_that_is_held_or_not_yet_given_back_is_not_the_workers_to_fill() {
 }
 
 #[test]
-fn a_held_piece_that_does_not_fit_is_its_own_workers_fault() {
+fn a_dense_piece_that_does_not_fit_is_refused_when_it_comes() {
     let mut rig = Rig::new(2);
-    rig.send((1, 0), RequestKind::Push, 0, 99).unwrap();
+    let error = rig.send((1, 0), RequestKind::Push, 0, 99).unwrap_err().to_string();
+    assert!(error.contains("worker 1") && error.contains("bucket"), "{error}");
+    let mut rig = Rig::new(2);
+    let short = RequestHeader { count: 16, length: 60, ..header(RequestKind::Push, 0) };
+    let error = rig.put((1, 0), short, &[]).unwrap_err().to_string();
+    assert!(error.contains("length: expected 64 for 16 values, found 60"), "{error}");
+}
+
+/// Whatever a worker writes into its slot while the gate holds what was there: no key is looked at that was not checked.
+#[test]
+fn keys_that_change_while_they_are_held_are_their_workers_fault() {
+    let mut rig = Rig::new(2);
+    rig.push_key((1, 0), 5).unwrap();
     rig.send((1, 1), RequestKind::Mark, 0, 0).unwrap();
+    let flipped = 1u64.to_le_bytes();
+    rig.core.staging.arena.copy_in(rig.core.staging.slot_at(1, 0) + HEADER + 8, &flipped);
     rig.send((0, 0), RequestKind::Mark, 0, 0).unwrap();
-    assert_eq!(rig.core.faults.len(), 1);
-    assert_eq!(rig.core.faults[0].0, 1);
+    rig.core.obey();
+    assert!(
+        matches!(&rig.core.faults[..], [(1, Error::Protocol { field: "keys", .. })]),
+        "{:?}",
+        rig.core.faults
+    );
 }
 
 #[test]
 fn after_a_fault_nothing_is_closed_taken_or_answered() {
     let mut rig = Rig::new(3);
-    for (rank, bucket) in [(1, 0), (2, 99)] {
-        rig.send((rank, 0), RequestKind::Push, 0, bucket).unwrap();
+    rig.send((1, 0), RequestKind::Push, 0, 0).unwrap();
+    rig.push_key((2, 0), 5).unwrap();
+    for rank in [1, 2] {
         rig.send((rank, 1), RequestKind::Mark, 0, 0).unwrap();
     }
+    rig.core.staging.arena.copy_in(rig.core.staging.slot_at(2, 0) + HEADER + 8, &1u64.to_le_bytes());
     rig.send((0, 0), RequestKind::Pull, 0, 0).unwrap();
     // It lets the bad piece through, and would let the clock close without it.
     rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
-    assert_eq!(rig.core.shard.read_dense(0, 0, 0, 16).unwrap().version, 0);
     let mut transport = crate::transport::build(&crate::config::Network::default(), true).unwrap();
     let mut failed = Vec::new();
     assert!(!rig.core.settle(transport.as_mut(), &mut failed));
-    assert!(matches!(&failed[..], [(2, Error::Protocol { field: "bucket", .. })]), "{failed:?}");
+    assert!(matches!(&failed[..], [(2, Error::Protocol { field: "keys", .. })]), "{failed:?}");
+    assert_eq!(rig.core.shard.read_dense(0, 0, 0, 16).unwrap().version, 0);
     assert_eq!(rig.core.links[0].as_ref().unwrap().waiting.len(), 1);
     // A frame that was refused once would be refused again: it is not looked at.
     rig.send((1, 0), RequestKind::Push, 5, 0).unwrap();
@@ -257,6 +302,13 @@ fn a_pull_of_the_last_clock_of_all_waits() {
     assert_eq!(link.waiting[0].needed, u64::MAX);
 }
 
+/// Of nothing, from clock `clock`.
+fn header(kind: RequestKind, clock: u64) -> RequestHeader {
+    let argument = if kind == RequestKind::Push { NO_BASE } else { 0 };
+    let after_push = kind == RequestKind::Pull;
+    RequestHeader { kind, after_push, count: 0, length: 0, tag: 0, ..push(0, 0, clock, argument) }
+}
+
 /// A push of 16 elements to bucket 0.
 fn push(table: u32, sequence: u64, clock: u64, argument: u64) -> RequestHeader {
     RequestHeader {
@@ -266,6 +318,7 @@ fn push(table: u32, sequence: u64, clock: u64, argument: u64) -> RequestHeader {
         sequence,
         clock,
         region: 0,
+        chain: 0,
         argument,
         table,
         bucket: 0,
@@ -299,7 +352,7 @@ fn blamed(outcome: Result<()>) -> &'static str {
 #[test]
 fn a_pull_into_a_region_that_is_not_announced_or_too_small_is_refused() {
     assert_eq!(blamed(Rig::new(1).pull_into(0, 1, 0)), "region");
-    assert_eq!(blamed(Rig::new(1).pull_into(0, u16::MAX, 0)), "region");
+    assert_eq!(blamed(Rig::new(1).pull_into(0, u8::MAX, 0)), "region");
     for (argument, good) in [(0, true), (36, true), (37, false), (100, false), (u64::MAX, false)] {
         let mut rig = Rig::new(1);
         rig.say(announce(3)).unwrap();
@@ -418,15 +471,161 @@ fn a_base_version_under_bsp_is_refused() {
 fn a_late_piece_that_does_not_fit_is_its_own_workers_fault() {
     for late in [Late::Drop, Late::Apply] {
         let mut rig = Rig::new(2);
-        let spec = TableSpec::dense("q", &[16]).segment_bytes(64);
-        let spec = spec.quorum(Quorum { workers: 1, late });
+        let spec = TableSpec::sparse("q", 1).quorum(Quorum { workers: 1, late });
         rig.core.create_table(1, &spec, |_| Ok(RegionId(3))).unwrap();
         rig.send((0, 0), RequestKind::Mark, 0, 0).unwrap();
         assert_eq!((rig.core.gate.closed(), rig.core.gate.closed_of(1)), (0, 1));
-        // It waits for nobody, so it is the worker's whose request is being served.
-        rig.frame((1, 0), RequestHeader { bucket: 3, ..push(1, 0, 0, NO_BASE) }).unwrap();
-        assert_eq!((rig.core.faults.len(), rig.core.faults[0].0), (1, 1));
+        rig.push_key_to(1, (1, 0), 5, spec.bucket_of(5) ^ 1).unwrap();
+        rig.send((0, 1), RequestKind::Mark, 1, 0).unwrap();
+        rig.core.obey();
+        assert!(matches!(&rig.core.faults[..], [(1, Error::Protocol { field: "keys", .. })]));
         assert_eq!(rig.core.stats.late_dropped + rig.core.stats.late_applied, 0);
+    }
+}
+
+/// Worker 0 sets and pushes, worker 1 pushes, all in one turn: sets stand behind the step that takes both pushes, in a table
+/// with a quorum as in one without; and the mean is of those that count.
+#[test]
+fn pushes_and_sets_of_one_turn_close_together() {
+    for (quorum, expected) in [(None, -1.0), (Some(Quorum { workers: 2, late: Late::Drop }), -1.5)] {
+        let mut rig = Rig::new(3);
+        let mut spec = TableSpec::dense("q", &[32]).segment_bytes(64);
+        spec.quorum = quorum;
+        rig.core.create_table(1, &spec, |_| Ok(RegionId(3))).unwrap();
+        let pin = rig.core.shard.pin_dense(1, 0, 0, 16).unwrap();
+        let ones = [1.0f32; 16];
+        let piece = |kind| RequestHeader { table: 1, count: 16, length: 64, ..header(kind, 0) };
+        let set =
+            RequestHeader { count: 1, length: 4, argument: NO_BASE, first: 3, ..piece(RequestKind::Set) };
+        rig.put((0, 0), set, bytemuck::bytes_of(&7.0f32)).unwrap();
+        rig.put((0, 1), piece(RequestKind::Push), bytemuck::cast_slice(&ones)).unwrap();
+        rig.put((1, 0), piece(RequestKind::Push), bytemuck::cast_slice(&ones.map(|v| 2.0 * v))).unwrap();
+        rig.send((1, 1), RequestKind::Mark, 0, 0).unwrap();
+        if quorum.is_none() {
+            rig.send((2, 0), RequestKind::Mark, 0, 0).unwrap();
+        }
+        rig.core.obey();
+        // Worker 0's slots are free again, its pieces are not: they are in the sum.
+        rig.core.links[0].as_mut().unwrap().forget_freed();
+        rig.send((0, 0), RequestKind::Mark, 0, 0).unwrap();
+        rig.core.obey();
+        assert!(!rig.core.failed && rig.core.sessions.iter().all(|s| s.occupied == 0));
+        let mut weights = [expected; 16];
+        weights[3] = 7.0;
+        let reading = rig.core.shard.read_dense(1, 0, 0, 16).unwrap();
+        assert_eq!((reading.values, reading.version), (&weights[..], 1));
+        let mut kept = [1.0f32; 16];
+        pin.slice().arena.copy_out(pin.slice().offset, bytemuck::cast_slice_mut(&mut kept));
+        assert_eq!((kept, rig.core.shard.moves()), ([0.0; 16], 1), "what is being sent stays");
+    }
+}
+
+#[test]
+fn a_frame_of_another_chain_is_refused_by_name() {
+    for kind in [RequestKind::Push, RequestKind::Pull] {
+        let mut rig = Rig::new(1);
+        let fp16 = Chains::of(&TableSpec::sparse("s", 1).wire(Wire::Fp16)).unwrap().push.check();
+        let length = if kind == RequestKind::Push { 32 } else { 0 };
+        let request = RequestHeader { chain: fp16, count: 16, length, ..header(kind, 0) };
+        let error = rig.put((0, 0), request, &[]).unwrap_err().to_string();
+        assert!(error.contains("worker 0 broke the protocol: chain: expected 0x0000 (fp32)"), "{error}");
+    }
+}
+
+#[test]
+fn a_body_that_is_longer_than_its_chain_makes_it_is_refused() {
+    let mut rig = Rig::new(1);
+    let spec = TableSpec::dense("half", &[64]).segment_bytes(64).wire(Wire::Fp16);
+    rig.core.create_table(2, &spec, |_| Ok(RegionId(3))).unwrap();
+    let chain = Chains::of(&spec).unwrap().push.check();
+    let push = RequestHeader { table: 2, chain, count: 16, length: 64, ..header(RequestKind::Push, 0) };
+    let error = rig.put((0, 0), push, &[]).unwrap_err().to_string();
+    assert!(error.contains("length: expected 32 for 16 values, found 64"), "{error}");
+    // A pull of as many bytes as the worker's memory has left, and of one value more.
+    for (argument, fits) in [((1 << 20) - 32, true), ((1 << 20) - 31, false)] {
+        let mut rig = Rig::new(1);
+        rig.core.create_table(2, &spec, |_| Ok(RegionId(3))).unwrap();
+        let pull = RequestHeader { table: 2, chain, count: 16, argument, ..header(RequestKind::Pull, 0) };
+        assert_eq!(rig.put((0, 0), pull, &[]).is_ok(), fits, "{argument}");
+    }
+}
+
+#[test]
+fn a_table_with_an_unknown_filter_is_refused_with_what_is_known() {
+    let mut rig = Rig::new(1);
+    let newer = FilterSpec { minor: 7, ..FilterSpec::bf16() };
+    let spec = TableSpec::sparse("x", 1).pull_filters(vec![newer]);
+    let error = rig.core.create_table(2, &spec, |_| Ok(RegionId(3))).unwrap_err();
+    let expected = "table \"x\": pull filter: expected fp16 1.0 or bf16 1.0, found bf16 1.7";
+    assert_eq!(error.to_string(), expected);
+    assert!(rig.core.shard.spec(2).is_none());
+}
+
+/// What one worker does in one clock: a push to each bucket in its own order, then the mark.
+fn script(rank: u32, order: &[u32]) -> Vec<(u32, Option<u32>)> {
+    order.iter().map(|bucket| (rank, Some(*bucket))).chain(std::iter::once((rank, None))).collect()
+}
+
+proptest! {
+    /// Three workers with two slots each, their requests in any order, taken one at a time or many in one turn: the same
+    /// bits as a sum by rank, and every slot comes back.
+    #[test]
+    fn arrival_and_turns_change_no_bit(
+        orders in proptest::array::uniform3(Just(vec![0u32, 1, 2, 3]).prop_shuffle()),
+        choices in proptest::collection::vec((any::<prop::sample::Index>(), proptest::bool::weighted(0.3)), 400),
+    ) {
+        const WORKERS: u32 = 3;
+        let value = |rank: u32, clock: u64, bucket: u32, i: u64| {
+            let noise = crate::types::mix64(u64::from(rank) << 48 | clock << 40 | u64::from(bucket) << 32 | i);
+            (noise >> 40) as f32 / 16_777_216.0 - 0.5
+        };
+        let mut rig = Rig::new(WORKERS);
+        let scripts: Vec<Vec<(u32, Option<u32>)>> =
+            (0..WORKERS).zip(&orders).map(|(rank, order)| script(rank, order).repeat(2)).collect();
+        let (mut next, mut clocks) = ([0usize; 3], [0u64; 3]);
+        let free = |rig: &Rig, rank: u32| (0..2).find(|slot| rig.core.sessions[rank as usize].occupied >> slot & 1 == 0);
+        for (choice, turn) in choices {
+            let able: Vec<u32> = (0..WORKERS)
+                .filter(|r| next[*r as usize] < scripts[*r as usize].len() && free(&rig, *r).is_some()).collect();
+            if turn || able.is_empty() {
+                rig.core.obey();
+                prop_assert!(!rig.core.failed);
+                // What the worker would do once it had heard of its credit.
+                rig.core.links.iter_mut().flatten().for_each(Link::forget_freed);
+                continue;
+            }
+            let rank = able[choice.index(able.len())];
+            let (at, clock) = (&mut next[rank as usize], &mut clocks[rank as usize]);
+            let slot = free(&rig, rank).unwrap();
+            match scripts[rank as usize][*at].1 {
+                Some(bucket) => {
+                    let values: Vec<f32> = (0..16).map(|i| value(rank, *clock, bucket, i)).collect();
+                    let push = RequestHeader { bucket, count: 16, length: 64, ..header(RequestKind::Push, *clock) };
+                    rig.put((rank, slot), push, bytemuck::cast_slice(&values)).unwrap();
+                }
+                None => {
+                    rig.send((rank, slot), RequestKind::Mark, *clock, 0).unwrap();
+                    *clock += 1;
+                }
+            }
+            rig.core.links[rank as usize].as_mut().unwrap().forget_freed();
+            *at += 1;
+        }
+        rig.core.obey();
+        prop_assert_eq!(rig.core.gate.closed(), 2, "not all choices were made");
+        prop_assert!(rig.core.sessions.iter().all(|s| s.occupied == 0));
+        for bucket in 0..4 {
+            let mut expected = [0.0f32; 16];
+            for clock in 0..2 {
+                for (i, w) in expected.iter_mut().enumerate() {
+                    let sum = (0..WORKERS).fold(0.0, |sum, rank| sum + value(rank, clock, bucket, i as u64));
+                    *w -= 1.0 * (sum / WORKERS as f32);
+                }
+            }
+            let reading = rig.core.shard.read_dense(0, bucket, 0, 16).unwrap();
+            prop_assert_eq!(reading.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), expected.map(f32::to_bits).to_vec());
+            prop_assert_eq!(reading.version, 2);
+        }
     }
 }
 
@@ -444,6 +643,8 @@ fn a_thread_that_drains_takes_what_its_answers_need_and_nothing_more() {
     rig.send((1, 0), RequestKind::Push, 0, 0).unwrap();
     rig.send((1, 1), RequestKind::Mark, 0, 0).unwrap();
     assert_eq!((rig.core.stats.pushes, rig.core.gate.closed()), (2, 1));
+    assert!(!rig.core.is_drained(), "it has not folded what the clock brought");
+    rig.core.obey();
     assert_eq!(rig.core.shard.read_dense(0, 0, 0, 16).unwrap().version, 1);
     // The last credit has not been written yet, then has not left, then has.
     assert!(!rig.core.is_drained());
@@ -482,117 +683,4 @@ fn what_came_too_late_for_a_thread_that_drains_is_no_duplicate_when_it_comes_aga
     assert!(link.fill(1), "the second is not");
     // Nor does it make the thread wait for clocks that it has not promised to anybody.
     assert_eq!(rig.core.promised, 0);
-}
-
-/// Takes every write and sends none. Only what an answer needs.
-struct Standstill {
-    held: Vec<(EndpointId, Write)>,
-}
-
-impl Standstill {
-    /// Answers for each of two workers, by their bodies.
-    fn bodies(&self) -> [usize; 2] {
-        let of = |rank| self.held.iter().filter(|(e, w)| e.index == rank && w.body.is_some()).count();
-        [of(0), of(1)]
-    }
-}
-
-impl Transport for Standstill {
-    fn caps(&self) -> &Caps {
-        unreachable!()
-    }
-
-    fn register(&mut self, _: Arc<Arena>) -> Result<RegionId> {
-        unreachable!()
-    }
-
-    fn unregister(&mut self, _: RegionId) -> bool {
-        unreachable!()
-    }
-
-    fn open(&mut self, _: Side, _: &str) -> Result<(EndpointId, Vec<u8>)> {
-        unreachable!()
-    }
-
-    fn authorise(
-        &mut self,
-        _: EndpointId,
-        _: RegionId,
-        _: usize,
-        _: usize,
-        _: Rights,
-    ) -> Result<RemoteRegion> {
-        unreachable!()
-    }
-
-    fn withdraw(&mut self, _: EndpointId, _: &RemoteRegion) -> Result<()> {
-        unreachable!()
-    }
-
-    fn connect(&mut self, _: EndpointId, _: &[u8], _: &SessionKey) -> Result<()> {
-        unreachable!()
-    }
-
-    fn send(&mut self, _: EndpointId, _: Message) -> std::result::Result<(), Rejected<Message>> {
-        unreachable!()
-    }
-
-    fn write(&mut self, endpoint: EndpointId, write: Write) -> std::result::Result<(), Rejected<Write>> {
-        self.held.push((endpoint, write));
-        Ok(())
-    }
-
-    fn read(&mut self, _: EndpointId, _: Read) -> std::result::Result<(), Rejected<Read>> {
-        unreachable!()
-    }
-
-    fn flush(&mut self) {}
-
-    fn poll(&mut self, _: &mut Vec<crate::transport::Completion>, _: usize) {}
-
-    fn waitable(&self) -> std::os::fd::RawFd {
-        unreachable!()
-    }
-
-    fn arm(&mut self) -> bool {
-        unreachable!()
-    }
-
-    fn close(&mut self, _: EndpointId) {}
-}
-
-/// It is stopped, or computes for a minute: the others' pulls must not wait for it.
-#[test]
-fn a_worker_that_does_not_read_leaves_reply_buffers_to_the_others() {
-    let mut rig = Rig::with(2, &[(8192, 4)], 0);
-    let spec = TableSpec::dense("a", &[2048]).segment_bytes(8192).consistency(Consistency::Asp);
-    rig.core.create_table(1, &spec, |_| Ok(RegionId(3))).unwrap();
-    let mut transport = Standstill { held: Vec::new() };
-    let pull = |rig: &mut Rig, rank: u32| {
-        rig.write((rank, 0), |header| (header.table, header.count) = (1, 2048)).unwrap();
-        rig.core.links[rank as usize].as_mut().unwrap().free(0);
-    };
-    let settle = |rig: &mut Rig, transport: &mut Standstill| {
-        let mut failed = Vec::new();
-        rig.core.settle(transport, &mut failed);
-        assert!(failed.is_empty(), "{failed:?}");
-    };
-    for _ in 0..4 {
-        pull(&mut rig, 0);
-        settle(&mut rig, &mut transport);
-    }
-    assert_eq!(transport.bodies(), [2, 0]);
-    pull(&mut rig, 1);
-    settle(&mut rig, &mut transport);
-    assert_eq!(transport.bodies(), [2, 1]);
-    // What leaves makes room.
-    for (endpoint, write) in std::mem::take(&mut transport.held) {
-        assert!(
-            !matches!(write.body, Some(Payload::Published(_))),
-            "nothing is pinned without spare segments"
-        );
-        write.context.into_iter().for_each(|context| rig.core.done(endpoint.index, context));
-    }
-    settle(&mut rig, &mut transport);
-    assert_eq!(transport.bodies(), [2, 0]);
 }

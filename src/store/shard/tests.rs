@@ -37,13 +37,13 @@ fn push_sparse(
     pairs: &[(u64, f32)],
 ) -> Result<Option<Rejection>, Malformed> {
     let (directory, keys, values) = grouped(spec, pairs);
-    let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+    let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&values[..]) };
     shard.write_sparse(0, How::Push, piece, Intake::Fold, &mut Vec::new())
 }
 
 fn read_sparse(shard: &Shard, spec: &TableSpec, keys: &[u64]) -> HashMap<u64, u32> {
     let (directory, keys, _) = grouped(spec, &keys.iter().map(|&k| (k, 0.0)).collect::<Vec<_>>());
-    let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&[][..]) };
+    let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&[][..]) };
     shard.check_pull(0, &piece).unwrap();
     let mut out = Vec::new();
     shard.gather(0, &piece, &mut out);
@@ -75,7 +75,7 @@ proptest! {
                     let range = dense_spec.segment_range(bucket).unwrap();
                     let values: Vec<f32> =
                         (range.start()..range.end()).map(|k| push.get(&k).copied().unwrap_or(0.0)).collect();
-                    let piece = DensePiece { bucket, first: 0, values: Floats::from(&values[..]) };
+                    let piece = DensePiece { bucket, first: 0, values: Input::from(&values[..]) };
                     dense.write_dense(0, How::Push, piece, Intake::Fold, &mut Vec::new()).unwrap();
                 }
             }
@@ -101,7 +101,7 @@ fn a_clock_is_one_step_however_many_pieces() {
     let ones = [1.0f32; 32];
     let mut applied = Vec::new();
     for first in [0, 32, 0] {
-        let piece = DensePiece { bucket: 0, first, values: Floats::from(&ones[..]) };
+        let piece = DensePiece { bucket: 0, first, values: Input::from(&ones[..]) };
         shard.write_dense(0, How::Push, piece, Intake::Fold, &mut applied).unwrap();
     }
     assert!(applied.is_empty());
@@ -125,12 +125,12 @@ fn without_barriers_a_part_of_a_segment_steps_alone() {
     for first in [0u32, 16] {
         let values = &gradient[first as usize..first as usize + 16];
         for _ in 0..2 {
-            let piece = DensePiece { bucket: 0, first, values: Floats::from(values) };
+            let piece = DensePiece { bucket: 0, first, values: Input::from(values) };
             parts.write_dense(0, How::Push, piece, STEP, &mut applied).unwrap();
         }
     }
     for _ in 0..2 {
-        let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&gradient[..]) };
+        let piece = DensePiece { bucket: 0, first: 0, values: Input::from(&gradient[..]) };
         whole.write_dense(0, How::Push, piece, STEP, &mut applied).unwrap();
     }
     assert_eq!(parts.read_dense(0, 0, 0, 32).unwrap().values, whole.read_dense(0, 0, 0, 32).unwrap().values);
@@ -152,12 +152,12 @@ fn a_stale_piece_is_accepted_scaled_or_rejected_by_its_bucket() {
         let intake = Intake::Step { divisor: 1.0, base: Some(0) };
         let rejections: Vec<_> = (0..4)
             .map(|_| {
-                let piece = DensePiece { bucket: 1, first: 4, values: Floats::from(&[12.0f32; 2][..]) };
+                let piece = DensePiece { bucket: 1, first: 4, values: Input::from(&[12.0f32; 2][..]) };
                 shard.write_dense(0, How::Push, piece, intake, &mut applied).unwrap()
             })
             .collect();
         // Another bucket has another version.
-        let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&[1.0f32][..]) };
+        let piece = DensePiece { bucket: 0, first: 0, values: Input::from(&[1.0f32][..]) };
         assert_eq!(shard.write_dense(0, How::Push, piece, intake, &mut applied), Ok(None));
         let reading = shard.read_dense(0, 1, 4, 2).unwrap();
         (reading.values.to_vec(), reading.version, rejections)
@@ -180,7 +180,7 @@ fn of_a_sparse_frame_only_the_stale_pieces_are_rejected() {
         let keys: Vec<u64> = buckets.iter().map(|&b| key_in(b)).collect();
         let directory: Vec<_> = buckets.iter().map(|&bucket| DirectoryEntry { bucket, keys: 1 }).collect();
         let values = vec![1.0f32; keys.len()];
-        let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+        let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&values[..]) };
         shard.write_sparse(0, How::Push, piece, Intake::Step { divisor: 1.0, base }, &mut Vec::new()).unwrap()
     };
     assert_eq!(push(&[2, 5], Some(0)), None);
@@ -200,7 +200,7 @@ fn a_table_with_a_quorum_closes_alone_and_takes_late_pieces_as_steps() {
     shard.create_table(1, &quorum, &[0], unregistered).unwrap();
     let mut applied = Vec::new();
     let mut push = |shard: &mut Shard, table, intake| {
-        let piece = DensePiece { bucket: 0, first: 0, values: Floats::from(&[6.0f32; 16][..]) };
+        let piece = DensePiece { bucket: 0, first: 0, values: Input::from(&[6.0f32; 16][..]) };
         assert_eq!(shard.write_dense(table, How::Push, piece, intake, &mut applied), Ok(None));
     };
     let read = |shard: &Shard, table| shard.read_dense(table, 0, 0, 16).unwrap().values[0];
@@ -230,7 +230,7 @@ fn pieces_that_do_not_fit_touch_nothing() {
     let mut check = |directory: &[(u32, u32)], keys: &[u64], values: usize| {
         let directory: Vec<_> =
             directory.iter().map(|&(bucket, keys)| DirectoryEntry { bucket, keys }).collect();
-        let piece = SparsePiece { directory: &directory, keys, values: Floats::from(&zeros[..values]) };
+        let piece = SparsePiece { directory: &directory, keys, values: Input::from(&zeros[..values]) };
         shard.write_sparse(0, How::Push, piece, Intake::Fold, &mut Vec::new()).map_err(|m| m.field)
     };
     assert_eq!(check(&[(2, 1), (4, 1)], &[a, b], 2), Ok(None));
@@ -246,7 +246,7 @@ fn pieces_that_do_not_fit_touch_nothing() {
     let spec = TableSpec::dense("d", &[20]).segment_bytes(64);
     shard.create_table(1, &spec, &[1], unregistered).unwrap();
     let mut check = |table, bucket, first, count: usize| {
-        let piece = DensePiece { bucket, first, values: Floats::from(&zeros[..count]) };
+        let piece = DensePiece { bucket, first, values: Input::from(&zeros[..count]) };
         shard.write_dense(table, How::Push, piece, Intake::Fold, &mut Vec::new()).map_err(|m| m.field)
     };
     assert_eq!(check(1, 1, 0, 4), Ok(None));
@@ -289,7 +289,7 @@ fn adam_counts_the_steps_of_each_row_and_of_each_bucket() {
     let spec = TableSpec::dense("w", &[32]).segment_bytes(64).optimizer(rule);
     let mut dense = shard(&spec);
     for bucket in [0, 0, 1] {
-        let piece = DensePiece { bucket, first: 0, values: Floats::from(&[2.0f32; 16][..]) };
+        let piece = DensePiece { bucket, first: 0, values: Input::from(&[2.0f32; 16][..]) };
         dense.write_dense(0, How::Push, piece, Intake::Fold, &mut Vec::new()).unwrap();
         dense.close(1, &mut Vec::new());
     }
@@ -359,7 +359,7 @@ proptest! {
             let (first, count) = (first % length, count.min(length - first % length));
             let values = vec![value; count as usize];
             for shard in [&mut pinning, &mut plain] {
-                let piece = DensePiece { bucket, first, values: Floats::from(&values[..]) };
+                let piece = DensePiece { bucket, first, values: Input::from(&values[..]) };
                 let intake = match spec.consistency.folds_by_rank() {
                     true => Intake::Fold,
                     false => Intake::Step { divisor: 1.0, base: None },
@@ -378,6 +378,119 @@ proptest! {
             }
         }
         prop_assert!(pinning.moves() > 0 && plain.moves() == 0);
+    }
+}
+
+/// A rank's piece of one bucket, as it lies on the wire.
+#[derive(Debug, Clone)]
+struct Wired {
+    rank: usize,
+    first: u32,
+    floats: Vec<f32>,
+    halves: Vec<u16>,
+}
+
+impl Wired {
+    fn piece(&self, format: u8) -> DensePiece<'_> {
+        let values = match format {
+            0 => Input::F32(self.floats[..].into()),
+            1 => Input::F16(self.halves[..].into()),
+            _ => Input::Bf16(self.halves[..].into()),
+        };
+        DensePiece { bucket: 0, first: self.first, values }
+    }
+
+    /// What the server makes of it, one value at a time.
+    fn values(&self, format: u8) -> Vec<f32> {
+        let wide = |bits: &u16| match format {
+            1 => half::f16::from_bits(*bits).to_f32(),
+            _ => half::bf16::from_bits(*bits).to_f32(),
+        };
+        if format == 0 { self.floats.clone() } else { self.halves.iter().map(wide).collect() }
+    }
+}
+
+proptest! {
+    /// One clock's pieces, folded one by one as they came, some of them together, or all at once with the step: the same
+    /// bits, and those of a sum written down by hand.
+    #[test]
+    fn pieces_give_the_same_bits_in_however_many_passes(
+        seed in any::<u64>(),
+        ranks in 1usize..40,
+        cuts in proptest::collection::btree_set(0usize..40, 0..4),
+        whole in any::<bool>(),
+        format in 0u8..3,
+        rule in 0usize..4,
+        mean in any::<bool>(),
+    ) {
+        const LENGTH: u32 = 3 * 16;
+        let rules = [
+            OptimizerSpec::sum(),
+            OptimizerSpec::momentum(0.1, 0.9),
+            OptimizerSpec::adam(0.1, 0.9, 0.999, 1e-8),
+            OptimizerSpec::ftrl(0.3, 1.0, 0.01, 0.1),
+        ];
+        let aggregate = if mean { Aggregate::Mean } else { Aggregate::Sum };
+        let spec = TableSpec::dense("w", &[u64::from(LENGTH)]).segment_bytes(LENGTH * 4);
+        let spec = spec.optimizer(rules[rule].clone()).aggregate(aggregate);
+        let noise = |n: u64| crate::types::mix64(seed ^ crate::types::mix64(n));
+        let pieces: Vec<Wired> = (0..ranks).map(|rank| {
+            let n = rank as u64;
+            let first = if whole { 0 } else { (noise(n) % 3) as u32 * 16 };
+            let count = if whole { LENGTH } else { LENGTH - first };
+            let value = |i: u32| (noise(n << 32 | u64::from(i)) >> 40) as f32 / 16_777_216.0 - 0.5;
+            let floats: Vec<f32> = (0..count).map(value).collect();
+            let bits = |v: &f32| if format == 1 { half::f16::from_f32(*v).to_bits() } else { half::bf16::from_f32(*v).to_bits() };
+            let halves = floats.iter().map(bits).collect();
+            Wired { rank, first, floats, halves }
+        }).collect();
+        let views: Vec<DensePiece<'_>> = pieces.iter().map(|p| p.piece(format)).collect();
+        let read = |shard: &Shard| {
+            let reading = shard.read_dense(0, 0, 0, LENGTH).unwrap();
+            (reading.values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>(), reading.version)
+        };
+        let (mut one_by_one, mut in_parts, mut at_once, mut by_hand) =
+            (shard(&spec), shard(&spec), shard(&spec), shard(&spec));
+        for clock in 1..4u64 {
+            for piece in &views {
+                one_by_one.write_dense(0, How::Push, *piece, Intake::Fold, &mut Vec::new()).unwrap();
+            }
+            one_by_one.close(ranks as u32, &mut Vec::new());
+
+            let cuts: Vec<usize> = cuts.iter().copied().filter(|c| *c < ranks).collect();
+            let mut from = 0;
+            for cut in cuts {
+                in_parts.fold_dense(0, &views[from..cut]).unwrap();
+                from = cut;
+            }
+            let mut applied = Vec::new();
+            in_parts.close_dense(0, &views[from..], ranks as u32, &mut applied).unwrap();
+            in_parts.close(ranks as u32, &mut applied);
+            prop_assert_eq!(&applied, &[Applied { table: 0, bucket: 0, version: clock }]);
+
+            let mut applied = Vec::new();
+            at_once.close_dense(0, &views, ranks as u32, &mut applied).unwrap();
+            at_once.close(ranks as u32, &mut applied);
+            prop_assert_eq!(applied.len(), 1);
+
+            let mut sum = [0.0f32; LENGTH as usize];
+            for piece in &pieces {
+                prop_assert!(piece.rank < ranks);
+                for (sum, value) in sum[piece.first as usize..].iter_mut().zip(piece.values(format)) {
+                    *sum += value;
+                }
+            }
+            let divisor = if mean { ranks as f32 } else { 1.0 };
+            let gradient = sum.map(|s| s / divisor);
+            let piece = DensePiece { bucket: 0, first: 0, values: Input::from(&gradient[..]) };
+            by_hand.write_dense(0, How::Push, piece, Intake::Fold, &mut Vec::new()).unwrap();
+            by_hand.close(1, &mut Vec::new());
+
+            let expected = read(&by_hand);
+            prop_assert_eq!(read(&one_by_one), expected.clone(), "one by one");
+            prop_assert_eq!(read(&in_parts), expected.clone(), "in parts");
+            prop_assert_eq!(read(&at_once), expected, "at once");
+        }
     }
 }
 
@@ -424,11 +537,11 @@ fn what_a_clock_sets_is_written_after_its_step() {
     let (mut sparse, mut dense) = (shard(&sparse_spec), shard(&dense_spec));
     let mut write = |how, pairs: &[(u64, f32)]| {
         let (directory, keys, values) = grouped(&sparse_spec, pairs);
-        let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+        let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&values[..]) };
         sparse.write_sparse(0, how, piece, Intake::Fold, &mut Vec::new()).unwrap();
         for &(key, value) in pairs {
             let values = [value];
-            let piece = DensePiece { bucket: 0, first: key as u32, values: Floats::from(&values[..]) };
+            let piece = DensePiece { bucket: 0, first: key as u32, values: Input::from(&values[..]) };
             dense.write_dense(0, how, piece, Intake::Fold, &mut Vec::new()).unwrap();
         }
     };
@@ -452,13 +565,13 @@ fn what_a_clock_sets_is_written_after_its_step() {
     assert_eq!(read(&sparse, &dense), [10.0, 30.0, -1.0, 0.0]);
     // The momentum of 1 was kept: its next step is 0.5 · 1 + 2.
     let (directory, keys, values) = grouped(&sparse_spec, &[(1, 2.0)]);
-    let piece = SparsePiece { directory: &directory, keys: &keys, values: Floats::from(&values[..]) };
+    let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&values[..]) };
     sparse.write_sparse(0, How::Push, piece, Intake::Fold, &mut Vec::new()).unwrap();
     close(&mut sparse);
     assert_eq!(f32::from_bits(read_sparse(&sparse, &sparse_spec, &[1])[&1]), 27.5);
     // A clock that only sets is no step of the rule.
     let values = [5.0];
-    let piece = DensePiece { bucket: 0, first: 3, values: Floats::from(&values[..]) };
+    let piece = DensePiece { bucket: 0, first: 3, values: Input::from(&values[..]) };
     dense.write_dense(0, How::Set, piece, Intake::Fold, &mut Vec::new()).unwrap();
     assert_eq!(close(&mut dense), Some(2));
     assert_eq!(dense.read_dense(0, 0, 0, 4).unwrap().values, [10.0, 30.0, -1.0, 5.0]);
@@ -468,7 +581,7 @@ fn what_a_clock_sets_is_written_after_its_step() {
 fn under_asp_a_set_is_written_at_once_and_with_ftrl_it_is_refused() {
     let spec = TableSpec::dense("w", &[4]).segment_bytes(64).consistency(Consistency::Asp);
     let values = [1.0, 2.0];
-    let piece = DensePiece { bucket: 0, first: 1, values: Floats::from(&values[..]) };
+    let piece = DensePiece { bucket: 0, first: 1, values: Input::from(&values[..]) };
     let mut applied = Vec::new();
     let mut asp = shard(&spec);
     asp.write_dense(0, How::Set, piece, STEP, &mut applied).unwrap();
@@ -479,4 +592,19 @@ fn under_asp_a_set_is_written_at_once_and_with_ftrl_it_is_refused() {
     let refused =
         shard(&spec.optimizer(ftrl)).write_dense(0, How::Set, piece, STEP, &mut applied).unwrap_err();
     assert_eq!(refused.field, "kind");
+}
+
+#[test]
+fn pieces_that_do_not_fit_are_found_before_any_of_them_is_folded() {
+    let spec = TableSpec::dense("w", &[16]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+    let mut shard = shard(&spec);
+    let ones = [1.0f32; 17];
+    let piece = |first, count: usize| DensePiece { bucket: 0, first, values: Input::from(&ones[..count]) };
+    for bad in [piece(0, 17), piece(9, 8), piece(0, 0), DensePiece { bucket: 1, ..piece(0, 16) }] {
+        assert!(shard.fold_dense(0, &[piece(0, 16), bad]).is_err());
+        assert!(shard.close_dense(0, &[piece(0, 16), bad], 2, &mut Vec::new()).is_err());
+    }
+    let mut applied = Vec::new();
+    shard.close(2, &mut applied);
+    assert_eq!((applied.len(), shard.read_dense(0, 0, 0, 16).unwrap().values), (0, &[0.0; 16][..]));
 }

@@ -34,9 +34,16 @@ pub fn request(data: &[u8]) {
 }
 
 pub fn request_seeds() -> Vec<Vec<u8>> {
-    [RequestKind::Push, RequestKind::Pull, RequestKind::Mark, RequestKind::Finish, RequestKind::Set]
-        .map(|kind| example(kind).encode().to_vec())
-        .to_vec()
+    [
+        RequestKind::Push,
+        RequestKind::Pull,
+        RequestKind::Mark,
+        RequestKind::Finish,
+        RequestKind::Set,
+        RequestKind::Batch,
+    ]
+    .map(|kind| example(kind).encode().to_vec())
+    .to_vec()
 }
 
 fn example(kind: RequestKind) -> RequestHeader {
@@ -47,6 +54,7 @@ fn example(kind: RequestKind) -> RequestHeader {
         sequence: 3,
         clock: 9,
         region: 0,
+        chain: 0x0A0B,
         argument: 4096,
         table: 3,
         bucket: 17,
@@ -77,6 +85,7 @@ pub fn reply_seeds() -> Vec<Vec<u8>> {
         epoch: 4,
         count: 5,
         tag: 6,
+        chain: if kind == ReplyKind::Pulled { 0x0A0B } else { 0 },
         bucket: if kind == ReplyKind::Rejected { 9 } else { 0 },
         withdrawn: 1,
     };
@@ -114,11 +123,11 @@ pub fn message_seeds() -> Vec<Vec<u8>> {
 pub fn sparse(data: &[u8]) {
     let mut input = Bytes(data);
     let kind = [RequestKind::Push, RequestKind::Pull, RequestKind::Set][usize::from(input.u8()) % 3];
-    let dim = u32::from(input.u16()) % ((1 << 14) + 1);
+    let dim = usize::from(input.u16()) % ((1 << 14) + 1);
     let (first, count) = (input.u32(), input.u32());
     let mut header = RequestHeader { kind, first, count, ..example(kind) };
     header.length = input.u32();
-    let Ok(body) = SparseBody::announced(&header, dim) else { return };
+    let Ok(body) = SparseBody::announced(&header, dim * 4) else { return };
     assert!(body.entries >= 1 && body.entries <= body.keys);
     assert!(body.keys_at() <= body.values_at() && body.values_at() <= body.length());
     assert_eq!(body.length(), header.length as usize);

@@ -92,6 +92,35 @@ impl Rig {
 
     fn request(&mut self, rank: u32, slot: u32, input: &mut Bytes<'_>) -> Result<()> {
         let how = input.u8();
+        let (mut header, body) = self.assembled(rank, how, input);
+        if how & 0x10 == 0 {
+            header[8..16].copy_from_slice(&self.next_sequence(rank));
+        }
+        self.ask(rank, slot, header, &body)
+    }
+
+    /// Up to four requests in one slot.
+    fn batch(&mut self, rank: u32, slot: u32, input: &mut Bytes<'_>) -> Result<()> {
+        let (count, mut parts) = (1 + u32::from(input.u8() & 3), Vec::new());
+        for number in 0..u64::from(count) {
+            let how = input.u8();
+            let (mut header, body) = self.assembled(rank, how, input);
+            if how & 0x10 == 0 {
+                header[8..16].copy_from_slice(&number.to_le_bytes());
+            }
+            seal(&mut header);
+            parts.extend([&header[..], &body].concat());
+            parts.resize(parts.len().next_multiple_of(64), 0);
+        }
+        let empty = RequestHeader::new(self.core.clocks()[rank as usize], 1);
+        let length = parts.len() as u32;
+        let mut header = RequestHeader { kind: RequestKind::Batch, count, length, ..empty }.encode();
+        header[8..16].copy_from_slice(&self.next_sequence(rank));
+        self.ask(rank, slot, header, &parts)
+    }
+
+    /// A header, but for its sequence, and its body.
+    fn assembled(&self, rank: u32, how: u8, input: &mut Bytes<'_>) -> ([u8; HEADER], Vec<u8>) {
         let mut bytes: [u8; HEADER] =
             if how & 0x80 != 0 { input.array() } else { self.header(rank, how, input).encode() };
         let sparse = bytes[32] & 1 == 1;
@@ -104,15 +133,20 @@ impl Rig {
         if how & 0x20 == 0 {
             bytes[52..56].copy_from_slice(&(body.len() as u32).to_le_bytes());
         }
-        if how & 0x10 == 0 {
-            bytes[8..16].copy_from_slice(&self.sequences[rank as usize].to_le_bytes());
-            self.sequences[rank as usize] += 1;
-        }
-        let check = crc32c::crc32c(&bytes[..60]);
-        bytes[60..].copy_from_slice(&check.to_le_bytes());
+        (bytes, body)
+    }
+
+    fn next_sequence(&mut self, rank: u32) -> [u8; 8] {
+        let next = &mut self.sequences[rank as usize];
+        *next += 1;
+        (*next - 1).to_le_bytes()
+    }
+
+    fn ask(&mut self, rank: u32, slot: u32, mut header: [u8; HEADER], body: &[u8]) -> Result<()> {
+        seal(&mut header);
         let place = slot as usize % SLOTS;
-        self.write(rank, place, 0, &bytes);
-        self.write(rank, place, HEADER, &body);
+        self.write(rank, place, 0, &header);
+        self.write(rank, place, HEADER, body);
         self.core.request(rank, slot, (HEADER + body.len()) as u32)
     }
 
@@ -134,7 +168,8 @@ impl Rig {
             sequence: 0,
             clock: self.core.clocks()[rank as usize].saturating_sub(behind),
             // Sometimes one that the worker did not announce.
-            region: if pull { u16::from(wide >> 3 & 3) } else { 0 },
+            region: if pull { wide >> 3 & 3 } else { 0 },
+            chain: 0,
             argument: match small >> 5 {
                 argument if pull => u64::from(argument) * 640,
                 0 => NO_BASE,
@@ -182,6 +217,11 @@ impl Rig {
     }
 }
 
+fn seal(header: &mut [u8; HEADER]) {
+    let check = crc32c::crc32c(&header[..60]);
+    header[60..].copy_from_slice(&check.to_le_bytes());
+}
+
 /// A sparse body in good order: `shape` says which buckets, how many keys each, and whether values follow. The header is told.
 fn directory(shape: usize, header: &mut [u8; HEADER]) -> Vec<u8> {
     let spec = sparse();
@@ -218,7 +258,8 @@ pub fn served(data: &[u8]) -> (ThreadStats, Vec<(u32, Error)>) {
         let (op, which) = (input.u8(), input.u8());
         let (rank, slot) = (u32::from(which & 15) % WORKERS, u32::from(which >> 4) % (SLOTS as u32 + 1));
         let done = match op % 8 {
-            0..4 => rig.request(rank, slot, &mut input),
+            0..3 => rig.request(rank, slot, &mut input),
+            3 => rig.batch(rank, slot, &mut input),
             4 => {
                 let (at, length) = (usize::from(input.u16()) % SLOT, usize::from(input.u8() % 16));
                 rig.write(rank, slot as usize % SLOTS, at, input.take(length));
@@ -367,6 +408,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
             push(1, 1, 2).dense(16, &VALUES),
             settle.clone(),
             settle.clone(),
+        ]
+        .concat(),
+        // A push, a pull and a mark in one slot: a request without its operation and place is a part.
+        [
+            &[3, 0, 2][..],
+            &push(0, 0, 2).dense(16, &VALUES)[2..],
+            &pull(0, 0, 2, 0).dense(16, &[])[2..],
+            &mark(0, 0)[2..],
+            &settle,
         ]
         .concat(),
         [finish(0), finish(1), finish(2), settle].concat(),

@@ -1,0 +1,120 @@
+//! What becomes of held pieces: folded in the order that the gate gives, those of one bucket in one pass.
+
+use super::{Core, Held};
+use crate::cluster::Verdict;
+use crate::error::Malformed;
+use crate::kernels::{Input, WAYS};
+use crate::server::link::Link;
+use crate::store::{DensePiece, Intake};
+use crate::types::{Rank, TableId};
+
+/// What closes behind pieces: nothing more comes in the open clock of these tables.
+#[derive(Clone, Copy)]
+struct Closing {
+    /// One with a quorum, or all that have none.
+    table: Option<TableId>,
+    /// Divisor of a mean.
+    workers: u32,
+}
+
+impl Core {
+    /// Does what the gate said since the last turn.
+    pub(super) fn obey(&mut self) {
+        let mut verdicts = std::mem::take(&mut self.verdicts);
+        for verdict in verdicts.drain(..) {
+            if self.failed {
+                break;
+            }
+            match verdict {
+                Verdict::Fold(rank, held) => self.ready.push((rank, held)),
+                Verdict::Late(rank, held) => {
+                    let taken = self.take_late(rank, held.place, held.header);
+                    self.blame(taken.map_err(|m| (rank, m)));
+                }
+                Verdict::Close { expected, .. } => {
+                    self.fold(Some(Closing { table: None, workers: expected }));
+                    if !self.failed {
+                        self.applied.clear();
+                        self.shard.close(expected, &mut self.applied);
+                        self.links.iter_mut().flatten().for_each(Link::clock_closed);
+                    }
+                }
+                Verdict::CloseTable { table, counted, .. } => {
+                    self.fold(Some(Closing { table: Some(table), workers: counted }));
+                    if !self.failed {
+                        self.applied.clear();
+                        self.shard.close_table(table, counted, &mut self.applied);
+                    }
+                }
+            }
+        }
+        self.verdicts = verdicts;
+        if !self.failed {
+            self.fold(None);
+        }
+    }
+
+    /// Folds the pieces that are ready and frees their slots. The buckets of tables that are `closing` in which fused pieces lie
+    /// take their steps, too.
+    fn fold(&mut self, closing: Option<Closing>) {
+        let mut ready = std::mem::take(&mut self.ready);
+        // Within a clock the gate's order is that of ranks and of each worker's frames; a table has one clock open at a time.
+        // Those with a quorum have no order of ranks to keep.
+        ready.sort_unstable_by_key(|(rank, Held { header, fused, arrival, .. })| {
+            (*fused, header.table, if *fused { header.bucket } else { 0 }, *rank, *arrival)
+        });
+        let (single, fused) = ready.split_at(ready.partition_point(|(_, held)| !held.fused));
+        // A piece that does not fit is dropped whole; its worker is named, and the job ends. No bucket has taken a step by
+        // then: fused pieces were checked when they came, and the others are only added up or kept. Sets are, before the
+        // step of their bucket.
+        let folded = single
+            .iter()
+            .try_for_each(|(rank, held)| {
+                let taken = self.take(*rank, held.place, held.header, Intake::Fold);
+                taken.map(drop).map_err(|m| (*rank, m))
+            })
+            .and_then(|()| {
+                let bucket = |(_, held): &(Rank, Held)| (held.header.table, held.header.bucket);
+                fused
+                    .chunk_by(|a, b| bucket(a) == bucket(b))
+                    .try_for_each(|pieces| self.fold_bucket(pieces, closing).map_err(|m| (pieces[0].0, m)))
+            });
+        fused.iter().for_each(|(rank, held)| self.free(*rank, held.place.slot));
+        self.blame(folded);
+        ready.clear();
+        self.ready = ready;
+    }
+
+    /// Folds the pieces of one bucket, as many in one pass as a kernel takes; the last pass is that of the step.
+    fn fold_bucket(&mut self, pieces: &[(Rank, Held)], closing: Option<Closing>) -> Result<(), Malformed> {
+        let table = pieces[0].1.header.table;
+        let quorum = self.known(table)?.quorum.map(|_| table);
+        let closing = closing.filter(|closing| closing.table == quorum);
+        let chain = self.chains(&pieces[0].1.header)?.push;
+        let mut rest = pieces.chunks(WAYS).peekable();
+        while let Some(part) = rest.next() {
+            let nothing = DensePiece { bucket: 0, first: 0, values: Input::from(&[][..]) };
+            let mut views = [nothing; WAYS];
+            for (view, (_, held)) in views.iter_mut().zip(part) {
+                *view = self.staging.dense(held.place.body_at, &held.header, chain)?;
+            }
+            let views = &views[..part.len()];
+            match closing.filter(|_| rest.peek().is_none()) {
+                None => self.shard.fold_dense(table, views)?,
+                Some(closing) => {
+                    self.shard.close_dense(table, views, closing.workers, &mut self.applied)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The worker whose piece did not fit is named, and the job ends.
+    fn blame(&mut self, outcome: Result<(), (Rank, Malformed)>) {
+        if let Err((rank, malformed)) = outcome {
+            let error = malformed.by(self.peer(rank));
+            self.faults.push((rank, error));
+            self.failed = true;
+        }
+    }
+}
