@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use windlass::config::Progress;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::types::{Aggregate, Consistency, OptimizerSpec, PartitionMap, ServerInfo, View};
-use windlass::{Client, ClientConfig, Error, KeyRange, Result, Secret, Table, TableSpec, Ticket};
+use windlass::{Client, ClientConfig, Error, KeyRange, Result, Secret, SortedKeys, Table, TableSpec, Ticket};
 
 /// Nothing that stands still for a test is taken for dead.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -379,6 +379,32 @@ fn a_call_that_waits_for_memory_does_not_hold_up_other_threads() {
         job.go_on(0);
     });
     assert_eq!(pulled(&table, slow[0]), 1000.0);
+    drop(table);
+    job.end([client]);
+}
+
+/// Under Bsp the pull of a push_pull is sent behind its clock's mark. When such pulls hold all staging memory, only `clock()`
+/// gives some back: to wait for it would be to wait for ever.
+#[test]
+fn a_push_that_only_the_end_of_its_own_clock_could_let_through_is_refused_at_once() {
+    let job = Job::start(1, 1);
+    let client = job.client(0, Progress::Caller);
+    let spec = TableSpec::sparse("s", 1).optimizer(OptimizerSpec::sum()).consistency(Consistency::Bsp);
+    let table = client.table(&spec).unwrap();
+    let keys: Vec<u64> = (0..4000).collect();
+    let values = vec![1.0; keys.len()];
+    let mut under_way = Vec::new();
+    let refused = loop {
+        match table.push_pull(SortedKeys::new(&keys).unwrap(), &values) {
+            Ok(ticket) => under_way.push(ticket),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&refused, Error::Limit { .. }), "{refused}");
+    // What was taken goes on.
+    client.clock().unwrap();
+    under_way.iter_mut().for_each(|ticket| ticket.wait().unwrap());
+    drop(under_way);
     drop(table);
     job.end([client]);
 }

@@ -120,7 +120,10 @@ impl Driver {
             drop(engine);
             let waited_for = |_: &Engine| "staging memory for a push".to_owned();
             queued = self
-                .drive(deadline, waited_for, |engine| Ok(more(engine, ticket)?.then_some(())))
+                .drive(deadline, waited_for, |engine| match more(engine, ticket)? {
+                    true => Ok(Some(())),
+                    false => engine.may_wait_for_room().map(|()| None),
+                })
                 .map(|()| true);
             engine = self.engine();
             engine.half_queued(false);

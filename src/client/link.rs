@@ -173,6 +173,17 @@ impl Link {
         self.queue.len() + self.pulls.len()
     }
 
+    /// Frames that wait for a slot behind each other; a mark waits with them.
+    pub fn queued_in_order(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether nothing can leave or come back before this worker ends its clock: all that waits are pulls behind its mark.
+    pub fn rests(&self) -> bool {
+        let behind_mark = self.pulls.front().is_none_or(|f| f.header.clock >= self.marked);
+        self.queue.is_empty() && self.free == self.all_slots() && behind_mark
+    }
+
     /// Whether a frame that was not taken concerns `owner`.
     pub fn concerns(&self, owner: Owner) -> bool {
         let mut frames = self.queue.iter().chain(&self.pulls).chain(self.filled.iter().flatten());

@@ -27,6 +27,7 @@ struct Class {
     bytes: usize,
     /// Where its first buffer lies.
     start: usize,
+    count: u32,
     free: Stack,
 }
 
@@ -47,7 +48,7 @@ impl Pool {
         for (bytes, count) in sizes {
             // An arena of 2^32 buffers would exceed what can be mapped.
             let numbers = u32::try_from(count).unwrap_or(u32::MAX);
-            built.push(Class { bytes, start: offset, free: Stack::full(numbers) });
+            built.push(Class { bytes, start: offset, count: numbers, free: Stack::full(numbers) });
             offset += bytes * count;
         }
         let region = register(arena.clone())?;
@@ -71,6 +72,11 @@ impl Pool {
     /// The largest buffer it can ever lend, in bytes.
     pub fn largest(&self) -> usize {
         self.inner.classes.last().map_or(0, |c| c.bytes)
+    }
+
+    /// How many buffers it has, lent or not, of at least `bytes` bytes.
+    pub fn count(&self, bytes: usize) -> u32 {
+        self.inner.classes.iter().filter(|c| c.bytes >= bytes).map(|c| c.count).sum()
     }
 
     /// The arena that the buffers are cut from.

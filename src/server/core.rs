@@ -228,6 +228,13 @@ impl Core {
         self.links[rank as usize] = None;
     }
 
+    /// What was written to a worker with a context has left.
+    pub fn done(&mut self, rank: Rank, context: u64) {
+        if let Some(link) = &mut self.links[rank as usize] {
+            link.done(context);
+        }
+    }
+
     /// The name of a worker, for messages.
     pub fn peer(&self, rank: Rank) -> &str {
         self.links[rank as usize].as_ref().map_or("a worker without endpoint", |l| &l.peer)

@@ -8,6 +8,10 @@ use crate::mem::RemoteRegion;
 use crate::proto::{HEADER, MAX_REGIONS, ReplyHeader, ReplyKind};
 use crate::transport::{EndpointId, Refusal, Transport, Write};
 
+/// What a transport reports done: a header, while this server drains; or values that lay in a long reply buffer.
+const HEADER_LEFT: u64 = 0;
+pub const BUFFER_BACK: u64 = 1;
+
 /// What a worker granted, and what it was granted.
 pub struct Link {
     /// Its endpoint.
@@ -35,6 +39,8 @@ pub struct Link {
     credit_due: bool,
     /// A reply whose values are on their way but whose header found no room.
     stuck: Option<ReplyHeader>,
+    /// Long reply buffers whose values have not left yet.
+    pub lent: u32,
     /// Once this server takes nothing more: the headers that have not left yet.
     leaving: Option<u32>,
 }
@@ -65,6 +71,7 @@ impl Link {
             rejected: 0,
             credit_due: false,
             stuck: None,
+            lent: 0,
             leaving: None,
         }
     }
@@ -158,9 +165,11 @@ impl Link {
         self.credit_due = true;
     }
 
-    /// A header has left, and with it all that was written before it.
-    pub fn header_left(&mut self) {
-        if let Some(waiting) = &mut self.leaving {
+    /// What was written with a context has left: a header, and with it all that was written before it, or values.
+    pub fn done(&mut self, context: u64) {
+        if context == BUFFER_BACK {
+            self.lent = self.lent.saturating_sub(1);
+        } else if let Some(waiting) = &mut self.leaving {
             *waiting = waiting.saturating_sub(1);
         }
     }
@@ -233,7 +242,7 @@ impl Link {
             remote: self.ring,
             offset: index * HEADER as u64,
             imm: Some(index as u32),
-            context: self.leaving.map(|_| 0),
+            context: self.leaving.map(|_| HEADER_LEFT),
         };
         match transport.write(self.endpoint, write) {
             Ok(()) => {

@@ -209,9 +209,9 @@ impl Reactor {
                         core.connected(rank);
                     }
                 }
-                Completion::Done { endpoint, .. } => {
+                Completion::Done { endpoint, context } => {
                     if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core) {
-                        core.written(rank);
+                        core.done(rank, context);
                     }
                 }
             }

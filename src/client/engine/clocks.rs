@@ -75,7 +75,7 @@ impl Engine {
             Some("what this clock's pushes and pulls begin after")
         } else if self.half_queued > 0 {
             Some("staging memory for a push of another thread")
-        } else if self.links.iter().any(|l| l.queued() >= QUEUE_LIMIT) {
+        } else if self.links.iter().any(|l| l.queued_in_order() >= QUEUE_LIMIT) {
             Some("room to queue the end of a clock")
         } else {
             None

@@ -5,6 +5,7 @@ use std::iter::Peekable;
 
 use super::{Asked, Engine, LONG_FRAME, Part, Places, Span, Target, Uses};
 use crate::client::frame::{BATCH, Fill, Outgoing, Owner, SMALL};
+use crate::client::link::Link;
 use crate::client::plan::{DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
@@ -380,6 +381,18 @@ impl Engine {
         header.argument = pending.base.unwrap_or(NO_BASE);
         header.tag = ticket as u32;
         header
+    }
+
+    /// Refuses a wait for staging memory, or room in a queue, that only the end of the caller's own clock can give.
+    pub fn may_wait_for_room(&self) -> Result<()> {
+        if !self.accepted.is_empty() || !self.stalled.is_empty() || !self.links.iter().all(Link::rests) {
+            return Ok(());
+        }
+        let limit = self.staging.arena().len() as u64;
+        let resource =
+            "staging memory or queues: held by pulls behind the end of this clock; call clock() first"
+                .to_owned();
+        Err(Error::Limit { resource, limit, asked: limit + 1 })
     }
 
     /// Pushes and pulls that wait for staging memory in mid-queue: one more, or one less.

@@ -3,12 +3,16 @@
 use super::{Core, Rejected, Waiting};
 use crate::error::{Error, Result};
 use crate::proto::{ReplyHeader, ReplyKind};
+use crate::server::link::BUFFER_BACK;
 use crate::transport::{Payload, Refusal, Transport, Write};
 use crate::types::Rank;
 
 /// Answers of so many bytes are sent from where they lie. A shorter one costs less to copy than the segment that its pin
 /// might make the next push move.
 const PINNED: usize = 4096;
+/// Answers of more bytes than this come in long reply buffers, of which no worker gets more than are left to the others: one
+/// that does not read would soon have them all. What is shorter fits into the sockets.
+const LONG: usize = 4096;
 
 impl Core {
     /// Folds and closes what the gate let through, answers the pulls that can be answered and announces credit. Gives the ranks
@@ -93,6 +97,7 @@ impl Core {
     /// header. False when there is no room yet.
     fn answer(&mut self, rank: usize, waiting: &Waiting, transport: &mut dyn Transport) -> Result<bool> {
         let header = &waiting.header;
+        let lent: u32 = self.links.iter().flatten().map(|link| link.lent).sum();
         let chain = self.chains(header).map_err(|m| m.by(self.peer(rank as Rank)))?.pull;
         let Some(link) = &mut self.links[rank] else { return Ok(true) };
         let (values, version) = if waiting.keys.is_empty() {
@@ -112,6 +117,10 @@ impl Core {
             None
         };
         let pinned = pin.is_some();
+        let lends = !pinned && bytes > LONG;
+        if lends && link.lent >= self.replies.count(bytes).saturating_sub(lent) {
+            return Ok(false);
+        }
         let body = match pin {
             Some(pin) => Payload::Published(pin),
             None => {
@@ -126,10 +135,10 @@ impl Core {
             remote,
             offset: header.argument,
             imm: None,
-            context: None,
+            context: lends.then_some(BUFFER_BACK),
         };
         match transport.write(link.endpoint, write) {
-            Ok(()) => {}
+            Ok(()) => link.lent += u32::from(lends),
             Err(rejected) if matches!(rejected.refusal, Refusal::Full | Refusal::NotConnected) => {
                 return Ok(false);
             }

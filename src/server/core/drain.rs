@@ -21,11 +21,4 @@ impl Core {
                 && self.gate.closed() >= self.promised
                 && self.links.iter().flatten().all(Link::is_drained)
     }
-
-    /// A header that was written to a worker while draining has left.
-    pub fn written(&mut self, rank: Rank) {
-        if let Some(link) = &mut self.links[rank as usize] {
-            link.header_left();
-        }
-    }
 }

@@ -9,6 +9,8 @@ use crate::store::Optimizers;
 use crate::transport::EndpointId;
 use crate::types::{Consistency, FilterSpec, Quorum, ServerInfo, Stale, Wire};
 
+mod stopped;
+
 const SLOT: usize = HEADER + 4096;
 const SPARSE: TableId = 9;
 
@@ -20,14 +22,18 @@ struct Rig {
 
 impl Rig {
     fn new(workers: u32) -> Rig {
+        Rig::with(workers, &[(4096, 4)], 1 << 20)
+    }
+
+    fn with(workers: u32, replies: &[(usize, usize)], spare_bytes: u64) -> Rig {
         let server = ServerInfo { rank: 0, address: String::new(), threads: 1 };
         let view = View { epoch: 1, servers: vec![server], workers };
         let arena = Arena::new(workers as usize * 2 * SLOT).unwrap();
         let staging = Staging { arena, region: RegionId(0), slots: 2, slot_bytes: SLOT };
-        let pool = Pool::new(&[(4096, 4)], |_| Ok(RegionId(1))).unwrap();
+        let pool = Pool::new(replies, |_| Ok(RegionId(1))).unwrap();
         let id = ShardId { server: 0, thread: 0 };
         let mut core =
-            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30, 1 << 20), staging, pool, 4);
+            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30, spare_bytes), staging, pool, 4);
         let spec = TableSpec::dense("w", &[64]).segment_bytes(64);
         core.create_table(0, &spec, |_| Ok(RegionId(2))).unwrap();
         core.create_table(SPARSE, &TableSpec::sparse("s", 1), |_| Ok(RegionId(2))).unwrap();

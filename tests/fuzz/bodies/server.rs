@@ -189,8 +189,8 @@ impl Rig {
     /// transport tells it.
     fn deliver(&mut self) {
         for (endpoint, write) in self.transport.kept.drain(..) {
-            if write.header.is_some() {
-                self.core.written(self.owners[endpoint.index as usize]);
+            if let Some(context) = write.context.or(write.header.map(|_| 0)) {
+                self.core.done(self.owners[endpoint.index as usize], context);
             }
         }
     }
