@@ -386,6 +386,11 @@ impl Reactor {
                 return Ok(());
             }
         }
+        // What the last flush let go of may be what an answer waits for.
+        if self.settle() {
+            self.transport.flush();
+            return Ok(());
+        }
         if self.transport.arm() {
             park(&[self.transport.waitable(), self.waker.fd()], NAP)?;
             self.waker.drain();

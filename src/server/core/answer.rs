@@ -36,11 +36,11 @@ impl Core {
     }
 
     fn settle_one(&mut self, rank: usize, transport: &mut dyn Transport) -> Result<()> {
-        self.tell_rejections(rank, transport)?;
         let closed = self.gate.closed();
         if let Some(link) = &mut self.links[rank] {
             link.resume(transport)?;
         }
+        self.tell_rejections(rank, transport)?;
         let mut i = 0;
         while let Some(link) = &mut self.links[rank] {
             if !link.has_room() || i >= link.waiting.len() {
