@@ -1,6 +1,7 @@
 //! The one place that reads the environment and the configuration file, and the settings that more than one layer needs.
 
 mod file;
+mod limits;
 mod pin;
 pub mod settings;
 
@@ -13,8 +14,9 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+pub use limits::ServerLimits;
 pub use pin::{MAX_CPUS, Pin};
-pub use settings::{ServerLimits, Setting};
+pub use settings::Setting;
 
 /// Variables that the launcher sets for the processes of a job, and that a user may set by hand.
 pub mod variable {

@@ -43,7 +43,7 @@ impl<G> Default for Flags<G> {
 
 impl<G> fmt::Debug for Flags<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.given.iter().map(|(setting, text)| (setting.key, text))).finish()
+        f.debug_map().entries(self.given.iter().map(|(setting, text)| (setting.variable, text))).finish()
     }
 }
 
