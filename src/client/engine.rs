@@ -11,7 +11,7 @@ use super::frame::{Outgoing, Spare};
 use super::link::Link;
 use super::plan::SparsePlan;
 use super::reopen::Reopener;
-use crate::config::Polling;
+use crate::config::{Polling, WorkerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Pool};
 use crate::proto::{Chain, Chains, HEADER, RequestKind};
@@ -123,6 +123,7 @@ struct Accepted {
 pub struct Engine {
     transport: Box<dyn Transport>,
     polling: Polling,
+    limits: WorkerLimits,
     links: Vec<Link>,
     /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
     link_of: HashMap<EndpointId, usize>,
@@ -165,7 +166,7 @@ impl Engine {
     /// An engine over opened endpoints.
     pub fn new(
         transport: Box<dyn Transport>,
-        polling: Polling,
+        (polling, limits): (Polling, WorkerLimits),
         links: Vec<Link>,
         (staging, receive): (Pool, Pool),
         epoch: u32,
@@ -175,6 +176,7 @@ impl Engine {
         let mut engine = Engine {
             transport,
             polling,
+            limits,
             links,
             link_of: HashMap::new(),
             staging,
@@ -222,6 +224,11 @@ impl Engine {
     pub fn payload_bytes(&self) -> usize {
         let granted = self.links.iter().map(Link::payload_bytes).min().unwrap_or(4096);
         granted.min(self.staging.largest()).min(self.receive.largest())
+    }
+
+    /// The memory that answers of pulls come in.
+    pub fn receive_memory(&self) -> Pool {
+        self.receive.clone()
     }
 
     /// Whether every endpoint is connected.

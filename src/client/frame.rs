@@ -8,11 +8,6 @@ use crate::proto::{HEADER, RequestHeader, RequestKind};
 use crate::transport::Payload;
 use crate::types::Clock;
 
-/// The longest body, in bytes, of a request that joins others.
-pub const SMALL: usize = 4 << 10;
-/// The longest body of a batch, in bytes.
-pub const BATCH: usize = 64 << 10;
-
 /// Whom a request concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {

@@ -5,19 +5,12 @@ use std::sync::Arc;
 
 use super::frame::{Fill, Outgoing, Owner};
 use super::regions::Regions;
+use crate::config::WorkerLimits;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
 use crate::proto::control::RegionBytes;
 use crate::proto::{HEADER, ReplyHeader, RequestHeader, WorkerMessage};
 use crate::transport::{EndpointId, Message, Payload, Refusal, Side, Transport, Write};
-
-/// Entries of a reply ring.
-pub const RING_ENTRIES: u32 = 256;
-
-/// Bytes that may be under way to one server thread, beyond the first frame. Slots are filled from the lowest free one up, so
-/// this keeps those in use, and what the sockets hold, within the L2 of both ends: copying into cold memory takes five times
-/// as long. It is no less than a path of 10 GB/s and 100 µs holds.
-const WINDOW_BYTES: u64 = 1 << 20;
 
 /// What a server thread granted.
 #[derive(Debug, Clone, Copy)]
@@ -70,15 +63,24 @@ pub struct Link {
     marked: u64,
     pulls_outstanding: u32,
     sequence: u64,
+    /// Bytes that may be under way beyond the first frame.
+    window_bytes: u64,
     ring: Arc<Arena>,
     ring_offset: usize,
+    /// Replies that may wait to be read.
+    pub ring_entries: u32,
     ring_read: u64,
     ring_told: u64,
 }
 
 impl Link {
-    /// A link to a thread of a server, whose ring of [`RING_ENTRIES`] lies at `ring_offset`.
-    pub fn new((server, thread): (usize, u32), peer: String, ring: Arc<Arena>, ring_offset: usize) -> Link {
+    /// A link to a thread of a server, whose ring lies in `ring` from that byte on.
+    pub fn new(
+        (server, thread): (usize, u32),
+        peer: String,
+        (ring, ring_offset): (Arc<Arena>, usize),
+        limits: &WorkerLimits,
+    ) -> Link {
         let nothing = RemoteRegion { address: 0, length: 0, key: 0, rights: Rights::Write };
         Link {
             server,
@@ -97,8 +99,10 @@ impl Link {
             marked: 0,
             pulls_outstanding: 0,
             sequence: 0,
+            window_bytes: limits.window_bytes as u64,
             ring,
             ring_offset,
+            ring_entries: limits.ring_entries,
             ring_read: 0,
             ring_told: 0,
         }
@@ -109,7 +113,7 @@ impl Link {
         let (endpoint, address) = transport.open(Side::Active, &self.peer)?;
         self.endpoint = Some(endpoint);
         self.connected = false;
-        let ring_bytes = RING_ENTRIES as usize * HEADER;
+        let ring_bytes = self.ring_entries as usize * HEADER;
         let mut grant = |region, offset, length| {
             transport.authorise(endpoint, region, offset, length, Rights::Write).map(|r| r.encode())
         };
@@ -284,7 +288,7 @@ impl Link {
             }
             self.replay.pop_front();
         }
-        while self.connected && self.free != 0 && self.under_way() < WINDOW_BYTES {
+        while self.connected && self.free != 0 && self.under_way() < self.window_bytes {
             let Some(overtakes) = self.next() else { break };
             let Some(frame) = self.lane(overtakes).pop_front() else { break };
             if let Some(frame) = self.fill(frame, transport)? {
@@ -362,7 +366,7 @@ impl Link {
 
     /// Reads the reply that the server announced in ring entry `imm`; the frames whose slots came back are appended.
     pub fn reply(&mut self, imm: u32, length: u32, returned: &mut Vec<Outgoing>) -> Result<ReplyHeader> {
-        let expected = (self.ring_read % u64::from(RING_ENTRIES)) as u32;
+        let expected = (self.ring_read % u64::from(self.ring_entries)) as u32;
         if imm != expected || length as usize != HEADER {
             let found = format!("{length} bytes in {imm}");
             return Err(Error::protocol(&self.peer, "ring entry", format!("64 bytes in {expected}"), found));
@@ -409,7 +413,7 @@ impl Link {
 
     /// Tells the server how much of the ring was read, every quarter turn. Needs no slot.
     fn tell_ring(&mut self, transport: &mut dyn Transport) -> Result<()> {
-        if self.ring_read - self.ring_told < u64::from(RING_ENTRIES / 4) {
+        if self.ring_read - self.ring_told < u64::from(self.ring_entries / 4) {
             return Ok(());
         }
         if self.send(WorkerMessage::RingRead(self.ring_read), transport)? {

@@ -27,9 +27,13 @@ pub use control::ServerStats;
 pub use table::Table;
 pub use ticket::Ticket;
 
-use crate::config::{Environment, Network, Progress, variable};
+use crate::config::{
+    DEFAULT_JOIN_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Environment, Network, Progress, WorkerLimits, settings,
+    variable,
+};
 use crate::error::{Error, Result};
 use crate::kernels;
+use crate::mem::Pool;
 use crate::proto::control::PeerStatus;
 use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
@@ -55,12 +59,15 @@ pub struct ClientConfig {
     pub workers: u32,
     /// Which transport, and where.
     pub network: Network,
-    /// How long [`Client::connect`] may wait for all the others. An address where nobody listens is given up after 15 s.
+    /// How long [`Client::connect`] may wait for all the others. An address where nobody listens is given up after
+    /// [`LinkLimits::dial_timeout`](crate::config::LinkLimits::dial_timeout).
     pub connect_timeout: Duration,
     /// How long a wait may last while all peers are alive.
     pub wait_timeout: Duration,
     /// Who sends and receives while no call waits.
     pub progress: Progress,
+    /// Bounds of memory and queues.
+    pub limits: WorkerLimits,
 }
 
 impl ClientConfig {
@@ -79,11 +86,18 @@ impl ClientConfig {
         let number = |name| environment.value(name, "a number")?.ok_or_else(|| missing(name));
         let secret = Secret::from_hex(text(variable::SECRET)?)?;
         let (rank, workers) = (number(variable::RANK)?, number(variable::WORKERS)?);
-        let mut config = ClientConfig::new(text(variable::COORDINATOR)?, secret, rank, workers);
-        config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
-        config.network = network::from_environment(environment, 1)?;
-        config.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
-        Ok(config)
+        ClientConfig::new(text(variable::COORDINATOR)?, secret, rank, workers).configured(environment)
+    }
+
+    /// With the job's name and the settings of `environment`.
+    pub(crate) fn configured(mut self, environment: &Environment) -> Result<ClientConfig> {
+        self.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
+        self.network = network::from_environment(environment, 1)?;
+        self.connect_timeout = environment.seconds(&settings::JOIN_TIMEOUT)?;
+        self.wait_timeout = environment.seconds(&settings::WAIT_TIMEOUT)?;
+        self.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
+        self.limits = WorkerLimits::from_environment(environment)?;
+        Ok(self)
     }
 
     /// Worker `rank` of `workers` of the job whose Coordinator is at `coordinator`.
@@ -95,9 +109,10 @@ impl ClientConfig {
             rank,
             workers,
             network: Network::default(),
-            connect_timeout: Duration::from_secs(60),
-            wait_timeout: Duration::from_secs(600),
+            connect_timeout: DEFAULT_JOIN_TIMEOUT,
+            wait_timeout: DEFAULT_WAIT_TIMEOUT,
             progress: Progress::default(),
+            limits: WorkerLimits::default(),
         }
     }
 }
@@ -134,6 +149,8 @@ pub(crate) struct Inner {
     filters: Vec<(String, Vec<String>)>,
     /// The longest body of a frame, in bytes.
     payload_bytes: usize,
+    /// The memory that answers of pulls come in.
+    receive: Pool,
     /// Before what it drives: it ends first.
     progress: Mutex<Option<ProgressThread>>,
     driver: Arc<Driver>,
@@ -149,6 +166,7 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// Joins the job: waits until all servers and workers are there, then opens an endpoint to every server thread.
     pub fn connect(config: ClientConfig) -> Result<Client> {
+        config.limits.check()?;
         let deadline = Deadline::after(Instant::now(), config.connect_timeout);
         let joined = bootstrap::join(&config, deadline)?;
         // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
@@ -288,14 +306,17 @@ impl Inner {
         deadline: Deadline,
     ) -> Result<Inner> {
         let waited_for = |_: &Engine| "the endpoints of the servers".to_owned();
-        let connected = |engine: &mut Engine| Ok(engine.connected().then(|| engine.payload_bytes()));
-        let payload_bytes = driver.drive(deadline, waited_for, connected)?;
+        let connected = |engine: &mut Engine| {
+            Ok(engine.connected().then(|| (engine.payload_bytes(), engine.receive_memory())))
+        };
+        let (payload_bytes, receive) = driver.drive(deadline, waited_for, connected)?;
         let driver = Arc::new(driver);
         let progress = match config.progress {
             Progress::Caller => None,
             Progress::Thread => Some(ProgressThread::start(driver.clone())?),
         };
-        Ok(Inner { view, filters, payload_bytes, progress: Mutex::new(progress), driver, control, config })
+        let progress = Mutex::new(progress);
+        Ok(Inner { view, filters, payload_bytes, receive, progress, driver, control, config })
     }
 
     fn until_taken(&self, done: impl FnMut(&mut Engine) -> Result<Option<()>>) -> Result<()> {

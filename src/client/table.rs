@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::proto::{Chain, Chains, NO_BASE, RequestKind};
 use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
-/// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
+/// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more;
+/// fewer where the receive memory could not hold their answers.
 const WINDOWS: usize = 4;
 /// Values of one window.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -17,18 +18,29 @@ const WINDOW_BYTES: usize = 1 << 20;
 const WINDOW_FRAMES: u64 = 16;
 
 /// The windows of a blocking pull that are under way, oldest first.
-#[derive(Default)]
 struct Windows<'a> {
     /// A ring: the oldest is number `done`.
     under_way: [Option<(Ticket, &'a mut [f32])>; WINDOWS],
+    /// How many there may be.
+    most: usize,
     done: usize,
     version: Version,
 }
 
 impl<'a> Windows<'a> {
-    /// Waits for the oldest window when there are [`WINDOWS`].
+    /// Of `frames` answers each, for which there are `buffers`.
+    fn new(frames: usize, buffers: u32) -> Windows<'a> {
+        let most = (buffers as usize / frames).clamp(1, WINDOWS);
+        Windows { under_way: Default::default(), most, done: 0, version: 0 }
+    }
+
+    /// Waits for the oldest window when there are as many as may be.
     fn make_room(&mut self) -> Result<()> {
-        if self.under_way.iter().all(Option::is_some) { self.wait_oldest().map(drop) } else { Ok(()) }
+        if self.under_way.iter().flatten().count() >= self.most {
+            self.wait_oldest().map(drop)
+        } else {
+            Ok(())
+        }
     }
 
     /// Adds one where [`Windows::make_room`] made room.
@@ -187,7 +199,11 @@ impl Table {
         let width = self.spec.width() as usize;
         self.same_length("values", keys.len() * width, values.len())?;
         let window = (WINDOW_BYTES / (width * 4)).max(1);
-        let mut windows = Windows::default();
+        let payload = self.inner.payload_bytes;
+        // One for each shard, beyond those that are full.
+        let shards: u32 = self.inner.view.servers.iter().map(|server| server.threads).sum();
+        let frames = shards as usize + WINDOW_BYTES / payload + 1;
+        let mut windows = Windows::new(frames, self.inner.receive.count(payload));
         for (keys, values) in keys.as_slice().chunks(window).zip(values.chunks_mut(window * width)) {
             windows.make_room()?;
             // A part of ascending keys ascends.
@@ -231,7 +247,9 @@ impl Table {
         // Short segments make many frames, each of which holds a receive buffer.
         let most = u64::from(self.spec.segment_length()) * WINDOW_FRAMES;
         let window = ((WINDOW_BYTES / 4) as u64).min(most.max(1));
-        let mut windows = Windows::default();
+        let piece = u64::from(self.spec.segment_length()).min(self.inner.payload_bytes as u64 / 4).max(1);
+        let frames = (window / piece) as usize + 2;
+        let mut windows = Windows::new(frames, self.inner.receive.count(piece as usize * 4));
         let mut start = range.start();
         for values in values.chunks_mut(window as usize) {
             let end = start + values.len() as u64;

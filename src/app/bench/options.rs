@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::place::Numbers;
 use crate::app::node::NodeOptions;
-use crate::config::{Progress, parse_bytes};
+use crate::app::settings::{Flags, OfWorker};
+use crate::config::{Environment, parse_bytes};
 use crate::error::{Error, Result};
 use crate::types::{Aggregate, Consistency, OptimizerSpec, TableSpec, Wire};
 
@@ -119,9 +120,6 @@ pub struct Options {
     /// Operations of one worker under way at a time
     #[arg(long, default_value_t = 4)]
     pub window: u32,
-    /// Who sends and receives while no call waits: caller or thread [WINDLASS_PROGRESS; default: caller]
-    #[arg(long, value_name = "WHO")]
-    pub progress: Option<Progress>,
     /// Seconds to measure for
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
@@ -138,9 +136,18 @@ pub struct Options {
     #[allow(missing_docs)]
     #[command(flatten)]
     pub node: NodeOptions,
+    // As above.
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub worker: Flags<OfWorker>,
 }
 
 impl Options {
+    /// All settings: what flags say above the environment, and that above the configuration file.
+    pub fn settings(&self, environment: &Environment) -> Result<Environment> {
+        self.node.network.over(&self.worker.over(environment))
+    }
+
     /// What can be refused before anything is started.
     pub fn check(&self) -> Result<()> {
         if !(self.seconds > 0.0 && self.seconds <= 86_400.0) {

@@ -10,6 +10,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::app::node::NodeOptions;
+use crate::app::settings::{Flags, OfWorker};
+use crate::config::{Environment, settings};
 use crate::data::libsvm::IndexMode;
 use crate::data::synthetic;
 use crate::error::{Error, Result};
@@ -150,9 +152,9 @@ pub struct Options {
     /// This worker's rank (in a job) [else WINDLASS_RANK]
     #[arg(long)]
     pub rank: Option<u32>,
-    /// Seconds that any one wait may last while all nodes are alive
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    pub timeout: u64,
+    /// In place of --wait-timeout and --join-timeout
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
     /// Write the weights there: little-endian fp32 in key order
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
@@ -163,9 +165,20 @@ pub struct Options {
     #[allow(missing_docs)]
     #[command(flatten)]
     pub node: NodeOptions,
+    // As above.
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub worker: Flags<OfWorker>,
 }
 
 impl Options {
+    /// All settings: what flags say above the environment, and that above the configuration file.
+    pub fn settings(&self, environment: &Environment) -> Result<Environment> {
+        let given = environment.clone().with(settings::WAIT_TIMEOUT.variable, self.timeout);
+        let given = given.with(settings::JOIN_TIMEOUT.variable, self.timeout);
+        self.node.network.over(&self.worker.over(&given))
+    }
+
     /// What can be refused before anything is started.
     pub fn check(&self) -> Result<()> {
         for path in [&self.data, &self.test].into_iter().flatten() {
@@ -186,7 +199,7 @@ impl Options {
         let numbers = [
             ("--epochs", u64::from(self.epochs)),
             ("--batch", u64::from(self.batch)),
-            ("--timeout", self.timeout),
+            ("--timeout", self.timeout.unwrap_or(1)),
         ];
         if let Some((flag, zero)) = numbers.into_iter().find(|(_, number)| *number == 0) {
             return Err(Error::config(flag, "at least 1", zero));

@@ -84,8 +84,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Of a run over `features` features.
-    pub fn new(options: &Options, features: u64, workers: u32, servers: &[ServerStats]) -> Settings {
+    /// Of a run over `features` features, whose waits last so many seconds at most.
+    pub fn new(
+        options: &Options,
+        features: u64,
+        (workers, timeout): (u32, u64),
+        servers: &[ServerStats],
+    ) -> Settings {
         let shown = |path: &Path| path.display().to_string();
         Settings {
             data: options.data.as_deref().map_or("built-in".to_owned(), shown),
@@ -113,7 +118,7 @@ impl Settings {
             servers: servers.len(),
             threads: servers.iter().map(|s| s.threads.len()).max().unwrap_or(0),
             workers,
-            timeout: options.timeout,
+            timeout,
             version: env!("CARGO_PKG_VERSION"),
         }
     }

@@ -7,9 +7,6 @@ use crate::error::{Error, Result};
 use crate::proto::RequestKind;
 use crate::types::Clock;
 
-/// Frames that may wait for one server thread before a call blocks.
-const QUEUE_LIMIT: usize = 4096;
-
 impl Engine {
     /// Ends the clock at every server thread, when it may end. Gives the new clock.
     pub fn end_clock(&mut self) -> Result<Option<Clock>> {
@@ -75,7 +72,7 @@ impl Engine {
             Some("what this clock's pushes and pulls begin after")
         } else if self.half_queued > 0 {
             Some("staging memory for a push of another thread")
-        } else if self.links.iter().any(|l| l.queued_in_order() >= QUEUE_LIMIT) {
+        } else if self.links.iter().any(|l| l.queued_in_order() >= self.limits.queued_frames) {
             Some("room to queue the end of a clock")
         } else {
             None

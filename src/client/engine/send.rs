@@ -4,7 +4,7 @@
 use std::iter::Peekable;
 
 use super::{Asked, Engine, LONG_FRAME, Part, Places, Span, Target, Uses};
-use crate::client::frame::{BATCH, Fill, Outgoing, Owner, SMALL};
+use crate::client::frame::{Fill, Outgoing, Owner};
 use crate::client::link::Link;
 use crate::client::plan::{DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
@@ -12,9 +12,6 @@ use crate::mem::Buf;
 use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
 use crate::transport::Payload;
 use crate::types::{Key, SortedKeys, TableId, Version};
-
-/// Frames from and to registered buffers that may wait for one server thread before a call blocks.
-const QUEUE_LIMIT: usize = 4096;
 
 /// Where the values of a push lie.
 #[derive(Clone, Copy)]
@@ -138,7 +135,7 @@ impl Engine {
     ) -> Result<bool> {
         let chain = self.pending[ticket].chain;
         while let Some(frame) = frames.peek() {
-            if self.links[frame.shard].queued() >= QUEUE_LIMIT {
+            if self.links[frame.shard].queued() >= self.limits.queued_frames {
                 return Ok(false);
             }
             let floats = frame.count as usize;
@@ -233,7 +230,7 @@ impl Engine {
         header: RequestHeader,
         span: &Span,
     ) -> Result<bool> {
-        if self.links[frame.shard].queued() >= QUEUE_LIMIT {
+        if self.links[frame.shard].queued() >= self.limits.queued_frames {
             return Ok(false);
         }
         let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
@@ -317,9 +314,9 @@ impl Engine {
         fill: &mut Fill<'_>,
         (owner, may_overtake): (Owner, bool),
     ) -> bool {
-        let room = BATCH.min(self.links[link].payload_bytes());
+        let room = self.limits.batch_bytes.min(self.links[link].payload_bytes());
         // The slot of a push with a base version comes back with its rejection: nothing else may be in there.
-        let joins = header.length as usize <= SMALL && self.pending[ticket].base.is_none();
+        let joins = header.length as usize <= self.limits.small_bytes && self.pending[ticket].base.is_none();
         if !self.stalls(ticket) && joins && header.part_bytes() <= room {
             if self.links[link].join(header, fill, owner, may_overtake) {
                 self.bytes_copied += u64::from(header.length);

@@ -146,12 +146,13 @@ impl Rig {
             endpoints: 0,
             polls: polls.clone(),
         });
+        let limits = WorkerLimits::default();
         let ring = Arena::new(256 * HEADER).unwrap();
         let region = transport.register(ring.clone()).unwrap();
         let classes = [(1 << 10, 8), (64 << 10, 32)];
         let staging = Pool::new(&classes, |arena| transport.register(arena)).unwrap();
         let receive = Pool::new(&[(1 << 10, 512)], |arena| transport.register(arena)).unwrap();
-        let mut link = Link::new((0, 0), "server 0".to_owned(), ring.clone(), 0);
+        let mut link = Link::new((0, 0), "server 0".to_owned(), (ring.clone(), 0), &limits);
         link.open(transport.as_mut(), region, &receive).unwrap();
         let region_of_slots = RemoteRegion { address: 0, length: 64 << 20, key: 2, rights: Rights::Write };
         link.granted(Grant {
@@ -167,7 +168,8 @@ impl Rig {
         let (reopener, _, _) = Reopener::new(region, "paper", Duration::from_secs(100), hub.waker());
         let shared = Arc::new(Shared::new().unwrap());
         let memory = (staging, receive);
-        let engine = Engine::new(transport, Polling::Block, vec![link], memory, 1, shared, reopener);
+        let engine =
+            Engine::new(transport, (Polling::Block, limits), vec![link], memory, 1, shared, reopener);
         let spec = TableSpec::dense("w", &[1 << 20])
             .optimizer(OptimizerSpec::new("sum", &[]))
             .consistency(consistency);
