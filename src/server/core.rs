@@ -485,7 +485,8 @@ impl Core {
             }
             TableKind::Sparse { dim, .. } => {
                 let body = SparseBody::announced(&header, dim as usize * chain.value_bytes())?;
-                self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
+                let copied = self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
+                self.stats.bytes_copied += copied;
                 let values = body.keys * dim as usize;
                 let values = chain.view(&self.staging.arena, body_at + body.values_at(), values);
                 let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
@@ -533,7 +534,8 @@ impl Core {
         } else {
             let body = SparseBody::announced(&header, 0)?;
             (waiting.directory, waiting.keys) = self.spare.pop().unwrap_or_default();
-            self.staging.keys(place.body_at, &body, &mut waiting.directory, &mut waiting.keys);
+            let (directory, keys) = (&mut waiting.directory, &mut waiting.keys);
+            self.stats.bytes_copied += self.staging.keys(place.body_at, &body, directory, keys);
             self.shard.check_pull(header.table, &waiting.piece())?;
         }
         if let Some(link) = &mut self.links[rank as usize] {

@@ -153,6 +153,8 @@ impl Core {
         self.stats.replies_pinned += u64::from(pinned);
         self.stats.replies_copied += u64::from(!pinned);
         self.stats.pulled_bytes += bytes as u64;
+        let gathered = if waiting.keys.is_empty() { 0 } else { count as u64 * 4 };
+        self.stats.bytes_copied += if pinned { 0 } else { gathered + bytes as u64 };
         let reply = ReplyHeader {
             kind: ReplyKind::Pulled,
             sequence: 0,
