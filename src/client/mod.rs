@@ -44,6 +44,11 @@ use control::ControlThread;
 use driver::{Driver, ProgressThread};
 use engine::Engine;
 
+/// How long before its deadline a wait asks who is behind, at most.
+const ASK_AHEAD: Duration = Duration::from_secs(1);
+/// How long after its deadline the answer may still come.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
+
 /// How a worker finds its job, and its limits.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -248,13 +253,14 @@ impl Client {
     /// This worker pushes nothing from its present clock on: nobody waits for it any more. Blocks until all that it sent
     /// has been taken by the servers. It may still pull. Refused while its present clock holds pushes under Bsp.
     pub fn finish(&self) -> Result<()> {
-        self.inner.until_taken(Engine::finish)
+        self.inner.until_taken(self.inner.deadline(), Engine::finish)
     }
 
     /// Blocks until all that was sent has been taken by the servers and every worker that has not left is here, too.
     /// Refused while the present clock holds pushes under Bsp.
     pub fn barrier(&self) -> Result<()> {
-        self.inner.until_taken(Engine::settle)?;
+        let deadline = self.inner.deadline();
+        self.inner.until_taken(deadline, Engine::settle)?;
         let passed = self.inner.control.barrier()?;
         // Answers that nobody has waited for keep coming: left in the sockets they would hold the servers' reply buffers,
         // and another worker may need one to get here.
@@ -263,13 +269,12 @@ impl Client {
             Some(()) => Ok(Some(())),
             None => engine.check().map(|()| None),
         };
-        let waited = self.inner.driver.drive(self.inner.deadline(), waited_for, here);
-        waited.map_err(|error| self.inner.name_laggards(error))
+        self.inner.wait(deadline, waited_for, here)
     }
 
     /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.
     pub fn finalize(self) -> Result<()> {
-        self.inner.until_taken(Engine::finish)?;
+        self.inner.until_taken(self.inner.deadline(), Engine::finish)?;
         self.inner.end_progress();
         self.inner.control.finish()
     }
@@ -319,9 +324,39 @@ impl Inner {
         Ok(Inner { view, filters, payload_bytes, receive, progress, driver, control, config })
     }
 
-    fn until_taken(&self, done: impl FnMut(&mut Engine) -> Result<Option<()>>) -> Result<()> {
+    fn until_taken(
+        &self,
+        deadline: Deadline,
+        done: impl FnMut(&mut Engine) -> Result<Option<()>>,
+    ) -> Result<()> {
         let waited_for = |_: &Engine| "the servers to take what was sent".to_owned();
-        self.driver.drive(self.deadline(), waited_for, done)
+        self.driver.drive(deadline, waited_for, done)
+    }
+
+    /// Waits as [`Driver::drive`] does; a timeout says which workers are behind.
+    fn wait<T>(
+        &self,
+        deadline: Deadline,
+        waited_for: impl Fn(&Engine) -> String,
+        done: impl FnMut(&mut Engine) -> Result<Option<T>>,
+    ) -> Result<T> {
+        // Asked for before the deadline, so that it is kept also when the Coordinator does not answer.
+        let ahead = (deadline.given() / 4).min(ASK_AHEAD);
+        let mut peers = None;
+        let watch = |now| {
+            if peers.is_none() && deadline.left(now) <= ahead {
+                peers = Some(self.control.ask_peers());
+            }
+        };
+        let waited = self.driver.drive_watching(deadline, watch, waited_for, done);
+        waited.map_err(|error| match (error, peers) {
+            (Error::Timeout { waited_for, after }, Some(Ok(peers))) => {
+                let behind = peers.within(LAST_MOMENT).ok().flatten().map(|peers| laggards(&peers));
+                let waited_for = format!("{waited_for}{}", behind.unwrap_or_default());
+                Error::Timeout { waited_for, after }
+            }
+            (error, _) => error,
+        })
     }
 
     fn end_progress(&self) {
@@ -332,18 +367,12 @@ impl Inner {
     fn deadline(&self) -> Deadline {
         Deadline::after(Instant::now(), self.config.wait_timeout)
     }
+}
 
-    /// A timeout that says which workers are behind.
-    fn name_laggards(&self, error: Error) -> Error {
-        let Error::Timeout { waited_for, after } = error else { return error };
-        let Ok(peers) = self.control.peers(Duration::from_secs(1)) else {
-            return Error::Timeout { waited_for, after };
-        };
-        let slowest = peers.iter().map(|p| p.clock).min().unwrap_or(0);
-        let ranks: Vec<String> =
-            peers.iter().filter(|p| p.clock == slowest).map(|p| p.rank.to_string()).collect();
-        let waited_for =
-            format!("{waited_for}; furthest behind, in clock {slowest}: worker {}", ranks.join(", "));
-        Error::Timeout { waited_for, after }
-    }
+/// Which workers are furthest behind, for the message of a timeout.
+fn laggards(peers: &[PeerStatus]) -> String {
+    let slowest = peers.iter().map(|p| p.clock).min().unwrap_or(0);
+    let behind = peers.iter().filter(|p| p.clock == slowest);
+    let ranks: Vec<String> = behind.map(|p| p.rank.to_string()).collect();
+    format!("; furthest behind, in clock {slowest}: worker {}", ranks.join(", "))
 }

@@ -57,10 +57,7 @@ impl Ticket {
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<()> {
         let Some(id) = self.id else { return Ok(()) };
         let deadline = Deadline::after(Instant::now(), timeout);
-        self.inner
-            .driver
-            .drive(deadline, |e| e.describe(id), |e| Ok(e.is_done(id, true)?.then_some(())))
-            .map_err(|error| self.inner.name_laggards(error))
+        self.inner.wait(deadline, |e| e.describe(id), |e| Ok(e.is_done(id, true)?.then_some(())))
     }
 
     /// Waits for a pull and copies its values, in the order of its keys, into `values`.
