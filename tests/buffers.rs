@@ -264,7 +264,7 @@ fn own_memory_is_used_where_it_lies_and_given_back() {
 
 #[test]
 fn what_is_dropped_while_a_server_stands_still_is_kept_until_it_is_done() {
-    let job = Job::with(0, 1, 0, 1);
+    let job = Job::with(0, 1, 1, |server| server);
     let secret = common::scratch();
     let path = secret.path().join("secret");
     common::secret_file(&path, &job.secret);

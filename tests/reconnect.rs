@@ -5,10 +5,8 @@
 
 mod common;
 
-use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -20,7 +18,7 @@ use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, 
 use windlass::types::{Aggregate, Consistency, OptimizerSpec, Stale, mix64};
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, SortedKeys, TableSpec};
 
-use common::{PATIENCE, Process, scratch, text, windlass};
+use common::{PATIENCE, Process, scratch, secret_file, text, windlass};
 
 const WORKERS: u32 = 3;
 
@@ -316,8 +314,7 @@ fn train_lr(cuts: u64, seed: u64) -> serde_json::Value {
     let directory = scratch();
     let (report, secret) = (directory.path().join("report"), directory.path().join("secret"));
     let job = Job::start(WORKERS, (cuts, 20_000), seed);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret).unwrap();
-    file.write_all(job.secret.to_hex().as_bytes()).unwrap();
+    secret_file(&secret, &job.secret);
     let workers: Vec<Process> = ["0", "1", "2"]
         .iter()
         .map(|rank| {

@@ -3,15 +3,17 @@
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
+mod common;
+
 use std::cell::Cell;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use common::job::Job;
 use libc::{msghdr, ssize_t};
-use windlass::config::{ServerLimits, WorkerLimits};
-use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use windlass::config::WorkerLimits;
 use windlass::types::{Aggregate, Consistency, OptimizerSpec};
-use windlass::{Client, ClientConfig, KeyRange, Secret, Server, SortedKeys, TableSpec, Ticket};
+use windlass::{Client, KeyRange, SortedKeys, TableSpec, Ticket};
 
 /// Send calls of server threads.
 static SENT: AtomicU64 = AtomicU64::new(0);
@@ -37,13 +39,8 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) ->
 #[test]
 fn small_requests_and_the_answers_to_a_batch_leave_together() {
     const PULLS: usize = 1000;
-    let secret = Secret::generate().unwrap();
-    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1));
-    let coordinator = CoordinatorServer::bind(config).unwrap();
-    let address = coordinator.address().to_string();
-    let coordinator = std::thread::spawn(move || coordinator.run());
-    let server = Server::builder(&address, secret.clone()).limits(ServerLimits::default()).start().unwrap();
-    let mut config = ClientConfig::new(&address, secret, 0, 1);
+    let job = Job::start(1, 1, 1);
+    let mut config = job.config(0);
     // A buffer for each of so many answers.
     config.limits = WorkerLimits { receive_bytes: 64 << 20, ..config.limits };
     let client = Client::connect(config).unwrap();
@@ -82,6 +79,5 @@ fn small_requests_and_the_answers_to_a_batch_leave_together() {
         assert!(sent <= 20, "{kind}: {sent} calls");
     }
     client.finalize().unwrap();
-    coordinator.join().unwrap().unwrap();
-    server.run().unwrap();
+    job.end();
 }
