@@ -300,5 +300,5 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
-#[path = "published_loom.rs"]
+#[path = "published_tests.rs"]
 mod loom_tests;
