@@ -22,6 +22,7 @@ mod after;
 mod buffers;
 mod clocks;
 mod progress;
+mod rejected;
 mod send;
 mod tickets;
 
@@ -86,8 +87,10 @@ pub struct Pending {
     after_push: bool,
     /// The version that a push was computed from.
     base: Option<Version>,
-    /// Why not all of a push was applied: [`Error::Stale`].
-    stale: Option<Error>,
+    /// Why not all of a push was applied: [`Error::Stale`] or [`Error::NonFinite`]. Of a pull: of the push before it.
+    rejection: Option<Error>,
+    /// The pull that tells of this push's rejection, too, and its number.
+    told_by: Option<(usize, u64)>,
     lists: Lists,
     /// Elements that are to be copied to the caller.
     floats: usize,

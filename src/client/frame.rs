@@ -139,6 +139,14 @@ impl Outgoing {
         Some(RegionSlice { offset: slice.offset + self.body_at, length, ..slice })
     }
 
+    /// `N` bytes of a staged body, from byte `at` on; nothing when it is not staged.
+    pub fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let Some(Payload::Owned(buf)) = &self.body else { return None };
+        let mut bytes = [0; N];
+        buf.copy_out(self.body_at + at, &mut bytes);
+        Some(bytes)
+    }
+
     /// Gives its buffer back, and its list, if it had one, to be used again.
     pub fn end(mut self) -> Option<Spare> {
         self.parts.clear();

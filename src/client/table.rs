@@ -7,7 +7,7 @@ use super::plan::{self, DenseFrame, SparsePlan};
 use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
 use crate::proto::{Chain, Chains, NO_BASE, RequestKind};
-use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
+use crate::types::{KeyRange, NonFinite, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
 const WINDOWS: usize = 4;
@@ -202,8 +202,8 @@ impl Table {
         // memory is refused before anything is pushed.
         let first = self.spec.consistency.folds_by_rank();
         let ticket = if first { Some(self.ask(keys, true, true)?) } else { None };
-        drop(self.push_rows(RequestKind::Push, keys, values, (None, !first))?);
-        ticket.map_or_else(|| self.ask(keys, true, false), Ok)
+        let push = self.push_rows(RequestKind::Push, keys, values, (None, !first))?;
+        self.both(push, ticket.map_or_else(|| self.ask(keys, true, false), Ok)?)
     }
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
@@ -246,8 +246,8 @@ impl Table {
     pub fn push_pull_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         let first = self.spec.consistency.folds_by_rank(); // as in `push_pull`
         let ticket = if first { Some(self.ask_range(range, true, true)?) } else { None };
-        drop(self.push_slice(RequestKind::Push, range, values, (None, !first))?);
-        ticket.map_or_else(|| self.ask_range(range, true, false), Ok)
+        let push = self.push_slice(RequestKind::Push, range, values, (None, !first))?;
+        self.both(push, ticket.map_or_else(|| self.ask_range(range, true, false), Ok)?)
     }
 
     /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy; where the
@@ -323,11 +323,21 @@ impl Table {
         let source = Source::Buffer(from);
         if self.spec.consistency.folds_by_rank() && !self.chains.pull.is_empty() {
             let pull = self.pull_span(range, into, true, check)?;
-            drop(self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?);
-            return Ok(pull);
+            let push = self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?;
+            return self.both(push, pull);
         }
-        drop(self.push_dense(RequestKind::Push, range, source, (None, true), check)?);
-        self.pull_span(range, into, true, |_| Ok(()))
+        let push = self.push_dense(RequestKind::Push, range, source, (None, true), check)?;
+        self.both(push, self.pull_span(range, into, true, |_| Ok(()))?)
+    }
+
+    /// The ticket of a push and a pull of the same keys: the pull's, which also tells what was rejected of the push.
+    fn both(&self, push: Ticket, pull: Ticket) -> Result<Ticket> {
+        if self.spec.non_finite == NonFinite::Reject
+            && let (Some(push), Some(pull)) = (push.id(), pull.id())
+        {
+            self.inner.driver.engine().join_halves(push, pull);
+        }
+        Ok(pull)
     }
 
     fn push_slice(

@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
-use windlass::{Client, ClientConfig, Result, Secret, Server, ServerHandle};
+use windlass::{Client, ClientConfig, Result, Secret, Server, ServerBuilder, ServerHandle};
 
 /// Its coordinator and servers; the workers are the test's.
 pub struct Job {
@@ -17,11 +17,20 @@ pub struct Job {
 impl Job {
     /// `servers` that are started here of `expected` that the job has.
     pub fn with(servers: u32, expected: u32, threads: u32, workers: u32) -> Job {
+        Job::set_up((servers, expected), workers, |server| server.threads(threads))
+    }
+
+    /// As [`Job::with`]; `set` says what the servers are like.
+    pub fn set_up(
+        (servers, expected): (u32, u32),
+        workers: u32,
+        set: impl Fn(ServerBuilder) -> ServerBuilder,
+    ) -> Job {
         let secret = Secret::generate().unwrap();
         let config = CoordinatorServerConfig::new(secret.clone(), "", expected, Some(workers));
         let coordinator = CoordinatorServer::bind(config).unwrap();
         let address = coordinator.address().to_string();
-        let start = |_| Server::builder(&address, secret.clone()).threads(threads).start().unwrap();
+        let start = |_| set(Server::builder(&address, secret.clone())).start().unwrap();
         let servers = (0..servers).map(start).collect();
         let coordinator = std::thread::spawn(move || coordinator.run());
         Job { address, secret, workers, coordinator, servers }

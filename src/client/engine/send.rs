@@ -318,8 +318,8 @@ impl Engine {
         (owner, may_overtake): (Owner, bool),
     ) -> bool {
         let room = BATCH.min(self.links[link].payload_bytes());
-        // The slot of a push with a base version comes back with its rejection: nothing else may be in there.
-        let joins = header.length as usize <= SMALL && self.pending[ticket].base.is_none();
+        // The slot of a push that may be rejected comes back with its rejection: nothing else may be in there.
+        let joins = header.length as usize <= SMALL && !self.pending[ticket].may_be_rejected();
         if !self.stalls(ticket) && joins && header.part_bytes() <= room {
             if self.links[link].join(header, fill, owner, may_overtake) {
                 self.bytes_copied += u64::from(header.length);
