@@ -58,6 +58,8 @@ pub struct Target<'a> {
     pub chains: Chains,
     /// What its pushes and pulls begin after.
     pub after: Option<&'a Arc<After>>,
+    /// Of its frames that wait for a slot.
+    pub priority: i8,
 }
 
 /// The lists of an operation. Those of one that has ended are used again.
@@ -99,6 +101,7 @@ pub struct Pending {
     dropped: bool,
     /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
     after: Option<Arc<After>>,
+    priority: i8,
     stalled: Vec<(usize, Outgoing, bool)>,
 }
 

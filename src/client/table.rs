@@ -67,6 +67,7 @@ pub struct Table {
     chains: Chains,
     /// What its pushes and pulls begin after.
     after: Option<Arc<After>>,
+    priority: i8,
 }
 
 impl std::fmt::Debug for Table {
@@ -83,7 +84,7 @@ impl Table {
         chains: Chains,
         map: PartitionMap,
     ) -> Table {
-        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains, after: None }
+        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains, after: None, priority: 0 }
     }
 
     /// What the table is.
@@ -105,6 +106,39 @@ impl Table {
         }
         let after = self.inner.driver.engine().after(tickets.iter().filter_map(|t| t.id()))?;
         Ok(Table { after: Some(Arc::new(after)), ..self.clone() })
+    }
+
+    /// The same table, whose pushes, sets and pulls have this priority; 0 is that of a table that was just opened. Of what waits
+    /// at this worker for a free slot of a server thread, the higher priority leaves first, and equal ones in the order of the
+    /// calls. So the layers that are needed first can go first, although their gradients are ready last.
+    ///
+    /// Priorities change when something leaves, and nothing else: the bits are the same. Nothing passes the end of a clock, in either
+    /// direction, and requests of one table never pass each other: while some of a table wait for a server thread, further ones
+    /// wait with the same priority there, whatever theirs is. What has left is not overtaken, nor is what waits in a call for memory, or for
+    /// tickets ([`Table::after`]). Without clocks, what has a low priority waits for as long as there is always something else.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/in_process.rs"));
+    /// # use windlass::{Client, KeyRange, TableSpec};
+    /// # fn main() -> windlass::Result<()> {
+    /// # let job = InProcess::start()?;
+    /// # let client = Client::connect(job.config())?;
+    /// let last = client.table(&TableSpec::dense("layer 2", &[1000]))?;
+    /// let first = client.table(&TableSpec::dense("layer 1", &[1000]))?.priority(1);
+    /// let all = KeyRange::new(0, 1000)?;
+    /// // Back-propagation comes to the first layer last; the next pass needs it first.
+    /// let of_last = last.push_pull_range(all, &[0.5; 1000])?;
+    /// let of_first = first.push_pull_range(all, &[0.5; 1000])?;
+    /// client.clock()?;
+    /// let mut values = [0.0; 1000];
+    /// of_first.wait_into(&mut values)?;
+    /// of_last.wait_into(&mut values)?;
+    /// # client.finalize()?;
+    /// # job.end()
+    /// # }
+    /// ```
+    pub fn priority(&self, priority: i8) -> Table {
+        Table { priority, ..self.clone() }
     }
 
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
@@ -474,7 +508,13 @@ impl Table {
     }
 
     fn target(&self) -> Target<'_> {
-        Target { spec: &self.spec, map: &self.map, chains: self.chains, after: self.after.as_ref() }
+        Target {
+            spec: &self.spec,
+            map: &self.map,
+            chains: self.chains,
+            after: self.after.as_ref(),
+            priority: self.priority,
+        }
     }
 
     /// A piece in two frames would make its second half stale itself.

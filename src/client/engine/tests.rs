@@ -231,7 +231,7 @@ impl Rig {
 
     fn queue_push(&mut self, after: Option<&Arc<After>>, floats: usize, value: f32) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after };
+        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after, priority: 0 };
         let values = vec![value; floats];
         let source = Source::Slice(&values);
         let ticket = self.engine.new_push(RequestKind::Push, &table, source, None).unwrap();
@@ -243,7 +243,7 @@ impl Rig {
 
     fn pull(&mut self, floats: usize) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after: None };
+        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after: None, priority: 0 };
         let ticket = self.engine.new_pull(&table, false, None).unwrap();
         let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
         assert!(self.engine.pull_dense((ticket, 0), &mut [frame].into_iter().peekable()).unwrap());

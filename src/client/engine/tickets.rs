@@ -33,6 +33,7 @@ impl Engine {
             uses,
             dropped: false,
             after,
+            priority: table.priority,
             stalled: Vec::new(),
         })
     }
