@@ -288,8 +288,10 @@ impl Link {
             }
             self.replay.pop_front();
         }
+        // A small frame leaves together with what stood before it.
+        let idle = self.free == self.all_slots();
         while self.connected && self.free != 0 && self.under_way() < WINDOW_BYTES {
-            let Some(overtakes) = self.next() else { break };
+            let Some(overtakes) = self.next(idle) else { break };
             let Some(frame) = self.lane(overtakes).pop() else { break };
             if let Some(frame) = self.fill(frame, transport)? {
                 self.lane(overtakes).put_first(frame);
@@ -301,11 +303,10 @@ impl Link {
 
     /// The lane whose first frame leaves now: that of the overtaking pulls (true), or the other. Of two that may, the one of
     /// higher priority; of equal ones the pull, for whose values somebody waits since its clock.
-    fn next(&self) -> Option<bool> {
+    fn next(&self, idle: bool) -> Option<bool> {
         let credits = self.grant.pull_credits.saturating_sub(self.pulls_outstanding);
         let pull = self.pulls.front().filter(|f| f.pulls <= credits && f.header.clock < self.marked);
-        // One that others may join leaves when the server thread would have nothing to do otherwise.
-        let idle = self.free == self.all_slots();
+        // One that others may join leaves when the server thread has nothing to do (`idle`).
         let ready = |f: &Outgoing| !f.open || idle || self.queue.len() > 1;
         let other = self.queue.front().filter(|f| f.pulls <= credits && ready(f));
         match (pull, other) {
