@@ -450,3 +450,28 @@ fn a_push_that_only_the_end_of_its_own_clock_could_let_through_is_refused_at_onc
     drop(table);
     job.end([client]);
 }
+
+/// What has left fills every slot, and the rest waits. The server thread takes requests in the order in which they left, and hears
+/// of 16 at most before the worker hears of them: so when the urgent push is done, the last of the others can't be.
+#[test]
+fn what_is_urgent_overtakes_what_waits_for_a_slot() {
+    let job = Job::start(1, 1);
+    let client = job.client(0, Progress::Caller);
+    let plain = client.table(&sums("plain", 4)).unwrap();
+    let urgent = client.table(&sums("urgent", 4)).unwrap().priority(1);
+    let mut ones = client.buffer(SEGMENT as usize).unwrap();
+    ones.as_mut_slice().unwrap().fill(1.0);
+    job.stop(0);
+    let push = |table: &Table, at: u64| table.push_range_buffer(segment(at % 4), &ones, 0).unwrap();
+    let mut others: Vec<Ticket> = (0..128).map(|number| push(&plain, number)).collect();
+    let mut first = push(&urgent, 0);
+    // Of a table that waits already nothing overtakes: it has the priority of what waits.
+    let mut own = push(&plain.priority(100), 0);
+    job.go_on(0);
+    first.wait().unwrap();
+    assert!(!others[127].test().unwrap() && !own.test().unwrap(), "it was overtaken by nothing");
+    own.wait().unwrap();
+    assert!(others.iter_mut().all(|ticket| ticket.test().unwrap()), "the last call is the last done");
+    assert_eq!([pulled(&plain, 0), pulled(&plain, 1), pulled(&urgent, 0)], [33.0, 32.0, 1.0]);
+    job.end([client]);
+}

@@ -33,7 +33,7 @@ const VERSION: &str = if cfg!(feature = "verbs") {
 /// A parameter server for HPC clusters
 ///
 /// Exit codes: 0 done, 2 wrong usage, 10 + n for failure n: 11 setting, 12 system, 13 timeout, 14 lost peer, 15 refused,
-/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push. `run` gives the code of the
+/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push, 23 values that are not finite. `run` gives the code of the
 /// process that failed first, 128 + n if it was killed by signal n.
 #[derive(Debug, Parser)]
 #[command(name = "windlass", version = VERSION, max_term_width = 100)]

@@ -72,7 +72,7 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     };
     let view = joining.view(config)?;
     let servers = joining.dial(&view.servers)?;
-    let shared = Arc::new(Shared::new()?);
+    let shared = Arc::new(Shared::new(config.rank)?);
     let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, shared.clone())?;
     let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export, _)| *export);
     let filters = |(server, link): (&ServerInfo, &LinkId)| {

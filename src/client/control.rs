@@ -51,6 +51,8 @@ pub struct ControlLinks {
 
 /// What the control thread and the callers share.
 pub struct Shared {
+    /// This worker, for messages.
+    pub rank: Rank,
     /// Wakes a waiter when something failed.
     pub waker: Waker,
     /// The worker's clock, for heartbeats.
@@ -61,9 +63,9 @@ pub struct Shared {
 
 impl Shared {
     /// Nothing has failed yet.
-    pub fn new() -> Result<Shared> {
+    pub fn new(rank: Rank) -> Result<Shared> {
         let status = Mutex::new(Vec::new());
-        Ok(Shared { waker: Waker::new()?, clock: AtomicU64::new(0), status, failure: OnceLock::new() })
+        Ok(Shared { rank, waker: Waker::new()?, clock: AtomicU64::new(0), status, failure: OnceLock::new() })
     }
 
     /// Why the job failed, if it did.

@@ -22,6 +22,7 @@ mod after;
 mod buffers;
 mod clocks;
 mod progress;
+mod rejected;
 mod send;
 mod tickets;
 
@@ -57,6 +58,8 @@ pub struct Target<'a> {
     pub chains: Chains,
     /// What its pushes and pulls begin after.
     pub after: Option<&'a Arc<After>>,
+    /// Of its frames that wait for a slot.
+    pub priority: i8,
 }
 
 /// The lists of an operation. Those of one that has ended are used again.
@@ -86,8 +89,10 @@ pub struct Pending {
     after_push: bool,
     /// The version that a push was computed from.
     base: Option<Version>,
-    /// Why not all of a push was applied: [`Error::Stale`].
-    stale: Option<Error>,
+    /// Why not all of a push was applied: [`Error::Stale`] or [`Error::NonFinite`]. Of a pull: of the push before it.
+    rejection: Option<Error>,
+    /// The pull that tells of this push's rejection, too, and its number.
+    told_by: Option<(usize, u64)>,
     lists: Lists,
     /// Elements that are to be copied to the caller.
     floats: usize,
@@ -96,6 +101,7 @@ pub struct Pending {
     dropped: bool,
     /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
     after: Option<Arc<After>>,
+    priority: i8,
     stalled: Vec<(usize, Outgoing, bool)>,
 }
 

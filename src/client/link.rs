@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::frame::{Fill, Outgoing, Owner};
+use super::lane::Lane;
 use super::regions::Regions;
 use crate::config::WorkerLimits;
 use crate::error::{Error, Result};
@@ -54,11 +55,11 @@ pub struct Link {
     filled: Vec<Option<Outgoing>>,
     /// Slots that a new endpoint has yet to write again.
     replay: VecDeque<u32>,
-    /// In order: pushes, marks, and pulls that must not overtake them.
-    queue: VecDeque<Outgoing>,
+    /// Pushes, marks, and pulls that must not overtake the pushes of their table.
+    queue: Lane,
     /// Pulls that wait for the end of their own clock. They are sent behind its mark and may overtake the rest: sent
     /// earlier they would hold credits that this worker's other pulls, and so its mark, may need.
-    pulls: VecDeque<Outgoing>,
+    pulls: Lane,
     /// Clocks whose marks were sent.
     marked: u64,
     pulls_outstanding: u32,
@@ -94,8 +95,8 @@ impl Link {
             free: 0,
             filled: Vec::new(),
             replay: VecDeque::new(),
-            queue: VecDeque::new(),
-            pulls: VecDeque::new(),
+            queue: Lane::default(),
+            pulls: Lane::default(),
             marked: 0,
             pulls_outstanding: 0,
             sequence: 0,
@@ -190,7 +191,7 @@ impl Link {
 
     /// Whether a frame that was not taken concerns `owner`.
     pub fn concerns(&self, owner: Owner) -> bool {
-        let mut frames = self.queue.iter().chain(&self.pulls).chain(self.filled.iter().flatten());
+        let mut frames = self.queue.iter().chain(self.pulls.iter()).chain(self.filled.iter().flatten());
         frames.any(|f| f.owners().any(|o| o == owner))
     }
 
@@ -199,43 +200,46 @@ impl Link {
         self.queued() == 0 && self.free == self.all_slots()
     }
 
-    /// Queues a frame behind all others, or, when `may_overtake`, behind other pulls only.
+    /// Queues a frame behind all others of its priority, among those that wait for their clock's mark when `may_overtake`.
     pub fn enqueue(&mut self, frame: Outgoing, may_overtake: bool) {
-        self.lane(may_overtake).push_back(frame);
+        self.lane(may_overtake).enqueue(frame);
     }
 
-    /// Puts a small request into the frame at the end of its queue. False when it can't join that one.
+    /// Puts a small request into the frame that it would stand behind. False when it can't join that one.
     pub fn join(
         &mut self,
         header: RequestHeader,
         fill: &mut Fill<'_>,
-        owner: Owner,
+        wanted: (Owner, i8),
         may_overtake: bool,
     ) -> bool {
         let credits = self.grant.pull_credits;
-        let one_more = u32::from(matches!(owner, Owner::Pull { .. }));
-        let Some(last) = self.lane(may_overtake).back_mut().filter(|f| f.open) else { return false };
-        // A frame whose pulls exceed the credits could never leave.
-        let fits = last.pulls + one_more <= credits && last.header.clock == header.clock;
-        fits && last.join(header, fill, owner)
+        self.lane(may_overtake).join(header, fill, wanted, credits)
+    }
+
+    /// Queues the end of a clock: behind the clock's last small pieces in one frame, or by itself.
+    pub fn mark(&mut self, header: RequestHeader) {
+        let wanted = (Owner::Mark, i8::MIN);
+        if !self.join(header, &mut |_, _| {}, wanted, false) {
+            self.enqueue(Outgoing::alone(header, None, Owner::Mark, i8::MIN), false);
+        }
+        self.queue.end_segment();
+        self.pulls.end_segment();
     }
 
     /// Nothing more joins the last frame, so that it leaves. Those that wait for a mark need no such word.
     pub fn flush(&mut self) {
-        if let Some(last) = self.queue.back_mut() {
-            last.open = false;
-        }
+        self.queue.flush();
     }
 
     /// Queues pulls that had been accepted, but not answered, over an endpoint that is gone: before all others.
-    pub fn ask_again(&mut self, mut frame: Outgoing) {
-        frame.open = false;
-        self.queue.push_front(frame);
+    pub fn ask_again(&mut self, frame: Outgoing) {
+        self.queue.again(frame);
     }
 
     /// Takes a pull back that has not been sent. False when it has.
     pub fn unqueue(&mut self, pull: Owner) -> bool {
-        let mut waiting = self.queue.iter_mut().chain(&mut self.pulls);
+        let mut waiting = self.queue.iter_mut().chain(self.pulls.iter_mut());
         let Some(frame) = waiting.find(|f| f.owners().any(|o| o == pull)) else { return false };
         frame.keep(|owner| owner != pull);
         true
@@ -292,27 +296,30 @@ impl Link {
         let idle = self.free == self.all_slots();
         while self.connected && self.free != 0 && self.under_way() < self.window_bytes {
             let Some(overtakes) = self.next(idle) else { break };
-            let Some(frame) = self.lane(overtakes).pop_front() else { break };
+            let Some(frame) = self.lane(overtakes).pop() else { break };
             if let Some(frame) = self.fill(frame, transport)? {
-                self.lane(overtakes).push_front(frame);
+                self.lane(overtakes).put_first(frame);
                 break;
             }
         }
         self.tell_ring(transport)
     }
 
-    /// The queue whose first frame may leave now: that of the overtaking pulls (true), or the other.
+    /// The lane whose first frame leaves now: that of the overtaking pulls (true), or the other. Of two that may, the one of
+    /// higher priority; of equal ones the pull, for whose values somebody waits since its clock.
     fn next(&self, idle: bool) -> Option<bool> {
         let credits = self.grant.pull_credits.saturating_sub(self.pulls_outstanding);
-        if self.pulls.front().is_some_and(|f| f.pulls <= credits && f.header.clock < self.marked) {
-            return Some(true);
-        }
+        let pull = self.pulls.front().filter(|f| f.pulls <= credits && f.header.clock < self.marked);
         // One that others may join leaves when the server thread has nothing to do (`idle`).
         let ready = |f: &Outgoing| !f.open || idle || self.queue.len() > 1;
-        self.queue.front().is_some_and(|f| f.pulls <= credits && ready(f)).then_some(false)
+        let other = self.queue.front().filter(|f| f.pulls <= credits && ready(f));
+        match (pull, other) {
+            (Some(pull), Some(other)) => Some(pull.priority >= other.priority),
+            (pull, other) => pull.or(other).map(|_| pull.is_some()),
+        }
     }
 
-    fn lane(&mut self, may_overtake: bool) -> &mut VecDeque<Outgoing> {
+    fn lane(&mut self, may_overtake: bool) -> &mut Lane {
         if may_overtake { &mut self.pulls } else { &mut self.queue }
     }
 

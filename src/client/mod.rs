@@ -9,6 +9,7 @@ mod control;
 mod driver;
 mod engine;
 mod frame;
+mod lane;
 mod link;
 mod plan;
 mod regions;

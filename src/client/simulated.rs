@@ -83,7 +83,7 @@ pub(crate) fn prepare(
             links.push(link);
         }
     }
-    let shared = Arc::new(Shared::new()?);
+    let shared = Arc::new(Shared::new(rank)?);
     let memory = (staging, receive);
     let engine =
         Engine::new(transport, (Polling::Block, limits), links, memory, view.epoch, shared.clone(), reopener);

@@ -7,7 +7,7 @@ use super::plan::{self, DenseFrame, SparsePlan};
 use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
 use crate::proto::{Chain, Chains, NO_BASE, RequestKind};
-use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
+use crate::types::{KeyRange, NonFinite, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more;
 /// fewer where the receive memory could not hold their answers.
@@ -79,6 +79,7 @@ pub struct Table {
     chains: Chains,
     /// What its pushes and pulls begin after.
     after: Option<Arc<After>>,
+    priority: i8,
 }
 
 impl std::fmt::Debug for Table {
@@ -95,7 +96,7 @@ impl Table {
         chains: Chains,
         map: PartitionMap,
     ) -> Table {
-        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains, after: None }
+        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains, after: None, priority: 0 }
     }
 
     /// What the table is.
@@ -117,6 +118,39 @@ impl Table {
         }
         let after = self.inner.driver.engine().after(tickets.iter().filter_map(|t| t.id()))?;
         Ok(Table { after: Some(Arc::new(after)), ..self.clone() })
+    }
+
+    /// The same table, whose pushes, sets and pulls have this priority; 0 is that of a table that was just opened. Of what waits
+    /// at this worker for a free slot of a server thread, the higher priority leaves first, and equal ones in the order of the
+    /// calls. So the layers that are needed first can go first, although their gradients are ready last.
+    ///
+    /// Priorities change when something leaves, and nothing else: the bits are the same. Nothing passes the end of a clock, in either
+    /// direction, and requests of one table never pass each other: while some of a table wait for a server thread, further ones
+    /// wait with the same priority there, whatever theirs is. What has left is not overtaken, nor is what waits in a call for memory, or for
+    /// tickets ([`Table::after`]). Without clocks, what has a low priority waits for as long as there is always something else.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/in_process.rs"));
+    /// # use windlass::{Client, KeyRange, TableSpec};
+    /// # fn main() -> windlass::Result<()> {
+    /// # let job = InProcess::start()?;
+    /// # let client = Client::connect(job.config())?;
+    /// let last = client.table(&TableSpec::dense("layer 2", &[1000]))?;
+    /// let first = client.table(&TableSpec::dense("layer 1", &[1000]))?.priority(1);
+    /// let all = KeyRange::new(0, 1000)?;
+    /// // Back-propagation comes to the first layer last; the next pass needs it first.
+    /// let of_last = last.push_pull_range(all, &[0.5; 1000])?;
+    /// let of_first = first.push_pull_range(all, &[0.5; 1000])?;
+    /// client.clock()?;
+    /// let mut values = [0.0; 1000];
+    /// of_first.wait_into(&mut values)?;
+    /// of_last.wait_into(&mut values)?;
+    /// # client.finalize()?;
+    /// # job.end()
+    /// # }
+    /// ```
+    pub fn priority(&self, priority: i8) -> Table {
+        Table { priority, ..self.clone() }
     }
 
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
@@ -218,8 +252,8 @@ impl Table {
         // memory is refused before anything is pushed.
         let first = self.spec.consistency.folds_by_rank();
         let ticket = if first { Some(self.ask(keys, true, true)?) } else { None };
-        drop(self.push_rows(RequestKind::Push, keys, values, (None, !first))?);
-        ticket.map_or_else(|| self.ask(keys, true, false), Ok)
+        let push = self.push_rows(RequestKind::Push, keys, values, (None, !first))?;
+        self.both(push, ticket.map_or_else(|| self.ask(keys, true, false), Ok)?)
     }
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
@@ -264,8 +298,8 @@ impl Table {
     pub fn push_pull_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         let first = self.spec.consistency.folds_by_rank(); // as in `push_pull`
         let ticket = if first { Some(self.ask_range(range, true, true)?) } else { None };
-        drop(self.push_slice(RequestKind::Push, range, values, (None, !first))?);
-        ticket.map_or_else(|| self.ask_range(range, true, false), Ok)
+        let push = self.push_slice(RequestKind::Push, range, values, (None, !first))?;
+        self.both(push, ticket.map_or_else(|| self.ask_range(range, true, false), Ok)?)
     }
 
     /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy; where the
@@ -341,11 +375,21 @@ impl Table {
         let source = Source::Buffer(from);
         if self.spec.consistency.folds_by_rank() && !self.chains.pull.is_empty() {
             let pull = self.pull_span(range, into, true, check)?;
-            drop(self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?);
-            return Ok(pull);
+            let push = self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?;
+            return self.both(push, pull);
         }
-        drop(self.push_dense(RequestKind::Push, range, source, (None, true), check)?);
-        self.pull_span(range, into, true, |_| Ok(()))
+        let push = self.push_dense(RequestKind::Push, range, source, (None, true), check)?;
+        self.both(push, self.pull_span(range, into, true, |_| Ok(()))?)
+    }
+
+    /// The ticket of a push and a pull of the same keys: the pull's, which also tells what was rejected of the push.
+    fn both(&self, push: Ticket, pull: Ticket) -> Result<Ticket> {
+        if self.spec.non_finite == NonFinite::Reject
+            && let (Some(push), Some(pull)) = (push.id(), pull.id())
+        {
+            self.inner.driver.engine().join_halves(push, pull);
+        }
+        Ok(pull)
     }
 
     fn push_slice(
@@ -482,7 +526,13 @@ impl Table {
     }
 
     fn target(&self) -> Target<'_> {
-        Target { spec: &self.spec, map: &self.map, chains: self.chains, after: self.after.as_ref() }
+        Target {
+            spec: &self.spec,
+            map: &self.map,
+            chains: self.chains,
+            after: self.after.as_ref(),
+            priority: self.priority,
+        }
     }
 
     /// A piece in two frames would make its second half stale itself.

@@ -12,7 +12,8 @@ use crate::types::Version;
 ///
 /// A push is done when it is committed: its clock has closed at every server thread that it touched (Bsp), or it was
 /// applied there (Ssp, Asp). With a quorum it is done when it was folded, applied or dropped there. A pull is done when its
-/// values are here. Dropping a ticket cancels nothing and frees nothing that a peer may still touch.
+/// values are here. One of which pieces were rejected is done, too, and says so: [`Error::Stale`], [`Error::NonFinite`]. Of a
+/// `push_pull` the pull's ticket says it, and the values can't be taken from it. Dropping a ticket cancels nothing and frees nothing that a peer may still touch.
 pub struct Ticket {
     inner: Arc<Inner>,
     id: Option<usize>,

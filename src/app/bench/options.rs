@@ -12,7 +12,7 @@ use crate::app::node::NodeOptions;
 use crate::app::settings::{Flags, OfWorker};
 use crate::config::{Environment, parse_bytes};
 use crate::error::{Error, Result};
-use crate::types::{Aggregate, Consistency, OptimizerSpec, TableSpec, Wire};
+use crate::types::{Aggregate, Consistency, NonFinite, OptimizerSpec, TableSpec, Wire};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -108,6 +108,10 @@ pub struct Options {
     /// table takes at most 1027 or 195 pushes, so that all sums are exact: a run over a small table ends early
     #[arg(long, default_value = "fp32", value_parser = Wire::from_str)]
     pub wire: Wire,
+    /// What becomes of pushed values that are infinite or no number: accept (they are not looked for), count or reject. There are none
+    /// here: it shows what looking costs
+    #[arg(long, value_name = "WHAT", default_value = "accept", value_parser = NonFinite::from_str)]
+    pub non_finite: NonFinite,
     /// sparse: keys of one operation
     #[arg(long, default_value_t = 1024)]
     pub keys: u32,
@@ -211,6 +215,7 @@ impl Options {
             .aggregate(Aggregate::Sum)
             .consistency(self.consistency)
             .wire(self.wire)
+            .non_finite(self.non_finite)
     }
 
     /// The numbers that the table holds.

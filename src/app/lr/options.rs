@@ -15,7 +15,7 @@ use crate::config::{Environment, settings};
 use crate::data::libsvm::IndexMode;
 use crate::data::synthetic;
 use crate::error::{Error, Result};
-use crate::types::{Consistency, Late, OptimizerSpec, Quorum, TableSpec, Wire};
+use crate::types::{Consistency, Late, NonFinite, OptimizerSpec, Quorum, TableSpec, Wire};
 
 /// The most features that a model may have: 4 GiB of weights, which worker 0 holds at the end.
 pub const MAX_FEATURES: u64 = 1 << 30;
@@ -131,6 +131,10 @@ pub struct Options {
     /// How gradients and weights travel: fp32, fp16 or bf16; they are added and kept as fp32
     #[arg(long, default_value = "fp32", value_parser = Wire::from_str)]
     pub wire: Wire,
+    /// What becomes of gradients that are infinite or no number: accept (they are not looked for), count, or reject (they are
+    /// left out, and counted)
+    #[arg(long, value_name = "WHAT", default_value = "accept", value_parser = NonFinite::from_str)]
+    pub non_finite: NonFinite,
     /// Passes over the data
     #[arg(long, default_value_t = 12)]
     pub epochs: u32,
@@ -285,6 +289,7 @@ impl Options {
             LateChoice::Apply => Late::Apply,
         };
         let spec = spec.optimizer(optimizer).consistency(self.consistency).wire(self.wire);
+        let spec = spec.non_finite(self.non_finite);
         match self.quorum {
             Some(workers) => spec.quorum(Quorum { workers, late }),
             None => spec,

@@ -137,6 +137,8 @@ impl Worker<'_> {
             duplicates_dropped: threads().map(|t| t.duplicates_dropped).sum(),
             late_dropped: threads().map(|t| t.late_dropped).sum(),
             late_applied: threads().map(|t| t.late_applied).sum(),
+            non_finite: threads().map(|t| t.non_finite).sum(),
+            non_finite_rejected: threads().map(|t| t.non_finite_rejected).sum(),
             max_clock_lag: threads().map(|t| t.max_clock_lag).max().unwrap_or(0),
             reproducible: options.spec(1).reproducible(self.client.workers()),
             transport: self.client.transport(),

@@ -1,7 +1,6 @@
 //! The ends of clocks, and what has to be done before them. Each is asked again until it gives something.
 
 use super::Engine;
-use crate::client::frame::{Outgoing, Owner};
 use crate::client::link::Link;
 use crate::error::{Error, Result};
 use crate::proto::RequestKind;
@@ -82,10 +81,7 @@ impl Engine {
     fn mark(&mut self, kind: RequestKind) {
         for link in 0..self.links.len() {
             let header = self.header(kind, 0);
-            // It rides behind the clock's last small pieces, or goes by itself.
-            if !self.links[link].join(header, &mut |_, _| {}, Owner::Mark, false) {
-                self.links[link].enqueue(Outgoing::alone(header, None, Owner::Mark), false);
-            }
+            self.links[link].mark(header);
         }
         self.flush();
         self.kick();

@@ -234,7 +234,8 @@ impl Engine {
             return Ok(false);
         }
         let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
-        let outgoing = Outgoing::alone(header, Some(body), Owner::Push(ticket));
+        let (owner, priority) = (Owner::Push(ticket), self.pending[ticket].priority);
+        let outgoing = Outgoing::alone(header, Some(body), owner, priority);
         self.enqueue(frame.shard, ticket, outgoing, false);
         self.count_push(frame.shard, ticket, header);
         Ok(true)
@@ -315,17 +316,20 @@ impl Engine {
         (owner, may_overtake): (Owner, bool),
     ) -> bool {
         let room = self.limits.batch_bytes.min(self.links[link].payload_bytes());
-        // The slot of a push with a base version comes back with its rejection: nothing else may be in there.
-        let joins = header.length as usize <= self.limits.small_bytes && self.pending[ticket].base.is_none();
+        let priority = self.pending[ticket].priority;
+        let wanted = (owner, priority);
+        // The slot of a push that may be rejected comes back with its rejection: nothing else may be in there.
+        let joins =
+            header.length as usize <= self.limits.small_bytes && !self.pending[ticket].may_be_rejected();
         if !self.stalls(ticket) && joins && header.part_bytes() <= room {
-            if self.links[link].join(header, fill, owner, may_overtake) {
+            if self.links[link].join(header, fill, wanted, may_overtake) {
                 self.bytes_copied += u64::from(header.length);
                 return true;
             }
             if let Some(buf) = self.staging.lease(room) {
                 self.bytes_copied += u64::from(header.length);
                 let spare = self.spare_parts.pop().unwrap_or_default();
-                self.links[link].enqueue(Outgoing::first(header, fill, buf, owner, spare), may_overtake);
+                self.links[link].enqueue(Outgoing::first(header, fill, buf, wanted, spare), may_overtake);
                 return true;
             }
         }
@@ -336,7 +340,7 @@ impl Engine {
             self.bytes_copied += u64::from(header.length);
             body = Some(Payload::Owned(buf));
         }
-        self.enqueue(link, ticket, Outgoing::alone(header, body, owner), may_overtake);
+        self.enqueue(link, ticket, Outgoing::alone(header, body, owner, priority), may_overtake);
         true
     }
 

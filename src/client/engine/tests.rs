@@ -166,7 +166,7 @@ impl Rig {
             Identity { role: Role::Worker, rank: Some(0), incarnation: 1, process: "test".to_owned() };
         let hub = Hub::new(HubConfig::new(Secret::generate().unwrap(), "", identity)).unwrap();
         let (reopener, _, _) = Reopener::new(region, "paper", Duration::from_secs(100), hub.waker());
-        let shared = Arc::new(Shared::new().unwrap());
+        let shared = Arc::new(Shared::new(0).unwrap());
         let memory = (staging, receive);
         let engine =
             Engine::new(transport, (Polling::Block, limits), vec![link], memory, 1, shared, reopener);
@@ -233,7 +233,7 @@ impl Rig {
 
     fn queue_push(&mut self, after: Option<&Arc<After>>, floats: usize, value: f32) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after };
+        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after, priority: 0 };
         let values = vec![value; floats];
         let source = Source::Slice(&values);
         let ticket = self.engine.new_push(RequestKind::Push, &table, source, None).unwrap();
@@ -245,7 +245,7 @@ impl Rig {
 
     fn pull(&mut self, floats: usize) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after: None };
+        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after: None, priority: 0 };
         let ticket = self.engine.new_pull(&table, false, None).unwrap();
         let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
         assert!(self.engine.pull_dense((ticket, 0), &mut [frame].into_iter().peekable()).unwrap());

@@ -14,7 +14,7 @@ use windlass::transport::{
     Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
 };
 use windlass::types::{
-    Consistency, Late, Quorum, ServerInfo, ShardId, Stale, TableKind, TableSpec, View, Wire,
+    Consistency, Late, NonFinite, Quorum, ServerInfo, ShardId, Stale, TableKind, TableSpec, View, Wire,
 };
 
 use super::Bytes;
@@ -44,10 +44,10 @@ fn plain_tables() -> [TableSpec; 8] {
     let dense = || TableSpec::dense("d", &[60]).segment_bytes(64);
     [
         dense(),
-        sparse(),
-        dense().consistency(Consistency::Asp),
-        sparse().consistency(ssp),
-        dense().quorum(quorum(Late::Apply)),
+        sparse().non_finite(NonFinite::Count),
+        dense().consistency(Consistency::Asp).non_finite(NonFinite::Count),
+        sparse().consistency(ssp).non_finite(NonFinite::Reject),
+        dense().quorum(quorum(Late::Apply)).non_finite(NonFinite::Reject),
         sparse().quorum(quorum(Late::Drop)),
         dense().consistency(ssp).quorum(quorum(Late::Drop)).stale(Stale::Reject { max_age: 1 }),
         sparse().consistency(Consistency::Asp).stale(Stale::Scale),
@@ -421,6 +421,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
             based(2, 1, 2).dense(16, &VALUES),
             ask(0, 1, PUSH, 1 << 5 | 3, SECOND).sparse(KEYS),
             ask(1, 1, PUSH, 1 << 5 | 3, SECOND).sparse(KEYS),
+            settle.clone(),
+        ]
+        .concat(),
+        // NaNs: rejected once the gate lets them through, or counted and applied.
+        [
+            push(0, 0, 4).dense(16, &[0xFF; 64]),
+            push(0, 1, 2).dense(16, &[0xFF; 64]),
+            push(1, 0, 4).dense(16, &VALUES),
             settle.clone(),
         ]
         .concat(),
