@@ -85,12 +85,14 @@ fn bf16(values: &[f32], first: usize) -> Input<'_> {
     Input::Bf16(part(bytemuck::cast_slice(values), first).into())
 }
 
+type Run = Box<dyn Fn(&mut Memory, usize)>;
+
 /// What is measured, at the segment that begins at a place.
 struct Case {
     name: String,
     /// Counted for each fp32 of the segment.
     bytes: usize,
-    run: Box<dyn Fn(&mut Memory, usize)>,
+    run: Run,
 }
 
 impl Case {

@@ -345,7 +345,7 @@ fn settings_out_of_range_are_refused_by_their_flag() {
         (["--epochs", "0"], "--epochs: expected at least 1, found 0"),
         (["--batch", "0"], "--batch: expected at least 1, found 0"),
         (["--timeout", "0"], "--timeout: expected at least 1, found 0"),
-        (["--peer-timeout", "0"], "--peer-timeout: expected at least 1, found 0"),
+        (["--peer-timeout", "0"], "--peer-timeout: expected 1 to 43200 seconds, found 0"),
         (["--segment-bytes", "0"], "--segment-bytes: expected a multiple of 64 from 64 to 1048576, found 0"),
         (
             ["--segment-bytes", "65"],

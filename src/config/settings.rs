@@ -34,9 +34,12 @@ enum Kind {
     Count(RangeInclusive<u64>),
     /// A number of bytes within bounds, with K, M or G for powers of 1024.
     Bytes(RangeInclusive<u64>),
-    /// A number of seconds, at least 1.
-    Seconds,
+    /// A number of seconds within bounds.
+    Seconds(RangeInclusive<u64>),
 }
+
+/// In seconds. The times that the system keeps for a connection reach as far as half a day.
+const HOUR: u64 = 3600;
 
 /// What stands for "no such restriction" where a setting may be left open.
 pub const ANY: &str = "any";
@@ -58,7 +61,7 @@ impl Setting {
         match &self.kind {
             Kind::Word(check) => check(text),
             Kind::Bytes(_) => parse_bytes(text).map(drop),
-            Kind::Count(_) | Kind::Seconds => {
+            Kind::Count(_) | Kind::Seconds(_) => {
                 text.parse::<u64>().map(drop).map_err(|_| Error::config(self.key(), "a number", text))
             }
         }
@@ -77,11 +80,10 @@ impl Setting {
                 let parsed = parse_bytes(text).ok().filter(|n| bounds.contains(n));
                 parsed.ok_or_else(|| refuse(format!("{} to {} bytes", bounds.start(), bounds.end())))
             }
-            Kind::Seconds => match text.parse() {
-                Ok(0) => Err(refuse("at least 1".to_owned())),
-                Ok(seconds) => Ok(seconds),
-                Err(_) => Err(refuse("a number of seconds".to_owned())),
-            },
+            Kind::Seconds(bounds) => {
+                let parsed = text.parse().ok().filter(|n| bounds.contains(n));
+                parsed.ok_or_else(|| refuse(format!("{} to {} seconds", bounds.start(), bounds.end())))
+            }
         }
     }
 }
@@ -165,20 +167,20 @@ settings! {
         "RDMA device and port; `any` is the first active port"
         POLL, "HOW", Kind::Word(|text| text.parse::<PollChoice>().map(drop)), PollChoice::default();
         "How threads wait for the network: auto, spin or block"
-        RECONNECT_TIMEOUT, "SECONDS", Kind::Seconds, Network::default().reconnect_timeout.as_secs();
+        RECONNECT_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), Network::default().reconnect_timeout.as_secs();
         "Seconds in which a lost data connection is opened anew before its peer counts as lost"
         PAYLOAD_BYTES, "BYTES", Kind::Bytes(ServerLimits::LEAST_PAYLOAD..=ServerLimits::MOST_PAYLOAD), ServerLimits::default().payload_bytes;
         "Longest body of one request, which is the size of a slot and of a worker's buffers"
     }
     /// What every process of a job has that takes or makes control links, the Coordinator included.
     LINK {
-        PEER_TIMEOUT, "SECONDS", Kind::Seconds, Network::default().peer_timeout.as_secs();
+        PEER_TIMEOUT, "SECONDS", Kind::Seconds(1..=12 * HOUR), Network::default().peer_timeout.as_secs();
         "Seconds of silence after which a peer is lost"
-        JOIN_TIMEOUT, "SECONDS", Kind::Seconds, DEFAULT_JOIN_TIMEOUT.as_secs();
+        JOIN_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), DEFAULT_JOIN_TIMEOUT.as_secs();
         "Seconds in which all nodes of the job have to be there"
-        DIAL_TIMEOUT, "SECONDS", Kind::Seconds, LinkLimits::default().dial_timeout.as_secs();
+        DIAL_TIMEOUT, "SECONDS", Kind::Seconds(1..=12 * HOUR), LinkLimits::default().dial_timeout.as_secs();
         "Seconds for which an address is dialled where nobody answers"
-        HANDSHAKE_TIMEOUT, "SECONDS", Kind::Seconds, LinkLimits::default().handshake_timeout.as_secs();
+        HANDSHAKE_TIMEOUT, "SECONDS", Kind::Seconds(1..=12 * HOUR), LinkLimits::default().handshake_timeout.as_secs();
         "Seconds in which whoever connects to a port has to prove itself"
         STRANGERS, "N", Kind::Count(1..=65_536), LinkLimits::default().strangers;
         "Connections to one port that have not proved themselves yet"
@@ -198,7 +200,7 @@ settings! {
     WORKER {
         PROGRESS, "WHO", Kind::Word(|text| text.parse::<Progress>().map(drop)), Progress::default();
         "Who sends and receives while no call waits: caller or thread"
-        WAIT_TIMEOUT, "SECONDS", Kind::Seconds, DEFAULT_WAIT_TIMEOUT.as_secs();
+        WAIT_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), DEFAULT_WAIT_TIMEOUT.as_secs();
         "Seconds that any one wait may last while all nodes are alive"
         SEND_BYTES, "BYTES", Kind::Bytes(4 << 20..=1 << 40), WorkerLimits::default().send_bytes;
         "Memory of each worker for pushes that are copied; shorter buffers take about a quarter more"
@@ -233,7 +235,7 @@ settings! {
         "Pulls of one worker that may be outstanding at one server thread"
         REPLY_BUFFERS, "N", Kind::Count(1..=4096), ServerLimits::default().reply_buffers;
         "Buffers of each server thread for answers"
-        STOP_TIMEOUT, "SECONDS", Kind::Seconds, ServerLimits::default().stop_timeout.as_secs();
+        STOP_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), ServerLimits::default().stop_timeout.as_secs();
         "Seconds in which a server that is told to stop (SIGTERM) answers what it has taken"
     }
 }
@@ -271,8 +273,7 @@ mod tests {
             // A number that is allowed and no default, or the default word.
             let other = match &setting.kind {
                 Kind::Word(_) => (setting.default)(),
-                Kind::Seconds => "77".to_owned(),
-                Kind::Count(bounds) | Kind::Bytes(bounds) => bounds.end().to_string(),
+                Kind::Count(bounds) | Kind::Bytes(bounds) | Kind::Seconds(bounds) => bounds.end().to_string(),
             };
             let value = match &setting.kind {
                 Kind::Word(_) => format!("\"{other}\""),
@@ -288,10 +289,9 @@ mod tests {
             let all_three = Environment::from_pairs([(name, default.as_str())]).with(name, Some(&other));
             let all_three = all_three.under("a.toml", &format!("{key} = {quoted}")).unwrap();
             assert_eq!(shown(&all_three, setting), Some((value, format!("flag --{}", setting.flag()))));
-            let wrong = match &setting.kind {
+            let wrong: Vec<String> = match &setting.kind {
                 Kind::Word(_) => continue,
-                Kind::Seconds => vec!["0".to_owned(), "soon".to_owned(), "-1".to_owned()],
-                Kind::Count(bounds) | Kind::Bytes(bounds) => {
+                Kind::Count(bounds) | Kind::Bytes(bounds) | Kind::Seconds(bounds) => {
                     let below = bounds.start().checked_sub(1).map(|n| n.to_string());
                     below.into_iter().chain([(bounds.end() + 1).to_string(), "many".to_owned()]).collect()
                 }
@@ -313,7 +313,7 @@ mod tests {
         let given = given.with(variable::SLOTS, Some(0));
         assert_eq!(refused(&given), "--slots: expected 1 to 64, found 0");
         let given = Environment::default().with(variable::STOP_TIMEOUT, Some(0));
-        assert_eq!(refused(&given), "--stop-timeout: expected at least 1, found 0");
+        assert_eq!(refused(&given), "--stop-timeout: expected 1 to 36000000 seconds, found 0");
         let given = Environment::default().with(variable::STAGING_BYTES, Some("1K"));
         assert!(refused(&given).starts_with("--staging-bytes: expected 65536 to "), "{}", refused(&given));
     }
