@@ -137,7 +137,7 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// A queue pair in INIT with all receive buffers posted, so that a peer which is connected earlier finds them.
     pub fn new(shared: &Shared, id: EndpointId, side: Side, peer: &str) -> Result<Endpoint> {
-        let domain = Domain::new(&shared.context)?;
+        let domain = Domain::new(&shared.context, shared.settings.relaxed_ordering)?;
         let slots = (shared.depth + 1 + shared.receives) as usize;
         let arena = Arena::new(slots * MAX_SEND)?;
         let scratch = Region::new(&domain, &arena, 0, slots * MAX_SEND, None)?;
