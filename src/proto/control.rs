@@ -213,6 +213,13 @@ pub enum ControlMessage {
         /// Why nothing better, naming the node; empty when nobody offers or misses that.
         reason: String,
     },
+
+    // Server to worker.
+    /// The endpoint to one server thread is gone at the server. Not every transport lets the worker see that by itself.
+    EndpointLost {
+        /// The server thread.
+        thread: u32,
+    },
 }
 
 /// What a worker said in its last heartbeat.
@@ -292,6 +299,7 @@ impl ControlMessage {
             ControlMessage::Stats { .. } => "Stats",
             ControlMessage::Offer { .. } => "Offer",
             ControlMessage::Agreed { .. } => "Agreed",
+            ControlMessage::EndpointLost { .. } => "EndpointLost",
         }
     }
 

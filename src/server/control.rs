@@ -480,6 +480,11 @@ impl Control {
                     self.query(link);
                 }
             }
+            Report::Lost(rank) => {
+                if let Some(&link) = self.links.get(&rank) {
+                    self.say(link, &ControlMessage::EndpointLost { thread });
+                }
+            }
             Report::Drained => {
                 if let Some(leaving) = &mut self.leaving {
                     leaving.threads -= 1;

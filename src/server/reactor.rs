@@ -84,6 +84,8 @@ pub enum Report {
     Opened(u64, Result<Opened>),
     /// To [`Command::Stats`]: token, figures, and the workers' clocks.
     Stats(u64, ThreadStats, Vec<Clock>),
+    /// The endpoint of a worker was lost, and not because this thread closed it.
+    Lost(Rank),
     /// To [`Command::Drain`]: every answer has left.
     Drained,
     /// A worker broke the protocol. The thread goes on, but takes and answers nothing more.
@@ -257,6 +259,7 @@ impl Reactor {
         let Some(rank) = self.ranks.remove(&endpoint) else { return };
         if let Some(reason) = reason {
             tracing::debug!("server {} thread {}: {reason}", self.id.server, self.id.thread);
+            self.report(Report::Lost(rank));
         }
         if let Some(core) = &mut self.core {
             core.detach(rank);

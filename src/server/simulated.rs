@@ -159,7 +159,7 @@ impl Wires {
     pub fn next(&self) -> Option<Said> {
         loop {
             return Some(match self.reports.try_recv().ok()?.1 {
-                Report::TableCreated(_, Ok(())) | Report::Drained => continue,
+                Report::TableCreated(_, Ok(())) | Report::Drained | Report::Lost(_) => continue,
                 Report::TableCreated(_, Err(error)) => Said::Failed(error.to_string()),
                 Report::Opened(token, outcome) => Said::Answer(token, answer(outcome)),
                 Report::Stats(_, stats, _) => Said::Stats(stats),

@@ -26,7 +26,7 @@ use crate::time::Deadline;
 use crate::transport::{EndpointId, MAX_SEND, Payload, SessionKey, Side};
 
 /// How long the goodbye may take; the peer learns of our close from the control connection, too.
-const LEAVE: Duration = Duration::from_secs(1);
+const LEAVE: Duration = Duration::from_millis(250);
 /// How long flushed work may take to come back before the queue pair is destroyed without it.
 const DRAIN: Duration = Duration::from_secs(1);
 

@@ -20,6 +20,7 @@
 //! | `endpoint` | one endpoint: its memory, its phases, its end |
 //! | `post`, `arrive` | operations on their way out, completions on their way in |
 //! | `ffi` | the C shim |
+//! | `faults` | in test builds, queue pairs that fail |
 //!
 //! Receive buffers serve messages and writes with a number alike. When a peer sends more than are posted, its device waits
 //! and tries again, so a thread that does not poll slows its peers down and loses nothing. An error of one operation ends
@@ -32,6 +33,8 @@ mod arrive;
 mod cq;
 mod device;
 mod endpoint;
+#[cfg(test)]
+pub mod faults;
 mod ffi;
 mod greeting;
 mod memory;

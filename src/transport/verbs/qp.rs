@@ -279,6 +279,16 @@ impl QueuePair {
         self.go(State::Error, &mut attributes(), mask::IBV_QP_STATE)
     }
 
+    /// To ERR as the device does it by itself.
+    #[cfg(test)]
+    pub fn fail_unseen(&mut self) {
+        let mut attr = attributes();
+        attr.qp_state = State::Error.raw();
+        // SAFETY: as in `go`.
+        let errno = unsafe { ibv_modify_qp(self.raw, &mut attr, mask::IBV_QP_STATE.0 as c_int) };
+        assert_eq!(errno, 0, "ibv_modify_qp (ERR)");
+    }
+
     /// ERR to RESET.
     pub fn reset(&mut self) -> Result<()> {
         self.go(State::Reset, &mut attributes(), mask::IBV_QP_STATE)
