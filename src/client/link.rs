@@ -284,8 +284,10 @@ impl Link {
             }
             self.replay.pop_front();
         }
+        // A small frame leaves together with what stood before it.
+        let idle = self.free == self.all_slots();
         while self.connected && self.free != 0 && self.under_way() < WINDOW_BYTES {
-            let Some(overtakes) = self.next() else { break };
+            let Some(overtakes) = self.next(idle) else { break };
             let Some(frame) = self.lane(overtakes).pop_front() else { break };
             if let Some(frame) = self.fill(frame, transport)? {
                 self.lane(overtakes).push_front(frame);
@@ -296,13 +298,12 @@ impl Link {
     }
 
     /// The queue whose first frame may leave now: that of the overtaking pulls (true), or the other.
-    fn next(&self) -> Option<bool> {
+    fn next(&self, idle: bool) -> Option<bool> {
         let credits = self.grant.pull_credits.saturating_sub(self.pulls_outstanding);
         if self.pulls.front().is_some_and(|f| f.pulls <= credits && f.header.clock < self.marked) {
             return Some(true);
         }
-        // One that others may join leaves when the server thread would have nothing to do otherwise.
-        let idle = self.free == self.all_slots();
+        // One that others may join leaves when the server thread has nothing to do (`idle`).
         let ready = |f: &Outgoing| !f.open || idle || self.queue.len() > 1;
         self.queue.front().is_some_and(|f| f.pulls <= credits && ready(f)).then_some(false)
     }
