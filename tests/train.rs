@@ -143,6 +143,23 @@ fn the_built_in_set_gives_the_same_bits_everywhere() {
 }
 
 #[test]
+fn weights_that_are_read_one_sidedly_are_the_same_bits() {
+    let common = ["--table", "dense", "--epochs", "1", "--batch", "1250", "--l1", "0.0001", "--threads", "2"];
+    let (_, pushed) = train(&common);
+    let (ended, read) = train(&[&common[..], &["--pull", "read"]].concat());
+    assert_eq!(read["weights_sha256"], pushed["weights_sha256"]);
+    assert_eq!((&pushed["pull"], &read["pull"]), (&"push".into(), &"read".into()));
+    assert_eq!(pushed["pulls_read"], 0);
+    // 16 segments; four batches, and the weights at the end.
+    assert!(read["pulls_read"].as_u64().unwrap() >= 48, "{read}");
+    assert!(
+        ended.stdout.lines().any(|line| line.starts_with("pull ") && line.contains("worker 0 read")),
+        "{}",
+        ended.stdout
+    );
+}
+
+#[test]
 fn every_simd_path_gives_the_same_bits() {
     for simd in ["scalar", "avx2", "avx512"] {
         let directory = scratch();

@@ -302,7 +302,9 @@ impl Reactor {
                 }
                 Ok(Command::CreateTable(id, spec)) => {
                     let made = match &mut self.core {
-                        Some(core) => core.create_table(id, &spec, |arena| self.transport.register(arena)),
+                        Some(core) => core
+                            .create_table(id, &spec, |arena| self.transport.register(arena))
+                            .and_then(|()| core.let_read_table(id, self.transport.as_mut())),
                         None => Err(not_begun("create a table")),
                     };
                     self.report(Report::TableCreated(id, made));
@@ -396,6 +398,7 @@ impl Reactor {
         self.transport.connect(endpoint, &request.address, &request.key)?;
         let link = Link::new(endpoint, request.peer, request.ring, request.ring_entries, request.receive);
         core.attach(request.rank, request.incarnation, link);
+        core.let_read_all(request.rank, self.transport.as_mut())?;
         self.ranks.insert(endpoint, request.rank);
         Ok(opened)
     }

@@ -8,10 +8,11 @@ use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::{self, Input};
+use crate::mem::epochs::Epochs;
 use crate::mem::{Arena, Pin, RegionId};
 use crate::types::{
-    Aggregate, BucketId, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind, TableSpec,
-    Version,
+    Aggregate, BucketId, Clock, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind,
+    TableSpec, Version,
 };
 
 /// Values for part of one dense bucket.
@@ -151,6 +152,8 @@ pub struct Shard {
     /// What tables may take when they are made, and what they took.
     budget: u64,
     spare_bytes: u64,
+    /// Of what is published for one-sided readers.
+    generation: u32,
     used: u64,
     parameter_bytes: u64,
 }
@@ -168,19 +171,26 @@ impl Shard {
             non_finite: 0,
             budget,
             spare_bytes,
+            generation: 0,
             used: 0,
             parameter_bytes: 0,
         }
     }
 
+    /// The same with the generation, the View's epoch, that one-sided readers find with what is published.
+    pub fn of_generation(mut self, generation: u32) -> Shard {
+        self.generation = generation;
+        self
+    }
+
     /// Makes a table, of which this shard holds `buckets`. Making it again with the same spec changes nothing. `register` is
-    /// called with the arena that answers may be sent from, where there is one.
+    /// called with the arena that answers may be sent from, and with the one that workers may read, where there are such.
     pub fn create_table(
         &mut self,
         id: TableId,
         spec: &TableSpec,
         buckets: &[BucketId],
-        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+        register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<()> {
         if let Some(table) = self.tables.get(&id) {
             return if table.spec == *spec {
@@ -209,7 +219,9 @@ impl Shard {
             TableKind::Dense { .. } => {
                 // Spare segments only speed answers up, so they take what is left.
                 let spare_bytes = self.spare_bytes.min(self.budget - used);
-                Body::Dense(Dense::new(spec, buckets, optimizer.as_ref(), spare_bytes, register)?)
+                let optimizer = optimizer.as_ref();
+                let generation = self.generation;
+                Body::Dense(Dense::new(spec, buckets, optimizer, spare_bytes, generation, register)?)
             }
             TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets)),
         };
@@ -394,6 +406,31 @@ impl Shard {
         let mut touched = std::mem::take(&mut table.touched);
         applied.extend(touched.drain(..).filter_map(|bucket| table.step(id, bucket, counted)));
         table.touched = touched;
+    }
+
+    /// All clocks < `clocks.0` have closed for a table, and the slowest worker is in `clocks.1`: one-sided readers see what these
+    /// brought.
+    pub fn publish_table(&mut self, id: TableId, clocks: (Clock, Clock)) {
+        if let Some(Table { body: Body::Dense(dense), .. }) = self.tables.get_mut(&id) {
+            dense.publish_closed(clocks);
+        }
+    }
+
+    /// The same for all tables without a quorum, after [`Shard::close`].
+    pub fn publish(&mut self, closed: Clock) {
+        for table in self.tables.values_mut().filter(|table| table.spec.quorum.is_none()) {
+            if let Body::Dense(dense) = &mut table.body {
+                dense.publish_closed((closed, closed));
+            }
+        }
+    }
+
+    /// What workers may read one-sidedly of a table, if anything.
+    pub fn readable(&self, table: TableId) -> Option<&Epochs> {
+        match &self.tables.get(&table)?.body {
+            Body::Dense(dense) => dense.readable(),
+            Body::Sparse(_) => None,
+        }
     }
 
     /// Reads part of a dense bucket.

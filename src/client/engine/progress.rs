@@ -99,7 +99,12 @@ impl Engine {
                     return Err(Error::protocol(peer, "message", "none from a server", "one"));
                 }
             }
-            Completion::Done { .. } => {}
+            Completion::Done { endpoint, context } => {
+                // Writes are posted without a context.
+                if self.link_at(endpoint).is_some() {
+                    self.read_done(context as usize)?;
+                }
+            }
         }
         Ok(())
     }
@@ -120,6 +125,9 @@ impl Engine {
         }
         self.returned = returned;
         self.links[link].acknowledged(header.withdrawn, self.transport.as_mut())?;
+        if header.kind == ReplyKind::Published {
+            self.links[link].published(&header)?;
+        }
         if header.kind == ReplyKind::Pulled {
             let asked = self.asked.get(header.tag as usize).filter(|a| a.link == link);
             let expected = asked.map(|a| a.floats);
@@ -180,6 +188,7 @@ impl Engine {
             None => "closed".to_owned(),
         };
         tracing::info!("{peer}: {reason}; reconnecting");
+        self.ask_for_reads(link);
         let ring = self.reopener.ring();
         let opening = self.links[link].open(self.transport.as_mut(), ring, &self.receive)?;
         self.index_endpoint(link);
@@ -225,6 +234,9 @@ impl Engine {
 
     /// Fills slots with what waits, and rings the doorbell once.
     pub fn kick(&mut self) {
+        if let Err(error) = self.post_reads() {
+            self.fail(error);
+        }
         for link in 0..self.links.len() {
             if let Err(error) = self.links[link].pump(self.transport.as_mut()) {
                 self.fail(error);

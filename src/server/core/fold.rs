@@ -31,19 +31,21 @@ impl Core {
                     let taken = self.take_late(rank, held.place, held.header);
                     self.blame(taken.map_err(|m| (rank, m)));
                 }
-                Verdict::Close { expected, .. } => {
+                Verdict::Close { clock, expected } => {
                     self.fold(Some(Closing { table: None, workers: expected }));
                     if !self.failed {
                         self.applied.clear();
                         self.shard.close(expected, &mut self.applied);
+                        self.shard.publish(clock + 1);
                         self.links.iter_mut().flatten().for_each(Link::clock_closed);
                     }
                 }
-                Verdict::CloseTable { table, counted, .. } => {
+                Verdict::CloseTable { table, clock, counted } => {
                     self.fold(Some(Closing { table: Some(table), workers: counted }));
                     if !self.failed {
                         self.applied.clear();
                         self.shard.close_table(table, counted, &mut self.applied);
+                        self.shard.publish_table(table, (clock + 1, self.gate.closed().min(clock + 1)));
                     }
                 }
             }
