@@ -14,14 +14,14 @@ use super::info;
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
 use super::run::{self, Plan};
-use super::settings::{Flags, OfServer};
+use super::settings::{CheckpointFlags, Flags, OfCheckpoints, OfServer};
 use crate::config::{Environment, settings, variable};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::launch;
 use crate::proto::secret::Secret;
 use crate::server::Server;
-use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use crate::server::coordinator::{Checkpoints, CoordinatorServer, CoordinatorServerConfig};
 
 /// Features of this build, for `--version`.
 const VERSION: &str = if cfg!(feature = "verbs") {
@@ -90,6 +90,8 @@ struct RunOptions {
     network: NetworkOptions,
     #[command(flatten)]
     server: Flags<OfServer>,
+    #[command(flatten)]
+    checkpoints: CheckpointFlags,
     /// Print the settings that would hold, each with where it comes from, and exit
     #[arg(long)]
     print_config: bool,
@@ -115,6 +117,8 @@ struct CoordinatorOptions {
     /// Seconds of silence after which a node is lost [WINDLASS_PEER_TIMEOUT; default: 10]
     #[arg(long, value_name = "SECONDS")]
     peer_timeout: Option<u64>,
+    #[command(flatten)]
+    checkpoints: CheckpointFlags,
     /// File with settings; flags and variables outdo it [WINDLASS_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -129,6 +133,8 @@ struct ServerOptions {
     rank: Option<u32>,
     #[command(flatten)]
     server: Flags<OfServer>,
+    #[command(flatten)]
+    checkpoints: Flags<OfCheckpoints>,
     /// Print the settings that would hold, each with where it comes from, and exit
     #[arg(long)]
     print_config: bool,
@@ -179,7 +185,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
 }
 
 fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
-    let settings = options.server.over(&options.network.over(environment)?);
+    let settings = options.checkpoints.over(&options.server.over(&options.network.over(environment)?));
     if options.print_config {
         return print_config(&settings).map(|()| 0);
     }
@@ -247,7 +253,10 @@ fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
         command: "windlass train lr".to_owned(),
         servers: options.servers,
         workers: options.workers.unwrap_or(4),
-        settings: options.node.network.over(environment)?.with(variable::THREADS, options.threads),
+        settings: options
+            .checkpoints
+            .over(&options.node.network.over(environment)?)
+            .with(variable::THREADS, options.threads),
         worker: ourselves_again()?,
         server: None,
         prefix: false,
@@ -263,7 +272,8 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     config.ip = options.listen.ip();
     config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
     let settings = environment.clone().with(variable::PEER_TIMEOUT, options.peer_timeout);
-    let settings = settings.with_file(options.config.as_deref())?;
+    let settings = options.checkpoints.over(&settings).with_file(options.config.as_deref())?;
+    config.checkpoints = Checkpoints::from_environment(&settings)?;
     config.limits.peer_timeout = settings.seconds(&settings::PEER_TIMEOUT)?;
     let coordinator = CoordinatorServer::bind(config)?;
     eprintln!("windlass coordinator: listening on {}", coordinator.address());
@@ -277,7 +287,7 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
 
 fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
     let settings = options.server.over(&options.node.network.over(environment)?);
-    let settings = settings.with(variable::RANK, options.rank);
+    let settings = options.checkpoints.over(&settings).with(variable::RANK, options.rank);
     if options.print_config {
         return print_config(&settings);
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::control::{ControlThread, Shared};
+use super::cuts::Cuts;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::link::{Link, RING_ENTRIES};
@@ -81,7 +82,7 @@ pub(crate) fn prepare(
             links.push(link);
         }
     }
-    let shared = Arc::new(Shared::new()?);
+    let shared = Arc::new(Shared::new(0, Cuts::default())?);
     let memory = (staging, receive);
     let engine = Engine::new(transport, Polling::Block, links, memory, view.epoch, shared.clone(), reopener);
     let mut config = ClientConfig::new("", Secret::generate()?, rank, view.workers);

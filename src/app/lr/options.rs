@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::app::node::NodeOptions;
+use crate::app::settings::CheckpointFlags;
 use crate::data::libsvm::IndexMode;
 use crate::data::synthetic;
 use crate::error::{Error, Result};
@@ -159,6 +160,10 @@ pub struct Options {
     /// Write the results there, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    // No doc comment: it would replace the command's own description in --help.
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub checkpoints: CheckpointFlags,
     // No doc comment: it would replace the command's own description in --help.
     #[allow(missing_docs)]
     #[command(flatten)]
