@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use super::bench::{self, Verdict};
+use super::checkpoint;
 use super::info;
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
@@ -33,7 +34,8 @@ const VERSION: &str = if cfg!(feature = "verbs") {
 /// A parameter server for HPC clusters
 ///
 /// Exit codes: 0 done, 2 wrong usage, 10 + n for failure n: 11 setting, 12 system, 13 timeout, 14 lost peer, 15 refused,
-/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push. `run` gives the code of the
+/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push,
+/// 24 unusable checkpoint; 75 told to end, and saved. `run` gives the code of the
 /// process that failed first, 128 + n if it was killed by signal n.
 #[derive(Debug, Parser)]
 #[command(name = "windlass", version = VERSION, max_term_width = 100)]
@@ -54,6 +56,9 @@ enum Command {
     /// Alone it starts its own job on this machine; in a job (WINDLASS_COORDINATOR is set, or --coordinator is given) it
     /// is one of its workers. `write` and `read` need no job.
     Bench(Box<bench::Options>),
+    /// Look at checkpoints, check them, and pass their parameters to other programs and back
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
     /// Say what this machine and this build have to offer
     Info,
     /// Run the coordinator of a job that is started by hand
@@ -169,6 +174,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
         Command::Run(options) => start(options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),
         Command::Bench(options) => measure(&options, environment),
+        Command::Checkpoint(command) => checkpoint::obey(&command).map(|()| 0),
         Command::Info => {
             print!("{}", info::text());
             Ok(0)

@@ -50,7 +50,7 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     config.limits.peer_timeout = network.peer_timeout;
     config.checkpoints = Checkpoints::from_environment(&plan.settings)?;
     let saves = config.checkpoints.folder.is_some();
-    let coordinator = CoordinatorServer::bind(config)?;
+    let mut coordinator = CoordinatorServer::bind(config)?;
     let children = children(plan, threads, &exe, &coordinator.address().to_string(), &secret);
     let mut tree = TreeConfig::new(&plan.command, &job, vec![exe.into(), "guard".into()]);
     tree.consequences = CONSEQUENCES.to_vec();
@@ -60,14 +60,16 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     let stop = coordinator.stop_handle();
     if saves {
         let end = coordinator.stop_handle();
+        let saved = tree.handle();
+        coordinator.when_saved(move |cut, clock| {
+            saved.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
+        });
         tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, move || end.end());
     }
     let serving = thread::Builder::new()
         .name("wl-coord".to_owned())
         .spawn(move || match coordinator.run() {
-            Ok(Outcome { saved: Some((cut, clock)), .. }) => {
-                handle.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
-            }
+            Ok(Outcome { saved: Some(_), .. }) => {} // it has been stopped
             Ok(_) => handle.job_finished(),
             Err(error) => handle.stop(error.to_string(), i32::from(exit_code(&error))),
         })

@@ -63,9 +63,19 @@ impl Folder {
         Folder { storage, path: path.to_owned() }
     }
 
-    /// Makes it, unless it is there.
+    /// Makes it, unless it is there, so that it lasts.
     pub fn make(&self) -> Result<()> {
-        self.storage.make_directory(&self.path).map_err(|e| Error::io("make", self.path.display(), e))
+        let is_missing = |path: &&Path| {
+            let listed = self.storage.list(path);
+            !path.as_os_str().is_empty() && listed.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        };
+        let missing: Vec<&Path> = self.path.ancestors().take_while(is_missing).collect();
+        self.storage.make_directory(&self.path).map_err(|e| Error::io("make", self.path.display(), e))?;
+        let parent = |path: &&Path| match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        missing.iter().rev().try_for_each(|path| self.sync(&parent(path)))
     }
 
     /// Where it is.
@@ -137,9 +147,8 @@ impl Folder {
             let expected = "specs that can be written as JSON";
             return Err(Flaw::new("manifest", 0, expected, "a value that is not finite").of(path.display()));
         };
-        // The directories' own names have to last before what makes them count.
+        // The name of the cut's directory has to last before what makes it count.
         self.sync(&self.path)?;
-        self.path.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), |parent| self.sync(parent))?;
         let shard = ShardId { server: 0, thread: 0 };
         let header = Header { kind: FileKind::Manifest, clock: manifest.clock, shard };
         let mut file = FileWriter::create(self.storage.clone(), &path, header)?;

@@ -160,7 +160,9 @@ impl Policy {
     /// The coordinator, or whoever holds a handle, wants the tree stopped.
     pub(super) fn stop(&mut self, reason: String, code: i32, now: Instant) {
         if self.is_early() {
-            let weight = self.weight(code).max(Weight::Told);
+            let saved = matches!(self.phase, Phase::Saving { .. }) && !self.consequences.contains(&code);
+            // A job that has saved itself was told to end: nothing that happens on the way outweighs that.
+            let weight = if saved { Weight::Killed } else { self.weight(code).max(Weight::Told) };
             self.blame(Cause { text: reason, code, weight }, now);
         }
     }

@@ -198,6 +198,8 @@ impl<'a> Running<'a> {
                     for signal in self.tree.signals.take() {
                         self.policy.signalled(signal, Instant::now());
                     }
+                    // What was asked for before a child ended may say why it did.
+                    self.take_requests();
                     self.look_for_ends()?;
                 }
                 Ready::Request => self.take_requests(),

@@ -112,6 +112,7 @@ pub struct CoordinatorServer {
     stop: Arc<AtomicBool>,
     end: Arc<AtomicBool>,
     keeper: Keeper,
+    when_saved: Option<Box<dyn FnOnce(u64, Clock) + Send>>,
     clock: SystemTime,
 }
 
@@ -131,12 +132,17 @@ impl CoordinatorServer {
         let address = hub.listen(config.ip, config.ports)?;
         let stop = Arc::new(AtomicBool::new(false));
         let end = Arc::new(AtomicBool::new(false));
-        Ok(CoordinatorServer { hub, core, address, servers, stop, end, keeper, clock: SystemTime })
+        Ok(CoordinatorServer { hub, core, address, servers, stop, end, keeper, when_saved: None, clock: SystemTime })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Called when the job ends because it was told to and is saved, before its nodes go: with the cut's number and clock.
+    pub fn when_saved(&mut self, call: impl FnOnce(u64, Clock) + Send + 'static) {
+        self.when_saved = Some(Box::new(call));
     }
 
     /// A handle that ends [`CoordinatorServer::run`].
@@ -172,6 +178,11 @@ impl CoordinatorServer {
             }
             while let Some((number, outcome)) = self.keeper.done() {
                 self.core.committed(number, outcome, self.clock.now(), &mut out);
+            }
+            if let Some((cut, clock)) = self.core.saved()
+                && let Some(call) = self.when_saved.take()
+            {
+                call(cut, clock);
             }
             self.core.tick(self.clock.now(), &mut out);
             self.apply(&mut out);

@@ -81,7 +81,10 @@ impl Worker<'_> {
     fn begin(&self, data: &Dataset) -> Result<Position> {
         let Options { batch, seed, .. } = *self.options;
         let here = Position { epoch: 0, index: 0, rows: data.rows() as u64, batch, seed };
-        let Some((clock, state)) = self.client.resumed() else { return Ok(here) };
+        // A checkpoint that was made from other programs' weights holds no worker's state.
+        let Some((clock, state)) = self.client.resumed().filter(|(_, state)| !state.is_empty()) else {
+            return Ok(here);
+        };
         match Position::decode(&state) {
             Some(there) if (Position { epoch: 0, index: 0, ..there }) == here => Ok(there),
             there => {
