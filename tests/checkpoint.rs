@@ -31,7 +31,7 @@ fn data(directory: &Path) -> String {
     let row = |n: u64| {
         let feature = |k: u64| 1 + k * 40 + (n * 7 + k * k * 13 + n / 5) % 40;
         let features: Vec<String> = (0..5).map(|k| format!("{}:{}.5", feature(k), (n + k) % 3)).collect();
-        format!("{} {}\n", if (n / 3 + n % 4) % 2 == 0 { "+1" } else { "-1" }, features.join(" "))
+        format!("{} {}\n", if (n / 3 + n % 4).is_multiple_of(2) { "+1" } else { "-1" }, features.join(" "))
     };
     let path = directory.join("data");
     fs::write(&path, (0..300).map(row).collect::<String>()).unwrap();
@@ -101,7 +101,8 @@ fn a_run_that_was_killed_ends_with_the_weights_of_an_undisturbed_one() {
     for ((table, optimizer), killed) in kinds.into_iter().zip(kills) {
         let directory = scratch();
         let data = data(directory.path());
-        let arguments = ["--data", &data, "--table", table, "--optimizer", optimizer, "--segment-bytes", "64"];
+        let arguments =
+            ["--data", &data, "--table", table, "--optimizer", optimizer, "--segment-bytes", "64"];
         let more = ["--workers", "3", "--batch", "2", "--epochs", "20", "--l1", "0.001"];
         let training = Training::new(directory.path(), &[&arguments[..], &more].concat());
         let (expected, _) = training.weights(&[]);
@@ -153,7 +154,8 @@ fn a_job_that_is_told_to_end_saves_itself_and_goes_on() {
 fn the_grace_is_an_end() {
     let directory = scratch();
     let folder = directory.path().join("kept");
-    let arguments = ["run", "--servers", "1", "--workers", "1", "--checkpoint", text(&folder), "--grace", "1"];
+    let arguments =
+        ["run", "--servers", "1", "--workers", "1", "--checkpoint", text(&folder), "--grace", "1"];
     let job = Process::start(windlass(arguments.into_iter().chain(["--", "sleep", "1000"])));
     until(PATIENCE, "the worker", || job.members().iter().any(|m| m.role == Role::Worker));
     job.signal(Signal::USR1);
@@ -180,7 +182,9 @@ fn checkpoints_are_listed_inspected_verified_exported_and_imported() {
         let whole: Vec<&str> = listed.lines().filter(|line| line.contains("clock ")).collect();
         assert!(!whole.is_empty() && whole.len() <= 3, "{listed}");
         let inspected = checkpoint(&["inspect", &folder]).expect(0).stdout;
-        for expected in ["table 0  \"weights\"", "workers  2", "adam", "worker 1 in clock", "bucket 0, version"] {
+        for expected in
+            ["table 0  \"weights\"", "workers  2", "adam", "worker 1 in clock", "bucket 0, version"]
+        {
             assert!(inspected.contains(expected), "{expected} is not in\n{inspected}");
         }
         let verified = checkpoint(&["verify", &folder]).expect(0).stdout;
@@ -247,6 +251,7 @@ fn what_can_not_be_resumed_is_refused() {
     // The checkpoint alone is enough to go on from it.
     let cuts = fs::read_dir(&folder).unwrap().flatten().map(|e| e.path());
     let newest = cuts.filter(|path| path.join("MANIFEST").exists()).max().unwrap();
-    let alone = ["--data", &data, "--workers", "2", "--epochs", "4", "--batch", "5", "--resume", text(&newest)];
+    let alone =
+        ["--data", &data, "--workers", "2", "--epochs", "4", "--batch", "5", "--resume", text(&newest)];
     Training::new(directory.path(), &alone).weights(&[]).1.says("goes on from cut");
 }

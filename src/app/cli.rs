@@ -179,7 +179,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
             print!("{}", info::text());
             Ok(0)
         }
-        Command::Coordinator(options) => coordinate(&options, environment).map(|()| 0),
+        Command::Coordinator(options) => coordinate(&options, environment),
         Command::Server(options) => serve(&options, environment).map(|()| 0),
         Command::Secret => {
             writeln!(std::io::stdout(), "{}", Secret::generate()?.to_hex())
@@ -270,7 +270,7 @@ fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
     Ok(run::run(&plan)?.code as u8)
 }
 
-fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result<()> {
+fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result<u8> {
     let node = NodeOptions { secret_file: options.secret_file.clone(), ..NodeOptions::default() };
     let secret = node.secret(environment)?;
     let job = environment.text(variable::JOB).unwrap_or_default();
@@ -281,14 +281,22 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     let settings = options.checkpoints.over(&settings).with_file(options.config.as_deref())?;
     config.checkpoints = Checkpoints::from_environment(&settings)?;
     config.limits.peer_timeout = settings.seconds(&settings::PEER_TIMEOUT)?;
-    let coordinator = CoordinatorServer::bind(config)?;
+    let saves = config.checkpoints.folder.is_some();
+    let mut coordinator = CoordinatorServer::bind(config)?;
+    if saves {
+        coordinator.end_on_signals()?;
+    }
     eprintln!("windlass coordinator: listening on {}", coordinator.address());
     let outcome = coordinator.run()?;
+    if let Some((cut, clock)) = outcome.saved {
+        eprintln!("windlass coordinator: told to end: cut {cut} holds all up to clock {clock}");
+        return Ok(run::SAVED as u8);
+    }
     eprintln!(
         "windlass coordinator: done, with {} servers, {} workers, {} tables",
         outcome.servers, outcome.workers, outcome.tables
     );
-    Ok(())
+    Ok(0)
 }
 
 fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {

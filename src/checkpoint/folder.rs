@@ -50,6 +50,14 @@ pub fn to_remove(found: &[Found], newest: u64, keep: usize) -> Vec<u64> {
     found.iter().filter(goes).map(|f| f.number).collect()
 }
 
+/// What there is to go on from.
+pub struct Latest {
+    /// The newest cut that can be used, with its number.
+    pub cut: Option<(u64, Cut)>,
+    /// Why newer ones can't.
+    pub flaws: Vec<Error>,
+}
+
 /// A directory of checkpoints.
 #[derive(Clone)]
 pub struct Folder {
@@ -112,15 +120,15 @@ impl Folder {
     }
 
     /// The newest cut that can be used, and why newer ones can't.
-    pub fn latest(&self) -> Result<(Option<(u64, Cut)>, Vec<Error>)> {
+    pub fn latest(&self) -> Result<Latest> {
         let mut flaws = Vec::new();
         for Found { number, .. } in self.found()?.into_iter().rev().filter(|f| f.committed) {
             match Cut::open(&self.storage, &self.cut(number)) {
-                Ok(cut) => return Ok((Some((number, cut)), flaws)),
+                Ok(cut) => return Ok(Latest { cut: Some((number, cut)), flaws }),
                 Err(flaw) => flaws.push(flaw),
             }
         }
-        Ok((None, flaws))
+        Ok(Latest { cut: None, flaws })
     }
 
     /// Makes the directory of a cut, for whoever writes into it first.

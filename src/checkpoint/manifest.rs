@@ -42,7 +42,10 @@ impl FileEntry {
     /// Whether its name stays in its directory.
     pub fn is_plain(&self) -> bool {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-        !self.name.is_empty() && self.name.len() <= 64 && !self.name.starts_with('.') && self.name.chars().all(fits)
+        !self.name.is_empty()
+            && self.name.len() <= 64
+            && !self.name.starts_with('.')
+            && self.name.chars().all(fits)
     }
 }
 

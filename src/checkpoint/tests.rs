@@ -84,7 +84,8 @@ impl Memory {
             // What lies in a directory without a name can't be reached.
             let names = state.names.clone();
             let root = Path::new("/");
-            let reached = |path: &Path| path.ancestors().skip(1).all(|up| up == root || names.contains_key(up));
+            let reached =
+                |path: &Path| path.ancestors().skip(1).all(|up| up == root || names.contains_key(up));
             state.names.retain(|path, _| reached(path));
         }
         if survives != Survives::All {
@@ -314,7 +315,8 @@ fn every_flipped_bit_and_every_cut_is_named() {
 /// Directories that are right by their CRC, and lie.
 #[test]
 fn sections_where_they_can_not_be_are_refused() {
-    let section = |offset, length| Section { id: id(SectionKind::Rows, 0), version: 0, offset, length, crc: 0 };
+    let section =
+        |offset, length| Section { id: id(SectionKind::Rows, 0), version: 0, offset, length, crc: 0 };
     let sections = vec![section(64, 10), section(128, 70)];
     let (header, directory) = Index { header: header(0), sections }.encode();
     let length = 256 + 2 * ENTRY as u64;
@@ -330,11 +332,17 @@ fn sections_where_they_can_not_be_are_refused() {
     assert!(decode(offset, 64).is_ok());
     for value in [0, 1, 65, 128, 256, u64::MAX, u64::MAX - 63] {
         assert!(decode(offset, value).is_err(), "offset {value}");
-        assert!(decode(ENTRY + offset, value.wrapping_add(u64::from(value == 128))).is_err(), "second offset {value}");
+        assert!(
+            decode(ENTRY + offset, value.wrapping_add(u64::from(value == 128))).is_err(),
+            "second offset {value}"
+        );
     }
     for value in [65, 200, 1 << 40, u64::MAX, u64::MAX - 63, u64::MAX - 64] {
         assert!(decode(size, value).is_err(), "length {value}");
-        assert!(decode(ENTRY + size, value.wrapping_add(64)).is_err() || value == 65, "second length {value}");
+        assert!(
+            decode(ENTRY + size, value.wrapping_add(64)).is_err() || value == 65,
+            "second length {value}"
+        );
     }
     // A kind that is none, and one that is no section's.
     assert_eq!(decode(0, 9).unwrap_err().offset, 256);
@@ -441,7 +449,7 @@ fn checkpoint(folder: &Folder, number: u64) -> crate::error::Result<()> {
 /// The newest usable cut, which must be whole.
 fn newest(disk: &Memory) -> Option<u64> {
     let folder = Folder::new(disk.storage(), Path::new("/jobs/a"));
-    let (number, cut) = folder.latest().unwrap().0?;
+    let (number, cut) = folder.latest().unwrap().cut?;
     cut.verify().unwrap();
     assert_eq!(cut.manifest().clock, number * 10);
     assert_eq!(cut.states().unwrap(), [vec![number as u8], vec![]]);
@@ -514,8 +522,8 @@ fn what_a_manifest_does_not_mean_is_refused() {
     // The next newest is taken, and it is said why.
     disk.put(&shard, &good);
     disk.put(&cut.join(MANIFEST), &good);
-    let (found, flaws) = folder.latest().unwrap();
-    assert!(found.is_none() && flaws.len() == 1, "{flaws:?}");
+    let Latest { cut, flaws } = folder.latest().unwrap();
+    assert!(cut.is_none() && flaws.len() == 1, "{flaws:?}");
 }
 
 impl Memory {

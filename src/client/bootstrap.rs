@@ -84,7 +84,8 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     let view = joining.view(config)?;
     let servers = joining.dial(&view.servers)?;
     let clock = joining.resumed.as_ref().map_or(0, |(clock, _)| *clock);
-    let cuts = joining.resumed.take().map_or_else(Cuts::default, |(clock, state)| Cuts::resumed(clock, state));
+    let cuts =
+        joining.resumed.take().map_or_else(Cuts::default, |(clock, state)| Cuts::resumed(clock, state));
     let shared = Arc::new(Shared::new(clock, cuts)?);
     let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, shared.clone())?;
     let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export, _)| *export);
@@ -244,7 +245,10 @@ impl Joining {
             Event::Message { message: ControlMessage::Abort { reason }, .. } => {
                 return Err(Error::Aborted { reason });
             }
-            Event::Message { message: cut @ (ControlMessage::Cut { .. } | ControlMessage::CancelCut { .. }), .. } => {
+            Event::Message {
+                message: cut @ (ControlMessage::Cut { .. } | ControlMessage::CancelCut { .. }),
+                ..
+            } => {
                 self.early.push(cut);
             }
             Event::Message { link, message } => self.answers.push((link, message)),

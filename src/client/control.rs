@@ -425,7 +425,7 @@ impl State {
 
     /// Sends the state that a cut waits for, if there is one.
     fn send_state(&mut self) -> Result<()> {
-        let Some((number, state)) = self.shared.cuts().to_send() else { return Ok(()) };
+        let Some((number, state)) = self.shared.cuts().next_state() else { return Ok(()) };
         self.hub.send(self.coordinator, &ControlMessage::CutState { number, state })
     }
 

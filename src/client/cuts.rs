@@ -77,7 +77,7 @@ impl Cuts {
     }
 
     /// What is to be sent: of which cut, and the state.
-    pub fn to_send(&mut self) -> Option<(u64, Vec<u8>)> {
+    pub fn next_state(&mut self) -> Option<(u64, Vec<u8>)> {
         self.taken.take()
     }
 
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     fn sent(cuts: &mut Cuts) -> Option<(u64, String)> {
-        cuts.to_send().map(|(number, state)| (number, String::from_utf8(state).unwrap()))
+        cuts.next_state().map(|(number, state)| (number, String::from_utf8(state).unwrap()))
     }
 
     #[test]

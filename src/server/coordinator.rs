@@ -14,8 +14,9 @@ use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
 use crate::types::{Clock, Identity, Role};
 
-pub use super::keeper::{Checkpoints, Resume};
 use super::keeper::Keeper;
+pub use super::keeper::{Checkpoints, Resume};
+use super::signal::{self, Watcher};
 
 /// How long the last words may take to reach everybody.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -113,6 +114,7 @@ pub struct CoordinatorServer {
     end: Arc<AtomicBool>,
     keeper: Keeper,
     when_saved: Option<Box<dyn FnOnce(u64, Clock) + Send>>,
+    signals: Option<Watcher>,
     clock: SystemTime,
 }
 
@@ -132,12 +134,31 @@ impl CoordinatorServer {
         let address = hub.listen(config.ip, config.ports)?;
         let stop = Arc::new(AtomicBool::new(false));
         let end = Arc::new(AtomicBool::new(false));
-        Ok(CoordinatorServer { hub, core, address, servers, stop, end, keeper, when_saved: None, clock: SystemTime })
+        Ok(CoordinatorServer {
+            hub,
+            core,
+            address,
+            servers,
+            stop,
+            end,
+            keeper,
+            when_saved: None,
+            signals: None,
+            clock: SystemTime,
+        })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A SIGTERM or SIGUSR1 to this process means [`StopHandle::end`]. For a program that is a Coordinator and nothing else: once it
+    /// is dropped these signals have no effect on the process.
+    pub fn end_on_signals(&mut self) -> Result<()> {
+        let handle = self.stop_handle();
+        self.signals = Some(Watcher::start(signal::catch_end()?, move || handle.end())?);
+        Ok(())
     }
 
     /// Called when the job ends because it was told to and is saved, before its nodes go: with the cut's number and clock.

@@ -48,8 +48,7 @@ pub struct Cuts {
 impl Cuts {
     /// A cut is asked of so many threads.
     pub fn begin(&mut self, number: u64, threads: usize) {
-        *self =
-            Cuts { number, unanswered: threads, passed: None, unwritten: threads, files: Vec::new() };
+        *self = Cuts { number, unanswered: threads, passed: None, unwritten: threads, files: Vec::new() };
     }
 
     /// A thread answered. Gives what the Coordinator is to be told when all have.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
-use crate::checkpoint::{Cut, Disk, FileEntry, Folder, Manifest, Storage, cut_number};
+use crate::checkpoint::{Cut, Disk, FileEntry, Folder, Latest, Manifest, Storage, cut_number};
 use crate::cluster::coordinator::{CoordinatorConfig, Resumed};
 use crate::cluster::cuts::{Commit, CutPlan};
 use crate::config::Environment;
@@ -120,11 +120,11 @@ impl Keeper {
 
 fn newest(folder: Option<&Folder>) -> Result<Option<(u64, Cut)>> {
     let Some(folder) = folder else { return Ok(None) };
-    let (latest, flaws) = folder.latest()?;
+    let Latest { cut, flaws } = folder.latest()?;
     for flaw in flaws {
         tracing::warn!("coordinator: {flaw}; an older checkpoint is taken");
     }
-    Ok(latest)
+    Ok(cut)
 }
 
 fn write(folder: &Folder, commit: &Commit, tables: Vec<TableSpec>) -> Result<()> {
@@ -136,7 +136,6 @@ fn write(folder: &Folder, commit: &Commit, tables: Vec<TableSpec>) -> Result<()>
     entries.push(folder.write_states(*number, *clock, states)?);
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let writer = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
-    let manifest =
-        Manifest { writer, clock: *clock, workers: states.len() as u32, tables, files: entries };
+    let manifest = Manifest { writer, clock: *clock, workers: states.len() as u32, tables, files: entries };
     folder.commit(*number, &manifest)
 }

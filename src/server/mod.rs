@@ -230,9 +230,13 @@ impl ServerBuilder {
         }
         let stop_timeout = self.limits.stop_timeout;
         let ends = (stopping.clone(), stop_timeout);
-        let control = Control::new(hub, coordinator, self.rank, address, threads, reports, ends, self.checkpoints);
+        let control =
+            Control::new(hub, coordinator, self.rank, address, threads, reports, ends, self.checkpoints);
         let handle = spawn("wl-ctl", move || control.run())?;
-        let watch = |signals| Watcher::start(signals, stopping.clone(), hub_waker.clone());
+        let watch = |signals| {
+            let (stopping, waker) = (stopping.clone(), hub_waker.clone());
+            Watcher::start(signals, move || ask_to_stop(&stopping, &waker))
+        };
         let sigterm = signals.map(watch).transpose()?;
         Ok(ServerHandle { stopping, waker: hub_waker, thread: Mutex::new(Some(handle)), _sigterm: sigterm })
     }

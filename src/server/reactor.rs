@@ -351,9 +351,7 @@ impl Reactor {
         let header = Header { kind: FileKind::Shard, clock, shard: self.id };
         let file = CutFile { number, path: folder.join(shard_name(self.id)), header };
         let (reports, waker) = (self.reports.clone(), self.waker.clone());
-        core.cut(number, clock, || {
-            Saver::start(Arc::new(Disk), file, self.limits.cut_bytes, reports, waker)
-        })
+        core.cut(number, clock, || Saver::start(Arc::new(Disk), file, self.limits.cut_bytes, reports, waker))
     }
 
     fn begin(&mut self, view: View) -> Result<()> {

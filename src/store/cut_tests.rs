@@ -54,7 +54,8 @@ fn dense() -> TableSpec {
 /// Rows so long that a part holds two of them.
 fn sparse() -> TableSpec {
     let normal = Initializer::Normal { mean: 0.0, std: 1.0, seed: 3 };
-    let mut spec = TableSpec::sparse("s", 256).initializer(normal).optimizer(OptimizerSpec::adagrad(0.1, 1e-8));
+    let mut spec =
+        TableSpec::sparse("s", 256).initializer(normal).optimizer(OptimizerSpec::adagrad(0.1, 1e-8));
     spec.kind = crate::types::TableKind::Sparse { dim: 256, buckets: 2 };
     spec
 }

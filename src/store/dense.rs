@@ -222,10 +222,9 @@ impl Dense {
     ) -> Result<(), Malformed> {
         let place = self.place_of(bucket)?;
         let segment = &mut self.segments[place];
-        for (field, expected, found) in [
-            ("parameters", segment.length, parameters.len()),
-            ("state", segment.state.len(), state.len()),
-        ] {
+        for (field, expected, found) in
+            [("parameters", segment.length, parameters.len()), ("state", segment.state.len(), state.len())]
+        {
             if expected != found {
                 return Err(Malformed::new(field, format!("{expected} fp32 for bucket {bucket}"), found));
             }

@@ -8,7 +8,9 @@ use std::path::Path;
 use super::Format;
 use super::tensors::{Numbers, Tensor, of_table, sparse, write_table};
 use super::{npz, safetensors};
-use crate::checkpoint::{Cut, FileKind, FileWriter, Folder, Header, Manifest, SectionId, SectionKind, shard_name};
+use crate::checkpoint::{
+    Cut, FileKind, FileWriter, Folder, Header, Manifest, SectionId, SectionKind, shard_name,
+};
 use crate::error::{Error, Result};
 use crate::types::{ShardId, TableId, TableKind, TableSpec};
 
@@ -22,7 +24,11 @@ pub fn export(cut: &Cut, format: Format, table: Option<&str>, out: &Path) -> Res
         tables.into_iter().filter(|(_, spec)| table.is_none_or(|name| name == spec.name)).collect();
     if chosen.is_empty() {
         let names: Vec<&str> = cut.manifest().tables.iter().map(|spec| spec.name.as_str()).collect();
-        return Err(Error::config("--table", format!("one of {}", names.join(", ")), table.unwrap_or("none")));
+        return Err(Error::config(
+            "--table",
+            format!("one of {}", names.join(", ")),
+            table.unwrap_or("none"),
+        ));
     }
     let failed = |e| Error::io("write", out.display(), e);
     let mut file = BufWriter::new(File::create(out).map_err(failed)?);
@@ -69,11 +75,10 @@ fn liblinear(cut: &Cut, id: TableId, spec: &TableSpec, file: &mut impl Write, ou
         }
         TableKind::Sparse { dim, .. } => return Err(Error::config(of(), "rows of 1", dim)),
     };
-    let head = format!(
-        "solver_type L2R_LR\nnr_class 2\nlabel 1 -1\nnr_feature {}\nbias -1\nw\n",
-        weights.len()
-    );
-    let mut write = |text: String| file.write_all(text.as_bytes()).map_err(|e| Error::io("write", out.display(), e));
+    let head =
+        format!("solver_type L2R_LR\nnr_class 2\nlabel 1 -1\nnr_feature {}\nbias -1\nw\n", weights.len());
+    let mut write =
+        |text: String| file.write_all(text.as_bytes()).map_err(|e| Error::io("write", out.display(), e));
     write(head)?;
     weights.iter().try_for_each(|weight| write(format!("{weight}\n")))
 }

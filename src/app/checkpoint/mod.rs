@@ -145,15 +145,18 @@ fn list(storage: &Arc<dyn Storage>, directory: &Path) -> Result<String> {
 
 fn inspect(cut: &Cut) -> Result<String> {
     let manifest = cut.manifest();
-    let mut text = format!(
-        "clock    {}\nworkers  {}\nwriter   {}\n",
-        manifest.clock, manifest.workers, manifest.writer
-    );
+    let mut text =
+        format!("clock    {}\nworkers  {}\nwriter   {}\n", manifest.clock, manifest.workers, manifest.writer);
     for (number, spec) in manifest.tables.iter().enumerate() {
         text += &format!("table {number}  \"{}\": {spec}; initializer {}\n", spec.name, spec.initializer);
     }
     for file in cut.files() {
-        text += &format!("file     {} {} bytes, digest {}\n", file.entry().name, file.entry().bytes, file.entry().digest);
+        text += &format!(
+            "file     {} {} bytes, digest {}\n",
+            file.entry().name,
+            file.entry().bytes,
+            file.entry().digest
+        );
         for section in file.sections() {
             let SectionId { kind, .. } = section.id;
             let version = match kind {
@@ -165,7 +168,8 @@ fn inspect(cut: &Cut) -> Result<String> {
             if kind == SectionKind::Clocks {
                 let ShardId { server, thread } = file.header().shard;
                 for (rank, at) in decode_clocks(&file.read(section)?).iter().enumerate() {
-                    let finished = at.finished.map_or(String::new(), |clock| format!(", finished in {clock}"));
+                    let finished =
+                        at.finished.map_or(String::new(), |clock| format!(", finished in {clock}"));
                     text += &format!(
                         "    server {server} thread {thread}: worker {rank} in clock {}{finished}, next frame {}\n",
                         at.clock, at.next_sequence

@@ -67,14 +67,21 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let tensors = [
-            Tensor { name: "a".to_owned(), shape: vec![2, 2], numbers: Numbers::F32(vec![1.0, -2.0, 0.5, 3.0]) },
+            Tensor {
+                name: "a".to_owned(),
+                shape: vec![2, 2],
+                numbers: Numbers::F32(vec![1.0, -2.0, 0.5, 3.0]),
+            },
             Tensor { name: "b.keys".to_owned(), shape: vec![1], numbers: Numbers::U64(vec![u64::MAX]) },
         ];
         let mut file = header(&tensors).unwrap();
         assert_eq!(file.len() % 8, 0);
         tensors.iter().for_each(|t| file.extend_from_slice(t.numbers.bytes()));
         assert_eq!(read(&file).unwrap(), tensors);
-        assert!(String::from_utf8_lossy(&file).contains(r#"{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}"#));
+        assert!(
+            String::from_utf8_lossy(&file)
+                .contains(r#"{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}"#)
+        );
     }
 
     #[test]

@@ -34,7 +34,13 @@ impl Position {
         let bytes: &[u8; Position::LENGTH] = bytes.try_into().ok()?;
         let long = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).ok();
         let short = |at: usize| bytes[at..at + 4].try_into().map(u32::from_le_bytes).ok();
-        Some(Position { seed: long(0)?, index: long(8)?, rows: long(16)?, epoch: short(24)?, batch: short(28)? })
+        Some(Position {
+            seed: long(0)?,
+            index: long(8)?,
+            rows: long(16)?,
+            epoch: short(24)?,
+            batch: short(28)?,
+        })
     }
 }
 

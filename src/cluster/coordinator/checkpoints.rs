@@ -39,7 +39,13 @@ impl Coordinator {
     }
 
     /// What [`Output::Commit`] asked for is done, or can't be.
-    pub fn committed(&mut self, number: u64, outcome: Result<(), String>, now: Instant, out: &mut Vec<Output>) {
+    pub fn committed(
+        &mut self,
+        number: u64,
+        outcome: Result<(), String>,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         let Some(cuts) = &mut self.cuts else { return };
         let actions = cuts.committed(number, outcome, now);
         self.act(actions, out);
@@ -63,7 +69,10 @@ impl Coordinator {
         for spec in self.config.resumed.iter().flat_map(|resumed| &resumed.tables) {
             let Some(table) = self.catalogue.restore(spec, self.config.servers) else { continue };
             for &link in self.server_links.values() {
-                out.push(Output::Send { link, message: ControlMessage::CreateTable { table, spec: spec.clone() } });
+                out.push(Output::Send {
+                    link,
+                    message: ControlMessage::CreateTable { table, spec: spec.clone() },
+                });
             }
         }
         let (servers, workers) = (self.config.servers, self.workers.unwrap_or(0));

@@ -4,9 +4,7 @@
 //! workers that are ahead. Tables with a quorum close their own clocks, and are cut where they are.
 
 use super::Core;
-use crate::checkpoint::{
-    Cut, CutFile, Flaw, Section, SectionId, SectionKind, WorkerClock, encode_clocks,
-};
+use crate::checkpoint::{Cut, CutFile, Flaw, Section, SectionId, SectionKind, WorkerClock, encode_clocks};
 use crate::error::{Error, Malformed, Result};
 use crate::server::cut::Saver;
 use crate::types::{BucketId, Clock, PartitionMap, TableId, TableKind};
@@ -23,7 +21,12 @@ pub(super) struct Awaited {
 
 impl Core {
     /// The thread is to be cut when `clock` is its open one. Refused, with the clock that is open, when that is past.
-    pub fn cut(&mut self, number: u64, clock: Clock, saver: impl FnOnce() -> Result<Saver>) -> Result<Result<(), Clock>> {
+    pub fn cut(
+        &mut self,
+        number: u64,
+        clock: Clock,
+        saver: impl FnOnce() -> Result<Saver>,
+    ) -> Result<Result<(), Clock>> {
         if self.gate.closed() > clock || self.failed {
             return Ok(Err(self.gate.closed()));
         }
@@ -84,7 +87,8 @@ impl Core {
     }
 
     fn restore_dense(&mut self, table: TableId, bucket: BucketId, cut: &Cut) -> Result<()> {
-        let Some(((file, section), state)) = pair(cut, table, bucket, [SectionKind::Parameters, SectionKind::State])?
+        let Some(((file, section), state)) =
+            pair(cut, table, bucket, [SectionKind::Parameters, SectionKind::State])?
         else {
             return Ok(());
         };
