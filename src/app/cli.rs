@@ -15,7 +15,7 @@ use super::info;
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
 use super::run::{self, Plan};
-use super::settings::{CheckpointFlags, Flags, OfCheckpoints, OfServer};
+use super::settings::{CheckpointFlags, Flags, OfCheckpoints, OfCoordinator, OfLink, OfServer, OfWorker};
 use crate::config::{Environment, settings, variable};
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -34,7 +34,7 @@ const VERSION: &str = if cfg!(feature = "verbs") {
 /// A parameter server for HPC clusters
 ///
 /// Exit codes: 0 done, 2 wrong usage, 10 + n for failure n: 11 setting, 12 system, 13 timeout, 14 lost peer, 15 refused,
-/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push,
+/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push, 23 values that are not finite,
 /// 24 unusable checkpoint; 75 told to end, and saved. `run` gives the code of the
 /// process that failed first, 128 + n if it was killed by signal n.
 #[derive(Debug, Parser)]
@@ -94,9 +94,13 @@ struct RunOptions {
     #[command(flatten)]
     network: NetworkOptions,
     #[command(flatten)]
+    coordinator: Flags<OfCoordinator>,
+    #[command(flatten)]
     server: Flags<OfServer>,
     #[command(flatten)]
     checkpoints: CheckpointFlags,
+    #[command(flatten)]
+    workers_own: Flags<OfWorker>,
     /// Print the settings that would hold, each with where it comes from, and exit
     #[arg(long)]
     print_config: bool,
@@ -119,9 +123,10 @@ struct CoordinatorOptions {
     /// Number of workers [default: what the first worker says]
     #[arg(long)]
     workers: Option<u32>,
-    /// Seconds of silence after which a node is lost [WINDLASS_PEER_TIMEOUT; default: 10]
-    #[arg(long, value_name = "SECONDS")]
-    peer_timeout: Option<u64>,
+    #[command(flatten)]
+    link: Flags<OfLink>,
+    #[command(flatten)]
+    own: Flags<OfCoordinator>,
     #[command(flatten)]
     checkpoints: CheckpointFlags,
     /// File with settings; flags and variables outdo it [WINDLASS_CONFIG]
@@ -191,7 +196,9 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
 }
 
 fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
-    let settings = options.checkpoints.over(&options.server.over(&options.network.over(environment)?));
+    let settings = options.server.over(&options.network.over(environment)?);
+    let settings = options.workers_own.over(&options.coordinator.over(&settings));
+    let settings = options.checkpoints.over(&settings);
     if options.print_config {
         return print_config(&settings).map(|()| 0);
     }
@@ -228,7 +235,7 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
         command: "windlass bench".to_owned(),
         servers: options.servers,
         workers: options.workers.unwrap_or(1),
-        settings: options.node.network.over(environment)?.with(variable::THREADS, options.threads),
+        settings: options.settings(environment)?.with(variable::THREADS, options.threads),
         worker: ourselves_again()?,
         server: None,
         prefix: false,
@@ -259,10 +266,7 @@ fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
         command: "windlass train lr".to_owned(),
         servers: options.servers,
         workers: options.workers.unwrap_or(4),
-        settings: options
-            .checkpoints
-            .over(&options.node.network.over(environment)?)
-            .with(variable::THREADS, options.threads),
+        settings: options.settings(environment)?.with(variable::THREADS, options.threads),
         worker: ourselves_again()?,
         server: None,
         prefix: false,
@@ -277,10 +281,10 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     let mut config = CoordinatorServerConfig::new(secret, job, options.servers, options.workers);
     config.ip = options.listen.ip();
     config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
-    let settings = environment.clone().with(variable::PEER_TIMEOUT, options.peer_timeout);
-    let settings = options.checkpoints.over(&settings).with_file(options.config.as_deref())?;
+    let settings = options.checkpoints.over(&options.own.over(&options.link.over(environment)));
+    let settings = settings.with_file(options.config.as_deref())?;
+    config.limited_by(&settings)?;
     config.checkpoints = Checkpoints::from_environment(&settings)?;
-    config.limits.peer_timeout = settings.seconds(&settings::PEER_TIMEOUT)?;
     let saves = config.checkpoints.folder.is_some();
     let mut coordinator = CoordinatorServer::bind(config)?;
     if saves {

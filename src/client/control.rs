@@ -54,6 +54,8 @@ pub struct ControlLinks {
 
 /// What the control thread and the callers share.
 pub struct Shared {
+    /// This worker, for messages.
+    pub rank: Rank,
     /// Wakes a waiter when something failed.
     pub waker: Waker,
     /// The worker's clock, for heartbeats.
@@ -65,10 +67,10 @@ pub struct Shared {
 
 impl Shared {
     /// Nothing has failed yet, and the worker is in clock `clock`.
-    pub fn new(clock: Clock, cuts: Cuts) -> Result<Shared> {
+    pub fn new(rank: Rank, clock: Clock, cuts: Cuts) -> Result<Shared> {
         let (status, cuts) = (Mutex::new(Vec::new()), Mutex::new(cuts));
         let clock = AtomicU64::new(clock);
-        Ok(Shared { waker: Waker::new()?, clock, status, cuts, failure: OnceLock::new() })
+        Ok(Shared { rank, waker: Waker::new()?, clock, status, cuts, failure: OnceLock::new() })
     }
 
     /// The worker's part of cuts.
@@ -112,6 +114,15 @@ pub struct Answer<T> {
 }
 
 impl<T> Answer<T> {
+    /// The answer, if it comes in time.
+    pub fn within(&self, timeout: Duration) -> Result<Option<T>> {
+        match self.answer.recv_timeout(timeout) {
+            Ok(outcome) => outcome.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(self.shared.gone()),
+        }
+    }
+
     /// The answer, once it is here.
     pub fn take(&self) -> Result<Option<T>> {
         match self.answer.try_recv() {
@@ -123,7 +134,8 @@ impl<T> Answer<T> {
 }
 
 /// Unbounded, because only this kind drops what is in it when its receiver goes, and with it the callers' reply channels.
-/// Every caller waits for its answer, so it never holds more calls than there are calling threads.
+/// Every caller waits for its answers, of which it has two under way at most (a barrier's, and who is late for it), so that
+/// bounds the calls that it holds.
 fn calls() -> (Sender<Call>, Receiver<Call>) {
     unbounded()
 }
@@ -189,6 +201,11 @@ impl ControlThread {
         self.ask(Call::Barrier)
     }
 
+    /// Asks for what the workers said last.
+    pub fn ask_peers(&self) -> Result<Answer<Vec<PeerStatus>>> {
+        self.ask(Call::Peers)
+    }
+
     /// What the workers said last.
     pub fn peers(&self, timeout: Duration) -> Result<Vec<PeerStatus>> {
         self.call("the coordinator's list of workers", timeout, Call::Peers)
@@ -247,14 +264,8 @@ impl ControlThread {
         timeout: Duration,
         call: impl FnOnce(Sender<Result<T>>) -> Call,
     ) -> Result<T> {
-        let Answer { answer, shared } = self.ask(call)?;
-        match answer.recv_timeout(timeout) {
-            Ok(outcome) => outcome,
-            Err(RecvTimeoutError::Timeout) => {
-                Err(Error::Timeout { waited_for: waited_for.to_owned(), after: timeout })
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(shared.gone()),
-        }
+        let late = || Error::Timeout { waited_for: waited_for.to_owned(), after: timeout };
+        self.ask(call)?.within(timeout)?.ok_or_else(late)
     }
 
     fn ask<T>(&self, call: impl FnOnce(Sender<Result<T>>) -> Call) -> Result<Answer<T>> {
@@ -409,6 +420,8 @@ impl State {
             }
             Call::Abort(reason) => {
                 self.finishing = true;
+                // Calls of other threads that wait.
+                self.shared.fail(Error::Aborted { reason: reason.clone() });
                 self.hub.send(self.coordinator, &ControlMessage::Abort { reason: self::reason(reason) })
             }
             Call::Finish => {

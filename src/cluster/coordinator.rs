@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::catalogue::{Catalogue, Opening};
 use super::cuts::{Commit, CutPlan, Cuts};
+use crate::config::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES};
 use crate::error::Error;
 use crate::proto::control::{ControlMessage, MAX_NODES, PeerStatus, reason};
 use crate::types::{Clock, Identity, Rank, Role, ServerInfo, TableId, TableSpec, View};
@@ -28,6 +29,8 @@ pub struct CoordinatorConfig {
     pub gather_timeout: Option<Duration>,
     /// How long the servers may take to leave after the end.
     pub leave_timeout: Duration,
+    /// The most tables.
+    pub tables: usize,
     /// When checkpoints are made; without it never.
     pub cuts: Option<CutPlan>,
     /// What the job goes on from.
@@ -35,11 +38,18 @@ pub struct CoordinatorConfig {
 }
 
 impl CoordinatorConfig {
-    /// With five minutes to gather and five seconds to leave.
+    /// With the defaults of the settings, and five seconds to leave.
     pub fn new(servers: u32, workers: Option<u32>) -> CoordinatorConfig {
-        let gather_timeout = Some(Duration::from_secs(300));
         let leave_timeout = Duration::from_secs(5);
-        CoordinatorConfig { servers, workers, gather_timeout, leave_timeout, cuts: None, resumed: None }
+        CoordinatorConfig {
+            servers,
+            workers,
+            gather_timeout: Some(DEFAULT_JOIN_TIMEOUT),
+            leave_timeout,
+            tables: DEFAULT_TABLES,
+            cuts: None,
+            resumed: None,
+        }
     }
 }
 
@@ -163,6 +173,7 @@ impl Coordinator {
         Ok(Coordinator {
             workers: config.workers.or(workers),
             cuts: config.cuts.map(|plan| Cuts::new(plan, first)),
+            catalogue: Catalogue::new(config.tables),
             config,
             state: State::Gathering,
             nodes: BTreeMap::new(),
@@ -171,7 +182,6 @@ impl Coordinator {
             servers: BTreeMap::new(),
             status: BTreeMap::new(),
             barriers: BTreeMap::new(),
-            catalogue: Catalogue::default(),
             finished: 0,
             deadline: None,
         })

@@ -13,4 +13,4 @@ mod state;
 
 pub use cut::{CutSink, Part, Plane};
 pub use optimizer::{MAX_STATE_WIDTH, Optimizer, Optimizers};
-pub use shard::{Applied, DensePiece, How, Intake, Reading, Rejection, Shard, SparsePiece};
+pub use shard::{Applied, Cause, DensePiece, How, Intake, Reading, Rejection, Shard, SparsePiece};
