@@ -76,9 +76,20 @@ pub mod variable {
     pub const CONFIG: &str = "WINDLASS_CONFIG";
     /// `scalar`, `avx2` or `avx512`: the instructions of the kernels; the best of the CPU when not given.
     pub const SIMD: &str = "WINDLASS_SIMD";
+    /// Number of this process among those that one launcher started together.
+    pub const TASK: &str = "WINDLASS_TASK";
+    /// How many processes that launcher started.
+    pub const TASKS: &str = "WINDLASS_TASKS";
+    /// A name that these processes share with no others.
+    pub const LAUNCH: &str = "WINDLASS_LAUNCH";
+    /// Marks the processes of one supervisor, where a job has several.
+    pub const TREE: &str = "WINDLASS_TREE";
     /// Log filter, as in `info` or `windlass=debug`.
     pub const LOG: &str = "WINDLASS_LOG";
 }
+
+/// The variables that are read: our own, and those by which launchers tell a process who it is.
+const FAMILIES: [&str; 6] = ["WINDLASS_", "PMI_", "PMIX_", "OMPI_", "SLURM", "DMLC_"];
 
 /// Where a setting comes from. Each outdoes those before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +106,7 @@ struct Given {
 }
 
 /// A snapshot of all settings, taken once at start: the `WINDLASS_*` variables, with what flags say above and what a
-/// configuration file says below them.
+/// configuration file says below them; and the variables of launchers.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// By the name of the variable.
@@ -106,7 +117,7 @@ impl Environment {
     /// The process's present environment.
     pub fn capture() -> Environment {
         let ours = std::env::vars_os().filter_map(|(name, value)| {
-            let name = name.into_string().ok().filter(|n| n.starts_with("WINDLASS_"))?;
+            let name = name.into_string().ok().filter(|n| FAMILIES.iter().any(|f| n.starts_with(f)))?;
             Some((name, Given { text: value.into_string().ok()?, source: Source::Variable }))
         });
         Environment { values: ours.collect() }

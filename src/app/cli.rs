@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::bench::{self, Verdict};
 use super::info;
+use super::launched::{self, LaunchOptions};
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
 use super::run::{self, Plan};
@@ -44,8 +45,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start a job on this machine: a coordinator, servers, and CMD once for each worker
-    Run(RunOptions),
+    /// Start a job: a coordinator, servers, and CMD once for each worker
+    ///
+    /// Alone it starts them all on this machine. Under `srun` or `mpirun` every rank runs this same command line: some become
+    /// servers, the others CMD, and the coordinator is with rank 0.
+    Run(Box<RunOptions>),
     /// Train a model
     #[command(subcommand)]
     Train(Train),
@@ -80,9 +84,11 @@ struct RunOptions {
     /// Number of servers
     #[arg(long, default_value_t = 2)]
     servers: u32,
-    /// Number of workers
-    #[arg(long, default_value_t = 4)]
-    workers: u32,
+    /// Number of workers [default: 4; with a launcher all ranks that are no servers]
+    #[arg(long)]
+    workers: Option<u32>,
+    #[command(flatten)]
+    launch: LaunchOptions,
     /// Program that each server runs, in place of `windlass server`
     #[arg(long, value_name = "PROGRAM")]
     server_cmd: Option<OsString>,
@@ -160,7 +166,7 @@ pub fn main() -> ExitCode {
 fn obey(command: Command, environment: &Environment) -> Result<u8> {
     kernels::choose_by(environment)?;
     match command {
-        Command::Run(options) => start(options, environment),
+        Command::Run(options) => start(*options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),
         Command::Bench(options) => measure(&options, environment),
         Command::Info => {
@@ -186,13 +192,16 @@ fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
     let plan = Plan {
         command: "windlass run".to_owned(),
         servers: options.servers,
-        workers: options.workers,
+        workers: options.workers.unwrap_or(4),
         settings,
         worker: options.worker,
         server: options.server_cmd.map(|program| vec![program]),
         prefix: true,
     };
-    Ok(run::run(&plan)?.code as u8)
+    match launched::run(&plan, options.workers, &options.launch)? {
+        Some(code) => Ok(code),
+        None => Ok(run::run(&plan)?.code as u8),
+    }
 }
 
 fn print_config(settings: &Environment) -> Result<()> {

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod cli;
 mod info;
+mod launched;
 pub mod lr;
 mod node;
 mod run;

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam::channel::{Receiver, Sender};
+
 use crate::cluster::coordinator::{Coordinator, CoordinatorConfig, Input, Output, State};
-use crate::control::{Event, Hub, HubConfig, HubWaker, Limits, LinkId};
+use crate::control::{Event, Hub, HubConfig, HubWaker, Limits, LinkId, this_process};
 use crate::error::{Error, Result};
+use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
-use crate::types::{Identity, Role};
+use crate::types::{Identity, Rank, Role};
 
 /// How long the last words may take to reach everybody.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -67,17 +70,38 @@ pub struct Outcome {
     pub tables: usize,
 }
 
-/// Ends a running Coordinator from another thread.
+/// Ends a running Coordinator from another thread, or tells it of processes that ended.
 #[derive(Debug, Clone)]
 pub struct StopHandle {
     stop: Arc<AtomicBool>,
+    ended: Sender<Ended>,
     waker: HubWaker,
+}
+
+/// The process of a node has ended.
+#[derive(Debug)]
+struct Ended {
+    role: Role,
+    rank: Rank,
+    /// For messages.
+    process: String,
 }
 
 impl StopHandle {
     /// Aborts the job, if it still runs. May be called again.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// The process that was to be this node has ended. Aborts the job if the node has not joined yet: nobody else would see it.
+    pub fn ended(&self, role: Role, rank: Rank, process: &str) {
+        // Fails only when the Coordinator is gone.
+        let _ = self.ended.send(Ended { role, rank, process: process.to_owned() });
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Err(error) = self.waker.wake() {
             tracing::warn!("coordinator: {error}");
         }
@@ -91,6 +115,10 @@ pub struct CoordinatorServer {
     address: SocketAddr,
     servers: u32,
     stop: Arc<AtomicBool>,
+    /// One message for each process of the job at most.
+    ended: (Sender<Ended>, Receiver<Ended>),
+    secret: Secret,
+    job: String,
     clock: SystemTime,
 }
 
@@ -102,12 +130,14 @@ impl CoordinatorServer {
         let incarnation = getrandom::u64()
             .map_err(|e| Error::io("getrandom", "incarnation", std::io::Error::other(e.to_string())))?;
         let identity = Identity { role: Role::Coordinator, rank: None, incarnation, process: config.process };
-        let mut hub_config = HubConfig::new(config.secret, &config.job, identity);
+        let mut hub_config = HubConfig::new(config.secret.clone(), &config.job, identity);
         hub_config.limits = config.limits;
         let mut hub = Hub::new(hub_config)?;
         let address = hub.listen(config.ip, config.ports)?;
         let stop = Arc::new(AtomicBool::new(false));
-        Ok(CoordinatorServer { hub, core, address, servers, stop, clock: SystemTime })
+        let ended = crossbeam::channel::unbounded();
+        let (secret, job, clock) = (config.secret, config.job, SystemTime);
+        Ok(CoordinatorServer { hub, core, address, servers, stop, ended, secret, job, clock })
     }
 
     /// Where it listens.
@@ -117,7 +147,14 @@ impl CoordinatorServer {
 
     /// A handle that ends [`CoordinatorServer::run`].
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle { stop: self.stop.clone(), waker: self.hub.waker() }
+        StopHandle { stop: self.stop.clone(), ended: self.ended.0.clone(), waker: self.hub.waker() }
+    }
+
+    /// What other processes need to take part, for a caller's own means to carry. The job's name takes at most 95 bytes.
+    pub fn bootstrap(&self) -> Result<Bootstrap> {
+        let this = this_process(Role::Coordinator, None)?.process;
+        let host = this.split(' ').next().unwrap_or_default();
+        Bootstrap::new(self.address, self.secret.clone(), &self.job, host)
     }
 
     /// Serves until the job is over: Ok when all workers have finished, [`Error::Aborted`] when a node was lost or gave up, or
@@ -139,6 +176,9 @@ impl CoordinatorServer {
             self.hub.poll(&mut events, patience)?;
             for event in events.drain(..) {
                 self.take(event, &mut out);
+            }
+            for Ended { role, rank, process } in self.ended.1.try_iter() {
+                self.core.process_ended(role, rank, &process, &mut out);
             }
             if self.stop.load(Ordering::Acquire) {
                 self.core.abort("the coordinator was stopped", &mut out);
