@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::bench::{self, Verdict};
 use super::info;
+use super::joining;
 use super::launched::{self, LaunchOptions};
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
@@ -106,16 +107,16 @@ struct RunOptions {
 
 #[derive(Debug, Args)]
 struct CoordinatorOptions {
-    /// Where to listen
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7077")]
-    listen: SocketAddr,
+    /// Where to listen [WINDLASS_COORDINATOR; default: 127.0.0.1:7077]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
     /// File with the job's secret: 64 hexadecimal digits, mode 0600 [else WINDLASS_SECRET]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Number of servers; the job begins when they are there
-    #[arg(long, default_value_t = 1)]
-    servers: u32,
-    /// Number of workers [default: what the first worker says]
+    /// Number of servers; the job begins when they are there [WINDLASS_SERVERS; default: 1]
+    #[arg(long)]
+    servers: Option<u32>,
+    /// Number of workers [WINDLASS_WORKERS; default: what the first worker says]
     #[arg(long)]
     workers: Option<u32>,
     /// Seconds of silence after which a node is lost [WINDLASS_PEER_TIMEOUT; default: 10]
@@ -217,8 +218,8 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
     if options.op.is_transport() {
         return bench::pair(options, environment).map(judged);
     }
-    if in_a_job(&options.node, environment) {
-        return bench::work(options, environment).map(judged);
+    if let Some(environment) = in_a_job(&options.node, environment)? {
+        return bench::work(options, &environment).map(judged);
     }
     options.check()?;
     let plan = Plan {
@@ -233,9 +234,12 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
     Ok(run::run(&plan)?.code as u8)
 }
 
-/// Whether this process was told of a job to take part in.
-fn in_a_job(node: &NodeOptions, environment: &Environment) -> bool {
-    node.coordinator.is_some() || environment.text(variable::COORDINATOR).is_some()
+/// The settings of a process that takes part in a job: one that was told of it, or that a launcher started beside servers.
+fn in_a_job(node: &NodeOptions, environment: &Environment) -> Result<Option<Environment>> {
+    if node.coordinator.is_some() || environment.text(variable::COORDINATOR).is_some() {
+        return Ok(Some(environment.clone()));
+    }
+    joining::as_worker(environment)
 }
 
 /// Our own command line, for the workers of a job that we start.
@@ -245,8 +249,8 @@ fn ourselves_again() -> Result<Vec<OsString>> {
 }
 
 fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
-    if in_a_job(&options.node, environment) {
-        lr::train(&options, environment)?;
+    if let Some(environment) = in_a_job(&options.node, environment)? {
+        lr::train(&options, &environment)?;
         return Ok(0);
     }
     options.check()?;
@@ -268,9 +272,21 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     let node = NodeOptions { secret_file: options.secret_file.clone(), ..NodeOptions::default() };
     let secret = node.secret(environment)?;
     let job = environment.text(variable::JOB).unwrap_or_default();
-    let mut config = CoordinatorServerConfig::new(secret, job, options.servers, options.workers);
-    config.ip = options.listen.ip();
-    config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
+    let number = |given: Option<u32>, name| match given {
+        Some(number) => Ok(Some(number)),
+        None => environment.value(name, "a number"),
+    };
+    let servers = number(options.servers, variable::SERVERS)?.unwrap_or(1);
+    let workers = number(options.workers, variable::WORKERS)?;
+    let listen = match options.listen {
+        Some(listen) => listen,
+        None => environment
+            .value(variable::COORDINATOR, "IP:PORT")?
+            .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7077))),
+    };
+    let mut config = CoordinatorServerConfig::new(secret, job, servers, workers);
+    config.ip = listen.ip();
+    config.ports = (listen.port() != 0).then(|| listen.port()..=listen.port());
     let settings = environment.clone().with(variable::PEER_TIMEOUT, options.peer_timeout);
     let settings = settings.with_file(options.config.as_deref())?;
     config.limits.peer_timeout = settings.seconds(&settings::PEER_TIMEOUT)?;
@@ -290,12 +306,18 @@ fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
     if options.print_config {
         return print_config(&settings);
     }
-    let coordinator = options.node.coordinator(environment)?;
-    if environment.text(variable::JOB).is_none() {
-        eprintln!("windlass server: joining the job at {coordinator}");
+    let serve = |settings: &Environment| {
+        let coordinator = options.node.coordinator(settings)?;
+        if settings.text(variable::JOB).is_none() {
+            eprintln!("windlass server: joining the job at {coordinator}");
+        }
+        let secret = options.node.secret(settings)?;
+        Server::configured(&coordinator, secret, settings)?.stop_on_sigterm().start()?.run()
+    };
+    match options.node.coordinator {
+        Some(_) => serve(&settings),
+        None => joining::as_server(&settings, serve),
     }
-    let secret = options.node.secret(environment)?;
-    Server::configured(&coordinator, secret, &settings)?.stop_on_sigterm().start()?.run()
 }
 
 #[cfg(test)]

@@ -8,16 +8,17 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::joining;
 use super::run::{self, Plan, exit_code};
-use crate::config::{ServerLimits, parse_ports, settings, variable};
+use crate::Bootstrap;
+use crate::config::{Environment, ServerLimits, parse_ports, settings, variable};
 use crate::error::{Error, Result};
 use crate::launch::cluster::checkin::{Gathering, Place, check_in};
 use crate::launch::cluster::lifelines::{Watch, keep_open};
-use crate::launch::cluster::meet::{Meeting, Ways, meet};
+use crate::launch::cluster::meet::{Meeting, meet};
 use crate::launch::cluster::roles::{self, Counts, ServersOn};
 use crate::launch::cluster::task::{Choice, Task};
 use crate::launch::{self, Child, ChildRole, Tree};
@@ -37,17 +38,18 @@ pub struct LaunchOptions {
     #[arg(long, value_name = "WHICH", default_value_t = ServersOn::First)]
     servers_on: ServersOn,
     /// Where rank 0 listens, for a launcher that has no key-value store; needs a secret that all ranks know
+    /// [WINDLASS_COORDINATOR]
     #[arg(long, value_name = "HOST:PORT")]
     coordinator: Option<String>,
-    /// File that all ranks see, through which they find rank 0; it is removed
+    /// File that all ranks see, through which they find rank 0; it is removed [WINDLASS_RENDEZVOUS]
     #[arg(long, value_name = "FILE", conflicts_with = "coordinator")]
     rendezvous: Option<PathBuf>,
     /// File with a secret for the job, mode 0600 [else WINDLASS_SECRET; else rank 0 makes one]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Seconds in which all ranks of a launcher must have found each other
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
-    launch_timeout: u64,
+    /// Seconds in which all ranks of a launcher must have found each other [WINDLASS_LAUNCH_TIMEOUT; default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    launch_timeout: Option<u64>,
 }
 
 /// Takes part in a launcher's job; gives the exit code. `None` when no launcher started this process, or it alone.
@@ -64,8 +66,9 @@ pub fn run(plan: &Plan, workers: Option<u32>, options: &LaunchOptions) -> Result
         }
         return Ok(None);
     };
-    let deadline = Deadline::after(Instant::now(), Duration::from_secs(options.launch_timeout));
-    match meet(&task, None, &ways(plan, options)?, deadline)? {
+    let said = over(plan, options)?;
+    let deadline = joining::deadline(&said)?;
+    match meet(&task, None, &joining::ways(&said)?, deadline)? {
         Meeting::Alone if options.launcher == Choice::Auto => Ok(None),
         Meeting::Alone => {
             let expected = format!("at least two ranks, {} of them servers", plan.servers);
@@ -78,26 +81,21 @@ pub fn run(plan: &Plan, workers: Option<u32>, options: &LaunchOptions) -> Result
         Meeting::Follower(leader, us) => {
             let (place, lifeline) = check_in(&leader, &us, deadline)?;
             keep_open(lifeline)?;
-            Err(become_it(plan, &place, leader.secret(), leader.job()))
+            Err(become_it(plan, &place, &leader))
         }
     }
 }
 
-fn ways(plan: &Plan, options: &LaunchOptions) -> Result<Ways> {
-    let text = |name: &str| plan.settings.text(name).map(str::to_owned);
-    let secret = match (&options.secret_file, text(variable::SECRET)) {
-        (Some(file), _) => Some(Secret::from_file(file)?),
-        (None, Some(text)) => Some(Secret::from_hex(&text)?),
-        (None, None) => None,
-    };
-    Ok(Ways {
-        interface: text(variable::INTERFACE),
-        ports: plan.settings.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?,
-        secret,
-        job: text(variable::JOB),
-        coordinator: options.coordinator.clone().or_else(|| text(variable::COORDINATOR)),
-        rendezvous: options.rendezvous.clone(),
-    })
+/// The settings with what the options say in their place.
+fn over(plan: &Plan, options: &LaunchOptions) -> Result<Environment> {
+    let secret = options.secret_file.as_deref().map(Secret::from_file).transpose()?;
+    Ok(plan
+        .settings
+        .clone()
+        .with(variable::SECRET, secret.map(|secret| secret.to_hex()))
+        .with(variable::COORDINATOR, options.coordinator.as_ref())
+        .with(variable::RENDEZVOUS, options.rendezvous.as_ref().map(|file| file.display()))
+        .with(variable::LAUNCH_TIMEOUT, options.launch_timeout))
 }
 
 /// Waits for all, decides who does what, and runs the Coordinator and this task's own child.
@@ -113,8 +111,9 @@ fn lead(
     let leader = gathering.bootstrap().clone();
     let arrived = gathering.wait(deadline)?;
     let nodes: Vec<&str> = arrived.iter().map(|task| task.node.as_str()).collect();
-    let decided = roles::assign(&nodes, counts, &options.servers_on)
-        .and_then(|roles| coordinator(plan, &leader, &roles).map(|coordinator| (roles, coordinator)));
+    let decided = roles::assign(&nodes, counts, &options.servers_on).and_then(|roles| {
+        coordinator(&plan.settings, &leader, &roles).map(|coordinator| (roles, coordinator))
+    });
     let (roles, coordinator) = match decided {
         Ok(decided) => decided,
         Err(error) => {
@@ -125,8 +124,7 @@ fn lead(
     let (place, lifelines) = gathering.place(&roles, plan.threads()?, &coordinator.address().to_string())?;
     let stop = coordinator.stop_handle();
     let watched = stop.clone();
-    let watch =
-        Watch::over(lifelines, move |task| watched.ended(task.role, task.rank, &task.name))?;
+    let watch = Watch::over(lifelines, move |task| watched.ended(task.role, task.rank, &task.name))?;
     // A name of its own: at its end what carries it is killed, and other tasks of the job may be on this host.
     let mut tree = run::tree(plan, &launch::new_job()?, limits)?;
     tree.marker = variable::TREE;
@@ -145,7 +143,7 @@ fn lead(
             }
         })
         .map_err(|e| Error::io("start thread", "wl-coord", e))?;
-    let child = child(plan, &place, leader.secret(), leader.job())?;
+    let child = child(plan, &place, &leader)?;
     let outcome = tree.run(&[child]);
     match &outcome {
         // The others may have work left, or to be told; if this one never joined, they wait in vain.
@@ -161,9 +159,10 @@ fn lead(
     }
 }
 
-fn coordinator(
-    plan: &Plan,
-    leader: &crate::Bootstrap,
+/// The Coordinator of a job whose tasks have these roles, beside the leader's own port.
+pub fn coordinator(
+    settings: &Environment,
+    leader: &Bootstrap,
     roles: &[(Role, u32)],
 ) -> Result<CoordinatorServer> {
     let servers = roles.iter().filter(|(role, _)| *role == Role::Server).count() as u32;
@@ -171,36 +170,40 @@ fn coordinator(
     let mut config =
         CoordinatorServerConfig::new(leader.secret().clone(), leader.job(), servers, Some(workers));
     config.ip = leader.address().ip();
-    config.ports = plan.settings.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?;
-    config.limits.peer_timeout = plan.settings.seconds(&settings::PEER_TIMEOUT)?;
+    config.ports = settings.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?;
+    config.limits.peer_timeout = settings.seconds(&settings::PEER_TIMEOUT)?;
     CoordinatorServer::bind(config)
 }
 
-/// What the program of this place is told.
-fn environment(plan: &Plan, place: &Place, secret: &Secret, job: &str) -> Result<Vec<(OsString, OsString)>> {
-    let mut variables = plan.variables(&place.coordinator, secret)?;
-    // Its own end of the network: what the user says holds for every host that it fits, and can't be handed on as an address.
-    variables.retain(|(name, _)| *name != variable::INTERFACE);
-    variables.extend([
-        (variable::JOB, job.to_owned()),
+/// What a task is told of its place. The interface is its own end of the network: what the user says may be another address on
+/// each host.
+pub fn variables_of(
+    settings: &Environment,
+    place: &Place,
+    leader: &Bootstrap,
+) -> Result<Vec<(&'static str, String)>> {
+    let interface = match settings.text(variable::INTERFACE) {
+        Some(text) => transport::interface::resolve(text)?,
+        None => place.interface,
+    };
+    Ok(vec![
+        (variable::COORDINATOR, place.coordinator.clone()),
+        (variable::SECRET, leader.secret().to_hex()),
+        (variable::JOB, leader.job().to_owned()),
         (variable::RANK, place.rank.to_string()),
         (variable::SERVERS, place.servers.to_string()),
         (variable::WORKERS, place.workers.to_string()),
         (variable::LOCAL_INDEX, place.local_index.to_string()),
         (variable::POLLERS, place.pollers.to_string()),
-        (variable::INTERFACE, plan.interface(place)?),
-    ]);
-    Ok(variables.into_iter().map(|(n, v)| (n.into(), v.into())).collect())
+        (variable::INTERFACE, interface.to_string()),
+    ])
 }
 
-impl Plan {
-    /// The address to bind on this host: what the user wants, or that which leads to the leader.
-    fn interface(&self, place: &Place) -> Result<String> {
-        match self.settings.text(variable::INTERFACE) {
-            Some(text) => Ok(transport::interface::resolve(text)?.to_string()),
-            None => Ok(place.interface.to_string()),
-        }
-    }
+/// All that its program is told; what comes later outdoes what comes before.
+fn environment(plan: &Plan, place: &Place, leader: &Bootstrap) -> Result<Vec<(OsString, OsString)>> {
+    let mut variables = plan.variables(&place.coordinator, leader.secret())?;
+    variables.extend(variables_of(&plan.settings, place, leader)?);
+    Ok(variables.into_iter().map(|(n, v)| (n.into(), v.into())).collect())
 }
 
 fn child_role(place: &Place) -> ChildRole {
@@ -208,22 +211,22 @@ fn child_role(place: &Place) -> ChildRole {
 }
 
 /// The leader's own child. Whatever its role, it is the one whose end is awaited.
-fn child(plan: &Plan, place: &Place, secret: &Secret, job: &str) -> Result<Child> {
+fn child(plan: &Plan, place: &Place, leader: &Bootstrap) -> Result<Child> {
     let command = plan.program(child_role(place))?;
     Ok(Child {
         name: format!("{} {}", place.role, place.rank),
         role: ChildRole::Worker,
         program: command.first().map(PathBuf::from).unwrap_or_default(),
         arguments: command.iter().skip(1).cloned().collect(),
-        environment: environment(plan, place, secret, job)?,
+        environment: environment(plan, place, leader)?,
         prefix: false,
         inherit_stderr: true,
     })
 }
 
 /// Replaces this process by the program of its place; returns only if that fails.
-fn become_it(plan: &Plan, place: &Place, secret: &Secret, job: &str) -> Error {
-    let prepare = || Ok((plan.program(child_role(place))?, environment(plan, place, secret, job)?));
+fn become_it(plan: &Plan, place: &Place, leader: &Bootstrap) -> Error {
+    let prepare = || Ok((plan.program(child_role(place))?, environment(plan, place, leader)?));
     let (command, environment) = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => return error,

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod cli;
 mod info;
+mod joining;
 mod launched;
 pub mod lr;
 mod node;

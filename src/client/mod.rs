@@ -30,11 +30,12 @@ pub use ticket::Ticket;
 use crate::config::{Environment, Network, Progress, variable};
 use crate::error::{Error, Result};
 use crate::kernels;
+use crate::proto::bootstrap::Bootstrap;
 use crate::proto::control::PeerStatus;
 use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
-use crate::transport::network;
+use crate::transport::{interface, network};
 use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
 use control::ControlThread;
 use driver::{Driver, ProgressThread};
@@ -64,13 +65,7 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// The worker that the launcher (`windlass run`) made this process: all from its `WINDLASS_*` variables, and from the
-    /// configuration file that `WINDLASS_CONFIG` names.
-    pub fn from_env() -> Result<ClientConfig> {
-        ClientConfig::from_environment(&Environment::capture().with_file(None)?)
-    }
-
-    /// The same from a snapshot of the environment.
+    /// The worker that the launcher (`windlass run`) made this process, from a snapshot of the environment.
     pub fn from_environment(environment: &Environment) -> Result<ClientConfig> {
         kernels::choose_by(environment)?;
         let missing =
@@ -83,6 +78,15 @@ impl ClientConfig {
         config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
         config.network = network::from_environment(environment, 1)?;
         config.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
+        Ok(config)
+    }
+
+    /// Worker `rank` of `workers` of the job that `bootstrap` leads to, over the interface by which this host reaches it.
+    pub fn joining(bootstrap: &Bootstrap, rank: Rank, workers: u32) -> Result<ClientConfig> {
+        let (address, secret) = (bootstrap.address(), bootstrap.secret().clone());
+        let mut config = ClientConfig::new(&address.to_string(), secret, rank, workers);
+        config.job = bootstrap.job().to_owned();
+        config.network.interface = interface::facing(address)?;
         Ok(config)
     }
 

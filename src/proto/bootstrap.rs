@@ -184,7 +184,9 @@ mod tests {
         }
         assert!(!format!("{:?}", example("10.0.0.1:7077")).contains("abab"));
         let long = "x".repeat(96);
-        assert!(Bootstrap::new(example("1.1.1.1:1").address, Secret::generate().unwrap(), &long, "").is_err());
+        assert!(
+            Bootstrap::new(example("1.1.1.1:1").address, Secret::generate().unwrap(), &long, "").is_err()
+        );
     }
 
     proptest! {

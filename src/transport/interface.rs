@@ -1,6 +1,6 @@
 //! Which address a network interface has, and which of ours is in a network.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use crate::error::{Error, Result};
 
@@ -55,6 +55,17 @@ pub fn outward() -> Result<IpAddr> {
     Ok(ours.first().copied().unwrap_or(IpAddr::from([127, 0, 0, 1])))
 }
 
+/// The address of ours from which packets to `peer` leave.
+pub fn facing(peer: SocketAddr) -> Result<IpAddr> {
+    let failed = |e| Error::io("find a way to", peer, e);
+    let any: IpAddr =
+        if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    // Connecting a datagram socket sends nothing; it only asks for the route.
+    let socket = UdpSocket::bind((any, 0)).map_err(failed)?;
+    socket.connect(peer).map_err(failed)?;
+    socket.local_addr().map(|ours| ours.ip()).map_err(failed)
+}
+
 fn all(subject: &str) -> Result<Vec<if_addrs::Interface>> {
     if_addrs::get_if_addrs().map_err(|e| Error::io("list network interfaces", subject, e))
 }
@@ -95,5 +106,6 @@ mod tests {
         assert!(within(ip("fd00::9"), ip("fd00::"), 64) && !within(ip("10.0.0.1"), ip("::"), 0));
         assert!(within(ip("9.9.9.9"), ip("0.0.0.0"), 0));
         assert!(addresses().unwrap().contains(&outward().unwrap()));
+        assert!(facing("127.0.0.1:9".parse().unwrap()).unwrap().is_loopback());
     }
 }

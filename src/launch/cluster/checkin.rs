@@ -65,17 +65,14 @@ fn machine() -> String {
 /// Checks in with the leader. The connection is to be kept open for as long as the task lives.
 pub fn check_in(leader: &Bootstrap, us: &CheckIn, deadline: Deadline) -> Result<(Place, TcpStream)> {
     let at = format!("the leading rank on {}", leader.host());
-    if leader.address().ip().is_loopback() && leader.host() != us.node && leader.host() != super::task::host() {
-        let expected = format!("an address that others reach (--interface): rank {} is on {}", us.task, us.node);
-        return Err(Error::config(format!("address of {at}"), expected, leader.address()));
-    }
     let mut config = HubConfig::new(leader.secret().clone(), leader.job(), this_process(Role::Worker, None)?);
     config.limits.connect_timeout = DIAL.min(deadline.given());
     let mut hub = Hub::new(config)?;
     let link = hub.dial(&leader.address().to_string(), &at)?;
     let mut events = Vec::new();
     loop {
-        let waited_for = || format!("{at} to say what rank {} is (it waits for all {} ranks)", us.task, us.tasks);
+        let waited_for =
+            || format!("{at} to say what rank {} is (it waits for all {} ranks)", us.task, us.tasks);
         hub.poll(&mut events, left(deadline, waited_for)?)?;
         for event in events.drain(..) {
             match event {
@@ -91,15 +88,7 @@ pub fn check_in(leader: &Bootstrap, us: &CheckIn, deadline: Deadline) -> Result<
                 )?,
                 Event::Message {
                     message:
-                        ControlMessage::Placed {
-                            role,
-                            rank,
-                            servers,
-                            workers,
-                            coordinator,
-                            local_index,
-                            pollers,
-                        },
+                        ControlMessage::Placed { role, rank, servers, workers, coordinator, local_index, pollers },
                     ..
                 } => {
                     let lost = || Error::PeerLost { peer: at.clone(), reason: "the connection ended".into() };
@@ -215,7 +204,8 @@ impl Gathering {
                     }
                     Event::Down { link, reason, .. } => {
                         if let Some(gone) = self.arrived.values().find(|a| a.link == Some(link)) {
-                            let peer = format!("rank {} on {} ({})", gone.said.task, gone.said.node, gone.address);
+                            let peer =
+                                format!("rank {} on {} ({})", gone.said.task, gone.said.node, gone.address);
                             return Err(Error::PeerLost { peer, reason: reason.to_string() });
                         }
                     }
@@ -231,14 +221,16 @@ impl Gathering {
         let (_, at) = peer.rsplit_once(" at ").unwrap_or(("", peer));
         let address = at.parse().map_or(IpAddr::from([0, 0, 0, 0]), |at: SocketAddr| at.ip());
         let name = format!("rank {} on {} ({address})", said.task, said.node);
-        let known = |before: &Arrived| format!("rank {} on {} ({})", said.task, before.said.node, before.address);
+        let known =
+            |before: &Arrived| format!("rank {} on {} ({})", said.task, before.said.node, before.address);
         if said.tasks != self.us.tasks || said.task >= said.tasks {
             let expected = format!("one of {} ranks", self.us.tasks);
             return Err(Error::protocol(name, "rank", expected, format!("{} of {}", said.task, said.tasks)));
         }
         if let Some(before) = self.arrived.get(&said.task) {
             let other = known(before);
-            let reason = format!("{other} has checked in already: are there two jobs with one address or file?");
+            let reason =
+                format!("{other} has checked in already: are there two jobs with one address or file?");
             return Err(Error::Refused { peer: name, reason });
         }
         self.arrived.insert(said.task, Arrived { said, machine, link: Some(link), address });
@@ -246,9 +238,12 @@ impl Gathering {
     }
 
     fn missing(&self) -> String {
-        let absent: Vec<String> =
-            (0..self.us.tasks).filter(|task| !self.arrived.contains_key(task)).map(|t| t.to_string()).collect();
-        let came = self.arrived.values().map(|a| format!("{} on {} ({})", a.said.task, a.said.node, a.address));
+        let absent: Vec<String> = (0..self.us.tasks)
+            .filter(|task| !self.arrived.contains_key(task))
+            .map(|t| t.to_string())
+            .collect();
+        let came =
+            self.arrived.values().map(|a| format!("{} on {} ({})", a.said.task, a.said.node, a.address));
         let came: Vec<String> = came.take(16).collect();
         let (shown, more) = absent.split_at(absent.len().min(16));
         let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
@@ -276,7 +271,8 @@ impl Gathering {
         let places: Vec<Place> = (0..arrived.len())
             .map(|task| {
                 let here = || {
-                    let all = (0..arrived.len()).filter(|other| arrived[*other].machine == arrived[task].machine);
+                    let all =
+                        (0..arrived.len()).filter(|other| arrived[*other].machine == arrived[task].machine);
                     all.map(|other| (roles[other].0 != Role::Server, other))
                 };
                 let pollers = here().map(|(worker, _)| if worker { 1 } else { threads }).sum();
@@ -307,7 +303,8 @@ impl Gathering {
             lifelines.push(Lifeline { name, role: place.role, rank: place.rank, stream });
         }
         let ours = places.into_iter().nth(self.us.task as usize);
-        let ours = ours.ok_or(Error::Misuse { call: "Gathering::place", reason: "not all are there".into() })?;
+        let ours =
+            ours.ok_or(Error::Misuse { call: "Gathering::place", reason: "not all are there".into() })?;
         Ok((ours, lifelines))
     }
 }
@@ -333,4 +330,3 @@ pub struct Lifeline {
     /// The connection. Nothing is said on it any more.
     pub stream: TcpStream,
 }
-

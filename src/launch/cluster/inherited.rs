@@ -14,10 +14,13 @@ pub fn socket(number: i32, variable: &str) -> Result<UnixStream> {
     // this process before it began, and nobody in it owns it; if it is closed after all, `dup` fails with EBADF and nothing
     // was touched.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    let owned = borrowed.try_clone_to_owned().map_err(|e| Error::io("dup", format!("{variable}={number}"), e))?;
+    let owned =
+        borrowed.try_clone_to_owned().map_err(|e| Error::io("dup", format!("{variable}={number}"), e))?;
     let stream = UnixStream::from(owned);
     // A file or a terminal has no time limits to set, so that a read from it could last for ever.
-    stream.set_read_timeout(None).map_err(|e| Error::io("use", format!("{variable}={number} as a socket"), e))?;
+    stream
+        .set_read_timeout(None)
+        .map_err(|e| Error::io("use", format!("{variable}={number} as a socket"), e))?;
     stream.set_nonblocking(false).map_err(|e| Error::io("use", format!("{variable}={number}"), e))?;
     Ok(stream)
 }

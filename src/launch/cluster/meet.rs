@@ -23,7 +23,7 @@ use super::hostlist::hosts;
 use super::inherited;
 use super::pmi1::Pmi1;
 use super::pmix::Pmix;
-use super::task::{Means, Task};
+use super::task::{Means, Task, host};
 use crate::error::{Error, Result};
 use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::{Secret, private_text};
@@ -146,7 +146,7 @@ fn by_board(mut board: Box<dyn Board>, task: &Task, role: Option<Role>, ways: &W
         board.fence()?;
         let said = board.get(leader, LEADER)?;
         board.finish()?;
-        return told(&said, leader).map(|bootstrap| Meeting::Follower(bootstrap, us));
+        return follow(told(&said, leader)?, us);
     }
     // If it fails the others are told why, through the same fence.
     let gathering = gather(us, ways);
@@ -158,6 +158,16 @@ fn by_board(mut board: Box<dyn Board>, task: &Task, role: Option<Role>, ways: &W
     board.fence()?;
     board.finish()?;
     gathering.map(|gathering| Meeting::Leader(Box::new(gathering)))
+}
+
+/// Follows a leader that chose its address itself.
+fn follow(leader: Bootstrap, us: CheckIn) -> Result<Meeting> {
+    if leader.address().ip().is_loopback() && leader.host() != host() {
+        let setting = format!("address of the leading rank on {}", leader.host());
+        let expected = format!("one that others reach (--interface): rank {} is on {}", us.task, us.node);
+        return Err(Error::config(setting, expected, leader.address()));
+    }
+    Ok(Meeting::Follower(leader, us))
 }
 
 fn told(said: &str, leader: u32) -> Result<Bootstrap> {
@@ -185,7 +195,18 @@ fn gather(us: CheckIn, ways: &Ways) -> Result<Gathering> {
     };
     let secret = ways.secret.clone().map_or_else(Secret::generate, Ok)?;
     let job = ways.job.clone().map_or_else(crate::launch::new_job, Ok)?;
-    Gathering::listen(us, (ip, ways.ports.clone()), (secret, &job))
+    listen(us, (ip, ways.ports.clone()), (secret, &job))
+}
+
+/// Listens, or says who could not, where.
+fn listen(us: CheckIn, at: (IpAddr, Option<RangeInclusive<u16>>), job: (Secret, &str)) -> Result<Gathering> {
+    let who = format!("rank {} on {}", us.task, us.node);
+    Gathering::listen(us, at, job).map_err(|error| match error {
+        Error::Io { operation, subject, source } => {
+            Error::Io { operation, subject: format!("{subject}, for {who}"), source }
+        }
+        other => other,
+    })
 }
 
 /// Where the first host of Slurm's list is to be found, if it has an address and all know the secret.
@@ -204,7 +225,11 @@ fn listed(task: &Task, ways: &Ways) -> Result<Option<String>> {
 /// Rank 0 listens at a known address; a server or worker that is decided as such too, if it is rank 0.
 fn by_address(address: &str, us: CheckIn, task: &Task, ways: &Ways) -> Result<Meeting> {
     let secret = ways.secret.clone().ok_or_else(|| {
-        Error::config("--secret-file", "a file with the job's secret, or WINDLASS_SECRET, for all ranks", "nothing")
+        Error::config(
+            "--secret-file",
+            "a file with the job's secret, or WINDLASS_SECRET, for all ranks",
+            "nothing",
+        )
     })?;
     let job = ways.job.clone().or_else(|| task.launch.clone()).unwrap_or_default();
     let failed = |e| Error::io("resolve", format!("{address}, for {task}"), e);
@@ -212,9 +237,9 @@ fn by_address(address: &str, us: CheckIn, task: &Task, ways: &Ways) -> Result<Me
     let Some(first) = all.iter().find(|a| a.is_ipv4()).or(all.first()).copied() else {
         return Err(Error::config("--coordinator", "a name with an address", address));
     };
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let named = address.rsplit_once(':').map_or(address, |(host, _)| host);
     if us.task != 0 || us.role == Some(Role::Worker) {
-        return Ok(Meeting::Follower(Bootstrap::new(first, secret, &job, host)?, us));
+        return Ok(Meeting::Follower(Bootstrap::new(first, secret, &job, named)?, us));
     }
     let ours = interface::addresses()?;
     let ip: Option<IpAddr> = match &ways.interface {
@@ -227,7 +252,7 @@ fn by_address(address: &str, us: CheckIn, task: &Task, ways: &Ways) -> Result<Me
         return Err(Error::config("--coordinator", expected, address));
     };
     let port = first.port();
-    let gathering = Gathering::listen(us, (ip, (port != 0).then_some(port..=port)), (secret, &job))?;
+    let gathering = listen(us, (ip, (port != 0).then_some(port..=port)), (secret, &job))?;
     Ok(Meeting::Leader(Box::new(gathering)))
 }
 
@@ -252,7 +277,7 @@ fn by_file(path: &Path, us: CheckIn, task: &Task, ways: &Ways, deadline: Deadlin
                 if let Some((theirs, blob)) = text.trim().split_once(' ')
                     && theirs == launch
                 {
-                    return Ok(Meeting::Follower(Bootstrap::from_hex(blob)?, us));
+                    return follow(Bootstrap::from_hex(blob)?, us);
                 }
             }
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
@@ -275,9 +300,8 @@ fn write_private(path: &Path, text: &str, first: bool) -> Result<bool> {
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
     let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-    let done = written.and_then(|()| {
-        if first { fs::hard_link(&temporary, path) } else { fs::rename(&temporary, path) }
-    });
+    let done = written
+        .and_then(|()| if first { fs::hard_link(&temporary, path) } else { fs::rename(&temporary, path) });
     if first || done.is_err() {
         let _ = fs::remove_file(&temporary);
     }
@@ -373,13 +397,13 @@ mod tests {
 
     #[test]
     fn a_rank_that_comes_twice_or_counts_otherwise_ends_the_meeting_for_all() {
-        for (task, tasks, expected) in
-            [(0, 2, "rank 0 on here (127.0.0.1) has checked in already"), (1, 3, "expected one of 2 ranks, found 1 of 3")]
-        {
+        for (task, tasks, expected) in [
+            (0, 2, "rank 0 on here (127.0.0.1) has checked in already"),
+            (1, 3, "expected one of 2 ranks, found 1 of 3"),
+        ] {
             let us = CheckIn { task: 0, tasks: 2, role: None, node: "here".into() };
             let secret = (Secret::generate().unwrap(), "job");
-            let mut gathering =
-                Gathering::listen(us, (IpAddr::from([127, 0, 0, 1]), None), secret).unwrap();
+            let mut gathering = Gathering::listen(us, (IpAddr::from([127, 0, 0, 1]), None), secret).unwrap();
             let leader = gathering.bootstrap().clone();
             let other = std::thread::spawn(move || {
                 let us = CheckIn { task, tasks, role: None, node: "here".into() };
@@ -406,6 +430,24 @@ mod tests {
         assert!(error("192.0.2.99:7", true).contains("an address of rank 0's host here: one of "));
         let unknown = error("nosuch.invalid:7", true);
         assert!(unknown.contains("nosuch.invalid:7, for rank 0 of 2 on here"), "{unknown}");
+    }
+
+    #[test]
+    fn a_port_that_is_taken_and_a_loopback_of_another_host_are_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let secret = Some(Secret::generate().unwrap());
+        let ways = Ways { coordinator: Some(address.clone()), secret, ..Ways::default() };
+        let error = meet(&task(0, 2), None, &ways, soon(60)).err().unwrap().to_string();
+        assert!(error.starts_with(&format!("bind ({address}, for rank 0 on here): ")), "{error}");
+        let leader =
+            Bootstrap::new(taken.local_addr().unwrap(), Secret::generate().unwrap(), "", "elsewhere");
+        let us = CheckIn { task: 3, tasks: 4, role: None, node: "here".into() };
+        let error = follow(leader.unwrap(), us).err().unwrap().to_string();
+        assert!(
+            error.contains("the leading rank on elsewhere") && error.contains("rank 3 is on here"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -96,7 +96,11 @@ impl Task {
             return Err(Error::config("--launcher slurm", "a process that srun started", "no SLURM_STEP_ID"));
         }
         if choice == Choice::Mpi && !open_mpi && means.is_empty() {
-            return Err(Error::config("--launcher mpi", "a process that mpirun started", "no PMI_FD, PMIX_RANK or OMPI_*"));
+            return Err(Error::config(
+                "--launcher mpi",
+                "a process that mpirun started",
+                "no PMI_FD, PMIX_RANK or OMPI_*",
+            ));
         }
         let by_slurm = step.is_some() && (choice == Choice::Slurm || !open_mpi);
         let (rank, size) = if open_mpi && !by_slurm {
@@ -138,7 +142,8 @@ fn means(environment: &Environment) -> Result<Vec<Means>> {
         let mut libraries = vec!["libpmix.so.2".to_owned()];
         // Open MPI 5 brings its own.
         if let Some(prefix) = environment.text("PMIX_PREFIX") {
-            libraries.extend(["lib/libpmix.so.2", "lib/openmpi/libpmix.so.2"].map(|l| format!("{prefix}/{l}")));
+            libraries
+                .extend(["lib/libpmix.so.2", "lib/openmpi/libpmix.so.2"].map(|l| format!("{prefix}/{l}")));
         }
         means.push(Means::Pmix(libraries));
     }
