@@ -525,7 +525,7 @@ mod tests {
             node: "n2".into(),
             machine: "m".into(),
         };
-        assert_eq!(hex(&postcard::to_stdvec(&check_in).unwrap()), "1a03060101026e32016d");
+        assert_eq!(hex(&postcard::to_stdvec(&check_in).unwrap()), "1903060101026e32016d");
         let placed = ControlMessage::Placed {
             role: Role::Worker,
             rank: 1,
@@ -535,7 +535,7 @@ mod tests {
             local_index: 3,
             pollers: 6,
         };
-        assert_eq!(hex(&postcard::to_stdvec(&placed).unwrap()), "1b020102040a31302e302e302e313a370306");
+        assert_eq!(hex(&postcard::to_stdvec(&placed).unwrap()), "1a020102040a31302e302e302e313a370306");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::board::left;
 use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
@@ -66,13 +66,15 @@ fn machine() -> String {
 pub fn check_in(leader: &Bootstrap, us: &CheckIn, deadline: Deadline) -> Result<(Place, TcpStream)> {
     let at = format!("the leading rank on {}", leader.host());
     let mut config = HubConfig::new(leader.secret().clone(), leader.job(), this_process(Role::Worker, None)?);
-    config.limits.connect_timeout = DIAL.min(deadline.given());
+    // Shorter than the deadline: that no connection came about says more than that nothing was heard.
+    config.limits.connect_timeout = DIAL.min(deadline.left(Instant::now()) / 4 * 3);
     let mut hub = Hub::new(config)?;
     let link = hub.dial(&leader.address().to_string(), &at)?;
     let mut events = Vec::new();
     loop {
+        let (address, CheckIn { task, tasks, .. }) = (leader.address(), us);
         let waited_for =
-            || format!("{at} to say what rank {} is (it waits for all {} ranks)", us.task, us.tasks);
+            || format!("{at}, {address}, to say what rank {task} is (it waits for all {tasks} ranks)");
         hub.poll(&mut events, left(deadline, waited_for)?)?;
         for event in events.drain(..) {
             match event {
