@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use super::bench::{self, Verdict};
@@ -15,6 +15,7 @@ use super::joining;
 use super::launched::{self, LaunchOptions};
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
+use super::pages;
 use super::run::{self, Plan};
 use super::settings::{Flags, OfServer};
 use crate::config::{Environment, settings, variable};
@@ -67,6 +68,12 @@ enum Command {
     Server(ServerOptions),
     /// Make a job's secret and print it
     Secret,
+    /// Write man pages and completions below a folder, as `share` of an installation
+    #[command(hide = true)]
+    Pages {
+        /// The folder
+        share: PathBuf,
+    },
     #[command(hide = true)]
     Guard,
 }
@@ -181,6 +188,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
                 .map_err(|e| Error::io("write", "standard output", e))?;
             Ok(0)
         }
+        Command::Pages { share } => pages::write(Cli::command(), &share).map(|()| 0),
         Command::Guard => Ok(launch::guard_main() as u8),
     }
 }
@@ -323,7 +331,6 @@ fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -7,6 +7,7 @@ mod joining;
 mod launched;
 pub mod lr;
 mod node;
+mod pages;
 mod run;
 mod settings;
 

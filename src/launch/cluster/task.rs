@@ -18,8 +18,6 @@ pub enum Choice {
     Slurm,
     /// `mpirun`, `mpiexec`.
     Mpi,
-    /// We are: `--hostfile` says where.
-    Ssh,
 }
 
 impl FromStr for Choice {
@@ -31,8 +29,7 @@ impl FromStr for Choice {
             "local" => Choice::Local,
             "slurm" => Choice::Slurm,
             "mpi" => Choice::Mpi,
-            "ssh" => Choice::Ssh,
-            _ => return Err(Error::config("launcher", "auto, local, slurm, mpi or ssh", text)),
+            _ => return Err(Error::config("launcher", "auto, local, slurm or mpi", text)),
         })
     }
 }
@@ -71,7 +68,7 @@ impl Task {
     pub fn find(choice: Choice, environment: &Environment) -> Result<Option<Task>> {
         let text = |name: &str| environment.text(name);
         let number = |name: &str| environment.value::<u32>(name, "a number");
-        if matches!(choice, Choice::Local | Choice::Ssh) {
+        if choice == Choice::Local {
             return Ok(None);
         }
         let blank = Task {
