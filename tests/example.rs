@@ -64,7 +64,11 @@ fn a_blob_through_a_pipe_makes_a_job() {
     for blob in [&[][..], &[7; 256]] {
         use std::io::Write;
         let mut command = std::process::Command::new(program("bootstrap"));
-        command.arg("server").env_clear().stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command
+            .arg("server")
+            .env_clear()
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
         let mut server = command.spawn().unwrap();
         server.stdin.take().unwrap().write_all(blob).unwrap();
         let output = server.wait_with_output().unwrap();

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::launched::{coordinator, variables_of};
 use super::run::exit_code;
-use crate::Bootstrap;
 use crate::client::ClientConfig;
 use crate::config::{Environment, parse_ports, settings, variable};
 use crate::error::{Error, Result};
@@ -16,6 +15,7 @@ use crate::launch::cluster::lifelines::{Watch, keep_open};
 use crate::launch::cluster::meet::{Meeting, Ways, meet};
 use crate::launch::cluster::roles;
 use crate::launch::cluster::task::{Choice, Task};
+use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::types::Role;

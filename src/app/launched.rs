@@ -13,7 +13,6 @@ use clap::Args;
 
 use super::joining;
 use super::run::{self, Plan, exit_code};
-use crate::Bootstrap;
 use crate::config::{Environment, ServerLimits, parse_ports, settings, variable};
 use crate::error::{Error, Result};
 use crate::launch::cluster::checkin::{Gathering, Place, check_in};
@@ -22,6 +21,7 @@ use crate::launch::cluster::meet::{Meeting, meet};
 use crate::launch::cluster::roles::{self, Counts, ServersOn};
 use crate::launch::cluster::task::{Choice, Task};
 use crate::launch::{self, Child, ChildRole, Tree};
+use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
 use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use crate::time::Deadline;

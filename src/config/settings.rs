@@ -153,8 +153,8 @@ settings! {
     NETWORK {
         TRANSPORT, "KIND", Kind::Word(|text| text.parse::<TransportKind>().map(drop)), Network::default().transport;
         "What carries the data: tcp or verbs"
-        INTERFACE, "NAME|IP", Kind::Word(|_| Ok(())), Network::default().interface;
-        "Network interface to bind, by name or IP address"
+        INTERFACE, "NAME|IP|CIDR", Kind::Word(|_| Ok(())), Network::default().interface;
+        "Network interface to bind, by name, by IP address, or by a network that it has an address in"
         PORT_RANGE, "A-B", Kind::Word(|_| Ok(())), ANY;
         "Ports to listen on"
         RDMA_DEVICE, "NAME[:PORT]", Kind::Word(|_| Ok(())), ANY;

@@ -14,6 +14,7 @@ use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::proto::bootstrap::Bootstrap;
 use crate::proto::control::{ControlMessage, reason};
+use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::types::{Rank, Role};
 
@@ -139,7 +140,7 @@ impl Gathering {
     pub fn listen(
         us: CheckIn,
         (ip, ports): (IpAddr, Option<RangeInclusive<u16>>),
-        (secret, job): (crate::Secret, &str),
+        (secret, job): (Secret, &str),
     ) -> Result<Gathering> {
         let mut config = HubConfig::new(secret.clone(), job, this_process(Role::Coordinator, None)?);
         config.limits.pre_auth = config.limits.pre_auth.max(us.tasks as usize);

@@ -29,7 +29,7 @@ impl FromStr for ServersOn {
         let range = |part: &str| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             let bounds = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
-            (bounds.0 <= bounds.1 && bounds.1 < MOST_TASKS).then(|| bounds.0..=bounds.1)
+            (bounds.0 <= bounds.1 && bounds.1 < MOST_TASKS).then_some(bounds.0..=bounds.1)
         };
         match text {
             "first" => Ok(ServersOn::First),
