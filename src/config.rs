@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-pub use limits::ServerLimits;
+pub use limits::{
+    DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, DEFAULT_WAIT_TIMEOUT, LinkLimits, ServerLimits, WorkerLimits,
+};
 pub use pin::{MAX_CPUS, Pin};
 pub use settings::Setting;
 
@@ -369,6 +371,8 @@ pub struct Network {
     pub reconnect_timeout: Duration,
     /// How threads wait.
     pub polling: Polling,
+    /// What peers and strangers may take.
+    pub limits: LinkLimits,
 }
 
 impl Default for Network {
@@ -382,6 +386,7 @@ impl Default for Network {
             peer_timeout: Duration::from_secs(10),
             reconnect_timeout: Duration::from_secs(10),
             polling: Polling::Block,
+            limits: LinkLimits::default(),
         }
     }
 }

@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test fails by panicking
 
 use std::io::{BufRead, BufReader, Write as _};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use windlass::error::Error;
@@ -34,10 +35,14 @@ struct End {
 
 impl End {
     fn new(config: &VerbsConfig, peer: &str) -> End {
+        End::opened(config, Side::Active, peer)
+    }
+
+    fn opened(config: &VerbsConfig, side: Side, peer: &str) -> End {
         let mut transport = Verbs::new(config).unwrap();
         let arena = Arena::new(1 << 20).unwrap();
         let region = transport.register(arena.clone()).unwrap();
-        let (endpoint, address) = transport.open(Side::Active, peer).unwrap();
+        let (endpoint, address) = transport.open(side, peer).unwrap();
         End { transport, arena, region, endpoint, address, seen: Vec::new() }
     }
 
@@ -458,6 +463,146 @@ fn a_killed_peer_is_noticed_by_sending() {
     }
     let Some(Some(Error::PeerLost { reason, .. })) = a.closed() else { panic!("{:?}", a.seen) };
     assert!(reason.contains("does not answer"), "{reason}");
+}
+
+/// How far a peer gets before it is killed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Step {
+    /// It gave its address away.
+    Opened,
+    /// Its queue pair is connected, and if it is first its proof has been posted. It looks at nothing that comes.
+    Posted,
+    /// It has been greeted.
+    Greeted,
+}
+
+/// The other process of `a_peer_that_dies_while_connecting_is_a_typed_error`: on its standard input come its side and step, then
+/// the address to connect to. It says its own address, and when it has come so far.
+#[test]
+#[ignore = "started by another test"]
+fn dying_process() {
+    let mut lines = std::io::stdin().lines().map(Result::unwrap);
+    let words = lines.next().unwrap();
+    let (side, step) = words.split_once(' ').unwrap();
+    let side = if side == "Active" { Side::Active } else { Side::Passive };
+    let mut end = End::opened(&config(), side, "parent");
+    println!("address {}", hex(&end.address));
+    if step != "Opened" {
+        end.transport.connect(end.endpoint, &unhex(lines.next().unwrap().trim()), &[1; 32]).unwrap();
+    }
+    let start = Instant::now();
+    while step == "Greeted" && !end.connected() {
+        end.poll();
+        assert!(start.elapsed() < PATIENCE, "{:?}", end.seen);
+    }
+    println!("address of nobody: it is here");
+    // Until it is killed, or alone.
+    lines.for_each(drop);
+}
+
+/// A peer at a step, and what it says.
+struct Dying {
+    child: Child,
+    says: Receiver<String>,
+}
+
+impl Dying {
+    fn start(side: Side, step: Step) -> Dying {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "dying_process", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (say, says) = channel();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            let said = lines.map_while(Result::ok);
+            said.filter_map(|line| line.split_once("address ").map(|(_, rest)| rest.to_owned()))
+                .try_for_each(|said| say.send(said))
+        });
+        let mut dying = Dying { child, says };
+        dying.tell(&format!("{side:?} {step:?}"));
+        dying
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Queue pairs that the kernel knows of.
+fn queue_pairs() -> u64 {
+    let said = Command::new("rdma").args(["resource", "show"]).output().unwrap().stdout;
+    let said = String::from_utf8(said).unwrap();
+    let mut words = said.split_whitespace().skip_while(|word| *word != "qp").skip(1);
+    words.next().and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+}
+
+/// Whichever side it is, however far it came, and whether this end connected before or after its death.
+#[test]
+fn a_peer_that_dies_while_connecting_is_a_typed_error() {
+    if !has_device() {
+        return;
+    }
+    let quick = VerbsConfig { timeout: Some(14), retries: 2, endpoints: 1, ..config() };
+    let patient = VerbsConfig { connect_timeout: PATIENCE / 2, ..quick.clone() };
+    let quick = VerbsConfig { connect_timeout: Duration::from_secs(2), ..quick };
+    for (theirs, ours) in [(Side::Active, Side::Passive), (Side::Passive, Side::Active)] {
+        for (step, dies_first) in [
+            (Step::Opened, true),
+            (Step::Opened, false),
+            (Step::Posted, true),
+            (Step::Posted, false),
+            (Step::Greeted, false),
+        ] {
+            let what = format!("{theirs:?} peer dies {step:?}, before this end connects: {dies_first}");
+            let before = queue_pairs();
+            let config = if step == Step::Greeted { &patient } else { &quick };
+            let mut end = End::opened(config, ours, "child");
+            let mut peer = Dying::start(theirs, step);
+            let address = unhex(&peer.says.recv().unwrap());
+            peer.tell(&hex(&end.address));
+            if dies_first {
+                peer.says.recv().unwrap();
+                peer.kill();
+            }
+            end.transport.connect(end.endpoint, &address, &[1; 32]).unwrap();
+            let start = Instant::now();
+            while !dies_first && peer.says.try_recv().is_err() {
+                end.poll();
+                assert!(start.elapsed() < PATIENCE, "{what}: {:?}", end.seen);
+            }
+            peer.kill();
+            let dead = Instant::now();
+            let mut asked = false;
+            while end.closed().is_none() {
+                end.poll();
+                if end.connected() && !asked && end.closed().is_none() {
+                    // A connected peer's silence is noticed by whoever wants something.
+                    end.transport.send(end.endpoint, Message::new(b"anyone?").unwrap()).unwrap();
+                    asked = true;
+                }
+                assert!(dead.elapsed() < PATIENCE, "{what}: {:?}", end.seen);
+            }
+            match end.closed() {
+                Some(Some(Error::Timeout { waited_for, after })) if !end.connected() => {
+                    assert!(waited_for.contains("child") && *after == config.connect_timeout, "{what}");
+                }
+                Some(Some(Error::PeerLost { peer, .. })) if end.connected() => assert_eq!(peer, "child"),
+                _ => panic!("{what}: {:?}", end.seen),
+            }
+            // The only place is free again, and so is the queue pair.
+            let (next, _) = end.transport.open(ours, "another").unwrap();
+            assert_eq!((next.index, next.generation), (0, end.endpoint.generation + 1), "{what}");
+            assert_eq!(queue_pairs(), before + 1, "{what}");
+        }
+    }
 }
 
 #[test]

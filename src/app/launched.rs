@@ -171,7 +171,7 @@ pub fn coordinator(
         CoordinatorServerConfig::new(leader.secret().clone(), leader.job(), servers, Some(workers));
     config.ip = leader.address().ip();
     config.ports = settings.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?;
-    config.limits.peer_timeout = settings.seconds(&settings::PEER_TIMEOUT)?;
+    config.limited_by(settings)?;
     CoordinatorServer::bind(config)
 }
 

@@ -34,7 +34,7 @@ const CRC: usize = 252;
 /// let bootstrap = Bootstrap::new("10.0.0.1:7077".parse().unwrap(), Secret::generate()?, "job 1", "node1")?;
 /// let blob: [u8; Bootstrap::BYTES] = bootstrap.to_bytes();
 /// assert_eq!(Bootstrap::from_bytes(&blob)?, bootstrap);
-/// # windlass::Result::Ok(())
+/// # Ok::<(), windlass::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bootstrap {

@@ -17,6 +17,7 @@ pub mod cpus;
 mod grants;
 pub mod interface;
 pub mod network;
+pub mod pairing;
 pub mod park;
 pub mod sim;
 pub mod tcp;

@@ -103,8 +103,10 @@ impl Engine {
         returned.clear();
         let header = self.links[link].reply(imm, length, &mut returned)?;
         // Before its slot comes back, by which the push may be done.
-        if header.kind == ReplyKind::Rejected && !self.rejected(&header) {
-            let expected = "of a push under way with a base version";
+        if matches!(header.kind, ReplyKind::Stale | ReplyKind::NonFinite)
+            && !self.rejected(&header, &returned)
+        {
+            let expected = "of a push under way whose table rejects such pieces";
             return Err(Error::protocol(&self.links[link].peer, "tag", expected, header.tag));
         }
         for frame in returned.drain(..) {

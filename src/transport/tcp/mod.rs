@@ -84,6 +84,9 @@ pub struct Tcp {
     /// Connections with something to receive, or to send; whoever had a turn goes to the back.
     rx_ready: VecDeque<u32>,
     tx_ready: VecDeque<u32>,
+    /// The connection that brought something last, and polls since the system was asked what became ready.
+    heard: Option<u32>,
+    unasked: u32,
     /// Completions in the order in which they came about.
     outbox: VecDeque<Completion>,
 }
@@ -130,6 +133,8 @@ impl Tcp {
             endpoints: Endpoints::default(),
             rx_ready: VecDeque::new(),
             tx_ready: VecDeque::new(),
+            heard: None,
+            unasked: 0,
             outbox: VecDeque::new(),
             config,
         })
@@ -273,7 +278,9 @@ impl Transport for Tcp {
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {
-        self.collect();
+        if !self.has_at_hand() {
+            self.collect();
+        }
         self.receive_round(budget);
         self.send_round();
         self.set_clock();
@@ -288,7 +295,13 @@ impl Transport for Tcp {
     fn arm(&mut self) -> bool {
         // Deadlines of what was begun since the last poll must be able to wake the sleeper too.
         self.set_clock();
-        self.outbox.is_empty() && self.rx_ready.is_empty() && self.tx_ready.is_empty() && !self.accept_more
+        // Events that nobody has taken would end the sleep at once.
+        self.ask_next();
+        self.unasked == 0
+            && self.outbox.is_empty()
+            && self.rx_ready.is_empty()
+            && self.tx_ready.is_empty()
+            && !self.accept_more
     }
 
     fn close(&mut self, endpoint: EndpointId) {

@@ -28,11 +28,11 @@ use rdma_sys::{
     ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode, imm_data_invalidated_rkey_union_t, rdma_t, wr_t,
 };
 
-use super::address::Address;
 use super::cq::{CompletionQueue, WorkId};
 use super::device::Port;
 use super::memory::Domain;
 use crate::error::Result;
+use crate::transport::pairing::Address;
 
 /// Work requests posted with one ring of the doorbell.
 pub(super) const BATCH: usize = 16;
