@@ -20,6 +20,8 @@ use crate::types::{Rank, Role};
 
 /// How long the leader's address is dialled.
 const DIAL: Duration = Duration::from_secs(10);
+/// How much longer than the leader a task waits that has reached it: the leader's word names who is missing.
+const LAST_WORD: Duration = Duration::from_secs(3);
 /// How long last words may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -72,23 +74,21 @@ pub fn check_in(leader: &Bootstrap, us: &CheckIn, deadline: Deadline) -> Result<
     let mut hub = Hub::new(config)?;
     let link = hub.dial(&leader.address().to_string(), &at)?;
     let mut events = Vec::new();
+    let now = Instant::now();
+    let later = Deadline::after(now, deadline.left(now) + LAST_WORD);
+    let mut until = deadline;
     loop {
         let (address, CheckIn { task, tasks, .. }) = (leader.address(), us);
         let waited_for =
             || format!("{at}, {address}, to say what rank {task} is (it waits for all {tasks} ranks)");
-        hub.poll(&mut events, left(deadline, waited_for)?)?;
+        hub.poll(&mut events, left(until, waited_for)?)?;
         for event in events.drain(..) {
             match event {
-                Event::Up { link, .. } => hub.send(
-                    link,
-                    &ControlMessage::CheckIn {
-                        task: us.task,
-                        tasks: us.tasks,
-                        role: us.role,
-                        node: us.node.clone(),
-                        machine: machine(),
-                    },
-                )?,
+                Event::Up { link, .. } => {
+                    until = later;
+                    let CheckIn { task, tasks, role, node } = us.clone();
+                    hub.send(link, &ControlMessage::CheckIn { task, tasks, role, node, machine: machine() })?;
+                }
                 Event::Message {
                     message:
                         ControlMessage::Placed { role, rank, servers, workers, coordinator, local_index, pollers },
