@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use windlass::config::Rdma;
+use windlass::config::rdma::Switch;
 use windlass::error::Error;
 use windlass::mem::{Arena, Pool, RegionId, RegionSlice, Rights};
 use windlass::transport::park::park;
@@ -21,6 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn config() -> VerbsConfig {
     VerbsConfig { endpoints: 8, ..VerbsConfig::default() }
+}
+
+fn with(rdma: Rdma) -> VerbsConfig {
+    VerbsConfig { rdma, ..config() }
 }
 
 /// One end of a connection: a transport, an arena that it registered, and what came out of it.
@@ -374,7 +380,7 @@ fn the_peer_may_connect_much_later() {
         return;
     }
     // All retries of one attempt take about half a second: several attempts fail before the other end is there.
-    let hasty = VerbsConfig { timeout: Some(12), retries: 2, ..config() };
+    let hasty = with(Rdma { timeout: Some(12), retries: 2, ..Rdma::default() });
     let (mut a, mut b) = (End::new(&hasty, "b"), End::new(&hasty, "a"));
     // Whoever speaks first is the one that has to try again.
     if a.address < b.address {
@@ -397,8 +403,10 @@ fn a_peer_that_never_connects_is_a_timeout() {
     if !has_device() {
         return;
     }
-    let hasty =
-        VerbsConfig { timeout: Some(12), retries: 2, connect_timeout: Duration::from_secs(1), ..config() };
+    let hasty = VerbsConfig {
+        connect_timeout: Duration::from_secs(1),
+        ..with(Rdma { timeout: Some(12), retries: 2, ..Rdma::default() })
+    };
     let (mut a, mut b) = (End::new(&hasty, "b"), End::new(&hasty, "a"));
     a.transport.connect(a.endpoint, &b.address, &[3; 32]).unwrap();
     until(&mut a, &mut b, "timeout", |a, _| a.closed().is_some());
@@ -410,7 +418,7 @@ fn a_peer_that_never_connects_is_a_timeout() {
 #[test]
 #[ignore = "started by another test"]
 fn other_process() {
-    let hasty = VerbsConfig { timeout: Some(14), retries: 2, ..config() };
+    let hasty = with(Rdma { timeout: Some(14), retries: 2, ..Rdma::default() });
     let mut end = End::new(&hasty, "parent");
     println!("address {}", hex(&end.address));
     let mut line = String::new();
@@ -445,7 +453,7 @@ fn a_killed_peer_is_noticed_by_sending() {
         .lines()
         .find_map(|line| line.unwrap().split_once("address ").map(|(_, hex)| unhex(hex)))
         .unwrap();
-    let hasty = VerbsConfig { timeout: Some(14), retries: 2, ..config() };
+    let hasty = with(Rdma { timeout: Some(14), retries: 2, ..Rdma::default() });
     let mut a = End::new(&hasty, "child");
     a.transport.connect(a.endpoint, &address, &[1; 32]).unwrap();
     writeln!(child.stdin.take().unwrap(), "{}", hex(&a.address)).unwrap();
@@ -550,7 +558,8 @@ fn a_peer_that_dies_while_connecting_is_a_typed_error() {
     if !has_device() {
         return;
     }
-    let quick = VerbsConfig { timeout: Some(14), retries: 2, endpoints: 1, ..config() };
+    let quick =
+        VerbsConfig { endpoints: 1, ..with(Rdma { timeout: Some(14), retries: 2, ..Rdma::default() }) };
     let patient = VerbsConfig { connect_timeout: PATIENCE / 2, ..quick.clone() };
     let quick = VerbsConfig { connect_timeout: Duration::from_secs(2), ..quick };
     for (theirs, ours) in [(Side::Active, Side::Passive), (Side::Passive, Side::Active)] {
@@ -673,6 +682,91 @@ fn what_is_not_an_address_is_refused() {
 
 #[test]
 fn a_device_that_is_not_there_is_named() {
-    let error = Verbs::new(&VerbsConfig { device: Some("none0".to_owned()), ..config() }).err().unwrap();
+    let error =
+        Verbs::new(&with(Rdma { device: "=none0".parse().unwrap(), ..Rdma::default() })).err().unwrap();
     assert!(error.to_string().contains("none0"), "{error}");
+}
+
+/// A child of fork shares the pages with which its parent's device works, until one of them writes there: `ibv_fork_init`, or the
+/// kernel, keeps the parent's where the device reaches them.
+#[test]
+fn fork_does_not_part_us_from_registered_memory() {
+    let Some((mut a, mut b)) = pair() else { return };
+    connect(&mut a, &mut b);
+    let remote = b.transport.authorise(b.endpoint, b.region, 0, 8192, Rights::Write).unwrap();
+    a.fill(0, &[1; 4096]);
+    // SAFETY: the child calls nothing but _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(0) };
+    }
+    assert!(child > 0);
+    // The first write after the fork is what would give us pages that the device does not know.
+    a.fill(0, &[2; 4096]);
+    b.fill(0, &[3; 8192]);
+    let body = Some(Payload::Pinned(a.slice(0, 4096)));
+    a.transport.write(a.endpoint, Write { body, imm: Some(9), ..plain_write(remote) }).unwrap();
+    until(&mut a, &mut b, "the write", |_, b| b.written() == [(9, 4096)]);
+    let (mut got, mut status) = (vec![0; 8192], 0);
+    b.read_out(0, &mut got);
+    assert!(got[..4096].iter().all(|&byte| byte == 2) && got[4096..].iter().all(|&byte| byte == 3));
+    // SAFETY: waits for our own child; `status` is ours.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+}
+
+/// Registered memory outlives all that the program holds of it, until the peer can't reach it any more.
+#[test]
+fn memory_stays_while_a_peer_may_reach_it() {
+    let Some((mut a, mut b)) = pair() else { return };
+    connect(&mut a, &mut b);
+    let arena = Arena::new(4096).unwrap();
+    let memory = Arc::downgrade(&arena);
+    let region = b.transport.register(arena).unwrap();
+    let remote = b.transport.authorise(b.endpoint, region, 0, 4096, Rights::Write).unwrap();
+    assert!(!b.transport.unregister(region), "a peer may still reach it");
+    let write = Write { header: Some([7; HEADER]), imm: Some(1), ..plain_write(remote) };
+    a.transport.write(a.endpoint, write).unwrap();
+    until(&mut a, &mut b, "the write", |_, b| !b.written().is_empty());
+    assert!(memory.upgrade().is_some());
+    b.transport.withdraw(b.endpoint, &remote).unwrap();
+    assert!(b.transport.unregister(region));
+    assert!(memory.upgrade().is_none(), "it is leaked");
+}
+
+/// Settings reach the device: a smaller MTU than the port's works, a larger one, or what the port does not have, is refused.
+#[test]
+fn settings_reach_the_device() {
+    let small = with(Rdma {
+        mtu: Some("512".parse().unwrap()),
+        inline: 0,
+        queue_depth: 64,
+        traffic_class: 104,
+        ..Rdma::default()
+    });
+    let Some((mut a, mut b)) = pair_of(&small, &config(), [7; 32], [7; 32]) else { return };
+    connect(&mut a, &mut b);
+    let detail = &a.transport.caps().detail;
+    for part in ["MTU 512", "inline up to 0", "queue depth 64", "traffic class 104"] {
+        assert!(detail.contains(part), "{part}: {detail}");
+    }
+    let remote = b.transport.authorise(b.endpoint, b.region, 0, 1 << 16, Rights::Write).unwrap();
+    let body = Some(Payload::Pinned(a.slice(0, 1 << 16)));
+    a.transport.write(a.endpoint, Write { body, imm: Some(1), ..plain_write(remote) }).unwrap();
+    until(&mut a, &mut b, "a write of many packets", |_, b| b.written() == [(1, 1 << 16)]);
+    for (rdma, expected) in [
+        (Rdma { gid_index: Some(200), ..Rdma::default() }, "no index 200 among"),
+        (Rdma { pkey_index: 60_000, ..Rdma::default() }, "rdma_pkey_index: expected 0 to "),
+        (Rdma { device: "^rxe,mlx".parse().unwrap(), ..Rdma::default() }, "allows none of rxe0"),
+        (Rdma { device: "rxe0:2".parse().unwrap(), ..Rdma::default() }, "allows none of rxe0"),
+    ] {
+        let error = Verbs::new(&with(rdma)).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    Verbs::new(&with(Rdma {
+        relaxed_ordering: Switch::On,
+        device: "=rxe0:1".parse().unwrap(),
+        ..Rdma::default()
+    }))
+    .unwrap();
 }

@@ -58,7 +58,7 @@ enum Command {
     /// Measure a job, or the transport alone; exit code 1 when the memory at the end is not what it should be
     ///
     /// Alone it starts its own job on this machine; in a job (WINDLASS_COORDINATOR is set, or --coordinator is given) it
-    /// is one of its workers. `write` and `read` need no job.
+    /// is one of its workers. `write`, `read` and `add` need no job.
     Bench(Box<bench::Options>),
     /// Say what this machine and this build have to offer
     Info,
@@ -178,6 +178,15 @@ pub fn main() -> ExitCode {
 
 fn obey(command: Command, environment: &Environment) -> Result<u8> {
     kernels::choose_by(environment)?;
+    // Once for a job on this machine: its launcher says it, not the processes that it starts.
+    let carries_data =
+        matches!(command, Command::Run(_) | Command::Train(_) | Command::Bench(_) | Command::Server(_));
+    if carries_data
+        && environment.text(variable::JOB).is_none()
+        && let Some(hint) = info::hint_here()
+    {
+        tracing::warn!("{hint}");
+    }
     match command {
         Command::Run(options) => start(*options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),
@@ -229,6 +238,9 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
         Verdict::Right => 0,
         Verdict::Wrong => 1,
     };
+    if options.op.is_local() {
+        return bench::add(options).map(judged);
+    }
     if options.op.is_transport() {
         return bench::pair(options, environment).map(judged);
     }

@@ -25,7 +25,7 @@ use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
 use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use crate::time::Deadline;
-use crate::transport::{self, network};
+use crate::transport::{self, choice, network};
 use crate::types::Role;
 
 /// How the processes of a job are started on several hosts.
@@ -107,7 +107,7 @@ fn lead(
     deadline: Deadline,
 ) -> Result<u8> {
     let limits = ServerLimits::from_environment(&plan.settings)?;
-    transport::check(&network::from_environment(&plan.settings, 1)?)?;
+    choice::offer(&network::from_environment(&plan.settings, 1)?)?;
     let leader = gathering.bootstrap().clone();
     let arrived = gathering.wait(deadline)?;
     let nodes: Vec<&str> = arrived.iter().map(|task| task.node.as_str()).collect();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::settings::{Flags, OfLink, OfNetwork};
+use super::settings::{Flags, OfLink, OfNetwork, OfRdma};
 use crate::client::ClientConfig;
 use crate::config::{Environment, Network, variable};
 use crate::error::{Error, Result};
@@ -29,6 +29,8 @@ pub struct NodeOptions {
 pub struct NetworkOptions {
     #[command(flatten)]
     flags: Flags<OfNetwork>,
+    #[command(flatten)]
+    rdma: Flags<OfRdma>,
     #[command(flatten)]
     link: Flags<OfLink>,
     /// File with settings, as `--print-config` of `windlass server` writes it; flags and variables outdo it
@@ -82,6 +84,7 @@ impl NetworkOptions {
 
     /// All settings: the environment with what the flags say in its place, and what the configuration file says below both.
     pub fn over(&self, environment: &Environment) -> Result<Environment> {
-        self.link.over(&self.flags.over(environment)).with_file(self.config.as_deref())
+        let flags = self.link.over(&self.rdma.over(&self.flags.over(environment)));
+        flags.with_file(self.config.as_deref())
     }
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::launch::{self, Child, ChildRole, Outcome, Tree, TreeConfig};
 use crate::proto::secret::Secret;
 use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
-use crate::transport::{self, network};
+use crate::transport::{choice, network};
 
 /// What to start.
 pub struct Plan {
@@ -41,7 +41,7 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     // The workers would refuse it, too, but later and each by itself.
     WorkerLimits::from_environment(&plan.settings)?;
     let network = network::from_environment(&plan.settings, 1)?;
-    transport::check(&network)?;
+    choice::offer(&network)?;
     let secret = Secret::generate()?;
     let job = launch::new_job()?;
     let mut config = CoordinatorServerConfig::new(secret.clone(), &job, plan.servers, Some(plan.workers));

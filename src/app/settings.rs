@@ -20,6 +20,14 @@ impl Group for OfNetwork {
     const SETTINGS: &'static [Setting] = settings::NETWORK;
 }
 
+/// How RDMA devices are used.
+#[derive(Clone)]
+pub struct OfRdma;
+
+impl Group for OfRdma {
+    const SETTINGS: &'static [Setting] = settings::RDMA;
+}
+
 /// What every process has that takes or makes control links.
 #[derive(Clone)]
 pub struct OfLink;

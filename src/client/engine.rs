@@ -128,6 +128,8 @@ struct Accepted {
 /// See the module's head.
 pub struct Engine {
     transport: Box<dyn Transport>,
+    /// Why the job uses nothing better; empty when it does not fall back.
+    pub fallback: String,
     polling: Polling,
     limits: WorkerLimits,
     links: Vec<Link>,
@@ -181,6 +183,7 @@ impl Engine {
     ) -> Engine {
         let mut engine = Engine {
             transport,
+            fallback: String::new(),
             polling,
             limits,
             links,
@@ -222,8 +225,8 @@ impl Engine {
 
     /// What the data travels by.
     pub fn transport_name(&self) -> String {
-        let caps = self.transport.caps();
-        if caps.detail.is_empty() { caps.name.to_owned() } else { format!("{} ({})", caps.name, caps.detail) }
+        let used = self.transport.caps().describe();
+        if self.fallback.is_empty() { used } else { format!("{used}, fallen back: {}", self.fallback) }
     }
 
     /// The longest body of a frame to any server thread, in bytes.

@@ -2,11 +2,13 @@
 //! each.
 
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::limits::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, DEFAULT_WAIT_TIMEOUT};
+use super::rdma::{AUTO, Devices, Mtu, Rdma, Switch};
 use super::{
-    Environment, LinkLimits, Network, Pin, PollChoice, Progress, ServerLimits, TransportKind, WorkerLimits,
+    Environment, LinkLimits, Network, Pin, PollChoice, Progress, ServerLimits, TransportChoice, WorkerLimits,
     parse_bytes,
 };
 use crate::error::{Error, Result};
@@ -32,6 +34,8 @@ enum Kind {
     Word(fn(&str) -> Result<()>),
     /// A number within bounds.
     Count(RangeInclusive<u64>),
+    /// A number within bounds, or `auto`.
+    Choice(RangeInclusive<u64>),
     /// A number of bytes within bounds, with K, M or G for powers of 1024.
     Bytes(RangeInclusive<u64>),
     /// A number of seconds within bounds.
@@ -61,7 +65,8 @@ impl Setting {
         match &self.kind {
             Kind::Word(check) => check(text),
             Kind::Bytes(_) => parse_bytes(text).map(drop),
-            Kind::Count(_) | Kind::Seconds(_) => {
+            Kind::Choice(_) if text == AUTO => Ok(()),
+            Kind::Count(_) | Kind::Choice(_) | Kind::Seconds(_) => {
                 text.parse::<u64>().map(drop).map_err(|_| Error::config(self.key(), "a number", text))
             }
         }
@@ -75,6 +80,10 @@ impl Setting {
             Kind::Count(bounds) => {
                 let parsed = text.parse().ok().filter(|n| bounds.contains(n));
                 parsed.ok_or_else(|| refuse(format!("{} to {}", bounds.start(), bounds.end())))
+            }
+            Kind::Choice(bounds) => {
+                let parsed = text.parse().ok().filter(|n| bounds.contains(n));
+                parsed.ok_or_else(|| refuse(format!("{} to {} or {AUTO}", bounds.start(), bounds.end())))
             }
             Kind::Bytes(bounds) => {
                 let parsed = parse_bytes(text).ok().filter(|n| bounds.contains(n));
@@ -104,6 +113,30 @@ impl Environment {
         self.number(setting).map(Duration::from_secs)
     }
 
+    /// A setting that is a number or `auto`, which is `None`.
+    pub fn choice(&self, setting: &Setting) -> Result<Option<u64>> {
+        if self.setting(setting) == AUTO { Ok(None) } else { self.number(setting).map(Some) }
+    }
+
+    /// A setting that is a word; refused by the name under which it was given.
+    pub fn parsed<T: FromStr<Err = Error>>(&self, setting: &Setting) -> Result<T> {
+        self.setting(setting).parse().map_err(|error| match error {
+            Error::Config { expected, found, .. } => {
+                Error::Config { setting: self.name_of(setting.variable), expected, found }
+            }
+            other => other,
+        })
+    }
+
+    /// A setting that is a word, or `open`, which is `None`.
+    pub fn restriction_to<T: FromStr<Err = Error>>(
+        &self,
+        setting: &Setting,
+        open: &str,
+    ) -> Result<Option<T>> {
+        if self.setting(setting) == open { Ok(None) } else { self.parsed(setting).map(Some) }
+    }
+
     /// A setting that restricts something, or `None` when it is open.
     pub fn restriction(&self, setting: &Setting) -> Option<&str> {
         self.text(setting.variable).filter(|text| *text != ANY)
@@ -119,6 +152,7 @@ impl Environment {
                     check(&text)?;
                     toml::Value::String(text).to_string()
                 }
+                Kind::Choice(_) if text == AUTO => toml::Value::String(text).to_string(),
                 _ => self.number(setting)?.to_string(),
             };
             lines += &format!("{} = {value}  # {}\n", setting.key(), self.source_of(setting.variable));
@@ -157,14 +191,12 @@ macro_rules! settings {
 settings! {
     /// What every process of a job has.
     NETWORK {
-        TRANSPORT, "KIND", Kind::Word(|text| text.parse::<TransportKind>().map(drop)), Network::default().transport;
-        "What carries the data: tcp or verbs"
+        TRANSPORT, "KIND", Kind::Word(|text| text.parse::<TransportChoice>().map(drop)), Network::default().transport;
+        "What carries the data: tcp, verbs, or auto (verbs where all nodes of the job have it, else tcp, with a warning)"
         INTERFACE, "NAME|IP|CIDR", Kind::Word(|_| Ok(())), Network::default().interface;
         "Network interface to bind, by name, by IP address, or by a network that it has an address in"
         PORT_RANGE, "A-B", Kind::Word(|_| Ok(())), ANY;
         "Ports to listen on"
-        RDMA_DEVICE, "NAME[:PORT]", Kind::Word(|_| Ok(())), ANY;
-        "RDMA device and port; `any` is the first active port"
         POLL, "HOW", Kind::Word(|text| text.parse::<PollChoice>().map(drop)), PollChoice::default();
         "How threads wait for the network: auto, spin or block"
         RECONNECT_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), Network::default().reconnect_timeout.as_secs();
@@ -216,6 +248,32 @@ settings! {
         "Bytes that may be under way to one server thread beyond the first frame"
         RING_ENTRIES, "N", Kind::Count(4..=65_536), WorkerLimits::default().ring_entries;
         "Replies of one server thread that a worker has not read"
+    }
+    /// How RDMA devices are used.
+    RDMA {
+        RDMA_DEVICE, "LIST", Kind::Word(|text| text.parse::<Devices>().map(drop)), Rdma::default().device;
+        "RDMA devices and ports, as in mlx5_0:1,mlx5_2: the first active one is used; =LIST takes names as they are and not as \
+         beginnings, ^LIST all but these; `any` rules nothing out"
+        RDMA_GID_INDEX, "N", Kind::Choice(Rdma::GID_INDEX), AUTO;
+        "Index in the port's GID table, or auto: RoCE v2 over IPv4, then IPv6, then v1"
+        RDMA_SERVICE_LEVEL, "N", Kind::Count(Rdma::SERVICE_LEVEL), Rdma::default().service_level;
+        "InfiniBand service level, or Ethernet priority"
+        RDMA_TRAFFIC_CLASS, "N", Kind::Count(Rdma::TRAFFIC_CLASS), Rdma::default().traffic_class;
+        "IP traffic class (DSCP and ECN bits) of RoCE v2 packets"
+        RDMA_PKEY_INDEX, "N", Kind::Count(Rdma::PKEY_INDEX), Rdma::default().pkey_index;
+        "Index in the port's table of partition keys"
+        RDMA_MTU, "BYTES", Kind::Word(|text| if text == AUTO { Ok(()) } else { text.parse::<Mtu>().map(drop) }), AUTO;
+        "Longest payload of a packet: 256, 512, 1024, 2048, 4096, or auto, which is the port's"
+        RDMA_TIMEOUT, "N", Kind::Choice(Rdma::TIMEOUT), AUTO;
+        "Local ACK timeout, 4.096 µs × 2^N; auto is 14, or 18 on soft-RoCE"
+        RDMA_RETRIES, "N", Kind::Count(Rdma::RETRIES), Rdma::default().retries;
+        "Times that a packet without ACK is sent again"
+        RDMA_QUEUE_DEPTH, "N", Kind::Count(Rdma::QUEUE_DEPTH), Rdma::default().queue_depth;
+        "Operations that one endpoint may have under way, rounded up to a power of two, at least 64"
+        RDMA_INLINE, "BYTES", Kind::Count(Rdma::INLINE), Rdma::default().inline;
+        "Longest write or message that travels inside its work request, where the device can"
+        RDMA_RELAXED_ORDERING, "on|off", Kind::Word(|text| text.parse::<Switch>().map(drop)), Rdma::default().relaxed_ordering;
+        "Whether the device's writes to memory may overtake each other on PCIe, where it can"
     }
     /// What only servers have.
     SERVER {
@@ -273,7 +331,9 @@ mod tests {
             // A number that is allowed and no default, or the default word.
             let other = match &setting.kind {
                 Kind::Word(_) => (setting.default)(),
-                Kind::Count(bounds) | Kind::Bytes(bounds) | Kind::Seconds(bounds) => bounds.end().to_string(),
+                Kind::Count(bounds) | Kind::Choice(bounds) | Kind::Bytes(bounds) | Kind::Seconds(bounds) => {
+                    bounds.end().to_string()
+                }
             };
             let value = match &setting.kind {
                 Kind::Word(_) => format!("\"{other}\""),
@@ -291,7 +351,7 @@ mod tests {
             assert_eq!(shown(&all_three, setting), Some((value, format!("flag --{}", setting.flag()))));
             let wrong: Vec<String> = match &setting.kind {
                 Kind::Word(_) => continue,
-                Kind::Count(bounds) | Kind::Bytes(bounds) | Kind::Seconds(bounds) => {
+                Kind::Count(bounds) | Kind::Choice(bounds) | Kind::Bytes(bounds) | Kind::Seconds(bounds) => {
                     let below = bounds.start().checked_sub(1).map(|n| n.to_string());
                     below.into_iter().chain([(bounds.end() + 1).to_string(), "many".to_owned()]).collect()
                 }

@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::handshake::SessionKey;
+use crate::config::TransportKind;
 use crate::error::{Error, Result};
 use crate::types::{Clock, Rank, Role, ServerInfo, TableId, TableSpec, View};
 
@@ -22,6 +23,8 @@ pub const MAX_REASON: usize = 4096;
 pub const MAX_NAME: usize = 256;
 /// The longest endpoint address, in bytes.
 pub const MAX_ENDPOINT_ADDRESS: usize = 1024;
+/// The most transports that a node may offer.
+pub const MAX_TRANSPORTS: usize = 8;
 /// The most servers, workers or threads that a message may list.
 pub const MAX_NODES: usize = 1 << 16;
 
@@ -195,6 +198,29 @@ pub enum ControlMessage {
         clocks: Vec<Clock>,
     },
 
+    // Node to Coordinator and back.
+    /// Ahead of Join: what this node can carry data by. Without it tcp.
+    Offer {
+        /// The best first; at most [`MAX_TRANSPORTS`].
+        transports: Vec<TransportKind>,
+        /// Why not what is better, where the user left the choice open.
+        lacks: String,
+    },
+    /// Ahead of the View: what the data of the job travels by.
+    Agreed {
+        /// The best that all nodes offer.
+        transport: TransportKind,
+        /// Why nothing better, naming the node; empty when nobody offers or misses that.
+        reason: String,
+    },
+
+    // Server to worker.
+    /// The endpoint to one server thread is gone at the server. Not every transport lets the worker see that by itself.
+    EndpointLost {
+        /// The server thread.
+        thread: u32,
+    },
+
     // Tasks that a launcher started, before they are nodes of a job.
     /// A task to that with which the Coordinator is: here I am.
     CheckIn {
@@ -311,6 +337,9 @@ impl ControlMessage {
             ControlMessage::EndpointRefused { .. } => "EndpointRefused",
             ControlMessage::StatsQuery { .. } => "StatsQuery",
             ControlMessage::Stats { .. } => "Stats",
+            ControlMessage::Offer { .. } => "Offer",
+            ControlMessage::Agreed { .. } => "Agreed",
+            ControlMessage::EndpointLost { .. } => "EndpointLost",
             ControlMessage::CheckIn { .. } => "CheckIn",
             ControlMessage::Placed { .. } => "Placed",
         }
@@ -329,12 +358,17 @@ impl ControlMessage {
                 within("address", address.as_ref().map_or(0, String::len), MAX_NAME)?;
                 within("threads", *threads as usize, MAX_NODES)
             }
+            ControlMessage::Offer { transports, lacks } => {
+                within("transports", transports.len(), MAX_TRANSPORTS)?;
+                within("lacks", lacks.len(), MAX_REASON)
+            }
             ControlMessage::Heartbeat { status, .. } => within("status", status.len(), MAX_STATUS),
             ControlMessage::TableFailed { reason, .. }
             | ControlMessage::JoinRefused { reason }
             | ControlMessage::TableRefused { reason, .. }
             | ControlMessage::EndpointRefused { reason, .. }
-            | ControlMessage::Abort { reason } => within("reason", reason.len(), MAX_REASON),
+            | ControlMessage::Abort { reason }
+            | ControlMessage::Agreed { reason, .. } => within("reason", reason.len(), MAX_REASON),
             ControlMessage::View(view) => check_view(view, peer, within),
             ControlMessage::CreateTable { spec, .. } | ControlMessage::TableOpened { spec, .. } => spec
                 .validate()
@@ -533,7 +567,7 @@ mod tests {
             node: "n2".into(),
             machine: "m".into(),
         };
-        assert_eq!(hex(&postcard::to_stdvec(&check_in).unwrap()), "1903060101026e32016d");
+        assert_eq!(hex(&postcard::to_stdvec(&check_in).unwrap()), "1c03060101026e32016d");
         let placed = ControlMessage::Placed {
             role: Role::Worker,
             rank: 1,
@@ -543,7 +577,7 @@ mod tests {
             local_index: 3,
             pollers: 6,
         };
-        assert_eq!(hex(&postcard::to_stdvec(&placed).unwrap()), "1a020102040a31302e302e302e313a370306");
+        assert_eq!(hex(&postcard::to_stdvec(&placed).unwrap()), "1d020102040a31302e302e302e313a370306");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::config::{Environment, LinkLimits, Network, settings};
 use crate::control::{Event, Hub, HubConfig, HubWaker, Limits, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::proto::bootstrap::Bootstrap;
+use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
 use crate::types::{Identity, Rank, Role};
@@ -133,6 +134,8 @@ pub struct CoordinatorServer {
     secret: Secret,
     job: String,
     clock: SystemTime,
+    /// It has said that the job does not use the best transport.
+    warned: bool,
 }
 
 impl CoordinatorServer {
@@ -150,7 +153,7 @@ impl CoordinatorServer {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = crossbeam::channel::unbounded();
         let (secret, job, clock) = (config.secret, config.job, SystemTime);
-        Ok(CoordinatorServer { hub, core, address, servers, stop, ended, secret, job, clock })
+        Ok(CoordinatorServer { hub, core, address, servers, stop, ended, secret, job, clock, warned: false })
     }
 
     /// Where it listens.
@@ -227,10 +230,21 @@ impl CoordinatorServer {
         self.apply(out);
     }
 
+    /// Says once that what carries the data is not the best that some node has or wants.
+    fn warn_of_fallback(&mut self, output: &Output) {
+        let Output::Send { message: ControlMessage::Agreed { transport, reason }, .. } = output else {
+            return;
+        };
+        if !reason.is_empty() && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!("coordinator: the job's data travels by {transport}: {reason}");
+        }
+    }
+
     /// Does what the state machine says. A node that does not keep up is lost, which makes it say more.
     fn apply(&mut self, out: &mut Vec<Output>) {
         let mut todo: VecDeque<Output> = out.drain(..).collect();
         while let Some(output) = todo.pop_front() {
+            self.warn_of_fallback(&output);
             match output {
                 Output::Send { link, message } => match self.hub.send(LinkId(link), &message) {
                     Ok(()) => {}
