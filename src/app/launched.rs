@@ -23,7 +23,7 @@ use crate::launch::cluster::task::{Choice, Task};
 use crate::launch::{self, Child, ChildRole, Tree};
 use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
-use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use crate::server::coordinator::{Checkpoints, CoordinatorServer, CoordinatorServerConfig, Outcome};
 use crate::time::Deadline;
 use crate::transport::{self, choice, network};
 use crate::types::Role;
@@ -114,7 +114,7 @@ fn lead(
     let decided = roles::assign(&nodes, counts, &options.servers_on).and_then(|roles| {
         coordinator(&plan.settings, &leader, &roles).map(|coordinator| (roles, coordinator))
     });
-    let (roles, coordinator) = match decided {
+    let (roles, mut coordinator) = match decided {
         Ok(decided) => decided,
         Err(error) => {
             gathering.abort(&error)?;
@@ -128,11 +128,13 @@ fn lead(
     // A name of its own: at its end what carries it is killed, and other tasks of the job may be on this host.
     let mut tree = run::tree(plan, &launch::new_job()?, limits)?;
     tree.marker = variable::TREE;
-    let tree = Tree::new(tree)?;
+    let mut tree = Tree::new(tree)?;
+    run::saves_itself(plan, &mut coordinator, &mut tree)?;
     let handle = tree.handle();
     let serving = thread::Builder::new()
         .name("wl-coord".to_owned())
         .spawn(move || match coordinator.run() {
+            Ok(Outcome { saved: Some(_), .. }) => run::SAVED as u8, // it has been stopped
             Ok(_) => {
                 handle.job_finished();
                 0
@@ -172,6 +174,7 @@ pub fn coordinator(
     config.ip = leader.address().ip();
     config.ports = settings.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?;
     config.limited_by(settings)?;
+    config.checkpoints = Checkpoints::from_environment(settings)?;
     CoordinatorServer::bind(config)
 }
 

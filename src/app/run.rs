@@ -49,20 +49,12 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     config.ports = network.ports.clone();
     config.limited_by(&plan.settings)?;
     config.checkpoints = Checkpoints::from_environment(&plan.settings)?;
-    let saves = config.checkpoints.folder.is_some();
     let mut coordinator = CoordinatorServer::bind(config)?;
     let children = children(plan, &coordinator.address().to_string(), &secret)?;
     let mut tree = Tree::new(tree(plan, &job, limits)?)?;
     let handle = tree.handle();
     let stop = coordinator.stop_handle();
-    if saves {
-        let end = coordinator.stop_handle();
-        let saved = tree.handle();
-        coordinator.when_saved(move |cut, clock| {
-            saved.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
-        });
-        tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, move || end.end());
-    }
+    saves_itself(plan, &mut coordinator, &mut tree)?;
     let serving = thread::Builder::new()
         .name("wl-coord".to_owned())
         .spawn(move || match coordinator.run() {
@@ -77,6 +69,19 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
         return Err(Error::Aborted { reason: "the coordinator's thread panicked".to_owned() });
     }
     outcome
+}
+
+/// Whoever ends the tree ends the job with a last checkpoint, where it makes any.
+pub fn saves_itself(plan: &Plan, coordinator: &mut CoordinatorServer, tree: &mut Tree) -> Result<()> {
+    if plan.settings.chosen(&settings::CHECKPOINT).is_none() {
+        return Ok(());
+    }
+    let (end, saved) = (coordinator.stop_handle(), tree.handle());
+    coordinator.when_saved(move |cut, clock| {
+        saved.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
+    });
+    tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, move || end.end());
+    Ok(())
 }
 
 /// The exit code of a job that was told to end, and made a last checkpoint: started again with `--resume auto`, it goes on. It is
