@@ -121,7 +121,11 @@ impl Bootstrap {
         secret.copy_from_slice(&bytes[SECRET..JOB]);
         let port = u16::from_le_bytes([bytes[24], bytes[25]]);
         let address = SocketAddr::new(Ipv6Addr::from(ip).to_canonical(), port);
-        Bootstrap::new(address, Secret::from_bytes(secret), &name(JOB)?, &name(HOST)?)
+        let read = Bootstrap::new(address, Secret::from_bytes(secret), &name(JOB)?, &name(HOST)?)?;
+        if read.to_bytes() != *bytes {
+            return Err(refuse("zeros in what is not used", "something else".to_owned()));
+        }
+        Ok(read)
     }
 
     /// The blob as 512 hexadecimal digits, for means that carry text.
@@ -131,7 +135,11 @@ impl Bootstrap {
 
     /// Reads [`Bootstrap::to_hex`].
     pub fn from_hex(text: &str) -> Result<Bootstrap> {
-        let digit = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let digit = |pair: &[u8]| {
+            // Not a sign, which `from_str_radix` takes.
+            let digits = std::str::from_utf8(pair).ok().filter(|_| pair.iter().all(u8::is_ascii_hexdigit))?;
+            u8::from_str_radix(digits, 16).ok()
+        };
         let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digit).collect();
         let found = || format!("{} characters", text.len());
         let bytes =

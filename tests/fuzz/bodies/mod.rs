@@ -45,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "tcp", body: tcp::stream, seeds: tcp::stream_seeds, runs: 1_500 },
     Target { name: "address", body: tcp::address, seeds: tcp::address_seeds, runs: 1_000 },
     Target { name: "pairing", body: pairing::greet, seeds: pairing::greeting_seeds, runs: 20_000 },
+    Target { name: "bootstrap", body: handshake::blob, seeds: handshake::blob_seeds, runs: 20_000 },
     Target { name: "libsvm", body: text::libsvm, seeds: text::libsvm_seeds, runs: 5_000 },
     Target { name: "checkpoint", body: checkpoint::file, seeds: checkpoint::file_seeds, runs: 5_000 },
     Target { name: "settings", body: text::settings, seeds: text::settings_seeds, runs: 10_000 },
