@@ -8,6 +8,7 @@ compile_error!(
 );
 
 pub mod app;
+pub mod checkpoint;
 pub mod client;
 pub mod cluster;
 pub mod config;
@@ -28,6 +29,7 @@ pub mod types;
 
 pub use client::{Buffer, Client, ClientConfig, ClientStats, Table, Ticket};
 pub use error::{Error, Result};
+pub use proto::bootstrap::Bootstrap;
 pub use proto::secret::Secret;
 pub use server::{Server, ServerBuilder, ServerHandle};
 pub use types::{Initializer, KeyRange, SortedKeys, TableSpec};

@@ -199,6 +199,7 @@ fn what_cannot_be_measured_is_refused_by_name() {
         (["write", "--bytes", "8M"], "--bytes"),
         (["pull", "--window", "0"], "--window"),
         (["write", "--wire", "bf16"], "--wire"),
+        (["read", "--workers", "2"], "--workers"),
     ] {
         let output = bench(&arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);

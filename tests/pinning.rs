@@ -142,6 +142,16 @@ fn with_more_pollers_than_cpus_nothing_is_pinned_and_the_log_says_why() {
 }
 
 #[test]
+fn told_to_pin_nothing_a_server_pins_nothing() {
+    let job = Waiting::start("1");
+    let server = job.server("0", 1, &["--pin", "none"]);
+    drop(server.until_says("joined the job as server "));
+    until(PATIENCE, "its thread", || allowed(server.pid(), "wl-srv-0").is_some());
+    assert_eq!(allowed(server.pid(), "wl-srv-0").unwrap(), mask().into_iter().collect());
+    job.end([server]);
+}
+
+#[test]
 fn a_narrowed_mask_is_respected() {
     let Some(mask) = several() else { return };
     let (ours, other) = (mask[1], mask[0]);

@@ -1,10 +1,14 @@
 //! What the `windlass` program does: one module a subcommand or application.
 
 pub mod bench;
+mod checkpoint;
 pub mod cli;
 mod info;
+mod joining;
+mod launched;
 pub mod lr;
 mod node;
+mod pages;
 mod run;
 mod settings;
 

@@ -25,6 +25,8 @@ pub const MAX_NAME: usize = 256;
 pub const MAX_ENDPOINT_ADDRESS: usize = 1024;
 /// The most transports that a node may offer.
 pub const MAX_TRANSPORTS: usize = 8;
+/// The longest opaque state of a worker, in bytes.
+pub const MAX_STATE: usize = 64 << 10;
 /// The most servers, workers or threads that a message may list.
 pub const MAX_NODES: usize = 1 << 16;
 
@@ -220,6 +222,100 @@ pub enum ControlMessage {
         /// The server thread.
         thread: u32,
     },
+
+    // Tasks that a launcher started, before they are nodes of a job.
+    /// A task to that with which the Coordinator is: here I am.
+    CheckIn {
+        /// Its number.
+        task: u32,
+        /// How many tasks there are.
+        tasks: u32,
+        /// What it is, if that is decided already.
+        role: Option<Role>,
+        /// Its node, as the launcher calls it.
+        node: String,
+        /// What names the running system: tasks that say the same share its CPUs.
+        machine: String,
+    },
+    /// Answers CheckIn once all are there.
+    Placed {
+        /// What the task is.
+        role: Role,
+        /// Its rank among those.
+        rank: Rank,
+        /// How many servers there are.
+        servers: u32,
+        /// How many workers there are.
+        workers: u32,
+        /// The Coordinator, `IP:PORT`.
+        coordinator: String,
+        /// Its number among the tasks of its machine, servers before workers.
+        local_index: u32,
+        /// Threads of the job that wait for the network on that machine.
+        pollers: u32,
+    },
+    // Checkpoints. Coordinator to node:
+    /// Before the View, of a job that is resumed: go on from this cut.
+    Resume {
+        /// Its number.
+        number: u64,
+        /// The clock that every worker is in.
+        clock: Clock,
+        /// What this worker saved; empty for a server.
+        state: Vec<u8>,
+    },
+    /// Be cut at this clock, and say CutAnswer.
+    Cut {
+        /// Counts the cuts, from 1.
+        number: u64,
+        /// Which clock.
+        clock: Clock,
+    },
+    /// The cut is given up.
+    CancelCut {
+        /// Which cut.
+        number: u64,
+    },
+    // Node to Coordinator:
+    /// Answers Cut.
+    CutAnswer {
+        /// Which cut.
+        number: u64,
+        /// The clock that this node has come to already, if that is too far.
+        passed: Option<Clock>,
+    },
+    /// A worker's state at the cut's clock; with number 0 its last one, before Finish.
+    CutState {
+        /// Which cut.
+        number: u64,
+        /// At most [`MAX_STATE`] bytes, opaque to everybody else.
+        state: Vec<u8>,
+    },
+    /// A server has written all its files of the cut.
+    CutWritten {
+        /// Which cut.
+        number: u64,
+        /// One for each thread.
+        files: Vec<WrittenFile>,
+    },
+    /// A server can't write its files of the cut.
+    CutFailed {
+        /// Which cut.
+        number: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A file of a cut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenFile {
+    /// Its name in the cut's directory.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// What tells that it is whole, in hexadecimal.
+    pub digest: String,
 }
 
 /// What a worker said in its last heartbeat.
@@ -308,6 +404,15 @@ impl ControlMessage {
             ControlMessage::Offer { .. } => "Offer",
             ControlMessage::Agreed { .. } => "Agreed",
             ControlMessage::EndpointLost { .. } => "EndpointLost",
+            ControlMessage::CheckIn { .. } => "CheckIn",
+            ControlMessage::Placed { .. } => "Placed",
+            ControlMessage::Resume { .. } => "Resume",
+            ControlMessage::Cut { .. } => "Cut",
+            ControlMessage::CancelCut { .. } => "CancelCut",
+            ControlMessage::CutAnswer { .. } => "CutAnswer",
+            ControlMessage::CutState { .. } => "CutState",
+            ControlMessage::CutWritten { .. } => "CutWritten",
+            ControlMessage::CutFailed { .. } => "CutFailed",
         }
     }
 
@@ -354,6 +459,25 @@ impl ControlMessage {
                 within("threads", threads.len(), MAX_NODES)?;
                 within("clocks", clocks.len(), MAX_NODES)
             }
+            ControlMessage::CheckIn { tasks, node, machine, .. } => {
+                within("tasks", *tasks as usize, MAX_NODES)?;
+                within("node", node.len(), MAX_NAME)?;
+                within("machine", machine.len(), MAX_NAME)
+            }
+            ControlMessage::Placed { servers, workers, coordinator, .. } => {
+                within("servers", *servers as usize, MAX_NODES)?;
+                within("workers", *workers as usize, MAX_NODES)?;
+                within("coordinator", coordinator.len(), MAX_NAME)
+            }
+            ControlMessage::Resume { state, .. } | ControlMessage::CutState { state, .. } => {
+                within("state", state.len(), MAX_STATE)
+            }
+            ControlMessage::CutWritten { files, .. } => {
+                within("files", files.len(), MAX_NODES)?;
+                let longest = files.iter().map(|file| file.name.len().max(file.digest.len())).max();
+                within("file name", longest.unwrap_or(0), MAX_NAME)
+            }
+            ControlMessage::CutFailed { reason, .. } => within("reason", reason.len(), MAX_REASON),
             _ => Ok(()),
         }
     }
@@ -512,6 +636,28 @@ mod tests {
             }
         }
         assert_eq!((seen.as_slice(), at), (messages.as_slice(), bytes.len()));
+    }
+
+    #[test]
+    fn golden_check_in() {
+        let check_in = ControlMessage::CheckIn {
+            task: 3,
+            tasks: 6,
+            role: Some(Role::Server),
+            node: "n2".into(),
+            machine: "m".into(),
+        };
+        assert_eq!(hex(&postcard::to_stdvec(&check_in).unwrap()), "1c03060101026e32016d");
+        let placed = ControlMessage::Placed {
+            role: Role::Worker,
+            rank: 1,
+            servers: 2,
+            workers: 4,
+            coordinator: "10.0.0.1:7".into(),
+            local_index: 3,
+            pollers: 6,
+        };
+        assert_eq!(hex(&postcard::to_stdvec(&placed).unwrap()), "1d020102040a31302e302e302e313a370306");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::types::{
 };
 
 mod answer;
+mod cut;
 mod drain;
 mod fold;
 mod staging;
@@ -122,6 +123,9 @@ pub struct Core {
     promised: Clock,
     /// The server was told to stop.
     draining: bool,
+    /// A cut whose clock has not come, and the last one that was asked for.
+    awaited: Option<cut::Awaited>,
+    cutting: Option<u64>,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     gathered: Vec<f32>,
@@ -130,7 +134,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// A thread's state at the beginning of a job.
+    /// A thread's state at the beginning of a job, whose workers begin in clock `first`.
+    #[allow(clippy::too_many_arguments)] // each is one thing that the thread owns from here on
     pub fn new(
         id: ShardId,
         view: View,
@@ -138,10 +143,11 @@ impl Core {
         staging: Staging,
         replies: Pool,
         pull_credits: usize,
+        first: Clock,
     ) -> Core {
         Core {
             id,
-            gate: Gate::new(view.workers),
+            gate: Gate::new(view.workers, first),
             links: (0..view.workers).map(|_| None).collect(),
             sessions: vec![
                 Session { rejected: vec![None; staging.slots], ..Session::default() };
@@ -164,6 +170,8 @@ impl Core {
             failed: false,
             promised: 0,
             draining: false,
+            awaited: None,
+            cutting: None,
             directory: Vec::new(),
             keys: Vec::new(),
             gathered: Vec::new(),
@@ -183,19 +191,20 @@ impl Core {
         let chains = Chains::of(spec)?;
         let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
         self.shard.create_table(id, spec, &buckets, register)?;
-        let made = self.chains.insert(id, chains).is_none();
+        self.chains.insert(id, chains);
         if let Some(quorum) = spec.quorum {
             self.gate.add_quorum(id, quorum.workers);
-        }
-        if made && spec.epochs().is_some() {
-            self.shard.publish_table(id, (self.gate.closed_of(id), self.gate.closed()));
-            self.published.push(id);
         }
         Ok(())
     }
 
-    /// Lets all workers read what is published of a table, where it is.
+    /// Lets all workers read what is published of a table that was made and filled, where it is.
     pub fn let_read_table(&mut self, id: TableId, transport: &mut dyn Transport) -> Result<()> {
+        if self.published.contains(&id) || self.shard.readable(id).is_none() {
+            return Ok(());
+        }
+        self.shard.publish_table(id, (self.gate.closed_of(id), self.gate.closed()));
+        self.published.push(id);
         (0..self.links.len()).try_for_each(|rank| self.let_read(rank, id, transport))
     }
 

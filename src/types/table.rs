@@ -245,6 +245,7 @@ pub struct TableSpec {
     /// What is done to values on their way back, in this order.
     pub pull_filters: Vec<FilterSpec>,
     /// Whether dense buckets are kept for one-sided readers, too.
+    #[serde(default)]
     pub publish: Publish,
 }
 

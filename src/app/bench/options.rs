@@ -170,6 +170,11 @@ impl Options {
         if (self.op.is_transport() || self.op.is_local()) && self.wire != Wire::Fp32 {
             return Err(Error::config(format!("--wire with {}", self.op), "fp32", self.wire));
         }
+        let started = (self.servers, self.workers.unwrap_or(1), self.threads.unwrap_or(1));
+        if (self.op.is_transport() || self.op.is_local()) && started != (1, 1, 1) {
+            let given = format!("--servers, --workers, --threads with {}", self.op);
+            return Err(Error::config(given, "1, 1 and 1", format!("{started:?}")));
+        }
         if self.op.is_sparse() {
             if self.keys == 0 || u64::from(self.keys) > self.rows {
                 return Err(Error::config("--keys", format!("1 to --rows ({})", self.rows), self.keys));

@@ -212,6 +212,10 @@ fn same(nan: bool, other_nan: bool, bits: u16, other: u16) -> bool {
     nan == other_nan && (nan || bits == other)
 }
 
+fn widened_f16(halves: &[u16]) -> Vec<u32> {
+    bits(&halves.iter().map(|&h| half::f16::from_bits(h).to_f32()).collect::<Vec<_>>())
+}
+
 fn widened_bf16(halves: &[u16]) -> Vec<u32> {
     bits(&halves.iter().map(|&h| half::bf16::from_bits(h).to_f32()).collect::<Vec<_>>())
 }
@@ -276,23 +280,31 @@ fn check_fused<R: Rule<P> + std::fmt::Debug, const P: usize>(
     let mut expected_w = data.w.clone();
     let mut expected: [Vec<f32>; P] = std::array::from_fn(|p| data.planes[p].clone());
     step_by(scalar, rule, &mut expected_w, expected.each_mut().map(Vec::as_mut_slice), &gradient[..]);
-    let cast: Vec<u16> = expected_w.iter().map(|&w| half::bf16::from_f32(w).to_bits()).collect();
+    let mut fp16 = vec![0u16; data.w.len()];
+    narrow_by(scalar, Output::F16((&mut fp16[..]).into()), &expected_w);
+    let bf16: Vec<u16> = expected_w.iter().map(|&w| half::bf16::from_f32(w).to_bits()).collect();
 
     let held: Vec<Held> = pieces.iter().map(|p| Held::new(p, data.shift)).collect();
     let inputs: Vec<Input<'_>> = held.iter().map(Held::input).collect();
-    for (simd, table) in tables() {
+    for ((simd, table), is_fp16) in tables().flat_map(|path| [(path, false), (path, true)]) {
         let mut w = Shifted::new(&data.w, data.shift);
         let mut planes: [Vec<f32>; P] = std::array::from_fn(|p| data.planes[p].clone());
         let mut out = vec![0u16; data.w.len()];
         let gradient = Gradient::Fold { sum: None, pieces: &inputs, divisor: 3.0 };
-        pass_by(table, w.all_mut(), gradient, Some(Output::Bf16((&mut out[..]).into())), |range, w, g| {
+        let cast = (&mut out[..]).into();
+        let cast = if is_fp16 { Output::F16(cast) } else { Output::Bf16(cast) };
+        pass_by(table, w.all_mut(), gradient, Some(cast), |range, w, g| {
             step_by(table, rule, w, planes.each_mut().map(|p| &mut p[range.clone()]), g);
         });
         prop_assert_eq!(bits(w.all()), bits(&expected_w), "{} {:?}", simd, rule);
         for (found, expected) in planes.iter().zip(&expected) {
             prop_assert_eq!(bits(found), bits(expected), "{} {:?}", simd, rule);
         }
-        prop_assert_eq!(widened_bf16(&out), widened_bf16(&cast), "{} {:?}", simd, rule);
+        if is_fp16 {
+            prop_assert_eq!(widened_f16(&out), widened_f16(&fp16), "{} {:?}", simd, rule);
+        } else {
+            prop_assert_eq!(widened_bf16(&out), widened_bf16(&bf16), "{} {:?}", simd, rule);
+        }
     }
     Ok(())
 }

@@ -38,6 +38,7 @@ impl Core {
                         self.shard.close(expected, &mut self.applied);
                         self.shard.publish(clock + 1);
                         self.links.iter_mut().flatten().for_each(Link::clock_closed);
+                        self.mark(clock + 1);
                     }
                 }
                 Verdict::CloseTable { table, clock, counted } => {

@@ -1,8 +1,8 @@
 //! Both sides of the handshake, against a peer that knows the secret and says anything.
 
-use windlass::Secret;
 use windlass::proto::handshake::{Acceptor, Dialler, Fed, Local};
 use windlass::types::{Identity, Role};
+use windlass::{Bootstrap, Secret};
 
 use super::Bytes;
 
@@ -127,4 +127,28 @@ pub fn dialler_seeds() -> Vec<Vec<u8>> {
     };
     let right = local(Role::Worker, Some(3));
     vec![answer(&right), answer(&Local { job: "theirs".into(), ..right })]
+}
+
+/// A bootstrap blob, with the right checksum unless the input says otherwise.
+pub fn blob(data: &[u8]) {
+    let mut input = Bytes(data);
+    let mend = input.u8() & 1 == 0;
+    let mut bytes = input.0.to_vec();
+    if mend && bytes.len() == Bootstrap::BYTES {
+        let crc = crc32c::crc32c(&bytes[..Bootstrap::BYTES - 4]);
+        bytes[Bootstrap::BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+    }
+    if let Ok(read) = Bootstrap::from_bytes(&bytes) {
+        assert_eq!(read.to_bytes().as_slice(), bytes, "two blobs mean the same");
+    }
+}
+
+pub fn blob_seeds() -> Vec<Vec<u8>> {
+    ["10.0.0.1:7077", "[::1]:1"]
+        .map(|address| {
+            let secret = Secret::from_hex(&"ab".repeat(32)).unwrap();
+            let made = Bootstrap::new(address.parse().unwrap(), secret, "job", "host").unwrap();
+            [&[0][..], &made.to_bytes()].concat()
+        })
+        .to_vec()
 }
