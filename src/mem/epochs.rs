@@ -12,8 +12,8 @@
 //! behind that. So while the head says at most e + n − 2, nobody has touched the values of epoch e.
 //!
 //! A *reader* reads the head, then stamp and values of the epoch that it names, and *when all of these are here* the head again
-//! ([`judge`]). One read that brings values and head would prove nothing: a device may fetch its parts in any order. The
-//! two words of a head are each read whole, being aligned, but not necessarily together: see [`Seen::holds`].
+//! (`judge`). One read that brings values and head would prove nothing: a device may fetch its parts in any order. The
+//! two words of a head are each read whole, being aligned, but not necessarily together: see `Seen::holds`.
 
 use std::sync::Arc;
 
