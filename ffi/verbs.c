@@ -2,6 +2,7 @@
  *
  * - ibv_query_port: verbs.h makes it a macro over a versioned call; the plain symbol writes an older, shorter structure.
  * - ibv_query_gid_ex: an inline function.
+ * - ibv_reg_mr: a macro that knows of optional access flags, such as relaxed ordering.
  * - The structures with unions are written by hand in rdma-sys; windlass_layout() gives their true sizes and offsets, so
  *   that a mismatch is found at start and not by a device that reads garbage.
  */
@@ -22,6 +23,7 @@ struct windlass_port {
     uint8_t width;
     uint8_t speed;
     uint8_t needs_grh;
+    uint16_t pkeys;
 };
 
 /* 0 or a positive errno. */
@@ -41,7 +43,19 @@ int windlass_query_port(struct ibv_context *context, uint8_t port, struct windla
     out->width = attr.active_width;
     out->speed = attr.active_speed;
     out->needs_grh = !!(attr.flags & IBV_QPF_GRH_REQUIRED);
+    out->pkeys = attr.pkey_tbl_len;
     return 0;
+}
+
+/* verbs.h makes ibv_reg_mr a macro, too: it leaves optional access flags out where the device can't do them. */
+struct ibv_mr *windlass_reg_mr(struct ibv_pd *domain, void *address, size_t length, unsigned int access)
+{
+    return ibv_reg_mr(domain, address, length, access);
+}
+
+unsigned int windlass_relaxed_ordering(void)
+{
+    return IBV_ACCESS_RELAXED_ORDERING;
 }
 
 /* type: 0 InfiniBand, 1 RoCE v1, 2 RoCE v2. 0 or a positive errno; ENODATA for an empty entry. */

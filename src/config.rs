@@ -1,7 +1,9 @@
 //! The one place that reads the environment and the configuration file, and the settings that more than one layer needs.
 
 mod file;
+mod limits;
 mod pin;
+pub mod rdma;
 pub mod settings;
 
 use std::collections::BTreeMap;
@@ -11,10 +13,14 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
+pub use limits::ServerLimits;
 pub use pin::{MAX_CPUS, Pin};
-pub use settings::{ServerLimits, Setting};
+pub use rdma::Rdma;
+pub use settings::Setting;
 
 /// Variables that the launcher sets for the processes of a job, and that a user may set by hand.
 pub mod variable {
@@ -32,7 +38,7 @@ pub mod variable {
     pub const SERVERS: &str = "WINDLASS_SERVERS";
     /// Threads of each server.
     pub const THREADS: &str = "WINDLASS_THREADS";
-    /// `tcp` or `verbs`.
+    /// `auto`, `tcp` or `verbs`.
     pub const TRANSPORT: &str = "WINDLASS_TRANSPORT";
     /// The process's number among those on its host.
     pub const LOCAL_INDEX: &str = "WINDLASS_LOCAL_INDEX";
@@ -50,8 +56,6 @@ pub mod variable {
     pub const PEER_TIMEOUT: &str = "WINDLASS_PEER_TIMEOUT";
     /// Seconds in which a lost data connection is opened anew.
     pub const RECONNECT_TIMEOUT: &str = "WINDLASS_RECONNECT_TIMEOUT";
-    /// RDMA device, `NAME` or `NAME:PORT`.
-    pub const RDMA_DEVICE: &str = "WINDLASS_RDMA_DEVICE";
     /// CPUs of server threads: `auto`, `none` or a list.
     pub const PIN: &str = "WINDLASS_PIN";
     /// Bytes of slots of each server thread.
@@ -178,7 +182,7 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
 }
 
 /// The network that carries the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TransportKind {
     /// TCP sockets.
     Tcp,
@@ -186,23 +190,52 @@ pub enum TransportKind {
     Verbs,
 }
 
-impl fmt::Display for TransportKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl TransportKind {
+    /// All of them, the best first.
+    pub const ALL: [TransportKind; 2] = [TransportKind::Verbs, TransportKind::Tcp];
+
+    /// As users, peers and reports call it.
+    pub fn name(self) -> &'static str {
+        match self {
             TransportKind::Tcp => "tcp",
             TransportKind::Verbs => "verbs",
-        })
+        }
     }
 }
 
-impl FromStr for TransportKind {
+impl fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a user says about what carries the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// Verbs where every node of the job has it, else TCP.
+    Auto,
+    /// This one or none.
+    Only(TransportKind),
+}
+
+impl fmt::Display for TransportChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TransportChoice::Auto => f.write_str("auto"),
+            TransportChoice::Only(kind) => kind.fmt(f),
+        }
+    }
+}
+
+impl FromStr for TransportChoice {
     type Err = Error;
 
-    fn from_str(text: &str) -> Result<TransportKind> {
-        match text {
-            "tcp" => Ok(TransportKind::Tcp),
-            "verbs" => Ok(TransportKind::Verbs),
-            _ => Err(Error::config("transport", "tcp or verbs", text)),
+    fn from_str(text: &str) -> Result<TransportChoice> {
+        let kind = TransportKind::ALL.into_iter().find(|kind| kind.name() == text);
+        match (text, kind) {
+            ("auto", _) => Ok(TransportChoice::Auto),
+            (_, Some(kind)) => Ok(TransportChoice::Only(kind)),
+            _ => Err(Error::config("transport", "auto, tcp or verbs", text)),
         }
     }
 }
@@ -307,15 +340,15 @@ impl FromStr for Progress {
 #[derive(Debug, Clone)]
 pub struct Network {
     /// What carries the data.
-    pub transport: TransportKind,
+    pub transport: TransportChoice,
     /// The address to bind; 127.0.0.1 by default.
     pub interface: IpAddr,
     /// Ports to listen on; any when not given.
     pub ports: Option<RangeInclusive<u16>>,
     /// What peers dial for data instead of the address that we listen on, where something forwards it to us (TCP only).
     pub advertise: Option<SocketAddr>,
-    /// RDMA device, `NAME` or `NAME:PORT`; the first active port when not given.
-    pub rdma_device: Option<String>,
+    /// How RDMA devices are used.
+    pub rdma: Rdma,
     /// A peer that is silent for so long is lost.
     pub peer_timeout: Duration,
     /// A lost data connection is opened anew for so long before its peer counts as lost.
@@ -327,11 +360,11 @@ pub struct Network {
 impl Default for Network {
     fn default() -> Network {
         Network {
-            transport: TransportKind::Tcp,
+            transport: TransportChoice::Only(TransportKind::Tcp),
             interface: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ports: None,
             advertise: None,
-            rdma_device: None,
+            rdma: Rdma::default(),
             peer_timeout: Duration::from_secs(10),
             reconnect_timeout: Duration::from_secs(10),
             polling: Polling::Block,

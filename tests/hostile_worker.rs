@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use windlass::config::Network;
+use windlass::config::{Network, TransportKind};
 use windlass::control::{Event, Hub, HubConfig, LinkId};
 use windlass::error::{Error, Result};
 use windlass::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
@@ -16,7 +16,7 @@ use windlass::proto::handshake::{SessionKey, derive_endpoint_key};
 use windlass::proto::{HEADER, NO_BASE, ReplyHeader, ReplyKind, RequestHeader, RequestKind};
 use windlass::server::ServerHandle;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
-use windlass::transport::{self, Completion, EndpointId, Message, Payload, Side, Transport, Write};
+use windlass::transport::{Completion, EndpointId, Message, Payload, Side, Transport, Write, choice};
 use windlass::types::{Aggregate, Identity, OptimizerSpec, PartitionMap, Role, ServerInfo, ShardId, View};
 use windlass::{Secret, Server, TableSpec};
 
@@ -164,7 +164,7 @@ impl<const N: usize> Job<N> {
     fn open(&mut self, rank: usize, thread: u32) -> Data {
         let worker = &mut self.workers[rank].0;
         let link = worker.dial(&self.address);
-        let mut transport = transport::build(&Network::default(), false).unwrap();
+        let mut transport = choice::build(&Network::default(), TransportKind::Tcp, false).unwrap();
         let arena = Arena::new(1 << 20).unwrap();
         let region = transport.register(arena.clone()).unwrap();
         let (endpoint, address) = transport.open(Side::Active, "the server").unwrap();

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use windlass::config::Rdma;
 use windlass::error::Error;
 use windlass::mem::{Arena, Pool, RegionId, RegionSlice, Rights};
 use windlass::transport::park::park;
@@ -20,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn config() -> VerbsConfig {
     VerbsConfig { endpoints: 8, ..VerbsConfig::default() }
+}
+
+fn with(rdma: Rdma) -> VerbsConfig {
+    VerbsConfig { rdma, ..config() }
 }
 
 /// One end of a connection: a transport, an arena that it registered, and what came out of it.
@@ -369,7 +374,7 @@ fn the_peer_may_connect_much_later() {
         return;
     }
     // All retries of one attempt take about half a second: several attempts fail before the other end is there.
-    let hasty = VerbsConfig { timeout: Some(12), retries: 2, ..config() };
+    let hasty = with(Rdma { timeout: Some(12), retries: 2, ..Rdma::default() });
     let (mut a, mut b) = (End::new(&hasty, "b"), End::new(&hasty, "a"));
     // Whoever speaks first is the one that has to try again.
     if a.address < b.address {
@@ -392,8 +397,10 @@ fn a_peer_that_never_connects_is_a_timeout() {
     if !has_device() {
         return;
     }
-    let hasty =
-        VerbsConfig { timeout: Some(12), retries: 2, connect_timeout: Duration::from_secs(1), ..config() };
+    let hasty = VerbsConfig {
+        connect_timeout: Duration::from_secs(1),
+        ..with(Rdma { timeout: Some(12), retries: 2, ..Rdma::default() })
+    };
     let (mut a, mut b) = (End::new(&hasty, "b"), End::new(&hasty, "a"));
     a.transport.connect(a.endpoint, &b.address, &[3; 32]).unwrap();
     until(&mut a, &mut b, "timeout", |a, _| a.closed().is_some());
@@ -405,7 +412,7 @@ fn a_peer_that_never_connects_is_a_timeout() {
 #[test]
 #[ignore = "started by another test"]
 fn other_process() {
-    let hasty = VerbsConfig { timeout: Some(14), retries: 2, ..config() };
+    let hasty = with(Rdma { timeout: Some(14), retries: 2, ..Rdma::default() });
     let mut end = End::new(&hasty, "parent");
     println!("address {}", hex(&end.address));
     let mut line = String::new();
@@ -440,7 +447,7 @@ fn a_killed_peer_is_noticed_by_sending() {
         .lines()
         .find_map(|line| line.unwrap().split_once("address ").map(|(_, hex)| unhex(hex)))
         .unwrap();
-    let hasty = VerbsConfig { timeout: Some(14), retries: 2, ..config() };
+    let hasty = with(Rdma { timeout: Some(14), retries: 2, ..Rdma::default() });
     let mut a = End::new(&hasty, "child");
     a.transport.connect(a.endpoint, &address, &[1; 32]).unwrap();
     writeln!(child.stdin.take().unwrap(), "{}", hex(&a.address)).unwrap();
@@ -528,6 +535,7 @@ fn what_is_not_an_address_is_refused() {
 
 #[test]
 fn a_device_that_is_not_there_is_named() {
-    let error = Verbs::new(&VerbsConfig { device: Some("none0".to_owned()), ..config() }).err().unwrap();
+    let error =
+        Verbs::new(&with(Rdma { device: "=none0".parse().unwrap(), ..Rdma::default() })).err().unwrap();
     assert!(error.to_string().contains("none0"), "{error}");
 }

@@ -159,6 +159,15 @@ pub fn main() -> ExitCode {
 
 fn obey(command: Command, environment: &Environment) -> Result<u8> {
     kernels::choose_by(environment)?;
+    // Once for a job on this machine: its launcher says it, not the processes that it starts.
+    let carries_data =
+        matches!(command, Command::Run(_) | Command::Train(_) | Command::Bench(_) | Command::Server(_));
+    if carries_data
+        && environment.text(variable::JOB).is_none()
+        && let Some(hint) = info::hint_here()
+    {
+        tracing::warn!("{hint}");
+    }
     match command {
         Command::Run(options) => start(options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),

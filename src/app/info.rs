@@ -126,28 +126,45 @@ fn interfaces() -> String {
 /// The RDMA ports under `root`; and, in a build that can't use one, how to make one that can.
 fn rdma(root: &Path, usable: bool) -> Vec<Row> {
     let mut lines = Vec::new();
-    let mut active = false;
-    let mut devices = entries(&root.join("sys/class/infiniband"));
-    devices.sort();
-    for device in devices {
+    for device in rdma_devices(root) {
         let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let node = read(device.join("device/numa_node"));
         let node = node.trim().parse::<u32>().map_or(String::new(), |n| format!(", numa node {n}"));
         for (number, port) in numbered(&device.join("ports"), "") {
-            let state = after_colon(&read(port.join("state")));
-            active |= state == "ACTIVE";
+            let state = state_of(&port);
             let layer = read(port.join("link_layer"));
             let rate = read(port.join("rate"));
             lines.push(format!("{name}:{number}: {state}, {}, {}{node}", layer.trim(), rate.trim()));
         }
     }
     let mut rows = vec![("rdma ports", if lines.is_empty() { "none".to_owned() } else { lines.join("\n") })];
-    if active && !usable {
-        let hint =
-            "an RDMA port is active, but this build has no verbs: cargo build --release --features verbs";
-        rows.push(("hint", hint.to_owned()));
-    }
+    rows.extend(hint(root, usable).map(|hint| ("hint", hint.to_owned())));
     rows
+}
+
+/// What a build that can't use an active RDMA port under `root` says about it.
+fn hint(root: &Path, usable: bool) -> Option<&'static str> {
+    let ports = || rdma_devices(root).into_iter().flat_map(|device| entries(&device.join("ports")));
+    let wasted = !usable && ports().any(|port| state_of(&port) == "ACTIVE");
+    wasted.then_some(
+        "an RDMA port is active, but this build has no verbs: cargo build --release --features verbs",
+    )
+}
+
+/// The same of this build and this machine.
+pub fn hint_here() -> Option<&'static str> {
+    hint(Path::new("/"), cfg!(feature = "verbs"))
+}
+
+fn rdma_devices(root: &Path) -> Vec<PathBuf> {
+    let mut devices = entries(&root.join("sys/class/infiniband"));
+    devices.sort();
+    devices
+}
+
+/// `ACTIVE`, from a file that says `4: ACTIVE`.
+fn state_of(port: &Path) -> String {
+    after_colon(&read(port.join("state")))
 }
 
 fn unknown() -> String {
@@ -218,6 +235,7 @@ mod tests {
         port("mlx5_0/ports/2", "1: DOWN", "Ethernet", "40 Gb/sec (4X QDR)");
         port("mlx5_0/ports/10", "2: INIT", "InfiniBand", "200 Gb/sec (4X HDR)");
         assert_eq!(rdma(root.path(), false).len(), 1);
+        assert_eq!(hint(root.path(), false), None);
         port("mlx5_1/ports/1", "4: ACTIVE", "InfiniBand", "400 Gb/sec (4X NDR)");
         write(root.path(), "sys/class/infiniband/mlx5_1/device/numa_node", "1\n");
         let rows = rdma(root.path(), false);
@@ -229,6 +247,8 @@ mod tests {
         );
         assert!(value(&rows, "hint").contains("--features verbs"));
         assert_eq!(rdma(root.path(), true).len(), 1, "a build with verbs needs no hint");
+        assert_eq!(hint(root.path(), true), None);
+        assert!(hint(root.path(), false).unwrap().contains("--features verbs"));
     }
 
     #[test]

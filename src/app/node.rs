@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::settings::{Flags, OfNetwork};
+use super::settings::{Flags, OfNetwork, OfRdma};
 use crate::client::ClientConfig;
 use crate::config::{Environment, Network, Progress, variable};
 use crate::error::{Error, Result};
@@ -29,6 +29,8 @@ pub struct NodeOptions {
 pub struct NetworkOptions {
     #[command(flatten)]
     flags: Flags<OfNetwork>,
+    #[command(flatten)]
+    rdma: Flags<OfRdma>,
     /// File with settings, as `--print-config` of `windlass server` writes it; flags and variables outdo it
     /// [WINDLASS_CONFIG]
     #[arg(long, value_name = "FILE")]
@@ -84,6 +86,6 @@ impl NetworkOptions {
 
     /// All settings: the environment with what the flags say in its place, and what the configuration file says below both.
     pub fn over(&self, environment: &Environment) -> Result<Environment> {
-        self.flags.over(environment).with_file(self.config.as_deref())
+        self.rdma.over(&self.flags.over(environment)).with_file(self.config.as_deref())
     }
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::launch::{self, Child, ChildRole, Outcome, Tree, TreeConfig};
 use crate::proto::secret::Secret;
 use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
-use crate::transport::{self, network};
+use crate::transport::{choice, network};
 
 /// What to start.
 pub struct Plan {
@@ -40,7 +40,7 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     let threads = plan.settings.number(&settings::THREADS)? as u32;
     let limits = ServerLimits::from_environment(&plan.settings)?;
     let network = network::from_environment(&plan.settings, 1)?;
-    transport::check(&network)?;
+    choice::offer(&network)?;
     let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
     let secret = Secret::generate()?;
     let job = launch::new_job()?;

@@ -20,6 +20,14 @@ impl Group for OfNetwork {
     const SETTINGS: &'static [Setting] = settings::NETWORK;
 }
 
+/// How RDMA devices are used.
+#[derive(Clone)]
+pub struct OfRdma;
+
+impl Group for OfRdma {
+    const SETTINGS: &'static [Setting] = settings::RDMA;
+}
+
 /// What only servers have.
 #[derive(Clone)]
 pub struct OfServer;
@@ -43,7 +51,7 @@ impl<G> Default for Flags<G> {
 
 impl<G> fmt::Debug for Flags<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.given.iter().map(|(setting, text)| (setting.key, text))).finish()
+        f.debug_map().entries(self.given.iter().map(|(setting, text)| (setting.variable, text))).finish()
     }
 }
 

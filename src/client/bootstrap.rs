@@ -12,6 +12,7 @@ use super::engine::Engine;
 use super::frame::BATCH;
 use super::link::{Link, RING_ENTRIES};
 use super::reopen::{Granted, Outcome, Reopener, Wish};
+use crate::config::TransportKind;
 use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
@@ -19,7 +20,7 @@ use crate::proto::HEADER;
 use crate::proto::control::ControlMessage;
 use crate::proto::handshake::derive_endpoint_key;
 use crate::time::Deadline;
-use crate::transport::{self, SessionKey, Transport};
+use crate::transport::{SessionKey, Transport, choice};
 use crate::types::{Identity, Role, ServerInfo, View};
 
 /// Buffers of one pool, as (bytes, count): staging for pushes, and as much again to receive pulls.
@@ -54,11 +55,18 @@ struct Joining {
     lost: Option<(Instant, Error)>,
 }
 
+/// By what the job's data travels, and why by nothing better.
+struct Agreed {
+    transport: TransportKind,
+    reason: String,
+}
+
 /// Joins the job; blocks until all nodes are there and all endpoints are open.
 pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     if config.rank >= config.workers {
         return Err(Error::config("rank", format!("0 to {}", config.workers.saturating_sub(1)), config.rank));
     }
+    let offer = choice::offer(&config.network)?;
     let mut hub_config =
         HubConfig::new(config.secret.clone(), &config.job, this_process(Role::Worker, Some(config.rank))?);
     hub_config.limits.peer_timeout = config.network.peer_timeout;
@@ -74,10 +82,10 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
         answers: Vec::new(),
         lost: None,
     };
-    let view = joining.view(config)?;
+    let (view, agreed) = joining.view(config, &offer)?;
     let servers = joining.dial(&view.servers)?;
     let shared = Arc::new(Shared::new()?);
-    let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, shared.clone())?;
+    let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, agreed, shared.clone())?;
     let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export, _)| *export);
     let filters = |(server, link): (&ServerInfo, &LinkId)| {
         let chosen = joining.up.get(link).map_or_else(Vec::new, |(.., chosen)| chosen.clone());
@@ -90,11 +98,14 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
 }
 
 impl Joining {
-    fn view(&mut self, config: &ClientConfig) -> Result<View> {
+    /// The View, and by what the job's data travels.
+    fn view(&mut self, config: &ClientConfig, offer: &choice::Offer) -> Result<(View, Agreed)> {
         let coordinator = self.coordinator;
         self.until(&format!("the coordinator at {}", config.coordinator), |j| {
             j.up.contains_key(&coordinator).then_some(())
         })?;
+        let choice::Offer { kinds, lacks } = offer.clone();
+        self.hub.send(coordinator, &ControlMessage::Offer { transports: kinds, lacks })?;
         let join = ControlMessage::Join {
             role: Role::Worker,
             rank: Some(config.rank),
@@ -108,10 +119,20 @@ impl Joining {
         self.until(&waited_for, |j| {
             let at = j.answers.iter().position(|(_, m)| matches!(m, ControlMessage::View(_)))?;
             match j.answers.swap_remove(at).1 {
-                ControlMessage::View(view) => Some(view),
+                ControlMessage::View(view) => Some((view, j.agreed(offer))),
                 _ => None,
             }
         })
+    }
+
+    /// What the Coordinator said ahead of the View; the best that we have where it says nothing.
+    fn agreed(&mut self, offer: &choice::Offer) -> Agreed {
+        let is_agreed = |(_, m): &(LinkId, ControlMessage)| matches!(m, ControlMessage::Agreed { .. });
+        let said = self.answers.iter().position(is_agreed).map(|at| self.answers.swap_remove(at).1);
+        match said {
+            Some(ControlMessage::Agreed { transport, reason }) => Agreed { transport, reason },
+            _ => Agreed { transport: offer.kinds[0], reason: String::new() },
+        }
     }
 
     fn dial(&mut self, servers: &[ServerInfo]) -> Result<Vec<LinkId>> {
@@ -130,10 +151,13 @@ impl Joining {
         config: &ClientConfig,
         view: &View,
         servers: &[LinkId],
+        agreed: Agreed,
         shared: Arc<Shared>,
     ) -> Result<(Engine, Receiver<Wish>, Sender<Outcome>)> {
-        let mut transport = transport::build(&config.network, false)?;
+        let mut transport = choice::build(&config.network, agreed.transport, false)?;
         let kind = transport.caps().name;
+        choice::warn_of_fallback(&config.network, agreed.transport, &agreed.reason);
+        tracing::info!("worker {}: data travels by {}", config.rank, transport.caps().describe());
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();
         let ring_bytes = RING_ENTRIES as usize * HEADER;
         let ring = Arena::new(threads * ring_bytes)?;
@@ -160,7 +184,8 @@ impl Joining {
         let timeout = config.network.reconnect_timeout;
         let (reopener, wishes, outcomes) = Reopener::new(ring_region, kind, timeout, self.hub.waker());
         let (memory, polling) = ((staging, receive), config.network.polling);
-        let engine = Engine::new(transport, polling, links, memory, view.epoch, shared, reopener);
+        let mut engine = Engine::new(transport, polling, links, memory, view.epoch, shared, reopener);
+        engine.fallback = agreed.reason;
         Ok((engine, wishes, outcomes))
     }
 

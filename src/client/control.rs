@@ -442,6 +442,13 @@ impl State {
                     self.reopened(link, request, granted);
                 }
             }
+            ControlMessage::EndpointLost { thread } => {
+                if let Some(server) = self.servers.iter().position(|(_, server, _)| *server == link) {
+                    // As in `reopened`.
+                    let _ = self.outcomes.send(Outcome::Lost { server, thread });
+                    self.shared.waker.wake();
+                }
+            }
             ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
             _ => {}
         }

@@ -122,6 +122,8 @@ struct Accepted {
 /// See the module's head.
 pub struct Engine {
     transport: Box<dyn Transport>,
+    /// Why the job uses nothing better; empty when it does not fall back.
+    pub fallback: String,
     polling: Polling,
     links: Vec<Link>,
     /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
@@ -174,6 +176,7 @@ impl Engine {
     ) -> Engine {
         let mut engine = Engine {
             transport,
+            fallback: String::new(),
             polling,
             links,
             link_of: HashMap::new(),
@@ -214,8 +217,8 @@ impl Engine {
 
     /// What the data travels by.
     pub fn transport_name(&self) -> String {
-        let caps = self.transport.caps();
-        if caps.detail.is_empty() { caps.name.to_owned() } else { format!("{} ({})", caps.name, caps.detail) }
+        let used = self.transport.caps().describe();
+        if self.fallback.is_empty() { used } else { format!("{used}, fallen back: {}", self.fallback) }
     }
 
     /// The longest body of a frame to any server thread, in bytes.

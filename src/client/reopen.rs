@@ -49,7 +49,7 @@ impl Wish {
     /// What becomes of it with the server's answer; `export` is the root of the control link's endpoint keys.
     pub fn outcome(self, granted: std::result::Result<Granted, String>, export: &SessionKey) -> Outcome {
         let key = derive_endpoint_key(export, "data", &[self.thread]);
-        Outcome { link: self.link, endpoint: self.endpoint, key, granted }
+        Outcome::Answered { link: self.link, endpoint: self.endpoint, key, granted }
     }
 }
 
@@ -90,13 +90,26 @@ impl Granted {
     }
 }
 
-/// What became of a wish.
+/// What the control thread tells the engine, in the order in which servers said it.
 #[derive(Debug)]
-pub struct Outcome {
-    link: usize,
-    endpoint: Option<EndpointId>,
-    key: SessionKey,
-    granted: std::result::Result<Granted, String>,
+pub enum Outcome {
+    /// What became of a wish.
+    Answered {
+        link: usize,
+        endpoint: Option<EndpointId>,
+        key: SessionKey,
+        granted: std::result::Result<Granted, String>,
+    },
+    /// A server has lost our endpoint to one of its threads.
+    Lost { server: usize, thread: u32 },
+}
+
+/// The same, as the engine needs it.
+pub enum Heard {
+    /// Connect the present endpoint of a link.
+    Granted { link: usize, grant: Grant, address: Vec<u8>, key: SessionKey },
+    /// Close this endpoint, which leads nowhere.
+    Lost(EndpointId),
 }
 
 /// The engine's side.
@@ -141,15 +154,28 @@ impl Reopener {
         self.waker.wake()
     }
 
-    /// The next endpoint that a server opened: link, grant, address and key.
-    #[allow(clippy::type_complexity)] // taken apart at once by its one caller
-    pub fn answered(&mut self, links: &[Link]) -> Result<Option<(usize, Grant, Vec<u8>, SessionKey)>> {
+    /// What servers said next of endpoints that are still ours.
+    pub fn heard(&mut self, links: &[Link]) -> Result<Option<Heard>> {
         while let Ok(outcome) = self.outcomes.try_recv() {
-            let Some(link) = links.get(outcome.link) else { continue };
-            // An endpoint that was lost again meanwhile has been asked for anew.
-            if link.endpoint == outcome.endpoint {
-                let (grant, address) = Granted::check(outcome.granted, &link.peer)?;
-                return Ok(Some((outcome.link, grant, address, outcome.key)));
+            match outcome {
+                Outcome::Answered { link: place, endpoint, key, granted } => {
+                    let Some(link) = links.get(place) else { continue };
+                    // An endpoint that was lost again meanwhile has been asked for anew.
+                    if link.endpoint == endpoint {
+                        let (grant, address) = Granted::check(granted, &link.peer)?;
+                        return Ok(Some(Heard::Granted { link: place, grant, address, key }));
+                    }
+                }
+                Outcome::Lost { server, thread } => {
+                    let meant = |link: &&Link| (link.server, link.thread) == (server, thread);
+                    // One that is not connected is being opened anew already: the server says that it lost the old one
+                    // before it answers for the new one.
+                    let lost =
+                        links.iter().find(meant).filter(|link| link.connected).and_then(|l| l.endpoint);
+                    if let Some(endpoint) = lost {
+                        return Ok(Some(Heard::Lost(endpoint)));
+                    }
+                }
             }
         }
         Ok(None)

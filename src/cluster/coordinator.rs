@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::catalogue::{Catalogue, Opening};
+use crate::config::TransportKind;
 use crate::error::Error;
 use crate::proto::control::{ControlMessage, MAX_NODES, PeerStatus, reason};
 use crate::types::{Clock, Identity, Rank, Role, ServerInfo, TableId, TableSpec, View};
@@ -102,6 +103,9 @@ struct Node {
     peer_address: IpAddr,
     joined: bool,
     finished: bool,
+    /// What it can carry data by, and why nothing better.
+    transports: Vec<TransportKind>,
+    lacks: String,
     /// Barriers it is at.
     barriers: BTreeSet<u64>,
     /// Tables it waits for.
@@ -237,6 +241,8 @@ impl Coordinator {
             peer_address,
             joined: false,
             finished: false,
+            transports: vec![TransportKind::Tcp],
+            lacks: String::new(),
             barriers: BTreeSet::new(),
             opening: 0,
         };
@@ -251,6 +257,7 @@ impl Coordinator {
         out: &mut Vec<Output>,
     ) -> Result<(), Fault> {
         match message {
+            ControlMessage::Offer { transports, lacks } => self.offered(link, transports, lacks),
             ControlMessage::Join { role, rank, workers, address, threads } => {
                 self.join(link, (role, rank, workers, address, threads), now, out)
             }
@@ -457,6 +464,7 @@ fn node_of(nodes: &mut BTreeMap<u64, Node>, link: u64, change: impl FnOnce(&mut 
     }
 }
 
+mod agree;
 mod join;
 
 #[cfg(test)]

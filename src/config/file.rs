@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::settings::all;
-use super::{Environment, variable};
+use super::{Environment, Setting, variable};
 use crate::error::{Error, Result};
 
 impl Environment {
@@ -22,8 +22,8 @@ impl Environment {
     pub(super) fn under(mut self, path: &str, text: &str) -> Result<Environment> {
         let table: toml::Table = text.parse().map_err(|e| malformed(path, text, &e))?;
         for (key, value) in table {
-            let Some(setting) = all().find(|setting| setting.key == key) else {
-                let known: Vec<&str> = all().map(|setting| setting.key).collect();
+            let Some(setting) = all().find(|setting| setting.key() == key) else {
+                let known: Vec<String> = all().map(Setting::key).collect();
                 return Err(Error::config(
                     path,
                     format!("one of {}", known.join(", ")),

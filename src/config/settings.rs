@@ -1,16 +1,17 @@
-//! The settings that a flag, a variable and a key of a configuration file can give. Each stands here once.
+//! The settings that a flag, a variable and a key of a configuration file can give: the table at the end of the code, one entry for
+//! each.
 
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Environment, Network, Pin, PollChoice, TransportKind, parse_bytes, variable};
+use super::rdma::{AUTO, Devices, Mtu, Rdma, Switch};
+use super::{Environment, Network, Pin, PollChoice, ServerLimits, TransportChoice, parse_bytes};
 use crate::error::{Error, Result};
 
 /// One setting: flag `--peer-timeout`, variable `WINDLASS_PEER_TIMEOUT`, key `peer_timeout`.
 #[derive(Debug)]
 pub struct Setting {
-    /// Its key in a configuration file.
-    pub key: &'static str,
     /// Its variable.
     pub variable: &'static str,
     /// What stands for its value in `--help`.
@@ -29,6 +30,8 @@ enum Kind {
     Word(fn(&str) -> Result<()>),
     /// A number within bounds.
     Count(RangeInclusive<u64>),
+    /// A number within bounds, or `auto`.
+    Choice(RangeInclusive<u64>),
     /// A number of bytes within bounds, with K, M or G for powers of 1024.
     Bytes(RangeInclusive<u64>),
     /// A number of seconds, at least 1.
@@ -38,189 +41,15 @@ enum Kind {
 /// What stands for "no such restriction" where a setting may be left open.
 pub const ANY: &str = "any";
 
-const fn word(
-    (key, variable): (&'static str, &'static str),
-    value_name: &'static str,
-    help: &'static str,
-    default: fn() -> String,
-    check: fn(&str) -> Result<()>,
-) -> Setting {
-    Setting { key, variable, value_name, help, default, kind: Kind::Word(check) }
-}
-
-const fn number(
-    (key, variable): (&'static str, &'static str),
-    value_name: &'static str,
-    help: &'static str,
-    default: fn() -> String,
-    kind: Kind,
-) -> Setting {
-    Setting { key, variable, value_name, help, default, kind }
-}
-
-fn any() -> String {
-    ANY.to_owned()
-}
-
-/// What carries the data.
-pub const TRANSPORT: Setting = word(
-    ("transport", variable::TRANSPORT),
-    "KIND",
-    "What carries the data: tcp or verbs",
-    || Network::default().transport.to_string(),
-    |text| text.parse::<TransportKind>().map(drop),
-);
-/// The network interface to bind.
-pub const INTERFACE: Setting = word(
-    ("interface", variable::INTERFACE),
-    "NAME|IP",
-    "Network interface to bind, by name or IP address",
-    || Network::default().interface.to_string(),
-    |_| Ok(()),
-);
-/// The ports to listen on.
-pub const PORT_RANGE: Setting =
-    word(("port_range", variable::PORT_RANGE), "A-B", "Ports to listen on", any, |_| Ok(()));
-/// The RDMA device and port.
-pub const RDMA_DEVICE: Setting = word(
-    ("rdma_device", variable::RDMA_DEVICE),
-    "NAME[:PORT]",
-    "RDMA device and port; `any` is the first active port",
-    any,
-    |_| Ok(()),
-);
-/// How threads wait.
-pub const POLL: Setting = word(
-    ("poll", variable::POLL),
-    "HOW",
-    "How threads wait for the network: auto, spin or block",
-    || PollChoice::default().to_string(),
-    |text| text.parse::<PollChoice>().map(drop),
-);
-/// Silence after which a peer is lost.
-pub const PEER_TIMEOUT: Setting = number(
-    ("peer_timeout", variable::PEER_TIMEOUT),
-    "SECONDS",
-    "Seconds of silence after which a peer is lost",
-    || Network::default().peer_timeout.as_secs().to_string(),
-    Kind::Seconds,
-);
-/// Time in which a lost data connection is opened anew.
-pub const RECONNECT_TIMEOUT: Setting = number(
-    ("reconnect_timeout", variable::RECONNECT_TIMEOUT),
-    "SECONDS",
-    "Seconds in which a lost data connection is opened anew before its peer counts as lost",
-    || Network::default().reconnect_timeout.as_secs().to_string(),
-    Kind::Seconds,
-);
-/// Threads of a server.
-pub const THREADS: Setting = number(
-    ("threads", variable::THREADS),
-    "N",
-    "Threads of each server, each with a shard of its own",
-    || "1".to_owned(),
-    Kind::Count(1..=256),
-);
-/// Which CPUs the threads of a server run on.
-pub const PIN: Setting = word(
-    ("pin", variable::PIN),
-    "auto|none|LIST",
-    "CPUs that server threads are pinned to: auto (one each, where there are enough), none, or a list such as 0,2-5",
-    || Pin::default().to_string(),
-    |text| text.parse::<Pin>().map(drop),
-);
-/// [`ServerLimits::staging_bytes`].
-pub const STAGING_BYTES: Setting = number(
-    ("staging_bytes", variable::STAGING_BYTES),
-    "BYTES",
-    "Memory of each server thread for requests that wait, with K, M or G for powers of 1024",
-    || ServerLimits::default().staging_bytes.to_string(),
-    Kind::Bytes(1 << 16..=1 << 40),
-);
-/// [`ServerLimits::payload_bytes`].
-pub const PAYLOAD_BYTES: Setting = number(
-    ("payload_bytes", variable::PAYLOAD_BYTES),
-    "BYTES",
-    "Longest body of one request, which is the size of a slot",
-    || ServerLimits::default().payload_bytes.to_string(),
-    Kind::Bytes(ServerLimits::LEAST_PAYLOAD..=ServerLimits::MOST_PAYLOAD),
-);
-/// [`ServerLimits::table_bytes`].
-pub const TABLE_BYTES: Setting = number(
-    ("table_bytes", variable::TABLE_BYTES),
-    "BYTES",
-    "Memory of each server thread for dense tables",
-    || ServerLimits::default().table_bytes.to_string(),
-    Kind::Bytes(0..=1 << 62),
-);
-/// [`ServerLimits::spare_bytes`].
-pub const SPARE_BYTES: Setting = number(
-    ("spare_bytes", variable::SPARE_BYTES),
-    "BYTES",
-    "Memory of each dense table in each server thread for versions of segments that are still being sent; 0 copies every answer",
-    || ServerLimits::default().spare_bytes.to_string(),
-    Kind::Bytes(0..=1 << 40),
-);
-/// [`ServerLimits::slots`].
-pub const SLOTS: Setting = number(
-    ("slots", variable::SLOTS),
-    "N",
-    "Requests of one worker that may wait in one server thread, where its memory allows them",
-    || ServerLimits::default().slots.to_string(),
-    Kind::Count(1..=64),
-);
-/// [`ServerLimits::pull_credits`].
-pub const PULL_CREDITS: Setting = number(
-    ("pull_credits", variable::PULL_CREDITS),
-    "N",
-    "Pulls of one worker that may be outstanding at one server thread",
-    || ServerLimits::default().pull_credits.to_string(),
-    Kind::Count(1..=4096),
-);
-/// [`ServerLimits::reply_buffers`].
-pub const REPLY_BUFFERS: Setting = number(
-    ("reply_buffers", variable::REPLY_BUFFERS),
-    "N",
-    "Buffers of each server thread for answers",
-    || ServerLimits::default().reply_buffers.to_string(),
-    Kind::Count(1..=4096),
-);
-/// [`ServerLimits::stop_timeout`].
-pub const STOP_TIMEOUT: Setting = number(
-    ("stop_timeout", variable::STOP_TIMEOUT),
-    "SECONDS",
-    "Seconds in which a server that is told to stop (SIGTERM) answers what it has taken",
-    || ServerLimits::default().stop_timeout.as_secs().to_string(),
-    Kind::Seconds,
-);
-
-/// What every process of a job has.
-pub const NETWORK: &[Setting] =
-    &[TRANSPORT, INTERFACE, PORT_RANGE, RDMA_DEVICE, POLL, PEER_TIMEOUT, RECONNECT_TIMEOUT];
-
-/// What only servers have.
-pub const SERVER: &[Setting] = &[
-    THREADS,
-    PIN,
-    STAGING_BYTES,
-    PAYLOAD_BYTES,
-    TABLE_BYTES,
-    SPARE_BYTES,
-    SLOTS,
-    PULL_CREDITS,
-    REPLY_BUFFERS,
-    STOP_TIMEOUT,
-];
-
-/// All of them.
-pub fn all() -> impl Iterator<Item = &'static Setting> {
-    NETWORK.iter().chain(SERVER)
-}
-
 impl Setting {
+    /// Its key in a configuration file.
+    pub fn key(&self) -> String {
+        self.variable.trim_start_matches("WINDLASS_").to_lowercase()
+    }
+
     /// Its flag, without the dashes.
     pub fn flag(&self) -> String {
-        self.key.replace('_', "-")
+        self.key().replace('_', "-")
     }
 
     /// Whether `text` is a word or number that can stand there at all; whether it is within bounds, and exists on this
@@ -229,8 +58,9 @@ impl Setting {
         match &self.kind {
             Kind::Word(check) => check(text),
             Kind::Bytes(_) => parse_bytes(text).map(drop),
-            Kind::Count(_) | Kind::Seconds => {
-                text.parse::<u64>().map(drop).map_err(|_| Error::config(self.key, "a number", text))
+            Kind::Choice(_) if text == AUTO => Ok(()),
+            Kind::Count(_) | Kind::Choice(_) | Kind::Seconds => {
+                text.parse::<u64>().map(drop).map_err(|_| Error::config(self.key(), "a number", text))
             }
         }
     }
@@ -244,6 +74,10 @@ impl Setting {
                 let parsed = text.parse().ok().filter(|n| bounds.contains(n));
                 parsed.ok_or_else(|| refuse(format!("{} to {}", bounds.start(), bounds.end())))
             }
+            Kind::Choice(bounds) => {
+                let parsed = text.parse().ok().filter(|n| bounds.contains(n));
+                parsed.ok_or_else(|| refuse(format!("{} to {} or {AUTO}", bounds.start(), bounds.end())))
+            }
             Kind::Bytes(bounds) => {
                 let parsed = parse_bytes(text).ok().filter(|n| bounds.contains(n));
                 parsed.ok_or_else(|| refuse(format!("{} to {} bytes", bounds.start(), bounds.end())))
@@ -254,66 +88,6 @@ impl Setting {
                 Err(_) => Err(refuse("a number of seconds".to_owned())),
             },
         }
-    }
-}
-
-/// Bounds of a server's memory and patience.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServerLimits {
-    /// Slots for all workers together, of each server thread, in bytes. Untouched slots cost address space only.
-    pub staging_bytes: usize,
-    /// The largest body of one slot, in bytes.
-    pub payload_bytes: usize,
-    /// What tables of each server thread may take when they are made, in bytes: parameters, optimizer state and sums of dense
-    /// tables. Rows of sparse tables come on top. A table that does not fit is refused.
-    pub table_bytes: u64,
-    /// What each dense table may take on each server thread, out of what is left of `table_bytes`, for versions of segments
-    /// that are still being sent while newer ones are written. Answers beyond that are copied before they are sent.
-    pub spare_bytes: u64,
-    /// Slots of one worker, where `staging_bytes` allows them; at most 64.
-    pub slots: usize,
-    /// Pulls of one worker that may be outstanding.
-    pub pull_credits: usize,
-    /// Buffers for replies.
-    pub reply_buffers: usize,
-    /// How long a server that is told to stop may take to answer what it has taken.
-    pub stop_timeout: Duration,
-}
-
-impl Default for ServerLimits {
-    fn default() -> ServerLimits {
-        ServerLimits {
-            staging_bytes: 256 << 20,
-            payload_bytes: 256 << 10,
-            table_bytes: 64 << 30,
-            spare_bytes: 16 << 20,
-            slots: 16,
-            pull_credits: 64,
-            reply_buffers: 32,
-            stop_timeout: Duration::from_secs(5),
-        }
-    }
-}
-
-impl ServerLimits {
-    /// Room for one key of the widest row (16 384 fp32).
-    pub const LEAST_PAYLOAD: u64 = 128 << 10;
-    /// More than a worker's buffers hold is of no use.
-    pub const MOST_PAYLOAD: u64 = 16 << 20;
-
-    /// What `environment` says, and defaults for what it does not.
-    pub fn from_environment(environment: &Environment) -> Result<ServerLimits> {
-        let number = |setting: &Setting| environment.number(setting);
-        Ok(ServerLimits {
-            staging_bytes: number(&STAGING_BYTES)? as usize,
-            payload_bytes: number(&PAYLOAD_BYTES)? as usize,
-            table_bytes: number(&TABLE_BYTES)?,
-            spare_bytes: number(&SPARE_BYTES)?,
-            slots: number(&SLOTS)? as usize,
-            pull_credits: number(&PULL_CREDITS)? as usize,
-            reply_buffers: number(&REPLY_BUFFERS)? as usize,
-            stop_timeout: environment.seconds(&STOP_TIMEOUT)?,
-        })
     }
 }
 
@@ -333,6 +107,30 @@ impl Environment {
         self.number(setting).map(Duration::from_secs)
     }
 
+    /// A setting that is a number or `auto`, which is `None`.
+    pub fn choice(&self, setting: &Setting) -> Result<Option<u64>> {
+        if self.setting(setting) == AUTO { Ok(None) } else { self.number(setting).map(Some) }
+    }
+
+    /// A setting that is a word; refused by the name under which it was given.
+    pub fn parsed<T: FromStr<Err = Error>>(&self, setting: &Setting) -> Result<T> {
+        self.setting(setting).parse().map_err(|error| match error {
+            Error::Config { expected, found, .. } => {
+                Error::Config { setting: self.name_of(setting.variable), expected, found }
+            }
+            other => other,
+        })
+    }
+
+    /// A setting that is a word, or `open`, which is `None`.
+    pub fn restriction_to<T: FromStr<Err = Error>>(
+        &self,
+        setting: &Setting,
+        open: &str,
+    ) -> Result<Option<T>> {
+        if self.setting(setting) == open { Ok(None) } else { self.parsed(setting).map(Some) }
+    }
+
     /// A setting that restricts something, or `None` when it is open.
     pub fn restriction(&self, setting: &Setting) -> Option<&str> {
         self.text(setting.variable).filter(|text| *text != ANY)
@@ -348,22 +146,118 @@ impl Environment {
                     check(&text)?;
                     toml::Value::String(text).to_string()
                 }
+                Kind::Choice(_) if text == AUTO => toml::Value::String(text).to_string(),
                 _ => self.number(setting)?.to_string(),
             };
-            lines += &format!("{} = {value}  # {}\n", setting.key, self.source_of(setting.variable));
+            lines += &format!("{} = {value}  # {}\n", setting.key(), self.source_of(setting.variable));
         }
         Ok(lines)
+    }
+}
+
+/// Makes a constant of each setting, a list of each group, and [`all`]. An entry is
+/// `NAME, what stands for its value, what it may be, its default; "what it is"`.
+macro_rules! settings {
+    ($(
+        $(#[$about:meta])*
+        $group:ident { $($name:ident, $value_name:literal, $kind:expr, $default:expr; $help:literal)* }
+    )*) => {
+        $($(
+            #[doc = $help]
+            pub const $name: Setting = Setting {
+                variable: concat!("WINDLASS_", stringify!($name)),
+                value_name: $value_name,
+                help: $help,
+                default: || $default.to_string(),
+                kind: $kind,
+            };
+        )*
+        $(#[$about])*
+        pub const $group: &[Setting] = &[$($name),*];)*
+
+        /// All of them.
+        pub fn all() -> impl Iterator<Item = &'static Setting> {
+            [$($group),*].into_iter().flatten()
+        }
+    };
+}
+
+settings! {
+    /// What every process of a job has.
+    NETWORK {
+        TRANSPORT, "KIND", Kind::Word(|text| text.parse::<TransportChoice>().map(drop)), Network::default().transport;
+        "What carries the data: tcp, verbs, or auto (verbs where all nodes of the job have it, else tcp, with a warning)"
+        INTERFACE, "NAME|IP", Kind::Word(|_| Ok(())), Network::default().interface;
+        "Network interface to bind, by name or IP address"
+        PORT_RANGE, "A-B", Kind::Word(|_| Ok(())), ANY;
+        "Ports to listen on"
+        POLL, "HOW", Kind::Word(|text| text.parse::<PollChoice>().map(drop)), PollChoice::default();
+        "How threads wait for the network: auto, spin or block"
+        PEER_TIMEOUT, "SECONDS", Kind::Seconds, Network::default().peer_timeout.as_secs();
+        "Seconds of silence after which a peer is lost"
+        RECONNECT_TIMEOUT, "SECONDS", Kind::Seconds, Network::default().reconnect_timeout.as_secs();
+        "Seconds in which a lost data connection is opened anew before its peer counts as lost"
+    }
+    /// How RDMA devices are used.
+    RDMA {
+        RDMA_DEVICE, "LIST", Kind::Word(|text| text.parse::<Devices>().map(drop)), Rdma::default().device;
+        "RDMA devices and ports, as in mlx5_0:1,mlx5_2: the first active one is used; =LIST takes names as they are and not as \
+         beginnings, ^LIST all but these; `any` rules nothing out"
+        RDMA_GID_INDEX, "N", Kind::Choice(Rdma::GID_INDEX), AUTO;
+        "Index in the port's GID table, or auto: RoCE v2 over IPv4, then IPv6, then v1"
+        RDMA_SERVICE_LEVEL, "N", Kind::Count(Rdma::SERVICE_LEVEL), Rdma::default().service_level;
+        "InfiniBand service level, or Ethernet priority"
+        RDMA_TRAFFIC_CLASS, "N", Kind::Count(Rdma::TRAFFIC_CLASS), Rdma::default().traffic_class;
+        "IP traffic class (DSCP and ECN bits) of RoCE v2 packets"
+        RDMA_PKEY_INDEX, "N", Kind::Count(Rdma::PKEY_INDEX), Rdma::default().pkey_index;
+        "Index in the port's table of partition keys"
+        RDMA_MTU, "BYTES", Kind::Word(|text| if text == AUTO { Ok(()) } else { text.parse::<Mtu>().map(drop) }), AUTO;
+        "Longest payload of a packet: 256, 512, 1024, 2048, 4096, or auto, which is the port's"
+        RDMA_TIMEOUT, "N", Kind::Choice(Rdma::TIMEOUT), AUTO;
+        "Local ACK timeout, 4.096 µs × 2^N; auto is 14, or 18 on soft-RoCE"
+        RDMA_RETRIES, "N", Kind::Count(Rdma::RETRIES), Rdma::default().retries;
+        "Times that a packet without ACK is sent again"
+        RDMA_QUEUE_DEPTH, "N", Kind::Count(Rdma::QUEUE_DEPTH), Rdma::default().queue_depth;
+        "Operations that one endpoint may have under way, rounded up to a power of two, at least 64"
+        RDMA_INLINE, "BYTES", Kind::Count(Rdma::INLINE), Rdma::default().inline;
+        "Longest write or message that travels inside its work request, where the device can"
+        RDMA_RELAXED_ORDERING, "on|off", Kind::Word(|text| text.parse::<Switch>().map(drop)), Rdma::default().relaxed_ordering;
+        "Whether the device's writes to memory may overtake each other on PCIe, where it can"
+    }
+    /// What only servers have.
+    SERVER {
+        THREADS, "N", Kind::Count(1..=256), 1;
+        "Threads of each server, each with a shard of its own"
+        PIN, "auto|none|LIST", Kind::Word(|text| text.parse::<Pin>().map(drop)), Pin::default();
+        "CPUs that server threads are pinned to: auto (one each, where there are enough), none, or a list such as 0,2-5"
+        STAGING_BYTES, "BYTES", Kind::Bytes(1 << 16..=1 << 40), ServerLimits::default().staging_bytes;
+        "Memory of each server thread for requests that wait, with K, M or G for powers of 1024"
+        PAYLOAD_BYTES, "BYTES", Kind::Bytes(ServerLimits::LEAST_PAYLOAD..=ServerLimits::MOST_PAYLOAD), ServerLimits::default().payload_bytes;
+        "Longest body of one request, which is the size of a slot"
+        TABLE_BYTES, "BYTES", Kind::Bytes(0..=1 << 62), ServerLimits::default().table_bytes;
+        "Memory of each server thread for dense tables"
+        SPARE_BYTES, "BYTES", Kind::Bytes(0..=1 << 40), ServerLimits::default().spare_bytes;
+        "Memory of each dense table in each server thread for versions of segments that are still being sent; 0 copies every answer"
+        SLOTS, "N", Kind::Count(1..=64), ServerLimits::default().slots;
+        "Requests of one worker that may wait in one server thread, where its memory allows them"
+        PULL_CREDITS, "N", Kind::Count(1..=4096), ServerLimits::default().pull_credits;
+        "Pulls of one worker that may be outstanding at one server thread"
+        REPLY_BUFFERS, "N", Kind::Count(1..=4096), ServerLimits::default().reply_buffers;
+        "Buffers of each server thread for answers"
+        STOP_TIMEOUT, "SECONDS", Kind::Seconds, ServerLimits::default().stop_timeout.as_secs();
+        "Seconds in which a server that is told to stop (SIGTERM) answers what it has taken"
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::variable;
 
     #[test]
     fn names_follow_from_the_key_and_defaults_are_allowed() {
         for setting in all() {
-            assert_eq!(setting.variable, format!("WINDLASS_{}", setting.key.to_uppercase()));
+            assert_eq!(setting.variable, format!("WINDLASS_{}", setting.key().to_uppercase()));
             setting.check_form(&(setting.default)()).unwrap();
         }
         let nothing = Environment::default();

@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::handshake::SessionKey;
+use crate::config::TransportKind;
 use crate::error::{Error, Result};
 use crate::types::{Clock, Rank, Role, ServerInfo, TableId, TableSpec, View};
 
@@ -22,6 +23,8 @@ pub const MAX_REASON: usize = 4096;
 pub const MAX_NAME: usize = 256;
 /// The longest endpoint address, in bytes.
 pub const MAX_ENDPOINT_ADDRESS: usize = 1024;
+/// The most transports that a node may offer.
+pub const MAX_TRANSPORTS: usize = 8;
 /// The most servers, workers or threads that a message may list.
 pub const MAX_NODES: usize = 1 << 16;
 
@@ -194,6 +197,29 @@ pub enum ControlMessage {
         /// The clock that each worker is in, by rank, as the first thread sees it.
         clocks: Vec<Clock>,
     },
+
+    // Node to Coordinator and back.
+    /// Ahead of Join: what this node can carry data by. Without it tcp.
+    Offer {
+        /// The best first; at most [`MAX_TRANSPORTS`].
+        transports: Vec<TransportKind>,
+        /// Why not what is better, where the user left the choice open.
+        lacks: String,
+    },
+    /// Ahead of the View: what the data of the job travels by.
+    Agreed {
+        /// The best that all nodes offer.
+        transport: TransportKind,
+        /// Why nothing better, naming the node; empty when nobody offers or misses that.
+        reason: String,
+    },
+
+    // Server to worker.
+    /// The endpoint to one server thread is gone at the server. Not every transport lets the worker see that by itself.
+    EndpointLost {
+        /// The server thread.
+        thread: u32,
+    },
 }
 
 /// What a worker said in its last heartbeat.
@@ -271,6 +297,9 @@ impl ControlMessage {
             ControlMessage::EndpointRefused { .. } => "EndpointRefused",
             ControlMessage::StatsQuery { .. } => "StatsQuery",
             ControlMessage::Stats { .. } => "Stats",
+            ControlMessage::Offer { .. } => "Offer",
+            ControlMessage::Agreed { .. } => "Agreed",
+            ControlMessage::EndpointLost { .. } => "EndpointLost",
         }
     }
 
@@ -287,12 +316,17 @@ impl ControlMessage {
                 within("address", address.as_ref().map_or(0, String::len), MAX_NAME)?;
                 within("threads", *threads as usize, MAX_NODES)
             }
+            ControlMessage::Offer { transports, lacks } => {
+                within("transports", transports.len(), MAX_TRANSPORTS)?;
+                within("lacks", lacks.len(), MAX_REASON)
+            }
             ControlMessage::Heartbeat { status, .. } => within("status", status.len(), MAX_STATUS),
             ControlMessage::TableFailed { reason, .. }
             | ControlMessage::JoinRefused { reason }
             | ControlMessage::TableRefused { reason, .. }
             | ControlMessage::EndpointRefused { reason, .. }
-            | ControlMessage::Abort { reason } => within("reason", reason.len(), MAX_REASON),
+            | ControlMessage::Abort { reason }
+            | ControlMessage::Agreed { reason, .. } => within("reason", reason.len(), MAX_REASON),
             ControlMessage::View(view) => check_view(view, peer, within),
             ControlMessage::CreateTable { spec, .. } | ControlMessage::TableOpened { spec, .. } => spec
                 .validate()

@@ -11,13 +11,14 @@ use tracing::{debug, info, warn};
 
 use super::ServerThread;
 use super::reactor::{Command, OpenRequest, Report};
+use crate::config::{Network, TransportKind};
 use crate::control::{Event, Hub, LinkId};
 use crate::error::{Error, Result};
 use crate::mem::RemoteRegion;
 use crate::proto::control::{ControlMessage, RegionBytes, reason};
 use crate::proto::handshake::derive_endpoint_key;
 use crate::proto::{HEADER, ThreadStats};
-use crate::transport::SessionKey;
+use crate::transport::{SessionKey, choice};
 use crate::types::{Clock, Identity, Rank, Role, TableId, View};
 
 /// How long the links may take to close at the end, and the Coordinator to let us go.
@@ -38,6 +39,10 @@ pub struct Control {
     reports: Receiver<(u32, Report)>,
     stopping: Arc<AtomicBool>,
     stop_timeout: Duration,
+    network: Network,
+    offer: choice::Offer,
+    /// What the job's data travels by: our best until the Coordinator has said it.
+    kind: TransportKind,
     leaving: Option<Leaving>,
     view: Option<View>,
     workers: HashMap<LinkId, Worker>,
@@ -92,6 +97,7 @@ impl Control {
         threads: Vec<ServerThread>,
         reports: Receiver<(u32, Report)>,
         (stopping, stop_timeout): (Arc<AtomicBool>, Duration),
+        (network, offer): (Network, choice::Offer),
     ) -> Control {
         Control {
             hub,
@@ -102,6 +108,9 @@ impl Control {
             reports,
             stopping,
             stop_timeout,
+            network,
+            kind: offer.kinds[0],
+            offer,
             leaving: None,
             view: None,
             workers: HashMap::new(),
@@ -194,6 +203,8 @@ impl Control {
     fn on_event(&mut self, event: Event) -> Result<bool> {
         match event {
             Event::Up { link, .. } if link == self.coordinator => {
+                let choice::Offer { kinds, lacks } = self.offer.clone();
+                let offer = ControlMessage::Offer { transports: kinds, lacks };
                 let join = ControlMessage::Join {
                     role: Role::Server,
                     rank: self.rank,
@@ -201,7 +212,7 @@ impl Control {
                     address: Some(self.address.to_string()),
                     threads: self.threads.len() as u32,
                 };
-                match self.hub.send(link, &join) {
+                match self.hub.send(link, &offer).and_then(|()| self.hub.send(link, &join)) {
                     // Behind this event come the link's end and, before it, why the job is over.
                     Err(Error::PeerLost { .. }) => {}
                     sent => sent?,
@@ -267,10 +278,15 @@ impl Control {
             ControlMessage::JoinRefused { reason } => {
                 return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });
             }
+            ControlMessage::Agreed { transport, reason } => {
+                choice::warn_of_fallback(&self.network, transport, &reason);
+                self.kind = transport;
+            }
             ControlMessage::View(view) => {
                 info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);
                 let server = self.rank.unwrap_or(0);
-                self.tell_all(|| Command::Begin(server, view.clone()))?;
+                let kind = self.kind;
+                self.tell_all(|| Command::Begin(server, view.clone(), kind))?;
                 let strangers = self.links.iter().filter(|(rank, _)| **rank >= view.workers);
                 for link in strangers.map(|(_, link)| *link).collect::<Vec<_>>() {
                     self.lose(link, "there is no such worker in this job");
@@ -380,7 +396,7 @@ impl Control {
         if thread as usize >= self.threads.len() {
             return Err(format!("thread {thread}: there are {}", self.threads.len()));
         }
-        let ours = self.threads[thread as usize].transport;
+        let ours = self.kind.name();
         if transport != ours {
             return Err(format!("transport {transport}: this server is reached by {ours}"));
         }
@@ -462,6 +478,11 @@ impl Control {
                 {
                     self.say(link, &ControlMessage::Stats { request, threads: stats, clocks });
                     self.query(link);
+                }
+            }
+            Report::Lost(rank) => {
+                if let Some(&link) = self.links.get(&rank) {
+                    self.say(link, &ControlMessage::EndpointLost { thread });
                 }
             }
             Report::Drained => {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::cluster::coordinator::{Coordinator, CoordinatorConfig, Input, Output, State};
 use crate::control::{Event, Hub, HubConfig, HubWaker, Limits, LinkId};
 use crate::error::{Error, Result};
+use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
 use crate::types::{Identity, Role};
@@ -92,6 +93,8 @@ pub struct CoordinatorServer {
     servers: u32,
     stop: Arc<AtomicBool>,
     clock: SystemTime,
+    /// It has said that the job does not use the best transport.
+    warned: bool,
 }
 
 impl CoordinatorServer {
@@ -107,7 +110,7 @@ impl CoordinatorServer {
         let mut hub = Hub::new(hub_config)?;
         let address = hub.listen(config.ip, config.ports)?;
         let stop = Arc::new(AtomicBool::new(false));
-        Ok(CoordinatorServer { hub, core, address, servers, stop, clock: SystemTime })
+        Ok(CoordinatorServer { hub, core, address, servers, stop, clock: SystemTime, warned: false })
     }
 
     /// Where it listens.
@@ -174,10 +177,21 @@ impl CoordinatorServer {
         self.apply(out);
     }
 
+    /// Says once that what carries the data is not the best that some node has or wants.
+    fn warn_of_fallback(&mut self, output: &Output) {
+        let Output::Send { message: ControlMessage::Agreed { transport, reason }, .. } = output else {
+            return;
+        };
+        if !reason.is_empty() && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!("coordinator: the job's data travels by {transport}: {reason}");
+        }
+    }
+
     /// Does what the state machine says. A node that does not keep up is lost, which makes it say more.
     fn apply(&mut self, out: &mut Vec<Output>) {
         let mut todo: VecDeque<Output> = out.drain(..).collect();
         while let Some(output) = todo.pop_front() {
+            self.warn_of_fallback(&output);
             match output {
                 Output::Send { link, message } => match self.hub.send(LinkId(link), &message) {
                     Ok(()) => {}

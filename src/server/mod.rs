@@ -19,13 +19,13 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Sender, bounded};
 
-use crate::config::{Environment, Network, Pin, ServerLimits, settings, variable};
+use crate::config::{Environment, Network, Pin, ServerLimits, TransportKind, settings, variable};
 use crate::control::{Hub, HubConfig, HubWaker, this_process};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::proto::secret::Secret;
 use crate::store::{Optimizer, Optimizers};
-use crate::transport::{self, cpus, network, park::Waker};
+use crate::transport::{choice, cpus, network, park::Waker};
 use crate::types::{OptimizerSpec, Rank, Role, ShardId};
 use control::Control;
 use pin::Plan;
@@ -196,6 +196,7 @@ impl ServerBuilder {
         }
         let signals = if self.sigterm { Some(signal::catch()?) } else { None };
         let cpus = self.cpus()?;
+        let offer = choice::offer(&self.network)?;
         let identity = this_process(Role::Server, self.rank)?;
         let mut config = HubConfig::new(self.secret.clone(), &self.job, identity);
         config.limits.peer_timeout = self.network.peer_timeout;
@@ -208,11 +209,26 @@ impl ServerBuilder {
         let mut threads = Vec::new();
         for thread in 0..self.threads {
             let cpu = cpus.get(thread as usize).copied();
-            threads.push(self.spawn_reactor(thread, cpu, reports_in.clone(), hub_waker.clone())?);
+            threads.push(self.spawn_reactor(
+                thread,
+                &offer.kinds,
+                cpu,
+                reports_in.clone(),
+                hub_waker.clone(),
+            )?);
         }
         let stop_timeout = self.limits.stop_timeout;
         let ends = (stopping.clone(), stop_timeout);
-        let control = Control::new(hub, coordinator, self.rank, address, threads, reports, ends);
+        let control = Control::new(
+            hub,
+            coordinator,
+            self.rank,
+            address,
+            threads,
+            reports,
+            ends,
+            (self.network.clone(), offer),
+        );
         let handle = spawn("wl-ctl", move || control.run())?;
         let watch = |signals| Watcher::start(signals, stopping.clone(), hub_waker.clone());
         let sigterm = signals.map(watch).transpose()?;
@@ -236,12 +252,14 @@ impl ServerBuilder {
     fn spawn_reactor(
         &self,
         thread: u32,
+        kinds: &[TransportKind],
         cpu: Option<usize>,
         reports: Sender<(u32, reactor::Report)>,
         hub: HubWaker,
     ) -> Result<ServerThread> {
-        let transport = transport::build(&self.network, true)?;
-        let name = transport.caps().name;
+        let build = |&kind: &TransportKind| choice::build(&self.network, kind, true);
+        let mut transports = kinds.iter().map(build).collect::<Result<Vec<_>>>()?;
+        let transport = transports.remove(0);
         let (commands, inbox) = bounded(COMMANDS);
         let waker = Waker::new()?;
         // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
@@ -254,6 +272,7 @@ impl ServerBuilder {
         let reactor = Reactor::new(
             id,
             transport,
+            transports,
             self.network.polling,
             self.limits,
             self.optimizers.clone(),
@@ -267,7 +286,7 @@ impl ServerBuilder {
             Ok(()) => reactor.run(),
             Err(error) => reactor.fail(error),
         })?;
-        Ok(ServerThread { transport: name, commands, stop, waker, handle: Some(handle) })
+        Ok(ServerThread { commands, stop, waker, handle: Some(handle) })
     }
 }
 
@@ -280,7 +299,6 @@ fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'stati
 
 /// One running reactor.
 struct ServerThread {
-    transport: &'static str,
     commands: Sender<Command>,
     stop: Arc<AtomicBool>,
     waker: Waker,

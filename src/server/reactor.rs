@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::core::{Core, MAX_SLOTS, Staging};
 use super::link::Link;
-use crate::config::{Polling, ServerLimits};
+use crate::config::{Polling, ServerLimits, TransportKind};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
@@ -27,7 +27,7 @@ const NAP: Duration = Duration::from_secs(1);
 /// What the control thread asks a server thread for. Answers go to `reply`, then the asker is woken.
 pub enum Command {
     /// The job begins, and this server's rank is given.
-    Begin(Rank, View),
+    Begin(Rank, View, TransportKind),
     /// Make this shard's part of a table.
     CreateTable(TableId, TableSpec),
     /// Open an endpoint to a worker.
@@ -84,6 +84,8 @@ pub enum Report {
     Opened(u64, Result<Opened>),
     /// To [`Command::Stats`]: token, figures, and the workers' clocks.
     Stats(u64, ThreadStats, Vec<Clock>),
+    /// The endpoint of a worker was lost, and not because this thread closed it.
+    Lost(Rank),
     /// To [`Command::Drain`]: every answer has left.
     Drained,
     /// A worker broke the protocol. The thread goes on, but takes and answers nothing more.
@@ -96,6 +98,8 @@ pub enum Report {
 pub struct Reactor {
     id: ShardId,
     transport: Box<dyn Transport>,
+    /// What else the job may agree on; empty once it has begun.
+    others: Vec<Box<dyn Transport>>,
     polling: Polling,
     limits: ServerLimits,
     optimizers: Optimizers,
@@ -116,11 +120,12 @@ pub struct Reactor {
 }
 
 impl Reactor {
-    /// A reactor over `transport`. It runs until `stop` is set and `waker` woken.
+    /// A reactor over `transport`, or that of `others` which the job agrees on. It runs until `stop` is set and `waker` woken.
     #[allow(clippy::too_many_arguments)] // each is one resource that the thread owns from here on
     pub fn new(
         id: ShardId,
         transport: Box<dyn Transport>,
+        others: Vec<Box<dyn Transport>>,
         polling: Polling,
         limits: ServerLimits,
         optimizers: Optimizers,
@@ -132,6 +137,7 @@ impl Reactor {
         Reactor {
             id,
             transport,
+            others,
             polling,
             limits,
             optimizers,
@@ -207,6 +213,12 @@ impl Reactor {
                 Completion::Connected { endpoint } => {
                     if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core) {
                         core.connected(rank);
+                        info!(
+                            "server {} thread {}: worker {rank} is connected by {}",
+                            self.id.server,
+                            self.id.thread,
+                            self.transport.caps().describe()
+                        );
                     }
                 }
                 Completion::Done { endpoint, context } => {
@@ -247,6 +259,7 @@ impl Reactor {
         let Some(rank) = self.ranks.remove(&endpoint) else { return };
         if let Some(reason) = reason {
             tracing::debug!("server {} thread {}: {reason}", self.id.server, self.id.thread);
+            self.report(Report::Lost(rank));
         }
         if let Some(core) = &mut self.core {
             core.detach(rank);
@@ -282,8 +295,9 @@ impl Reactor {
         let mut obeyed = false;
         while !self.stop.load(Ordering::Acquire) {
             match self.commands.try_recv() {
-                Ok(Command::Begin(rank, view)) => {
+                Ok(Command::Begin(rank, view, kind)) => {
                     self.id.server = rank;
+                    self.settle_on(kind);
                     self.begin(view)?;
                 }
                 Ok(Command::CreateTable(id, spec)) => {
@@ -313,6 +327,15 @@ impl Reactor {
             obeyed = true;
         }
         Ok(obeyed)
+    }
+
+    /// Keeps the transport that the job has agreed on, and lets go of the others. No endpoint is open yet.
+    fn settle_on(&mut self, kind: TransportKind) {
+        for other in std::mem::take(&mut self.others) {
+            if other.caps().name == kind.name() {
+                self.transport = other;
+            }
+        }
     }
 
     fn begin(&mut self, view: View) -> Result<()> {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::reactor::{Command, OpenRequest, Opened, Reactor, Report, Reports};
-use crate::config::{Polling, ServerLimits};
+use crate::config::{Polling, ServerLimits, TransportKind};
 use crate::error::Result;
 use crate::mem::RemoteRegion;
 use crate::proto::ThreadStats;
@@ -90,14 +90,25 @@ pub(crate) fn serve(
     // Whoever reads the reports listens to their channel.
     let reports = Reports::new(id.thread, ends.outbox, Box::new(|| {}));
     let (polling, optimizers) = (Polling::Block, Optimizers::default());
-    Reactor::new(id, transport, polling, limits, optimizers, ends.inbox, ends.stop, Waker::new()?, reports)
-        .run();
+    Reactor::new(
+        id,
+        transport,
+        Vec::new(),
+        polling,
+        limits,
+        optimizers,
+        ends.inbox,
+        ends.stop,
+        Waker::new()?,
+        reports,
+    )
+    .run();
     Ok(())
 }
 
 impl Wires {
     pub fn begin(&self, server: Rank, view: &View, tables: &[TableSpec]) {
-        self.tell(Command::Begin(server, view.clone()));
+        self.tell(Command::Begin(server, view.clone(), TransportKind::Tcp));
         for (id, spec) in (0..).zip(tables) {
             let id: TableId = id;
             self.tell(Command::CreateTable(id, spec.clone()));
@@ -148,7 +159,7 @@ impl Wires {
     pub fn next(&self) -> Option<Said> {
         loop {
             return Some(match self.reports.try_recv().ok()?.1 {
-                Report::TableCreated(_, Ok(())) | Report::Drained => continue,
+                Report::TableCreated(_, Ok(())) | Report::Drained | Report::Lost(_) => continue,
                 Report::TableCreated(_, Err(error)) => Said::Failed(error.to_string()),
                 Report::Opened(token, outcome) => Said::Answer(token, answer(outcome)),
                 Report::Stats(_, stats, _) => Said::Stats(stats),

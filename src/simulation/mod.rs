@@ -7,8 +7,11 @@
 //! | `exact` | what a pull may and must have seen, told from its values |
 //! | `random` | a thousand random small jobs, and faults that they find |
 //! | `slots` | 64 workers with one slot each |
+//! | `device` | a job on a real RDMA device whose queue pairs fail, in real time |
 //! | `faults` | crashed processes, and what the simulation itself finds |
 
+#[cfg(feature = "verbs")]
+mod device;
 mod exact;
 mod faults;
 mod random;

@@ -13,6 +13,7 @@
 //! what the endpoint was granted is possible and every payload it held has been dropped.
 
 mod arenas;
+pub mod choice;
 pub mod cpus;
 mod grants;
 pub mod interface;
@@ -27,7 +28,6 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use crate::config::{Network, TransportKind};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Buf, Pin, RegionId, RegionSlice, RemoteRegion, Rights};
 
@@ -75,7 +75,62 @@ pub struct Caps {
     pub detail: String,
 }
 
+impl Caps {
+    /// Name and detail, for logs and reports.
+    pub fn describe(&self) -> String {
+        if self.detail.is_empty() { self.name.to_owned() } else { format!("{} ({})", self.name, self.detail) }
+    }
+}
+
 /// The body of a write.
+///
+/// What is posted belongs to the transport until its work is done. A leased buffer can't be written again, nor given back to its
+/// pool, nor lent twice: each of these is refused by the compiler.
+///
+/// ```compile_fail,E0382
+/// # use windlass::{mem::Buf, mem::RemoteRegion, transport::{EndpointId, Payload, Transport, Write}};
+/// fn touched(transport: &mut dyn Transport, to: EndpointId, remote: RemoteRegion, mut buf: Buf) {
+///     let body = Some(Payload::Owned(buf));
+///     let _ = transport.write(to, Write { header: None, body, remote, offset: 0, imm: None, context: None });
+///     buf.copy_in(0, &[1]); // use of moved value
+/// }
+/// ```
+///
+/// ```compile_fail,E0382
+/// # use windlass::{mem::Buf, mem::RemoteRegion, transport::{EndpointId, Payload, Transport, Write}};
+/// fn freed(transport: &mut dyn Transport, to: EndpointId, remote: RemoteRegion, buf: Buf) {
+///     let body = Some(Payload::Owned(buf));
+///     let _ = transport.write(to, Write { header: None, body, remote, offset: 0, imm: None, context: None });
+///     drop(buf); // use of moved value
+/// }
+/// ```
+///
+/// ```compile_fail,E0599
+/// # use windlass::{mem::Buf, transport::Payload};
+/// fn twice(buf: &Buf) -> [Payload; 2] {
+///     [Payload::Owned(buf.clone()), Payload::Owned(buf.clone())] // a buffer can't be cloned
+/// }
+/// ```
+///
+/// ```compile_fail,E0382
+/// # use windlass::{mem::Pin, transport::Payload};
+/// fn unpinned(version: Pin) -> Payload {
+///     let body = Payload::Published(version);
+///     drop(version); // use of moved value
+///     body
+/// }
+/// ```
+///
+/// The first of them as it should be:
+///
+/// ```
+/// # use windlass::{mem::Buf, mem::RemoteRegion, transport::{EndpointId, Payload, Transport, Write}};
+/// fn posted(transport: &mut dyn Transport, to: EndpointId, remote: RemoteRegion, mut buf: Buf) {
+///     buf.copy_in(0, &[1]);
+///     let body = Some(Payload::Owned(buf));
+///     let _ = transport.write(to, Write { header: None, body, remote, offset: 0, imm: None, context: None });
+/// }
+/// ```
 #[derive(Debug)]
 pub enum Payload {
     /// Dropped (given back to its pool) when the write is done.
@@ -248,26 +303,6 @@ pub enum Completion {
         /// Why; `None` after our own `close`.
         reason: Option<Error>,
     },
-}
-
-/// Refuses a configured transport that this build or machine can't give, before a job is started with it.
-pub fn check(network: &Network) -> Result<()> {
-    build(network, false).map(drop)
-}
-
-/// A transport of the configured kind for one thread; `listen` when peers are to dial it.
-pub fn build(network: &Network, listen: bool) -> Result<Box<dyn Transport>> {
-    match network.transport {
-        TransportKind::Tcp => Ok(Box::new(tcp::Tcp::new(tcp::TcpConfig::of(network, listen))?)),
-        #[cfg(feature = "verbs")]
-        TransportKind::Verbs => Ok(Box::new(verbs::Verbs::new(&verbs::VerbsConfig::of(network)?)?)),
-        #[cfg(not(feature = "verbs"))]
-        TransportKind::Verbs => Err(Error::config(
-            "transport",
-            "tcp (this build lacks the feature `verbs`: build with `cargo build --release --features verbs`)",
-            network.transport,
-        )),
-    }
 }
 
 /// A network, as one thread uses it. Nothing in here blocks.

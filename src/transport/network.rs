@@ -1,7 +1,7 @@
 //! The network that a process's settings describe, on the machine that it runs on.
 
 use super::{cpus, interface};
-use crate::config::{Environment, Network, PollChoice, Polling, parse_ports, settings, variable};
+use crate::config::{Environment, Network, PollChoice, Polling, Rdma, parse_ports, settings, variable};
 use crate::error::{Error, Result};
 
 /// What the `WINDLASS_*` variables say, and defaults for what they don't. Without a word from the launcher this process is
@@ -19,10 +19,10 @@ pub fn from_environment(environment: &Environment, own_pollers: usize) -> Result
     let poll: PollChoice = environment.value(variable::POLL, "auto, spin or block")?.unwrap_or_default();
     let pollers = environment.value(variable::POLLERS, "a number")?.unwrap_or(own_pollers);
     Ok(Network {
-        transport: environment.value(variable::TRANSPORT, "tcp or verbs")?.unwrap_or(defaults.transport),
+        transport: environment.parsed(&settings::TRANSPORT)?,
         interface,
         ports: environment.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?,
-        rdma_device: environment.restriction(&settings::RDMA_DEVICE).map(str::to_owned),
+        rdma: Rdma::from_environment(environment)?,
         peer_timeout: environment.seconds(&settings::PEER_TIMEOUT)?,
         reconnect_timeout: environment.seconds(&settings::RECONNECT_TIMEOUT)?,
         polling: Polling::chosen(poll, pollers, cpus::allowed_count()),

@@ -1,5 +1,6 @@
 //! The suite over RDMA verbs, where there is a device: `scripts/rdma-vm.sh target/debug/deps/conformance-… on_verbs`.
 
+use windlass::config::Rdma;
 use windlass::transport::Transport;
 use windlass::transport::verbs::{Verbs, VerbsConfig, available};
 
@@ -22,7 +23,12 @@ impl Loopback {
 impl Fabric for Loopback {
     fn transport(&self) -> Box<dyn Transport> {
         // soft-RoCE has completion queues of 32 767 entries.
-        let config = VerbsConfig { queue_depth: 128, receives: 256, endpoints: 80, ..VerbsConfig::default() };
+        let config = VerbsConfig {
+            rdma: Rdma { queue_depth: 128, ..Rdma::default() },
+            receives: 256,
+            endpoints: 80,
+            ..VerbsConfig::default()
+        };
         Box::new(Verbs::new(&config).unwrap())
     }
 }

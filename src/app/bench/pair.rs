@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
 use crate::transport::park::park;
 use crate::transport::{
-    self, Completion, EndpointId, Message, Payload, Read, Refusal, SessionKey, Side, Transport, Write,
+    Completion, EndpointId, Message, Payload, Read, Refusal, SessionKey, Side, Transport, Write, choice,
 };
 
 /// After so much silence the other end counts as lost.
@@ -72,7 +72,8 @@ struct End {
 impl End {
     /// An end with `bytes` of memory, and its address.
     fn new(network: &Network, side: Side, bytes: u64) -> Result<(End, Vec<u8>)> {
-        let mut transport = transport::build(network, side == Side::Passive)?;
+        let kind = choice::offer(network)?.kinds[0];
+        let mut transport = choice::build(network, kind, side == Side::Passive)?;
         let arena = Arena::new(bytes as usize)?;
         let region = transport.register(arena.clone())?;
         let (endpoint, address) = transport.open(side, PEER)?;
@@ -232,6 +233,8 @@ pub fn measure(options: &Options, environment: &Environment) -> Result<Verdict> 
     options.check()?;
     let course = Course::new(options);
     let network = options.node.network.network(environment, 2)?;
+    let offer = choice::offer(&network)?;
+    choice::warn_of_fallback(&network, offer.kinds[0], &offer.lacks);
     let mut responder = Responder::start()?;
     let local = if course.op == Op::Read { course.window * course.bytes } else { course.bytes };
     let (mut end, address) = End::new(&network, Side::Active, local)?;
@@ -240,7 +243,7 @@ pub fn measure(options: &Options, environment: &Environment) -> Result<Verdict> 
         let expected = format!("at most {most} for this transport");
         return Err(Error::config("--bytes", expected, course.bytes));
     }
-    let transport = end.transport.caps().name.to_owned();
+    let transport = end.transport.caps().describe();
     let key = fresh_key()?;
     say_line(&mut responder.stdin, &Hello { key, address })?;
     let answer: Answer = hear_line(&mut responder.stdout)?;

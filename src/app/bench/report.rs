@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 pub struct Report {
     pub op: String,
     pub transport: String,
+    /// What it really uses: device, MTU and the like.
+    pub transport_detail: String,
     /// Payload of one operation, as fp32 whatever the wire.
     pub bytes: u64,
     pub workers: u32,
@@ -33,6 +35,7 @@ pub struct Report {
 
 /// The raw figures of a run.
 pub struct Figures<'a> {
+    /// Name and detail.
     pub transport: String,
     pub workers: u32,
     pub servers: u32,
@@ -48,7 +51,8 @@ impl Report {
         let keys = if options.op.is_sparse() { f64::from(options.keys) } else { 0.0 };
         Report {
             op: options.op.to_string(),
-            transport: figures.transport.clone(),
+            transport: figures.transport.split(' ').next().unwrap_or_default().to_owned(),
+            transport_detail: figures.transport.clone(),
             bytes: options.payload_bytes(),
             workers: figures.workers,
             servers: figures.servers,
@@ -85,7 +89,7 @@ impl Report {
     fn print_rows(&self) {
         let rows = [
             ("operation", format!("{} of {} bytes", self.op, self.bytes)),
-            ("transport", self.transport.clone()),
+            ("transport", self.transport_detail.clone()),
             ("workers, servers", format!("{}, {} of {} threads", self.workers, self.servers, self.threads)),
             ("consistency, wire", format!("{}, {}", self.consistency, self.wire)),
             ("window", self.window.to_string()),
@@ -104,9 +108,10 @@ impl Report {
 }
 
 /// The columns of `--csv`, in the order of the fields.
-const COLUMNS: [&str; 15] = [
+const COLUMNS: [&str; 16] = [
     "op",
     "transport",
+    "transport_detail",
     "bytes",
     "workers",
     "servers",
@@ -135,6 +140,7 @@ mod tests {
         let report = Report {
             op: "push".to_owned(),
             transport: "tcp".to_owned(),
+            transport_detail: "tcp (cubic)".to_owned(),
             bytes: 1,
             workers: 1,
             servers: 1,

@@ -216,9 +216,8 @@ impl<'a> Worker<'a> {
     }
 
     fn report(&self, told: &[Told]) -> Result<()> {
-        let transport = self.client.transport();
         let figures = Figures {
-            transport: transport.split(' ').next().unwrap_or_default().to_owned(),
+            transport: self.client.transport(),
             workers: self.client.workers(),
             servers: self.servers,
             threads: self.threads,

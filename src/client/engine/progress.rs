@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Accepted, Asked, BUDGET, Engine};
 use crate::client::frame::{Outgoing, Owner};
+use crate::client::reopen::Heard;
 use crate::config::Polling;
 use crate::error::{Error, Result};
 use crate::proto::{Chain, ReplyKind};
@@ -58,10 +59,15 @@ impl Engine {
         if let Some(error) = self.shared.failure() {
             return Err(error);
         }
-        while let Some((link, grant, address, key)) = self.reopener.answered(&self.links)? {
-            self.links[link].granted(grant)?;
-            if let Some(endpoint) = self.links[link].endpoint {
-                self.transport.connect(endpoint, &address, &key)?;
+        while let Some(heard) = self.reopener.heard(&self.links)? {
+            match heard {
+                Heard::Granted { link, grant, address, key } => {
+                    self.links[link].granted(grant)?;
+                    if let Some(endpoint) = self.links[link].endpoint {
+                        self.transport.connect(endpoint, &address, &key)?;
+                    }
+                }
+                Heard::Lost(endpoint) => self.transport.close(endpoint),
             }
         }
         self.reopener.check_deadlines()

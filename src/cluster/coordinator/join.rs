@@ -26,8 +26,10 @@ impl Coordinator {
         let decided = match role {
             _ if self.state != State::Gathering => Err("the job has started without it".to_owned()),
             Role::Coordinator => Err("a job has one coordinator".to_owned()),
-            Role::Server => self.join_server(link, rank, address, threads),
-            Role::Worker => self.join_worker(link, rank, workers),
+            role => self.check_offer(link).and_then(|()| match role {
+                Role::Server => self.join_server(link, rank, address, threads),
+                _ => self.join_worker(link, rank, workers),
+            }),
         };
         match decided {
             Ok(rank) => {
@@ -138,7 +140,10 @@ impl Coordinator {
         self.state = State::Running;
         self.deadline = None;
         let view = View { epoch: 1, servers: self.servers.values().cloned().collect(), workers };
+        let (transport, reason) = self.agreed();
         for &link in self.server_links.values().chain(self.worker_links.values()) {
+            let agreed = ControlMessage::Agreed { transport, reason: reason.clone() };
+            out.push(Output::Send { link, message: agreed });
             out.push(Output::Send { link, message: ControlMessage::View(view.clone()) });
         }
     }

@@ -99,11 +99,56 @@ fn the_view_waits_for_the_last_and_lists_the_servers_by_rank() {
     rig.up(100, Role::Server, None);
     let address = Some("0.0.0.0:7".to_owned());
     rig.say(100, M::Join { role: Role::Server, rank: None, workers: None, address, threads: 3 });
-    let [M::Joined { rank: 0 }, M::View(view)] = &rig.sent(100)[..] else { panic!() };
+    let [M::Joined { rank: 0 }, agreed, M::View(view)] = &rig.sent(100)[..] else { panic!() };
+    assert_eq!(*agreed, M::Agreed { transport: TransportKind::Tcp, reason: String::new() });
     let server = |rank, address: &str, threads| ServerInfo { rank, address: address.into(), threads };
     // A server that listens everywhere is listed where the coordinator sees it.
     assert_eq!(view.servers, [server(0, "10.0.0.9:7", 3), server(1, "127.0.0.1:4000", 1)]);
-    assert_eq!(rig.sent(0), [M::View(view.clone())]);
+    assert_eq!(rig.sent(0), [agreed.clone(), M::View(view.clone())]);
+}
+
+/// What a job with one server and one worker agrees on, or why the worker, who comes last, is refused.
+fn agreed(
+    server: (&[TransportKind], &str),
+    worker: (&[TransportKind], &str),
+) -> Result<(TransportKind, String), String> {
+    let mut rig = Rig::new(1, Some(1));
+    for (link, role, (kinds, lacks)) in [(100, Role::Server, server), (0, Role::Worker, worker)] {
+        rig.up(link, role, Some(0));
+        rig.say(link, M::Offer { transports: kinds.to_vec(), lacks: lacks.to_owned() });
+        rig.say(link, join(role, Some(0), Some(1)));
+    }
+    match &rig.sent(0)[..] {
+        [M::Joined { .. }, M::Agreed { transport, reason }, M::View(_)] => Ok((*transport, reason.clone())),
+        [M::JoinRefused { reason }] => Err(reason.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn data_travels_by_the_best_that_all_offer_and_a_fallback_has_a_reason() {
+    use TransportKind::{Tcp, Verbs};
+    let (both, no_device) = ((&[Verbs, Tcp][..], ""), (&[Tcp][..], "this machine has no RDMA device"));
+    let (tcp, verbs) = ((&[Tcp][..], ""), (&[Verbs][..], ""));
+    let name = |role| identity(role, Some(0), if role == Role::Server { 100 } else { 0 }).to_string();
+    assert_eq!(agreed(both, both), Ok((Verbs, String::new())));
+    assert_eq!(agreed(verbs, both), Ok((Verbs, String::new())));
+    assert_eq!(agreed(tcp, tcp), Ok((Tcp, String::new())));
+    let missing = |role| format!("{}: this machine has no RDMA device", name(role));
+    assert_eq!(agreed(both, no_device), Ok((Tcp, missing(Role::Worker))));
+    assert_eq!(agreed(no_device, both), Ok((Tcp, missing(Role::Server))));
+    assert_eq!(agreed(no_device, no_device).unwrap().0, Tcp);
+    assert_eq!(agreed(tcp, both), Ok((Tcp, format!("{} offers tcp alone", name(Role::Server)))));
+    let refused = agreed(verbs, no_device).unwrap_err();
+    assert!(refused.contains("offers the transport tcp") && refused.contains("offers verbs"), "{refused}");
+}
+
+#[test]
+fn an_offer_comes_ahead_of_join() {
+    let mut rig = Rig::new(1, Some(1));
+    rig.join(0, Role::Worker, Some(0), Some(1));
+    rig.say(0, M::Offer { transports: vec![TransportKind::Verbs], lacks: String::new() });
+    assert!(rig.failure().contains("after Join"), "{}", rig.failure());
 }
 
 #[test]
@@ -385,7 +430,7 @@ fn any_interleaving_of_orderly_nodes_ends_well() {
                     }
                     M::CreateTable { table, .. } => rig.say(link, M::TableReady { table }),
                     M::Shutdown => rig.down(link),
-                    M::Joined { .. } => {}
+                    M::Joined { .. } | M::Agreed { .. } => {}
                     other => panic!("seed {seed}: {other:?}"),
                 }
             }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::TransportKind;
 use crate::mem::{Arena, RegionId};
 use crate::mem::{RemoteRegion, Rights};
 use crate::store::Optimizers;
@@ -283,7 +284,9 @@ fn after_a_fault_nothing_is_closed_taken_or_answered() {
     rig.send((0, 0), RequestKind::Pull, 0, 0).unwrap();
     // It lets the bad piece through, and would let the clock close without it.
     rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
-    let mut transport = crate::transport::build(&crate::config::Network::default(), true).unwrap();
+    let mut transport =
+        crate::transport::choice::build(&crate::config::Network::default(), TransportKind::Tcp, true)
+            .unwrap();
     let mut failed = Vec::new();
     assert!(!rig.core.settle(transport.as_mut(), &mut failed));
     assert!(matches!(&failed[..], [(2, Error::Protocol { field: "keys", .. })]), "{failed:?}");

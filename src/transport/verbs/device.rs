@@ -13,6 +13,8 @@ use rdma_sys::{
 };
 
 use super::ffi::{self, RawPort};
+use crate::config::Rdma;
+use crate::config::rdma::Mtu;
 use crate::error::{Error, Result};
 
 /// What kind of address a GID is; on the wire as its number.
@@ -334,24 +336,43 @@ pub(super) struct Port {
 }
 
 impl Port {
-    /// Opens `device`, or the first one whose port `number` is up, and chooses a GID.
-    pub fn find(device: Option<&str>, number: u8, gid: Option<u8>) -> Result<(Arc<Context>, Port)> {
-        if let Some(name) = device {
-            let context = Context::open(name)?;
-            let port = Port::on(&context, number, gid)?;
-            return Ok((context, port));
+    /// Opens the first allowed port that can be used as `rdma` says. Without one the error names all that were looked at.
+    pub fn find(rdma: &Rdma) -> Result<(Arc<Context>, Port)> {
+        let names = device_names()?;
+        if names.is_empty() {
+            return Err(device_error("open", "any", "this machine has no RDMA device"));
         }
-        let mut last = device_error("open", "any", "this machine has no RDMA device");
-        for name in device_names()? {
-            match Context::open(&name).and_then(|c| Port::on(&c, number, gid).map(|p| (c, p))) {
-                Ok(found) => return Ok(found),
-                Err(e) => last = e,
+        let mut failures = Vec::new();
+        for name in &names {
+            let context = match Context::open(name) {
+                Ok(context) => context,
+                Err(error) => {
+                    failures.push(error);
+                    continue;
+                }
+            };
+            let ports = (1..=context.attributes.phys_port_cnt).filter(|&port| rdma.device.allow(name, port));
+            for number in ports {
+                match Port::on(&context, number, rdma) {
+                    Ok(port) => return Ok((context, port)),
+                    Err(error) => failures.push(error),
+                }
             }
         }
-        Err(last)
+        match failures.len() {
+            0 => {
+                let found = format!("rdma_device {} allows none of {}", rdma.device, names.join(", "));
+                Err(device_error("open", "any", found))
+            }
+            1 => Err(failures.remove(0)),
+            _ => {
+                let all: Vec<String> = failures.iter().map(Error::to_string).collect();
+                Err(device_error("open", "any", all.join("; ")))
+            }
+        }
     }
 
-    fn on(context: &Context, number: u8, wanted: Option<u8>) -> Result<Port> {
+    fn on(context: &Context, number: u8, rdma: &Rdma) -> Result<Port> {
         let place = format!("{} port {number}", context.name);
         let raw = context.query_port(number)?;
         if !is_active(&raw) {
@@ -362,21 +383,37 @@ impl Port {
             ));
         }
         let gids = context.gids(number, raw.gids);
-        let Some(gid) = choose_gid(&gids, wanted) else {
+        let Some(gid) = choose_gid(&gids, rdma.gid_index) else {
             let have: Vec<String> = gids.iter().map(Gid::to_string).collect();
-            let asked = wanted.map_or("none at all".to_owned(), |i| format!("no index {i}"));
+            let asked = rdma.gid_index.map_or("none at all".to_owned(), |i| format!("no index {i}"));
             return Err(device_error("choose a GID", &place, format!("{asked} among [{}]", have.join(", "))));
         };
+        if rdma.pkey_index >= raw.pkeys {
+            let expected = format!("0 to {} at {place}", raw.pkeys.saturating_sub(1));
+            return Err(Error::config("rdma_pkey_index", expected, rdma.pkey_index));
+        }
         let ethernet = raw.link_layer == ETHERNET;
         Ok(Port {
             number,
             lid: raw.lid,
-            mtu: raw.mtu.clamp(1, 5),
+            mtu: choose_mtu(raw.mtu, rdma.mtu, &place)?,
             max_message: raw.max_message,
             gid,
             global: ethernet || raw.needs_grh != 0,
         })
     }
+}
+
+/// The code of the port's MTU, or of the smaller one asked for.
+fn choose_mtu(active: u8, wanted: Option<Mtu>, place: &str) -> Result<u8> {
+    let active = active.clamp(1, 5);
+    let Some(wanted) = wanted else { return Ok(active) };
+    let most = mtu_bytes(active);
+    if usize::from(wanted.bytes()) > most {
+        let expected = format!("256 to {most}, the active MTU of {place}");
+        return Err(Error::config("rdma_mtu", expected, wanted.bytes()));
+    }
+    Ok((wanted.bytes().ilog2() - 7) as u8)
 }
 
 #[cfg(test)]
@@ -415,5 +452,16 @@ mod tests {
         assert_eq!(gigabits(3, 64), None);
         assert_eq!(mtu_bytes(5), 4096);
         assert_eq!(mtu_bytes(1), 256);
+    }
+
+    #[test]
+    fn the_mtu_is_the_ports_or_a_smaller_one() {
+        let wanted = |text: &str| choose_mtu(3, Some(text.parse().unwrap()), "rxe0 port 1");
+        assert_eq!(choose_mtu(3, None, "rxe0 port 1").unwrap(), 3);
+        for (text, code) in [("256", 1), ("512", 2), ("1024", 3)] {
+            assert_eq!(wanted(text).unwrap(), code);
+        }
+        let error = wanted("2048").unwrap_err().to_string();
+        assert_eq!(error, "rdma_mtu: expected 256 to 1024, the active MTU of rxe0 port 1, found 2048");
     }
 }

@@ -26,7 +26,7 @@ use crate::time::Deadline;
 use crate::transport::{EndpointId, MAX_SEND, Payload, SessionKey, Side};
 
 /// How long the goodbye may take; the peer learns of our close from the control connection, too.
-const LEAVE: Duration = Duration::from_secs(1);
+const LEAVE: Duration = Duration::from_millis(250);
 /// How long flushed work may take to come back before the queue pair is destroyed without it.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -137,7 +137,7 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// A queue pair in INIT with all receive buffers posted, so that a peer which is connected earlier finds them.
     pub fn new(shared: &Shared, id: EndpointId, side: Side, peer: &str) -> Result<Endpoint> {
-        let domain = Domain::new(&shared.context)?;
+        let domain = Domain::new(&shared.context, shared.settings.relaxed_ordering)?;
         let slots = (shared.depth + 1 + shared.receives) as usize;
         let arena = Arena::new(slots * MAX_SEND)?;
         let scratch = Region::new(&domain, &arena, 0, slots * MAX_SEND, None)?;

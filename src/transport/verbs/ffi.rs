@@ -1,11 +1,11 @@
 //! The C shim (`ffi/verbs.c`): what `rdma-sys` binds wrongly or not at all.
 
 use std::mem::{offset_of, size_of};
-use std::os::raw::{c_int, c_uint};
+use std::os::raw::{c_int, c_uint, c_void};
 
 use rdma_sys::{
-    ibv_context, ibv_device_attr, ibv_mr, ibv_qp_attr, ibv_qp_init_attr, ibv_recv_wr, ibv_send_wr, ibv_sge,
-    ibv_wc, rdma_t,
+    ibv_context, ibv_device_attr, ibv_mr, ibv_pd, ibv_qp_attr, ibv_qp_init_attr, ibv_recv_wr, ibv_send_wr,
+    ibv_sge, ibv_wc, rdma_t,
 };
 
 /// Mirrors `struct windlass_port`.
@@ -21,6 +21,7 @@ pub(super) struct RawPort {
     pub width: u8,
     pub speed: u8,
     pub needs_grh: u8,
+    pub pkeys: u16,
 }
 
 unsafe extern "C" {
@@ -32,6 +33,13 @@ unsafe extern "C" {
         gid: *mut [u8; 16],
         kind: *mut u32,
     ) -> c_int;
+    pub(super) fn windlass_reg_mr(
+        domain: *mut ibv_pd,
+        address: *mut c_void,
+        length: usize,
+        access: c_uint,
+    ) -> *mut ibv_mr;
+    pub(super) fn windlass_relaxed_ordering() -> c_uint;
     fn windlass_layout(which: c_uint) -> usize;
 }
 

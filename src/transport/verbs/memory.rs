@@ -1,19 +1,21 @@
 //! Protection domains and memory regions. Dropping a region takes its keys back; nothing outlives what it needs.
 
 use std::io;
-use std::os::raw::c_int;
 use std::ptr;
 use std::sync::Arc;
 
-use rdma_sys::{ibv_access_flags, ibv_alloc_pd, ibv_dealloc_pd, ibv_dereg_mr, ibv_mr, ibv_pd, ibv_reg_mr};
+use rdma_sys::{ibv_access_flags, ibv_alloc_pd, ibv_dealloc_pd, ibv_dereg_mr, ibv_mr, ibv_pd};
 
 use super::device::Context;
+use super::ffi;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Rights};
 
 /// A protection domain. A key works from every queue pair of its domain, so each endpoint has its own.
 pub(super) struct Domain {
     raw: *mut ibv_pd,
+    /// Access flags of all of its regions.
+    common: u32,
     context: Arc<Context>,
 }
 
@@ -23,13 +25,17 @@ unsafe impl Send for Domain {}
 unsafe impl Sync for Domain {}
 
 impl Domain {
-    pub fn new(context: &Arc<Context>) -> Result<Arc<Domain>> {
+    /// `relaxed`: whether the device's writes to its regions may overtake each other, where the device can. A completion still comes
+    /// behind all bytes that it stands for.
+    pub fn new(context: &Arc<Context>, relaxed: bool) -> Result<Arc<Domain>> {
         // SAFETY: the context is open, and stays so while the domain holds it.
         let raw = unsafe { ibv_alloc_pd(context.raw()) };
         if raw.is_null() {
             return Err(context.last_error("ibv_alloc_pd"));
         }
-        Ok(Arc::new(Domain { raw, context: context.clone() }))
+        // SAFETY: the function gives a constant of the C header.
+        let common = if relaxed { unsafe { ffi::windlass_relaxed_ordering() } } else { 0 };
+        Ok(Arc::new(Domain { raw, common, context: context.clone() }))
     }
 
     /// The handle, valid while `self` lives.
@@ -80,10 +86,10 @@ impl Region {
         if rights.is_some_and(Rights::may_write) {
             access |= ibv_access_flags::IBV_ACCESS_REMOTE_WRITE;
         }
-        let flags = access.0 as c_int;
+        let flags = access.0 | domain.common;
         // SAFETY: `at` gives `length` bytes inside the arena, which the region keeps alive until it is deregistered. What
         // devices and peers write there is only read through raw pointers after its completion (see `crate::mem`).
-        let raw = unsafe { ibv_reg_mr(domain.raw, arena.at(offset, length).cast(), length, flags) };
+        let raw = unsafe { ffi::windlass_reg_mr(domain.raw, arena.at(offset, length).cast(), length, flags) };
         if raw.is_null() {
             return Err(registration_error(&domain.context, length, &io::Error::last_os_error()));
         }

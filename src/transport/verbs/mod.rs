@@ -20,6 +20,7 @@
 //! | `endpoint` | one endpoint: its memory, its phases, its end |
 //! | `post`, `arrive` | operations on their way out, completions on their way in |
 //! | `ffi` | the C shim |
+//! | `faults` | in test builds, queue pairs that fail |
 //!
 //! Receive buffers serve messages and writes with a number alike. When a peer sends more than are posted, its device waits
 //! and tries again, so a thread that does not poll slows its peers down and loses nothing. An error of one operation ends
@@ -32,6 +33,8 @@ mod arrive;
 mod cq;
 mod device;
 mod endpoint;
+#[cfg(test)]
+pub mod faults;
 mod ffi;
 mod greeting;
 mod memory;
@@ -52,7 +55,8 @@ use self::qp::Settings;
 use super::{
     Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
 };
-use crate::config::Network;
+use crate::config::rdma::Switch;
+use crate::config::{Network, Rdma};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
 use crate::time::Deadline;
@@ -60,29 +64,14 @@ use crate::time::Deadline;
 /// How a [`Verbs`] transport is set up.
 #[derive(Debug, Clone)]
 pub struct VerbsConfig {
-    /// Device name; without one, the first device whose port is up.
-    pub device: Option<String>,
-    /// Port number, from 1.
-    pub port: u8,
-    /// Index in the port's GID table; without one, RoCE v2 over IPv4 is preferred, then v2 over IPv6, then v1.
-    pub gid_index: Option<u8>,
-    /// Operations that one endpoint may have under way; rounded up to a power of two, at least 64.
-    pub queue_depth: usize,
+    /// What users may set.
+    pub rdma: Rdma,
     /// Receive buffers that each endpoint keeps posted, of 256 bytes.
     pub receives: usize,
     /// Endpoints that may exist at once; fewer where the device's completion queues are short.
     pub endpoints: usize,
-    /// Local ACK timeout: 4.096 µs × 2^timeout. Without one 14, which is 67 ms, or 18 (1.07 s) on soft-RoCE, where the CPU
-    /// acknowledges and may be busy.
-    pub timeout: Option<u8>,
-    /// Times that a packet without ACK is sent again, 0 to 6. (7 means the same on cards, but for ever on soft-RoCE.)
-    pub retries: u8,
     /// Times that a peer without a receive buffer is asked again; 7 for ever.
     pub rnr_retries: u8,
-    /// IP traffic class (DSCP and ECN bits) of RoCE v2 packets.
-    pub traffic_class: u8,
-    /// InfiniBand service level, or Ethernet priority.
-    pub service_level: u8,
     /// How long a peer may take between our `connect` and its own.
     pub connect_timeout: Duration,
 }
@@ -90,34 +79,39 @@ pub struct VerbsConfig {
 impl Default for VerbsConfig {
     fn default() -> VerbsConfig {
         VerbsConfig {
-            device: None,
-            port: 1,
-            gid_index: None,
-            queue_depth: 256,
+            rdma: Rdma::default(),
             receives: 512,
             endpoints: 64,
-            timeout: None,
-            retries: 6,
             rnr_retries: 7,
-            traffic_class: 0,
-            service_level: 0,
             connect_timeout: Duration::from_secs(30),
         }
     }
 }
 
 impl VerbsConfig {
-    /// What the network settings say: a device `NAME`, or `NAME:PORT`.
-    pub fn of(network: &Network) -> Result<VerbsConfig> {
-        let mut config = VerbsConfig { connect_timeout: network.peer_timeout, ..VerbsConfig::default() };
-        if let Some(text) = &network.rdma_device {
-            let (name, port) = text.split_once(':').unwrap_or((text, "1"));
-            let wrong = || Error::config("rdma device", "NAME, or NAME:PORT with a port from 1 to 255", text);
-            config.port = port.parse().ok().filter(|&p| p > 0).ok_or_else(wrong)?;
-            config.device = Some(name).filter(|n| !n.is_empty()).ok_or_else(wrong)?.to_owned().into();
-        }
-        Ok(config)
+    /// What the network settings say.
+    pub fn of(network: &Network) -> VerbsConfig {
+        let rdma = network.rdma.clone();
+        VerbsConfig { rdma, connect_timeout: network.peer_timeout, ..VerbsConfig::default() }
     }
+}
+
+/// Refuses settings or a machine with which no transport can be made, with what is missing.
+pub fn check(network: &Network) -> Result<()> {
+    check_layouts()?;
+    network.rdma.check()?;
+    Port::find(&network.rdma).map(drop)
+}
+
+fn check_layouts() -> Result<()> {
+    if ffi::layouts_agree() {
+        return Ok(());
+    }
+    Err(Error::Device {
+        operation: "open",
+        device: "libibverbs".to_owned(),
+        reason: "its header does not match the bindings this program was built with".to_owned(),
+    })
 }
 
 /// A place in the table of endpoints.
@@ -151,15 +145,9 @@ pub struct Verbs {
 impl Verbs {
     /// Opens the device.
     pub fn new(config: &VerbsConfig) -> Result<Verbs> {
-        check(config)?;
-        if !ffi::layouts_agree() {
-            return Err(Error::Device {
-                operation: "open",
-                device: "libibverbs".to_owned(),
-                reason: "its header does not match the bindings this program was built with".to_owned(),
-            });
-        }
-        let (context, port) = Port::find(config.device.as_deref(), config.port, config.gid_index)?;
+        check_layouts()?;
+        check_bounds(config)?;
+        let (context, port) = Port::find(&config.rdma)?;
         let settings = settings(config, &context);
         let (endpoints, completions) = completion_queue(config, &context, &settings)?;
         let shared = Shared {
@@ -326,16 +314,19 @@ fn release(place: &mut Place, index: u32, free: &mut Vec<u32>) {
 
 /// What every queue pair is made with.
 fn settings(config: &VerbsConfig, context: &Context) -> Settings {
-    let attributes = &context.attributes;
+    let (attributes, rdma) = (&context.attributes, &config.rdma);
     Settings {
-        sends: config.queue_depth.max(64).next_power_of_two() as u32 + CONTROLS,
+        sends: rdma.queue_depth.max(64).next_power_of_two() + CONTROLS,
         receives: config.receives as u32,
         reads: attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(0, 16) as u8,
-        timeout: config.timeout.unwrap_or(if context.is_software() { 18 } else { 14 }),
-        retries: config.retries,
+        timeout: rdma.timeout.unwrap_or(if context.is_software() { 18 } else { 14 }),
+        retries: rdma.retries,
         rnr_retries: config.rnr_retries,
-        traffic_class: config.traffic_class,
-        service_level: config.service_level,
+        traffic_class: rdma.traffic_class,
+        service_level: rdma.service_level,
+        pkey_index: rdma.pkey_index,
+        inline: rdma.inline,
+        relaxed_ordering: rdma.relaxed_ordering == Switch::On,
     }
 }
 
@@ -368,33 +359,36 @@ fn caps(shared: &Shared) -> Caps {
         queue_depth: shared.depth as usize,
         max_write: shared.max_write(),
         detail: format!(
-            "{} port {}, {}, MTU {}, ACK timeout {}, {} retries",
+            "{} port {}, {}, MTU {}, service level {}, traffic class {}, pkey index {}, ACK timeout {}, {} retries, queue depth {}, \
+             inline up to {}, relaxed ordering {}",
             shared.context.name,
             port.number,
             port.gid,
             device::mtu_bytes(port.mtu),
+            settings.service_level,
+            settings.traffic_class,
+            settings.pkey_index,
             settings.timeout,
-            settings.retries
+            settings.retries,
+            shared.depth,
+            settings.inline,
+            if settings.relaxed_ordering { Switch::On } else { Switch::Off },
         ),
     }
 }
 
 /// Refuses what the verbs would, with the name of the setting.
-fn check(config: &VerbsConfig) -> Result<()> {
+fn check_bounds(config: &VerbsConfig) -> Result<()> {
     let within = |setting: &str, value: usize, low: usize, high: usize| {
         if (low..=high).contains(&value) {
             return Ok(());
         }
         Err(Error::config(format!("verbs {setting}"), format!("{low} to {high}"), value))
     };
-    within("port", config.port.into(), 1, 255)?;
-    within("queue_depth", config.queue_depth, 1, 1 << 15)?;
+    config.rdma.check()?;
     within("receives", config.receives, 1, 1 << 15)?;
     within("endpoints", config.endpoints, 1, usize::from(u16::MAX))?;
-    within("timeout", config.timeout.unwrap_or(1).into(), 1, 31)?;
-    within("retries", config.retries.into(), 0, 6)?;
-    within("rnr_retries", config.rnr_retries.into(), 0, 7)?;
-    within("service_level", config.service_level.into(), 0, 15)
+    within("rnr_retries", config.rnr_retries.into(), 0, 7)
 }
 
 impl Transport for Verbs {
@@ -582,32 +576,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_by_name_and_port() {
-        let of = |device: Option<&str>| {
-            let network = Network { rdma_device: device.map(str::to_owned), ..Network::default() };
-            VerbsConfig::of(&network).map(|c| (c.device, c.port))
-        };
-        assert_eq!(of(None).unwrap(), (None, 1));
-        assert_eq!(of(Some("mlx5_0")).unwrap(), (Some("mlx5_0".to_owned()), 1));
-        assert_eq!(of(Some("mlx5_0:2")).unwrap(), (Some("mlx5_0".to_owned()), 2));
-        for wrong in ["", ":1", "mlx5_0:", "mlx5_0:0", "mlx5_0:256", "mlx5_0:x"] {
-            assert_eq!(of(Some(wrong)).unwrap_err().code(), 1, "{wrong}");
-        }
-    }
-
-    #[test]
     fn settings_out_of_range_are_named() {
         let wrong = [
-            ("port", VerbsConfig { port: 0, ..VerbsConfig::default() }),
-            ("retries", VerbsConfig { retries: 7, ..VerbsConfig::default() }),
-            ("timeout", VerbsConfig { timeout: Some(0), ..VerbsConfig::default() }),
+            (
+                "rdma_retries",
+                VerbsConfig { rdma: Rdma { retries: 7, ..Rdma::default() }, ..VerbsConfig::default() },
+            ),
             ("endpoints", VerbsConfig { endpoints: 1 << 16, ..VerbsConfig::default() }),
-            ("queue_depth", VerbsConfig { queue_depth: 0, ..VerbsConfig::default() }),
+            ("receives", VerbsConfig { receives: 0, ..VerbsConfig::default() }),
+            ("rnr_retries", VerbsConfig { rnr_retries: 8, ..VerbsConfig::default() }),
         ];
         for (name, config) in wrong {
-            let error = check(&config).unwrap_err();
+            let error = check_bounds(&config).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
         }
-        assert!(check(&VerbsConfig::default()).is_ok());
+        assert!(check_bounds(&VerbsConfig::default()).is_ok());
     }
 }

@@ -203,6 +203,10 @@ impl Endpoint {
                 break;
             }
         }
+        #[cfg(test)]
+        if !queued.is_empty() && matches!(self.phase, Phase::Connected) && super::faults::strikes() {
+            self.qp.fail_unseen();
+        }
         queued.clear();
         self.queued = queued;
     }

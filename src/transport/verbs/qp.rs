@@ -1,14 +1,15 @@
 //! A reliable-connected queue pair, and the way through its states.
 //!
 //! ```text
-//!           create            prepare            connect ──────────────▶
-//!   (none) ───────▶ RESET ───────────▶ INIT ───────────▶ RTR ───────▶ RTS
-//!                     ▲                 │ receives may     │ receives   │ sends, too
-//!                     │                 │ be posted        │            │
-//!                     │                 └──────────────────┴────────────┴──▶ ERR: all work is flushed
-//!                     └───────────────────── reset ─────────────────────────┘      │
-//!                                                                                drop ──▶ (none)
+//!           create            prepare           ready_to_receive     ready_to_send
+//!   (none) ───────▶ RESET ──────────▶ INIT ────────────────▶ RTR ─────────────▶ RTS
+//!                     ▲                 └───────────┬─────────┴──────────────────┘
+//!                     │                             │ fail, or the first error of the device
+//!                     │                             ▼
+//!                     └────────── reset ────────── ERR ◀─┐ fail
+//!                                                   └────┘
 //! ```
+//! Receives may be posted from INIT on, and arrive from RTR on; sends from RTS on. In ERR all work is flushed. Dropped in any state.
 //!
 //! | to    | what has to be given |
 //! |-------|----------------------|
@@ -32,12 +33,10 @@ use super::address::Address;
 use super::cq::{CompletionQueue, WorkId};
 use super::device::Port;
 use super::memory::Domain;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Work requests posted with one ring of the doorbell.
 pub(super) const BATCH: usize = 16;
-/// What is asked for; a device may not be able to, and then sends nothing inline.
-const INLINE: u32 = 64;
 
 /// Limits and timers of a queue pair.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +50,11 @@ pub(super) struct Settings {
     pub rnr_retries: u8,
     pub traffic_class: u8,
     pub service_level: u8,
+    pub pkey_index: u16,
+    /// Bytes that a work request may carry inside itself; a device may not be able to, and then sends nothing inline.
+    pub inline: u32,
+    /// For the memory that is registered: whether the device's writes may overtake each other.
+    pub relaxed_ordering: bool,
 }
 
 /// A piece of registered memory, as the device is told of it.
@@ -93,9 +97,44 @@ impl SendRequest {
     }
 }
 
+/// Where a queue pair stands: see the head of this file. A device enters `Error` by itself, too, at the first failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Reset,
+    Init,
+    ReadyToReceive,
+    ReadyToSend,
+    Error,
+}
+
+impl State {
+    /// The arrows of the drawing.
+    fn may_become(self, next: State) -> bool {
+        use State::{Error, Init, ReadyToReceive, ReadyToSend, Reset};
+        match next {
+            Init => self == Reset,
+            ReadyToReceive => self == Init,
+            ReadyToSend => self == ReadyToReceive,
+            Error => self != Reset,
+            Reset => self == Error,
+        }
+    }
+
+    fn raw(self) -> ibv_qp_state::Type {
+        match self {
+            State::Reset => ibv_qp_state::IBV_QPS_RESET,
+            State::Init => ibv_qp_state::IBV_QPS_INIT,
+            State::ReadyToReceive => ibv_qp_state::IBV_QPS_RTR,
+            State::ReadyToSend => ibv_qp_state::IBV_QPS_RTS,
+            State::Error => ibv_qp_state::IBV_QPS_ERR,
+        }
+    }
+}
+
 /// A queue pair. Destroyed on drop, which ends all access of the device to the memory of its work requests.
 pub(super) struct QueuePair {
     raw: *mut ibv_qp,
+    state: State,
     /// Bytes that a work request may carry inside itself.
     inline: u32,
     settings: Settings,
@@ -116,7 +155,7 @@ impl QueuePair {
         settings: Settings,
     ) -> Result<QueuePair> {
         // Not every device sends inline; the library has no question for it but creation itself.
-        for inline in [INLINE, 0] {
+        for inline in [settings.inline, 0] {
             // SAFETY: the structure consists of integers and pointers, for which zero and null are values.
             let mut attr = unsafe { std::mem::zeroed::<ibv_qp_init_attr>() };
             attr.send_cq = completions.raw();
@@ -132,7 +171,8 @@ impl QueuePair {
             if !raw.is_null() {
                 return Ok(QueuePair {
                     raw,
-                    inline: attr.cap.max_inline_data.min(INLINE),
+                    state: State::Reset,
+                    inline: attr.cap.max_inline_data.min(settings.inline),
                     settings,
                     domain: domain.clone(),
                     completions: completions.clone(),
@@ -149,47 +189,66 @@ impl QueuePair {
         unsafe { (*self.raw).qp_num }
     }
 
-    fn modify(&mut self, operation: &'static str, attr: &mut ibv_qp_attr, what: mask) -> Result<()> {
+    fn go(&mut self, next: State, attr: &mut ibv_qp_attr, what: mask) -> Result<()> {
+        if !self.state.may_become(next) {
+            let reason = format!("a queue pair does not go from {:?} to {next:?}", self.state);
+            return Err(Error::Misuse { call: "ibv_modify_qp", reason });
+        }
+        attr.qp_state = next.raw();
+        let what = what | mask::IBV_QP_STATE;
+        let operation = match next {
+            State::Reset => "ibv_modify_qp (RESET)",
+            State::Init => "ibv_modify_qp (INIT)",
+            State::ReadyToReceive => "ibv_modify_qp (RTR)",
+            State::ReadyToSend => "ibv_modify_qp (RTS)",
+            State::Error => "ibv_modify_qp (ERR)",
+        };
         // SAFETY: the queue pair is live; the library reads the fields named by `what`, which the caller has set.
         match unsafe { ibv_modify_qp(self.raw, attr, what.0 as c_int) } {
-            0 => Ok(()),
+            0 => {
+                self.state = next;
+                Ok(())
+            }
             errno => Err(self.context.error(operation, errno)),
         }
     }
 
     /// RESET to INIT.
     pub fn prepare(&mut self, port: &Port) -> Result<()> {
-        let mut attr = attributes(ibv_qp_state::IBV_QPS_INIT);
+        let mut attr = attributes();
         attr.port_num = port.number;
+        attr.pkey_index = self.settings.pkey_index;
         let access = ibv_access_flags::IBV_ACCESS_LOCAL_WRITE
             | ibv_access_flags::IBV_ACCESS_REMOTE_WRITE
             | ibv_access_flags::IBV_ACCESS_REMOTE_READ;
         attr.qp_access_flags = access.0;
-        let what =
-            mask::IBV_QP_STATE | mask::IBV_QP_PKEY_INDEX | mask::IBV_QP_PORT | mask::IBV_QP_ACCESS_FLAGS;
-        self.modify("ibv_modify_qp (INIT)", &mut attr, what)
+        let what = mask::IBV_QP_PKEY_INDEX | mask::IBV_QP_PORT | mask::IBV_QP_ACCESS_FLAGS;
+        self.go(State::Init, &mut attr, what)
     }
 
     /// INIT over RTR to RTS: from now on both sides may send.
     pub fn connect(&mut self, port: &Port, local: &Address, remote: &Address) -> Result<()> {
         self.ready_to_receive(port, local, remote)?;
-        let mut attr = attributes(ibv_qp_state::IBV_QPS_RTS);
+        self.ready_to_send(local, remote)
+    }
+
+    fn ready_to_send(&mut self, local: &Address, remote: &Address) -> Result<()> {
+        let mut attr = attributes();
         attr.sq_psn = local.psn;
         attr.timeout = self.settings.timeout;
         attr.retry_cnt = self.settings.retries;
         attr.rnr_retry = self.settings.rnr_retries;
         attr.max_rd_atomic = self.settings.reads.min(remote.reads);
-        let what = mask::IBV_QP_STATE
-            | mask::IBV_QP_SQ_PSN
+        let what = mask::IBV_QP_SQ_PSN
             | mask::IBV_QP_TIMEOUT
             | mask::IBV_QP_RETRY_CNT
             | mask::IBV_QP_RNR_RETRY
             | mask::IBV_QP_MAX_QP_RD_ATOMIC;
-        self.modify("ibv_modify_qp (RTS)", &mut attr, what)
+        self.go(State::ReadyToSend, &mut attr, what)
     }
 
     fn ready_to_receive(&mut self, port: &Port, local: &Address, remote: &Address) -> Result<()> {
-        let mut attr = attributes(ibv_qp_state::IBV_QPS_RTR);
+        let mut attr = attributes();
         attr.path_mtu = local.mtu.min(remote.mtu).into();
         attr.dest_qp_num = remote.number;
         attr.rq_psn = remote.psn;
@@ -206,24 +265,33 @@ impl QueuePair {
             attr.ah_attr.grh.hop_limit = 64;
             attr.ah_attr.grh.traffic_class = self.settings.traffic_class;
         }
-        let what = mask::IBV_QP_STATE
-            | mask::IBV_QP_AV
+        let what = mask::IBV_QP_AV
             | mask::IBV_QP_PATH_MTU
             | mask::IBV_QP_DEST_QPN
             | mask::IBV_QP_RQ_PSN
             | mask::IBV_QP_MAX_DEST_RD_ATOMIC
             | mask::IBV_QP_MIN_RNR_TIMER;
-        self.modify("ibv_modify_qp (RTR)", &mut attr, what)
+        self.go(State::ReadyToReceive, &mut attr, what)
     }
 
-    /// Any state to ERR: nothing is accepted from the peer any more, and all posted work is flushed.
+    /// Any state but RESET to ERR: nothing is accepted from the peer any more, and all posted work is flushed.
     pub fn fail(&mut self) -> Result<()> {
-        self.modify("ibv_modify_qp (ERR)", &mut attributes(ibv_qp_state::IBV_QPS_ERR), mask::IBV_QP_STATE)
+        self.go(State::Error, &mut attributes(), mask::IBV_QP_STATE)
+    }
+
+    /// To ERR as the device does it by itself.
+    #[cfg(test)]
+    pub fn fail_unseen(&mut self) {
+        let mut attr = attributes();
+        attr.qp_state = State::Error.raw();
+        // SAFETY: as in `go`.
+        let errno = unsafe { ibv_modify_qp(self.raw, &mut attr, mask::IBV_QP_STATE.0 as c_int) };
+        assert_eq!(errno, 0, "ibv_modify_qp (ERR)");
     }
 
     /// ERR to RESET.
     pub fn reset(&mut self) -> Result<()> {
-        self.modify("ibv_modify_qp (RESET)", &mut attributes(ibv_qp_state::IBV_QPS_RESET), mask::IBV_QP_STATE)
+        self.go(State::Reset, &mut attributes(), mask::IBV_QP_STATE)
     }
 
     /// Posts at most [`BATCH`] requests with one ring of the doorbell.
@@ -323,12 +391,10 @@ fn fill(sges: &mut [ibv_sge; 2], pieces: &[Piece; 2]) -> i32 {
     count
 }
 
-/// Attributes with nothing but the state set.
-fn attributes(state: ibv_qp_state::Type) -> ibv_qp_attr {
+/// Attributes with nothing set.
+fn attributes() -> ibv_qp_attr {
     // SAFETY: the structure consists of integers, for which zero is a value.
-    let mut attr = unsafe { std::mem::zeroed::<ibv_qp_attr>() };
-    attr.qp_state = state;
-    attr
+    unsafe { std::mem::zeroed() }
 }
 
 impl Drop for QueuePair {
@@ -344,6 +410,104 @@ impl Drop for QueuePair {
                 "ibv_destroy_qp failed; the queue pair is leaked"
             );
             std::mem::forget((self.domain.clone(), self.completions.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::State::{Error, Init, ReadyToReceive, ReadyToSend, Reset};
+    use super::*;
+    use crate::config::Rdma;
+    use crate::transport::Side;
+    use crate::transport::verbs::device::available;
+
+    const ALL: [State; 5] = [Reset, Init, ReadyToReceive, ReadyToSend, Error];
+
+    #[test]
+    fn the_table_is_the_drawing() {
+        // A row for each state, a column for each that it may become.
+        let drawn = [
+            (Reset, [false, true, false, false, false]),
+            (Init, [false, false, true, false, true]),
+            (ReadyToReceive, [false, false, false, true, true]),
+            (ReadyToSend, [false, false, false, false, true]),
+            (Error, [true, false, false, false, true]),
+        ];
+        for (from, row) in drawn {
+            for (to, allowed) in ALL.into_iter().zip(row) {
+                assert_eq!(from.may_become(to), allowed, "{from:?} to {to:?}");
+            }
+        }
+    }
+
+    /// Two queue pairs of one port, each with its address.
+    fn two() -> (Port, QueuePair, [Address; 2], QueuePair) {
+        let (context, port) = Port::find(&Rdma::default()).unwrap();
+        let completions = CompletionQueue::new(&context, 16).unwrap();
+        let settings = Settings {
+            sends: 4,
+            receives: 4,
+            reads: 1,
+            timeout: 18,
+            retries: 6,
+            rnr_retries: 7,
+            traffic_class: 0,
+            service_level: 0,
+            pkey_index: 0,
+            inline: 0,
+            relaxed_ordering: false,
+        };
+        let pair = || {
+            let domain = Domain::new(&context, false).unwrap();
+            QueuePair::new(&context, &domain, &completions, settings).unwrap()
+        };
+        let (a, b) = (pair(), pair());
+        let address = |qp: &QueuePair| Address::new(&port, Side::Active, qp.number(), 7, 1);
+        let addresses = [address(&a), address(&b)];
+        (port, a, addresses, b)
+    }
+
+    fn step(to: State, qp: &mut QueuePair, port: &Port, [local, remote]: &[Address; 2]) -> Result<()> {
+        match to {
+            Reset => qp.reset(),
+            Init => qp.prepare(port),
+            ReadyToReceive => qp.ready_to_receive(port, local, remote),
+            ReadyToSend => qp.ready_to_send(local, remote),
+            Error => qp.fail(),
+        }
+    }
+
+    /// From every state to every other, on a device: what the table allows works, and the rest is refused with both names.
+    #[test]
+    fn every_transition_on_a_device() {
+        if !available().unwrap().iter().any(|d| d.active) {
+            println!("skipped: no RDMA device");
+            return;
+        }
+        let way = |from: State| match from {
+            Reset => &[][..],
+            Init => &[Init][..],
+            ReadyToReceive => &[Init, ReadyToReceive],
+            ReadyToSend => &[Init, ReadyToReceive, ReadyToSend],
+            Error => &[Init, Error],
+        };
+        for from in ALL {
+            for to in ALL {
+                let (port, mut qp, addresses, _other) = two();
+                for &on_the_way in way(from) {
+                    step(on_the_way, &mut qp, &port, &addresses).unwrap();
+                }
+                let stepped = step(to, &mut qp, &port, &addresses);
+                if from.may_become(to) {
+                    stepped.unwrap();
+                    assert_eq!(qp.state, to);
+                } else {
+                    let error = stepped.unwrap_err().to_string();
+                    assert!(error.contains(&format!("from {from:?} to {to:?}")), "{error}");
+                    assert_eq!(qp.state, from);
+                }
+            }
         }
     }
 }

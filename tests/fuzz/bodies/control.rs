@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use windlass::cluster::coordinator::{Coordinator, CoordinatorConfig, Input, Output};
+use windlass::config::TransportKind;
 use windlass::mem::RemoteRegion;
 use windlass::proto::control::{ControlMessage, FrameReader, FrameWriter, MAX_BODY};
 use windlass::store::{Optimizers, Shard};
@@ -107,6 +108,9 @@ fn examples() -> Vec<ControlMessage> {
             address: Some("127.0.0.1:9".into()),
             threads: 2,
         },
+        ControlMessage::Offer { transports: TransportKind::ALL.to_vec(), lacks: "no device".into() },
+        ControlMessage::Agreed { transport: TransportKind::Tcp, reason: "no device".into() },
+        ControlMessage::EndpointLost { thread: 1 },
         ControlMessage::Heartbeat { clock: 9, status: vec![1; 8] },
         ControlMessage::OpenTable { request: 3, spec: dense.clone() },
         ControlMessage::OpenTable { request: 4, spec: sparse },
