@@ -163,7 +163,7 @@ impl Joining {
         let ring = Arena::new(threads * ring_bytes)?;
         let ring_region = transport.register(ring.clone())?;
         let staging = [&BUFFERS[..], &[(BATCH, BATCHES)]].concat();
-        let staging = Pool::new(&staging, |arena| transport.register(arena))?;
+        let staging = Pool::of(transport.memory(), &staging, |arena| transport.register(arena))?;
         let receive = Pool::new(&BUFFERS, |arena| transport.register(arena))?;
         let mut links = Vec::new();
         let mut keys = Vec::new();

@@ -43,6 +43,8 @@ pub struct Outgoing {
     pub marks: Clock,
     /// More may join, as long as no other frame is queued behind it.
     pub open: bool,
+    /// Its body is nothing but values, which may be read where they lie until the slot comes back.
+    pub lends: bool,
     body: Option<Payload>,
     /// Where its body begins in the buffer.
     body_at: usize,
@@ -56,7 +58,7 @@ impl Outgoing {
     /// A request by itself.
     pub fn alone(header: RequestHeader, body: Option<Payload>, owner: Owner) -> Outgoing {
         let mut frame =
-            Outgoing { header, pulls: 0, marks: 0, open: false, body, body_at: 0, owner, parts: Vec::new() };
+            Outgoing { header, pulls: 0, marks: 0, open: false, lends: false, body, body_at: 0, owner, parts: Vec::new() };
         frame.count(&header);
         frame
     }
@@ -132,11 +134,12 @@ impl Outgoing {
         self.pulls -= dropped;
     }
 
-    /// Its body, as the transport knows it.
-    pub fn body(&self) -> Option<RegionSlice> {
+    /// Its body, as the transport takes it.
+    pub fn body(&self) -> Option<Payload> {
         let length = self.header.length as usize;
         let slice = self.body.as_ref().filter(|_| length > 0)?.slice();
-        Some(RegionSlice { offset: slice.offset + self.body_at, length, ..slice })
+        let slice = RegionSlice { offset: slice.offset + self.body_at, length, ..slice };
+        Some(if self.lends { Payload::Lent(slice) } else { Payload::Pinned(slice) })
     }
 
     /// Gives its buffer back, and its list, if it had one, to be used again.

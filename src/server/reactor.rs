@@ -16,7 +16,7 @@ use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
 use crate::store::{Optimizers, Shard};
 use crate::transport::park::{Waker, park};
-use crate::transport::{Completion, EndpointId, SessionKey, Side, Transport};
+use crate::transport::{Completion, EndpointId, Loan, SessionKey, Side, Transport};
 use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
 
 /// Completions taken before other work gets its turn.
@@ -196,11 +196,10 @@ impl Reactor {
         for completion in completions.drain(..) {
             match completion {
                 Completion::Written { endpoint, imm, length } => {
-                    if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
-                        && let Err(error) = core.request(rank, imm, length)
-                    {
-                        self.failed.push((rank, error));
-                    }
+                    self.request(endpoint, imm, length, None);
+                }
+                Completion::Lent { endpoint, imm, length, body } => {
+                    self.request(endpoint, imm, length, Some(body));
                 }
                 Completion::Received { endpoint, message } => {
                     if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
@@ -229,6 +228,14 @@ impl Reactor {
             }
         }
         self.completions = completions;
+    }
+
+    fn request(&mut self, endpoint: EndpointId, imm: u32, length: u32, body: Option<Loan>) {
+        if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
+            && let Err(error) = core.request(rank, imm, length, body)
+        {
+            self.failed.push((rank, error));
+        }
     }
 
     /// True when a pull was answered, so that there may be more to do.
@@ -360,8 +367,10 @@ impl Reactor {
             (self.limits.payload_bytes, self.limits.reply_buffers),
             (4096, self.limits.reply_buffers.div_ceil(4) * 4),
         ];
-        let replies = Pool::new(&classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes);
+        let memory = self.transport.memory();
+        let replies = Pool::of(memory, &classes, |arena| self.transport.register(arena))?;
+        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes)
+            .in_memory(memory);
         self.core = Some(Core::new(self.id, view, shard, staging, replies, self.limits.pull_credits));
         Ok(())
     }

@@ -93,7 +93,7 @@ impl Arenas {
     pub fn admit_write(&self, write: &Write) -> Result<Target, Refusal> {
         match &write.body {
             None => {}
-            Some(Payload::Pinned(slice)) => self.admit_local(slice)?,
+            Some(Payload::Pinned(slice) | Payload::Lent(slice)) => self.admit_local(slice)?,
             Some(Payload::Owned(buf)) => self.admit_local(&buf.slice())?,
             Some(Payload::Published(pin)) => self.admit_local(pin.slice())?,
         }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::mem::Buf;
 use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
 use crate::transport::Payload;
-use crate::types::{Key, SortedKeys, TableId, Version};
+use crate::types::{Key, SortedKeys, TableId, TableKind, Version};
 
 /// Frames from and to registered buffers that may wait for one server thread before a call blocks.
 const QUEUE_LIMIT: usize = 4096;
@@ -237,7 +237,8 @@ impl Engine {
             return Ok(false);
         }
         let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
-        let outgoing = Outgoing::alone(header, Some(body), Owner::Push(ticket));
+        let mut outgoing = Outgoing::alone(header, Some(body), Owner::Push(ticket));
+        outgoing.lends = true;
         self.enqueue(frame.shard, ticket, outgoing, false);
         self.count_push(frame.shard, ticket, header);
         Ok(true)
@@ -339,7 +340,10 @@ impl Engine {
             self.bytes_copied += u64::from(header.length);
             body = Some(Payload::Owned(buf));
         }
-        self.enqueue(link, ticket, Outgoing::alone(header, body, owner), may_overtake);
+        let mut frame = Outgoing::alone(header, body, owner);
+        let dense = matches!(self.pending[ticket].spec.kind, TableKind::Dense { .. });
+        frame.lends = dense && header.kind != RequestKind::Pull;
+        self.enqueue(link, ticket, frame, may_overtake);
         true
     }
 

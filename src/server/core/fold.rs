@@ -95,8 +95,9 @@ impl Core {
         while let Some(part) = rest.next() {
             let nothing = DensePiece { bucket: 0, first: 0, values: Input::from(&[][..]) };
             let mut views = [nothing; WAYS];
-            for (view, (_, held)) in views.iter_mut().zip(part) {
-                *view = self.staging.dense(held.place.body_at, &held.header, chain)?;
+            for (view, (rank, held)) in views.iter_mut().zip(part) {
+                let at = held.place.of(*rank);
+                *view = self.loans.dense(&self.staging, at, &held.header, chain)?;
             }
             let views = &views[..part.len()];
             match closing.filter(|_| rest.peek().is_none()) {

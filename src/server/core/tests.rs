@@ -101,7 +101,7 @@ impl Rig {
 
     fn frame(&mut self, (rank, slot): (u32, u32), header: RequestHeader) -> Result<()> {
         self.core.staging.arena.copy_in(self.core.staging.slot_at(rank, slot), &header.encode());
-        self.core.request(rank, slot, HEADER as u32 + header.length)
+        self.core.request(rank, slot, HEADER as u32 + header.length, None)
     }
 }
 
@@ -138,7 +138,7 @@ impl Rig {
         let mut header = RequestHeader { kind, sequence, count, length, ..RequestHeader::new(clock, 1) };
         change(&mut header);
         self.core.staging.arena.copy_in(at, &header.encode());
-        self.core.request(rank, slot, HEADER as u32 + header.length)?;
+        self.core.request(rank, slot, HEADER as u32 + header.length, None)?;
         self.core.obey();
         Ok(())
     }
