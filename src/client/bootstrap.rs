@@ -12,7 +12,6 @@ use super::engine::Engine;
 use super::frame::BATCH;
 use super::link::{Link, RING_ENTRIES};
 use super::reopen::{Granted, Outcome, Reopener, Wish};
-use crate::config::TransportKind;
 use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
@@ -57,7 +56,7 @@ struct Joining {
 
 /// By what the job's data travels, and why by nothing better.
 struct Agreed {
-    transport: TransportKind,
+    kind: choice::Agreed,
     reason: String,
 }
 
@@ -130,8 +129,10 @@ impl Joining {
         let is_agreed = |(_, m): &(LinkId, ControlMessage)| matches!(m, ControlMessage::Agreed { .. });
         let said = self.answers.iter().position(is_agreed).map(|at| self.answers.swap_remove(at).1);
         match said {
-            Some(ControlMessage::Agreed { transport, reason }) => Agreed { transport, reason },
-            _ => Agreed { transport: offer.kinds[0], reason: String::new() },
+            Some(ControlMessage::Agreed { transport, local, reason }) => {
+                Agreed { kind: choice::Agreed { kind: transport, local }, reason }
+            }
+            _ => Agreed { kind: offer.best(), reason: String::new() },
         }
     }
 
@@ -154,9 +155,9 @@ impl Joining {
         agreed: Agreed,
         shared: Arc<Shared>,
     ) -> Result<(Engine, Receiver<Wish>, Sender<Outcome>)> {
-        let mut transport = choice::build(&config.network, agreed.transport, false)?;
+        let mut transport = choice::build_agreed(&config.network, agreed.kind)?;
         let kind = transport.caps().name;
-        choice::warn_of_fallback(&config.network, agreed.transport, &agreed.reason);
+        choice::warn_of_fallback(&config.network, agreed.kind.kind, &agreed.reason);
         tracing::info!("worker {}: data travels by {}", config.rank, transport.caps().describe());
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();
         let ring_bytes = RING_ENTRIES as usize * HEADER;

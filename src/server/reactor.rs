@@ -10,11 +10,12 @@ use tracing::{info, warn};
 
 use super::core::{Core, MAX_SLOTS, Staging};
 use super::link::Link;
-use crate::config::{Polling, ServerLimits, TransportKind};
+use crate::config::{Polling, ServerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
 use crate::store::{Optimizers, Shard};
+use crate::transport::choice::{self, Agreed};
 use crate::transport::park::{Waker, park};
 use crate::transport::{Completion, EndpointId, Loan, SessionKey, Side, Transport};
 use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
@@ -27,7 +28,7 @@ const NAP: Duration = Duration::from_secs(1);
 /// What the control thread asks a server thread for. Answers go to `reply`, then the asker is woken.
 pub enum Command {
     /// The job begins, and this server's rank is given.
-    Begin(Rank, View, TransportKind),
+    Begin(Rank, View, Agreed),
     /// Make this shard's part of a table.
     CreateTable(TableId, TableSpec),
     /// Open an endpoint to a worker.
@@ -302,9 +303,9 @@ impl Reactor {
         let mut obeyed = false;
         while !self.stop.load(Ordering::Acquire) {
             match self.commands.try_recv() {
-                Ok(Command::Begin(rank, view, kind)) => {
+                Ok(Command::Begin(rank, view, agreed)) => {
                     self.id.server = rank;
-                    self.settle_on(kind);
+                    self.settle_on(agreed)?;
                     self.begin(view)?;
                 }
                 Ok(Command::CreateTable(id, spec)) => {
@@ -336,13 +337,17 @@ impl Reactor {
         Ok(obeyed)
     }
 
-    /// Keeps the transport that the job has agreed on, and lets go of the others. No endpoint is open yet.
-    fn settle_on(&mut self, kind: TransportKind) {
+    /// Keeps what the job has agreed on, and lets go of the others. No endpoint is open yet.
+    fn settle_on(&mut self, agreed: Agreed) -> Result<()> {
         for other in std::mem::take(&mut self.others) {
-            if other.caps().name == kind.name() {
+            if other.caps().name == agreed.kind.name() {
                 self.transport = other;
             }
         }
+        if agreed.local {
+            choice::add_memory(&mut self.transport, true)?;
+        }
+        Ok(())
     }
 
     fn begin(&mut self, view: View) -> Result<()> {

@@ -8,6 +8,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::reactor::{Command, OpenRequest, Opened, Reactor, Report, Reports};
 use crate::config::{Polling, ServerLimits, TransportKind};
+use crate::transport::choice::Agreed;
 use crate::error::Result;
 use crate::mem::RemoteRegion;
 use crate::proto::ThreadStats;
@@ -108,7 +109,7 @@ pub(crate) fn serve(
 
 impl Wires {
     pub fn begin(&self, server: Rank, view: &View, tables: &[TableSpec]) {
-        self.tell(Command::Begin(server, view.clone(), TransportKind::Tcp));
+        self.tell(Command::Begin(server, view.clone(), Agreed { kind: TransportKind::Tcp, local: false }));
         for (id, spec) in (0..).zip(tables) {
             let id: TableId = id;
             self.tell(Command::CreateTable(id, spec.clone()));

@@ -21,6 +21,7 @@ pub mod interface;
 pub mod network;
 pub mod park;
 mod preamble;
+pub mod several;
 pub mod shm;
 pub mod sim;
 pub mod tcp;

@@ -70,6 +70,15 @@ mod on_shm_by_copies {
     all_cases!(Some(crate::shm::Loopback { shown: false }));
 }
 
+mod on_several {
+    all_cases!(Some(crate::shm::Both::here()));
+}
+
+/// Between processes of which each takes the other to be on another host.
+mod on_several_across_hosts {
+    all_cases!(Some(crate::shm::Both::apart()));
+}
+
 mod on_sim {
     all_cases!(Some(crate::sim::Loopback::default()));
 }

@@ -1,7 +1,11 @@
 //! The suite over shared memory, and what only that has to show.
 
+use std::cell::Cell;
+
 use windlass::mem::{Kind, Rights};
+use windlass::transport::several::Several;
 use windlass::transport::shm::{Shm, ShmConfig};
+use windlass::transport::tcp::{Tcp, TcpConfig};
 use windlass::transport::{Completion, Payload, Side, Transport, Write};
 
 use crate::rig::{End, Fabric, header, pair, write_to};
@@ -19,6 +23,45 @@ impl Fabric for Loopback {
 
     fn end(&self) -> End {
         End::in_memory(self.transport(), if self.shown { Kind::Shared } else { Kind::Private })
+    }
+}
+
+/// Shared memory and TCP, whichever connects.
+pub struct Both {
+    apart: bool,
+    hosts: Cell<u8>,
+}
+
+impl Both {
+    pub fn here() -> Both {
+        Both { apart: false, hosts: Cell::new(0) }
+    }
+
+    /// Each end has a host of its own.
+    pub fn apart() -> Both {
+        Both { apart: true, hosts: Cell::new(0) }
+    }
+}
+
+impl Fabric for Both {
+    fn transport(&self) -> Box<dyn Transport> {
+        self.hosts.set(self.hosts.get() + 1);
+        let host = self.apart.then_some([self.hosts.get(); 16]);
+        let memory = Shm::new(ShmConfig { host, ..ShmConfig::default() }, true).unwrap();
+        let tcp = Tcp::new(TcpConfig::default()).unwrap();
+        Box::new(Several::new(memory, Box::new(tcp)).unwrap())
+    }
+}
+
+#[test]
+fn peers_on_one_host_are_connected_by_memory_and_others_are_not() {
+    for (fabric, by_memory) in [(Both::here(), "1 of 1 endpoints by shm"), (Both::apart(), "0 of 1 endpoints by shm")] {
+        let p = pair(&fabric);
+        for end in &p.net.ends {
+            let caps = end.transport.caps();
+            assert!(caps.detail.ends_with(by_memory), "{}", caps.detail);
+            assert_eq!(caps.name, "tcp");
+        }
     }
 }
 

@@ -15,6 +15,8 @@ pub struct ShmConfig {
     pub preamble_timeout: Duration,
     /// How long `connect` may take until `Connected`, on either side.
     pub connect_timeout: Duration,
+    /// Tells this host from all others; the kernel's boot id without it.
+    pub host: Option<[u8; 16]>,
 }
 
 impl Default for ShmConfig {
@@ -26,6 +28,7 @@ impl Default for ShmConfig {
             max_pending: 64,
             preamble_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(10),
+            host: None,
         }
     }
 }

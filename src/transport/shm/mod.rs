@@ -72,6 +72,12 @@ use crate::mem::{Arena, Kind, RegionId, RemoteRegion, Rights};
 /// it can't make us queue answers it does not take.
 const MAX_READS: usize = 64;
 
+/// Refuses a host that lacks what this transport needs.
+pub fn check() -> Result<()> {
+    Shm::new(ShmConfig::default(), true)?;
+    Arena::shared(1).map(drop)
+}
+
 /// The transport over shared memory of one thread.
 #[derive(Debug)]
 pub struct Shm {
@@ -124,7 +130,7 @@ impl Shm {
         let places = if listen { config.max_pending } else { 0 };
         Ok(Shm {
             caps,
-            boot: address::boot_id()?,
+            boot: config.host.map_or_else(address::boot_id, Ok)?,
             epoll,
             timer,
             clock_stale: false,
@@ -139,6 +145,31 @@ impl Shm {
             outbox: VecDeque::new(),
             config,
         })
+    }
+
+    /// Makes an arena known by the number that another transport gave it.
+    pub(super) fn register_as(&mut self, region: RegionId, arena: Arc<Arena>) {
+        self.arenas.register_as(region, arena);
+    }
+
+    /// Whether a grant or an operation under way lies in a region.
+    pub(super) fn uses(&self, region: RegionId) -> bool {
+        self.endpoints.iter().any(|e| e.uses(region))
+    }
+
+    /// Authorises by the key that another transport chose.
+    pub(super) fn authorise_as(
+        &mut self,
+        endpoint: EndpointId,
+        region: RegionId,
+        range: (usize, usize),
+        rights: Rights,
+        key: u32,
+    ) -> Result<RemoteRegion> {
+        match self.endpoints.get(endpoint) {
+            Some(known) => self.arenas.grant_as(&mut known.grants, region, range, rights, key),
+            None => Self::misuse("authorise", "the endpoint is closed"),
+        }
     }
 
     fn misuse<T>(call: &'static str, reason: &str) -> Result<T> {
@@ -194,7 +225,7 @@ impl Transport for Shm {
     }
 
     fn unregister(&mut self, region: RegionId) -> bool {
-        if self.endpoints.iter().any(|e| e.uses(region)) {
+        if self.uses(region) {
             return false;
         }
         for &index in &self.turns {
