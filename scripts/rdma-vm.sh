@@ -1,7 +1,8 @@
 #!/bin/bash
-# Runs a command inside a small virtual machine that has a soft-RoCE device, for the tests of the verbs transport.
+# Runs a command inside a small virtual machine that has a soft-RoCE device, or in two that are joined by a network, for the
+# tests of the verbs transport.
 #
-#   scripts/rdma-vm.sh [--timeout SECONDS] [--mtu BYTES] COMMAND [ARGUMENT…]
+#   scripts/rdma-vm.sh [--timeout SECONDS] [--mtu BYTES] [--guests 1|2] COMMAND [ARGUMENT…]
 #   scripts/rdma-vm.sh --check      say what is missing
 #   scripts/rdma-vm.sh --install    apt-get update, then install what is missing (as root, on Debian)
 #   scripts/rdma-vm.sh --help       print this
@@ -9,7 +10,9 @@
 # COMMAND runs as root in the caller's directory with the caller's PATH, WINDLASS_* and RUST_* variables. It sees the
 # host's files at their own paths, read-only; /tmp and /run are its own. Its standard output and error come out here, and
 # its exit status is ours. What it leaves in $WINDLASS_VM_OUT is found in target/rdma-vm/out afterwards.
-# The device is rxe0 (10.9.0.1, GID index 1 is RoCE v2 over IPv4).
+# The device is rxe0 (10.9.0.1, GID index 1 is RoCE v2 over IPv4), on the network interface $WINDLASS_VM_INTERFACE.
+# With --guests 2 the same command runs in both at once: WINDLASS_VM_NODE is 1 or 2, the addresses are 10.9.0.1 and 10.9.0.2,
+# $WINDLASS_VM_OUT is one folder for both, and the exit status is the first that is not 0.
 #
 # Exit status: the command's; 124 after the timeout (--timeout or WINDLASS_VM_TIMEOUT, 600 s); 125 when the machine
 # could not be started or ended without a result.
@@ -84,7 +87,7 @@ for m in ${boot_modules[*]}; do [ -e /modules/\$m.ko ] && \$B insmod /modules/\$
 \$B mount -t proc proc /host/proc && \$B mount -t sysfs sys /host/sys && \$B mount -t devtmpfs dev /host/dev &&
 \$B mount -t tmpfs run /host/run && \$B mkdir /host/run/vm /host/run/out &&
 \$B mount -t 9p -o trans=virtio,version=9p2000.L,msize=524288,cache=none run /host/run/vm &&
-\$B chroot /host /bin/bash /run/vm/guest.sh
+\$B chroot /host /bin/bash /run/vm/guest\$(\$B sed 's/.*windlass_node=\([12]\).*/\1/' /proc/cmdline).sh
 \$B sync; \$B poweroff -f
 INIT
     chmod +x "$work/init"
@@ -94,8 +97,9 @@ INIT
 }
 
 # What the guest runs: bring the device up, then the command, then tell its exit status.
-write_guest_script() {
-    local name
+write_guest_script() { # write_guest_script NODE COMMAND…
+    local name node=$1
+    shift
     cat <<GUEST
 exec 2>/dev/ttyS0 >&2
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -110,11 +114,17 @@ done
 ip link set lo up
 # rxe computes its checksums with crc32_generic and does not ask for it by itself.
 for m in crc32_generic ib_uverbs rdma_ucm rdma_rxe veth; do modprobe -d $(printf %q "$cache/kernel") \$m; done
-ip link add veth0 type veth peer name veth1
-ip link set veth1 mtu $mtu up
-ip link set veth0 mtu $mtu up
-ip addr add 10.9.0.1/24 dev veth0
-rdma link add rxe0 type rxe netdev veth0 || { echo device >/run/vm/failed; exit; }
+if [[ $guests == 1 ]]; then
+    nic=veth0
+    ip link add veth0 type veth peer name veth1
+    ip link set veth1 mtu $mtu up
+else
+    modprobe -d $(printf %q "$cache/kernel") virtio_net
+    for nic in \$(ls /sys/class/net); do [[ \$nic == lo ]] || break; done
+fi
+ip link set \$nic mtu $mtu up
+ip addr add 10.9.0.$node/24 dev \$nic
+rdma link add rxe0 type rxe netdev \$nic || { echo device >/run/vm/failed; exit; }
 # The GID table fills a moment after the device appears.
 for i in \$(seq 100); do
     grep -qs '[1-9a-f]' /sys/class/infiniband/rxe0/ports/1/gids/1 && break
@@ -128,50 +138,63 @@ done
 cd $(printf %q "$PWD")
 (
 $(for name in $(compgen -e | grep -E '^(WINDLASS_|RUST_)' || true); do printf 'export %s=%q\n' "$name" "${!name}"; done)
-export WINDLASS_VM=1 WINDLASS_VM_OUT=/run/vm/out HOME=/tmp TMPDIR=/tmp
+export WINDLASS_VM=1 WINDLASS_VM_NODE=$node WINDLASS_VM_INTERFACE=\$nic WINDLASS_VM_OUT=/run/vm/out HOME=/tmp TMPDIR=/tmp
 export PATH=$(printf %q "$PATH")
 exec $(printf '%q ' "$@")
 ) </dev/null >\$out 2>\$err
-echo \$? >/run/vm/status
+echo \$? >/run/vm/status$node
 GUEST
 }
 
-start_guest() {
-    local kernel
+start_guest() { # start_guest NODE
+    local kernel node=$1 network=(-net none) cpus=2
+    if [[ $guests == 2 ]]; then
+        local server=on
+        if [[ $node == 2 ]]; then
+            server=off
+            until [[ -S $run/network ]]; do
+                kill -0 "${running[0]}" 2>/dev/null || return 0
+                sleep 0.1
+            done
+        fi
+        network=(-netdev "stream,id=net,server=$server,addr.type=unix,addr.path=$run/network"
+            -device "virtio-net-pci,netdev=net,mac=52:54:00:00:00:0$node")
+        cpus=1
+    fi
     kernel=$(ls "$cache"/kernel/boot/vmlinuz-*)
     # When this script is killed outright, timeout gets a TERM and takes QEMU with it.
     setpriv --pdeathsig TERM timeout -k 5 "$timeout" qemu-system-x86_64 \
-        -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -display none -nodefaults -no-reboot -net none \
+        -accel tcg,thread=multi -cpu max -smp $cpus -m 2048 -display none -nodefaults -no-reboot "${network[@]}" \
         -kernel "$kernel" -initrd "$cache/initramfs.gz" \
-        -append "console=ttyS0 quiet panic=-1 tsc=unstable" \
-        -serial "file:$run/console.log" \
+        -append "console=ttyS0 quiet panic=-1 tsc=unstable windlass_node=$node" \
+        -serial "file:$run/console$node.log" \
         -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
         -virtfs "local,path=$run/share,mount_tag=run,security_model=none" \
         -device virtio-serial-pci \
-        -chardev "file,id=stdout,path=$run/stdout" -device virtserialport,chardev=stdout,name=stdout \
-        -chardev "file,id=stderr,path=$run/stderr" -device virtserialport,chardev=stderr,name=stderr \
-        </dev/null >"$run/qemu.log" 2>&1 &
-    guest=$!
+        -chardev "file,id=stdout,path=$run/stdout$node" -device virtserialport,chardev=stdout,name=stdout \
+        -chardev "file,id=stderr,path=$run/stderr$node" -device virtserialport,chardev=stderr,name=stderr \
+        </dev/null >"$run/qemu$node.log" 2>&1 &
+    running+=($!)
 }
 
 # On every way out: nothing stays behind, and the log is kept where the last run's log is looked for.
-guest='' run=''
+running=() run=''
 finish() {
     local status=$?
     trap - EXIT
-    if [[ $guest ]]; then
-        kill "$guest" 2>/dev/null || true
-        wait "$guest" 2>/dev/null || true
+    if ((${#running[@]})); then
+        kill "${running[@]}" 2>/dev/null || true
+        wait "${running[@]}" 2>/dev/null || true
     fi
     if [[ $run ]]; then
-        cp -f "$run/console.log" "$cache/console.log" 2>/dev/null || true
+        cat "$run"/console*.log >"$cache/console.log" 2>/dev/null || true
         [[ -d $run/share/out ]] && cp -rf "$run/share/out/." "$cache/out/" 2>/dev/null
         rm -rf "$run"
     fi
     exit "$status"
 }
 
-timeout=${WINDLASS_VM_TIMEOUT:-600} mtu=4200
+timeout=${WINDLASS_VM_TIMEOUT:-600} mtu=4200 guests=1
 while [[ ${1:-} == --* ]]; do
     case $1 in
         --help)
@@ -192,11 +215,13 @@ while [[ ${1:-} == --* ]]; do
             ;;
         --timeout) timeout=${2:?seconds} && shift 2 ;;
         --mtu) mtu=${2:?bytes} && shift 2 ;;
+        --guests) guests=${2:?1 or 2} && shift 2 ;;
         --) shift && break ;;
         *) fail "unknown option $1" ;;
     esac
 done
-[[ $# -gt 0 ]] || fail "usage: $0 [--timeout SECONDS] [--mtu BYTES] COMMAND… | --check | --install | --help"
+[[ $guests == [12] ]] || fail "--guests: expected 1 or 2, found $guests"
+[[ $# -gt 0 ]] || fail "usage: $0 [--timeout SECONDS] [--mtu BYTES] [--guests 1|2] COMMAND… | --check | --install | --help"
 missing=$(missing_packages)
 [[ $missing ]] && fail "missing: apt-get install" $missing
 
@@ -208,25 +233,33 @@ fetch_kernel
 build_initramfs
 run=$(mktemp -d "$cache/run.XXXXXX")
 mkdir -p "$run/share/out"
-write_guest_script "$@" >"$run/share/guest.sh"
-mkfifo "$run/stdout" "$run/stderr"
-cat "$run/stdout" &
-readers=($!)
-cat "$run/stderr" >&2 &
-readers+=($!)
-start_guest
+readers=()
+for ((node = 1; node <= guests; node++)); do
+    write_guest_script "$node" "$@" >"$run/share/guest$node.sh"
+    mkfifo "$run/stdout$node" "$run/stderr$node"
+    cat "$run/stdout$node" &
+    readers+=($!)
+    cat "$run/stderr$node" >&2 &
+    readers+=($!)
+done
+for ((node = 1; node <= guests; node++)); do start_guest "$node"; done
 ended=0
-wait "$guest" || ended=$?
-guest=''
+for guest in "${running[@]}"; do wait "$guest" || ended=$?; done
+running=()
 # QEMU may have failed before it opened them: a reader must not wait for a writer that never comes.
-: 3<>"$run/stdout" 4<>"$run/stderr"
+for ((node = 1; node <= guests; node++)); do : 3<>"$run/stdout$node" 4<>"$run/stderr$node"; done
 wait "${readers[@]}" || true
 
-if [[ -s $run/share/status ]]; then
-    exit "$(<"$run/share/status")"
-elif [[ $ended == 124 || $ended == 137 ]]; then
-    echo "rdma-vm: no result within $timeout s" >&2
-    exit 124
-fi
-tail -n 20 "$run/qemu.log" "$run/console.log" >&2 || true
-fail "the guest ended without a result (log: $cache/console.log)"
+status=0
+for ((node = 1; node <= guests; node++)); do
+    if [[ ! -s $run/share/status$node ]]; then
+        if [[ $ended == 124 || $ended == 137 ]]; then
+            echo "rdma-vm: no result within $timeout s" >&2
+            exit 124
+        fi
+        tail -n 20 "$run"/qemu*.log "$run"/console*.log >&2 || true
+        fail "guest $node ended without a result (log: $cache/console.log)"
+    fi
+    [[ $status != 0 ]] || status=$(<"$run/share/status$node")
+done
+exit "$status"

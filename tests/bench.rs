@@ -61,6 +61,18 @@ fn every_operation_alone() {
     }
 }
 
+/// No transport, no server: only the kernel.
+#[test]
+fn adding_alone() {
+    let figures = figures(&bench(&["add", "--json", "--bytes", "64K"]));
+    assert_eq!(
+        (&figures["op"], &figures["transport"], &figures["servers"]),
+        (&"add".into(), &"none".into(), &0.into())
+    );
+    assert!(figures["gbytes_per_second"].as_f64().unwrap() > 0.0, "{figures}");
+    assert!(!bench(&["add", "--wire", "fp16"]).status.success());
+}
+
 #[test]
 fn operations_of_odd_sizes_and_of_several_parts() {
     for arguments in [

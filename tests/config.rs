@@ -124,3 +124,38 @@ fn a_job_hands_its_settings_on() {
     assert_ne!(ended.code, 0);
     ended.says("staging bytes of a server thread (4 workers");
 }
+
+/// On a machine without RDMA, or in a build without verbs, `auto` says what is missing, on standard error and in the report; `verbs`
+/// fails with the same words; and RDMA settings are refused with what they may be.
+#[test]
+fn auto_falls_back_loudly_and_verbs_fails() {
+    let directory = scratch();
+    let report = directory.path().join("report.json");
+    let job = ["train", "lr", "--epochs", "1", "--servers", "1", "--workers", "2", "--report", text(&report)];
+    let verbs = run(job.into_iter().chain(["--transport", "verbs"]));
+    if verbs.code == 0 {
+        println!("skipped: this machine has an RDMA device");
+        return;
+    }
+    let missing =
+        if cfg!(feature = "verbs") { "this machine has no RDMA device" } else { "lacks the feature `verbs`" };
+    verbs.says(missing);
+    let ended = run(job.into_iter().chain(["--transport", "auto"])).expect(0);
+    ended.says("falls back to tcp").says(missing);
+    let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap();
+    let transport = report["transport"].as_str().unwrap();
+    assert!(transport.starts_with("tcp (") && transport.contains(missing), "{transport}");
+    // By hand each node says it for itself.
+    let alone = run(["bench", "write", "--transport", "auto", "--seconds", "0.1", "--bytes", "4K", "--json"]);
+    alone.expect(0).says("falls back to tcp");
+    for (flag, wrong, allowed) in [
+        ("--rdma-mtu", "1500", "256, 512, 1024, 2048, 4096 or auto"),
+        ("--rdma-retries", "7", "0 to 6"),
+        ("--rdma-device", "mlx5_0:0", "ports from 1 to 255"),
+        ("--transport", "pigeon", "auto, tcp or verbs"),
+    ] {
+        let ended = run(["train", "lr", flag, wrong]);
+        assert_ne!(ended.code, 0);
+        ended.says(allowed);
+    }
+}

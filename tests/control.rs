@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use windlass::config::TransportKind;
 use windlass::control::{Event, Hub, HubConfig, LinkId};
 use windlass::error::{Error, Result};
 use windlass::proto::control::{ControlMessage, FrameReader, FrameWriter, PeerStatus};
@@ -118,7 +119,10 @@ impl Node {
         }
     }
 
+    /// The View, behind what the job's data travels by: nobody here offers anything but tcp.
     fn view(&mut self) -> View {
+        let agreed = self.message();
+        assert_eq!(agreed, ControlMessage::Agreed { transport: TransportKind::Tcp, reason: String::new() });
         match self.message() {
             ControlMessage::View(view) => view,
             other => panic!("{other:?}"),

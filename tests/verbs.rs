@@ -4,13 +4,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test fails by panicking
 
 use std::io::{BufRead, BufReader, Write as _};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use windlass::Secret;
 use windlass::config::Rdma;
+use windlass::config::rdma::Switch;
 use windlass::error::Error;
 use windlass::mem::{Arena, Pool, RegionId, RegionSlice, Rights};
+use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::transport::park::park;
 use windlass::transport::verbs::{Verbs, VerbsConfig, available};
 use windlass::transport::{
@@ -538,4 +541,183 @@ fn a_device_that_is_not_there_is_named() {
     let error =
         Verbs::new(&with(Rdma { device: "=none0".parse().unwrap(), ..Rdma::default() })).err().unwrap();
     assert!(error.to_string().contains("none0"), "{error}");
+}
+
+/// `train lr` over verbs, by hand, with its coordinator in this process: server first, then the workers, each a process.
+struct Job {
+    secret: Secret,
+    address: String,
+    coordinator: std::thread::JoinHandle<windlass::Result<Outcome>>,
+    nodes: Vec<Child>,
+}
+
+impl Job {
+    fn start(workers: u32) -> Job {
+        let secret = Secret::generate().unwrap();
+        let mut config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(workers));
+        config.limits.peer_timeout = SILENCE;
+        let coordinator = CoordinatorServer::bind(config).unwrap();
+        let address = coordinator.address().to_string();
+        let coordinator = std::thread::spawn(move || coordinator.run());
+        let mut job = Job { secret, address, coordinator, nodes: Vec::new() };
+        job.node(&["server"]);
+        for rank in 0..workers {
+            let (rank, workers) = (rank.to_string(), workers.to_string());
+            job.node(&["train", "lr", "--epochs", "1000", "--rank", &rank, "--workers", &workers]);
+        }
+        job
+    }
+
+    fn node(&mut self, arguments: &[&str]) {
+        let node = Command::new(env!("CARGO_BIN_EXE_windlass"))
+            .args(arguments)
+            .env("WINDLASS_COORDINATOR", &self.address)
+            .env("WINDLASS_SECRET", self.secret.to_hex())
+            .env("WINDLASS_TRANSPORT", "verbs")
+            .env("WINDLASS_PEER_TIMEOUT", SILENCE.as_secs().to_string())
+            .env("WINDLASS_LOG", "info")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        self.nodes.push(node);
+    }
+
+    /// Kills node `victim` once worker 0, the second node, is training. Gives the exit codes and last lines of the others, and how
+    /// long they took to end.
+    fn kill(mut self, victim: usize) -> (Vec<(i32, String)>, Duration) {
+        let mut log = BufReader::new(self.nodes[1].stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(log.any(|line| line.contains("clock")), "it never trained");
+        let rest = std::thread::spawn(move || log.last().unwrap_or_default());
+        self.nodes[victim].kill().unwrap();
+        let start = Instant::now();
+        let mut rest = Some(rest);
+        let mut ended = Vec::new();
+        for (number, mut node) in self.nodes.into_iter().enumerate() {
+            let stderr = node.stderr.take();
+            let last = match stderr {
+                Some(stderr) => BufReader::new(stderr).lines().map(Result::unwrap).last().unwrap_or_default(),
+                None => rest.take().unwrap().join().unwrap(),
+            };
+            let status = node.wait().unwrap();
+            if number != victim {
+                ended.push((status.code().unwrap(), last));
+            }
+        }
+        let took = start.elapsed();
+        assert!(matches!(self.coordinator.join().unwrap(), Err(Error::Aborted { .. })));
+        (ended, took)
+    }
+}
+
+/// Silence after which a peer of these jobs is lost.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// A server can't be replaced: whoever is left ends with an error that names it, before the deadline.
+#[test]
+fn a_killed_server_ends_the_job_by_name() {
+    if !has_device() {
+        return;
+    }
+    let (ended, took) = Job::start(2).kill(0);
+    for (code, last) in ended {
+        assert!([14, 19].contains(&code) && last.contains("server 0"), "{code}: {last}");
+    }
+    assert!(took < 2 * SILENCE, "{took:?}");
+}
+
+#[test]
+fn a_killed_worker_ends_the_job_by_name() {
+    if !has_device() {
+        return;
+    }
+    let (ended, took) = Job::start(2).kill(2);
+    for (code, last) in ended {
+        assert!([14, 19].contains(&code) && last.contains("worker 1"), "{code}: {last}");
+    }
+    assert!(took < 2 * SILENCE, "{took:?}");
+}
+
+/// A child of fork shares the pages with which its parent's device works, until one of them writes there: `ibv_fork_init`, or the
+/// kernel, keeps the parent's where the device reaches them.
+#[test]
+fn fork_does_not_part_us_from_registered_memory() {
+    let Some((mut a, mut b)) = pair() else { return };
+    connect(&mut a, &mut b);
+    let remote = b.transport.authorise(b.endpoint, b.region, 0, 8192, Rights::Write).unwrap();
+    a.fill(0, &[1; 4096]);
+    // SAFETY: the child calls nothing but _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(0) };
+    }
+    assert!(child > 0);
+    // The first write after the fork is what would give us pages that the device does not know.
+    a.fill(0, &[2; 4096]);
+    b.fill(0, &[3; 8192]);
+    let body = Some(Payload::Pinned(a.slice(0, 4096)));
+    a.transport.write(a.endpoint, Write { body, imm: Some(9), ..plain_write(remote) }).unwrap();
+    until(&mut a, &mut b, "the write", |_, b| b.written() == [(9, 4096)]);
+    let (mut got, mut status) = (vec![0; 8192], 0);
+    b.read_out(0, &mut got);
+    assert!(got[..4096].iter().all(|&byte| byte == 2) && got[4096..].iter().all(|&byte| byte == 3));
+    // SAFETY: waits for our own child; `status` is ours.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+}
+
+/// Registered memory outlives all that the program holds of it, until the peer can't reach it any more.
+#[test]
+fn memory_stays_while_a_peer_may_reach_it() {
+    let Some((mut a, mut b)) = pair() else { return };
+    connect(&mut a, &mut b);
+    let arena = Arena::new(4096).unwrap();
+    let memory = Arc::downgrade(&arena);
+    let region = b.transport.register(arena).unwrap();
+    let remote = b.transport.authorise(b.endpoint, region, 0, 4096, Rights::Write).unwrap();
+    assert!(!b.transport.unregister(region), "a peer may still reach it");
+    let write = Write { header: Some([7; HEADER]), imm: Some(1), ..plain_write(remote) };
+    a.transport.write(a.endpoint, write).unwrap();
+    until(&mut a, &mut b, "the write", |_, b| !b.written().is_empty());
+    assert!(memory.upgrade().is_some());
+    b.transport.withdraw(b.endpoint, &remote).unwrap();
+    assert!(b.transport.unregister(region));
+    assert!(memory.upgrade().is_none(), "it is leaked");
+}
+
+/// Settings reach the device: a smaller MTU than the port's works, a larger one, or what the port does not have, is refused.
+#[test]
+fn settings_reach_the_device() {
+    let small = with(Rdma {
+        mtu: Some("512".parse().unwrap()),
+        inline: 0,
+        queue_depth: 64,
+        traffic_class: 104,
+        ..Rdma::default()
+    });
+    let Some((mut a, mut b)) = pair_of(&small, &config(), [7; 32], [7; 32]) else { return };
+    connect(&mut a, &mut b);
+    let detail = &a.transport.caps().detail;
+    for part in ["MTU 512", "inline up to 0", "queue depth 64", "traffic class 104"] {
+        assert!(detail.contains(part), "{part}: {detail}");
+    }
+    let remote = b.transport.authorise(b.endpoint, b.region, 0, 1 << 16, Rights::Write).unwrap();
+    let body = Some(Payload::Pinned(a.slice(0, 1 << 16)));
+    a.transport.write(a.endpoint, Write { body, imm: Some(1), ..plain_write(remote) }).unwrap();
+    until(&mut a, &mut b, "a write of many packets", |_, b| b.written() == [(1, 1 << 16)]);
+    for (rdma, expected) in [
+        (Rdma { gid_index: Some(200), ..Rdma::default() }, "no index 200 among"),
+        (Rdma { pkey_index: 60_000, ..Rdma::default() }, "rdma_pkey_index: expected 0 to "),
+        (Rdma { device: "^rxe,mlx".parse().unwrap(), ..Rdma::default() }, "allows none of rxe0"),
+        (Rdma { device: "rxe0:2".parse().unwrap(), ..Rdma::default() }, "allows none of rxe0"),
+    ] {
+        let error = Verbs::new(&with(rdma)).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    Verbs::new(&with(Rdma {
+        relaxed_ordering: Switch::On,
+        device: "=rxe0:1".parse().unwrap(),
+        ..Rdma::default()
+    }))
+    .unwrap();
 }

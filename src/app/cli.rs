@@ -52,7 +52,7 @@ enum Command {
     /// Measure a job, or the transport alone; exit code 1 when the memory at the end is not what it should be
     ///
     /// Alone it starts its own job on this machine; in a job (WINDLASS_COORDINATOR is set, or --coordinator is given) it
-    /// is one of its workers. `write` and `read` need no job.
+    /// is one of its workers. `write`, `read` and `add` need no job.
     Bench(Box<bench::Options>),
     /// Say what this machine and this build have to offer
     Info,
@@ -214,6 +214,9 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
         Verdict::Right => 0,
         Verdict::Wrong => 1,
     };
+    if options.op.is_local() {
+        return bench::add(options).map(judged);
+    }
     if options.op.is_transport() {
         return bench::pair(options, environment).map(judged);
     }

@@ -89,6 +89,7 @@ struct Asked {
 }
 
 impl Control {
+    #[allow(clippy::too_many_arguments)] // each is one resource that the thread owns from here on
     pub fn new(
         hub: Hub,
         coordinator: LinkId,

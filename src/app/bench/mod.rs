@@ -7,8 +7,10 @@
 //! | `load` | one operation on a table |
 //! | `work` | a worker: fill, run against the clock, check |
 //! | `pair` | `write` and `read`: two transports, no server |
+//! | `add` | what a server does to a push, without a network |
 //! | `latencies`, `report` | what is measured, and how it is printed |
 
+mod add;
 mod latencies;
 mod load;
 mod options;
@@ -17,6 +19,7 @@ mod place;
 mod report;
 mod work;
 
+pub use add::measure as add;
 pub use options::{Op, Options};
 
 use crate::config::Environment;

@@ -21,6 +21,8 @@ pub enum Op {
     Write,
     /// One-sided reads between two transports, without a server
     Read,
+    /// Adding to a dense table, which is what a server does to a push, in this process alone
+    Add,
     /// Dense pushes
     Push,
     /// Dense pulls
@@ -41,6 +43,11 @@ impl Op {
         matches!(self, Op::Write | Op::Read)
     }
 
+    /// Whether it needs no network either.
+    pub fn is_local(self) -> bool {
+        self == Op::Add
+    }
+
     /// Whether its table has rows.
     pub fn is_sparse(self) -> bool {
         matches!(self, Op::SparsePush | Op::SparsePull)
@@ -53,7 +60,7 @@ impl Op {
 
     /// Whether values come back.
     pub fn pulls(self) -> bool {
-        !matches!(self, Op::Push | Op::SparsePush | Op::Write)
+        !matches!(self, Op::Push | Op::SparsePush | Op::Write | Op::Add)
     }
 }
 
@@ -149,7 +156,7 @@ impl Options {
         if self.window == 0 || self.window > 4096 {
             return Err(Error::config("--window", "1 to 4096", self.window));
         }
-        if self.op.is_transport() && self.wire != Wire::Fp32 {
+        if (self.op.is_transport() || self.op.is_local()) && self.wire != Wire::Fp32 {
             return Err(Error::config(format!("--wire with {}", self.op), "fp32", self.wire));
         }
         if self.op.is_sparse() {

@@ -297,7 +297,11 @@ impl Transport for Tcp {
         self.set_clock();
         // Events that nobody has taken would end the sleep at once.
         self.ask_next();
-        self.unasked == 0 && self.outbox.is_empty() && self.rx_ready.is_empty() && self.tx_ready.is_empty() && !self.accept_more
+        self.unasked == 0
+            && self.outbox.is_empty()
+            && self.rx_ready.is_empty()
+            && self.tx_ready.is_empty()
+            && !self.accept_more
     }
 
     fn close(&mut self, endpoint: EndpointId) {
