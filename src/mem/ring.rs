@@ -132,6 +132,12 @@ impl Producer {
         Producer { ring, tail: 0, head: 0 }
     }
 
+    /// What both sides write.
+    #[cfg(test)]
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.ring.arena
+    }
+
     /// Whether `cells` fit.
     pub fn has_room(&mut self, cells: u64) -> Result<bool, OutOfStep> {
         if self.tail - self.head + cells > CELLS {

@@ -335,3 +335,6 @@ impl Transport for Shm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,7 @@ impl Shm {
     fn heard(&mut self, index: u32) {
         let Some(endpoint) = self.endpoints.at(index) else { return };
         let State::Connected(c) = &mut endpoint.state else { return self.advance_dial(index) };
+        // One packet: if there are more, the system says so again.
         let heard = c.rx.hear(&c.socket, &endpoint.peer);
         if c.rx.hung_up {
             // It would be reported again and again.

@@ -85,37 +85,36 @@ impl Rx {
         matches!(self.incoming, Some((_, Then::Written { key: k, .. })) if k == key)
     }
 
-    /// Takes what has come on the socket: rings, and regions that are shown.
-    pub fn hear(&mut self, socket: &OwnedFd, peer: &str) -> Result<()> {
-        loop {
-            let packet = match socket::receive(socket) {
-                Ok(Some(packet)) => packet,
-                Ok(None) => {
-                    self.hung_up = true;
-                    return Ok(());
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(Error::PeerLost { peer: peer.to_owned(), reason: e.to_string() }),
-            };
-            if packet.bytes() == [0] {
-                continue;
+    /// Takes the next packet from the socket: a ring, or a region that is shown. False when there is none.
+    pub fn hear(&mut self, socket: &OwnedFd, peer: &str) -> Result<bool> {
+        let packet = match socket::receive(socket) {
+            Ok(Some(packet)) => packet,
+            Ok(None) => {
+                self.hung_up = true;
+                return Ok(false);
             }
-            let (Some(showing), Some(file)) = (Showing::decode(packet.bytes()), &packet.file) else {
-                let found = format!("{} bytes", packet.length);
-                return Err(Error::protocol(peer, "packet", "a ring, or a region and its descriptor", found));
-            };
-            let place = showing.place as usize;
-            if place >= MAX_SHOWN || self.shown.get(place).is_some_and(Option::is_some) {
-                let expected = format!("a free number below {MAX_SHOWN}");
-                return Err(Error::protocol(peer, "region", expected, place));
-            }
-            if self.shown.len() <= place {
-                self.shown.resize(place + 1, None);
-            }
-            let bytes = usize::try_from(showing.bytes).unwrap_or(usize::MAX);
-            self.shown[place] = Some(Arena::of_peer(file, bytes, peer)?);
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(e) => return Err(Error::PeerLost { peer: peer.to_owned(), reason: e.to_string() }),
+        };
+        if packet.bytes() == [0] {
+            return Ok(true);
         }
+        let (Some(showing), Some(file)) = (Showing::decode(packet.bytes()), &packet.file) else {
+            let found = format!("{} bytes", packet.length);
+            return Err(Error::protocol(peer, "packet", "a ring, or a region and its descriptor", found));
+        };
+        let place = showing.place as usize;
+        if place >= MAX_SHOWN || self.shown.get(place).is_some_and(Option::is_some) {
+            let expected = format!("a free number below {MAX_SHOWN}");
+            return Err(Error::protocol(peer, "region", expected, place));
+        }
+        if self.shown.len() <= place {
+            self.shown.resize(place + 1, None);
+        }
+        let bytes = usize::try_from(showing.bytes).unwrap_or(usize::MAX);
+        self.shown[place] = Some(Arena::of_peer(file, bytes, peer)?);
+        Ok(true)
     }
 
     /// Takes what is in the ring. True when there may be more right now.
@@ -258,9 +257,7 @@ impl Rx {
     /// A region of the peer's. It was shown before the entry that names it was published.
     fn region(&mut self, region: u32, to: &Context<'_>) -> Result<&Arc<Arena>> {
         let place = region as usize;
-        if self.shown.get(place).is_none_or(Option::is_none) {
-            self.hear(to.socket, to.peer)?;
-        }
+        while self.shown.get(place).is_none_or(Option::is_none) && self.hear(to.socket, to.peer)? {}
         let shown = self.shown.get(place).and_then(Option::as_ref);
         shown.ok_or_else(|| to.fault("region", "one that was shown", region))
     }
