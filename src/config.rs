@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-pub use limits::ServerLimits;
+pub use limits::{
+    DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, DEFAULT_WAIT_TIMEOUT, LinkLimits, ServerLimits, WorkerLimits,
+};
 pub use pin::{MAX_CPUS, Pin};
 pub use rdma::Rdma;
 pub use settings::Setting;
@@ -358,6 +360,8 @@ pub struct Network {
     pub reconnect_timeout: Duration,
     /// How threads wait.
     pub polling: Polling,
+    /// What peers and strangers may take.
+    pub limits: LinkLimits,
 }
 
 impl Default for Network {
@@ -371,6 +375,7 @@ impl Default for Network {
             peer_timeout: Duration::from_secs(10),
             reconnect_timeout: Duration::from_secs(10),
             polling: Polling::Block,
+            limits: LinkLimits::default(),
         }
     }
 }

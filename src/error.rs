@@ -93,7 +93,27 @@ pub enum Error {
         base: u64,
         /// The bucket's version when the piece came.
         current: u64,
-        /// How many pieces were rejected, each whole.
+        /// How many pieces were rejected, each whole. Where a table rejects values that are not finite, too, pieces with such
+        /// values are among them.
+        pieces: u64,
+    },
+    /// A push or set held values that are infinite or no number, and its table rejects the pieces with such values. Nothing
+    /// else of it, and no later push, is concerned.
+    #[error(
+        "table \"{table}\": {pieces} pieces of worker {worker} rejected, the first, of keys {first} to {last}, with values that \
+         are not finite"
+    )]
+    NonFinite {
+        /// The table.
+        table: String,
+        /// The rank of the worker that pushed.
+        worker: u32,
+        /// The smallest key of the first rejected piece. A piece is what a push brings to one bucket.
+        first: u64,
+        /// Its largest key. Of a dense table all keys between are in the piece, of a sparse one those that were pushed to the
+        /// bucket.
+        last: u64,
+        /// How many pieces were rejected, each whole. Where a table rejects stale pieces, too, these are among them.
         pieces: u64,
     },
     /// A call that can't be right in the present state; the message says how to mend it.
@@ -159,6 +179,7 @@ impl Error {
             Error::Data { .. } => 10,
             Error::Device { .. } => 11,
             Error::Stale { .. } => 12,
+            Error::NonFinite { .. } => 13,
         }
     }
 

@@ -5,13 +5,13 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Process, kill, scratch, text, until, windlass};
+use common::{PATIENCE, Process, kill, scratch, secret_file, text, until, windlass};
 use rustix::process::Signal;
 use windlass::config::Progress;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
@@ -36,8 +36,7 @@ struct Job {
 
 impl Job {
     fn start(servers: u32, workers: u32) -> Job {
-        let hex = "5a".repeat(32);
-        let secret = Secret::from_hex(&hex).unwrap();
+        let secret = Secret::generate().unwrap();
         let mut config = CoordinatorServerConfig::new(secret.clone(), "", servers, Some(workers));
         config.limits.peer_timeout = SILENCE;
         let coordinator = CoordinatorServer::bind(config).unwrap();
@@ -45,8 +44,7 @@ impl Job {
         let coordinator = std::thread::spawn(move || coordinator.run());
         let directory = scratch();
         let file = directory.path().join("secret");
-        fs::write(&file, hex).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        secret_file(&file, &secret);
         let silence = SILENCE.as_secs().to_string();
         let server = |rank: u32| {
             let rank = rank.to_string();
@@ -320,32 +318,48 @@ fn a_progress_thread_sends_while_the_caller_computes() {
     });
     assert!(tickets.iter_mut().all(|t| t.test().unwrap()));
     drop((table, seen, tickets));
-    let before = progress_cpu();
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(progress_cpu() - before <= 10, "an idle progress thread is busy");
+    let mut before = progress_use();
+    until(PATIENCE, "the progress thread to sleep", || {
+        let after = progress_use();
+        if after.sleeps < before.sleeps + 4 {
+            return false;
+        }
+        let window = std::mem::replace(&mut before, after);
+        // Three whole sleeps of 200 ms and what lies around them, unless somebody woke it.
+        let slept = before.at - window.at >= Duration::from_millis(500);
+        slept && before.cpu - window.cpu <= Duration::from_millis(10)
+    });
     job.end([computing, looking]);
     until(PATIENCE, "the end of the progress thread", || progress_threads() == 0);
 }
 
-/// The statistics of each of this process's progress threads.
-fn progress_stats() -> Vec<String> {
-    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let read = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).ok();
-    tasks.filter_map(read).filter(|stat| stat.contains("(wl-prog)")).collect()
+/// The folder in /proc of each of this process's progress threads.
+fn progress_tasks() -> Vec<PathBuf> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());
+    let name = |task: &PathBuf| fs::read_to_string(task.join("comm")).unwrap_or_default();
+    tasks.filter(|task| name(task) == "wl-prog\n").collect()
 }
 
 fn progress_threads() -> usize {
-    progress_stats().len()
+    progress_tasks().len()
 }
 
-/// CPU time of the progress threads, in hundredths of a second.
-fn progress_cpu() -> u64 {
-    // Fields 14 and 15; the state, behind the name, is field 3.
-    let time = |stat: &String| {
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    };
-    progress_stats().iter().map(time).sum()
+/// What the one progress thread has used.
+struct Use {
+    at: Instant,
+    cpu: Duration,
+    /// How often it went to sleep.
+    sleeps: u64,
+}
+
+fn progress_use() -> Use {
+    let tasks = progress_tasks();
+    let [task] = &tasks[..] else { panic!("{tasks:?}") };
+    let cpu = fs::read_to_string(task.join("schedstat")).unwrap();
+    let cpu = Duration::from_nanos(cpu.split(' ').next().unwrap().parse().unwrap());
+    let status = fs::read_to_string(task.join("status")).unwrap();
+    let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+    Use { at: Instant::now(), cpu, sleeps: sleeps.trim().parse().unwrap() }
 }
 
 /// One thread waits for staging memory that a server which stands still keeps; another goes on with the other server.
@@ -367,11 +381,7 @@ fn a_call_that_waits_for_memory_does_not_hold_up_other_threads() {
                 pushed.fetch_add(1, Ordering::Release);
             }
         });
-        let mut last = u32::MAX;
-        until(PATIENCE, "the first thread to wait", || {
-            std::thread::sleep(Duration::from_millis(50));
-            last == std::mem::replace(&mut last, pushed.load(Ordering::Acquire)) && last > 0
-        });
+        until(PATIENCE, "the first thread to wait", || client.stats().waiting_calls == 1);
         for _ in 0..20 {
             assert_eq!(pulled(&table, live[0]), 0.0);
         }
@@ -381,6 +391,38 @@ fn a_call_that_waits_for_memory_does_not_hold_up_other_threads() {
     assert_eq!(pulled(&table, slow[0]), 1000.0);
     drop(table);
     job.end([client]);
+}
+
+/// Nobody but the client itself could tell them: the server that they wait for stands still.
+#[test]
+fn waits_of_other_threads_end_when_the_client_aborts() {
+    for progress in [Progress::Caller, Progress::Thread] {
+        let _alone = with_progress_threads();
+        let job = Job::start(1, 1);
+        let client = job.client(0, progress);
+        let table = client.table(&sums("w", 1)).unwrap();
+        job.stop(0);
+        let mut push = table.push_range(segment(0), &filled(1.0)).unwrap();
+        let mut pull = table.pull_range_async(segment(0)).unwrap();
+        std::thread::scope(|scope| {
+            let waits = [
+                scope.spawn(|| push.wait().unwrap_err()),
+                scope.spawn(|| pull.wait().unwrap_err()),
+                scope.spawn(|| client.barrier().unwrap_err()),
+            ];
+            until(PATIENCE, "three threads to wait", || client.stats().waiting_calls == 3);
+            client.clone().abort("enough of it");
+            for wait in waits {
+                let error = wait.join().unwrap();
+                assert!(matches!(&error, Error::Aborted { reason } if reason == "enough of it"), "{error}");
+            }
+        });
+        assert!(matches!(client.barrier(), Err(Error::Aborted { .. })));
+        assert!(matches!(client.server_stats(), Err(Error::Aborted { .. })));
+        job.go_on(0);
+        drop((push, pull, table, client));
+        until(PATIENCE, "the end of the progress thread", || progress_threads() == 0);
+    }
 }
 
 /// Under Bsp the pull of a push_pull is sent behind its clock's mark. When such pulls hold all staging memory, only `clock()`
@@ -406,5 +448,30 @@ fn a_push_that_only_the_end_of_its_own_clock_could_let_through_is_refused_at_onc
     under_way.iter_mut().for_each(|ticket| ticket.wait().unwrap());
     drop(under_way);
     drop(table);
+    job.end([client]);
+}
+
+/// What has left fills every slot, and the rest waits. The server thread takes requests in the order in which they left, and hears
+/// of 16 at most before the worker hears of them: so when the urgent push is done, the last of the others can't be.
+#[test]
+fn what_is_urgent_overtakes_what_waits_for_a_slot() {
+    let job = Job::start(1, 1);
+    let client = job.client(0, Progress::Caller);
+    let plain = client.table(&sums("plain", 4)).unwrap();
+    let urgent = client.table(&sums("urgent", 4)).unwrap().priority(1);
+    let mut ones = client.buffer(SEGMENT as usize).unwrap();
+    ones.as_mut_slice().unwrap().fill(1.0);
+    job.stop(0);
+    let push = |table: &Table, at: u64| table.push_range_buffer(segment(at % 4), &ones, 0).unwrap();
+    let mut others: Vec<Ticket> = (0..128).map(|number| push(&plain, number)).collect();
+    let mut first = push(&urgent, 0);
+    // Of a table that waits already nothing overtakes: it has the priority of what waits.
+    let mut own = push(&plain.priority(100), 0);
+    job.go_on(0);
+    first.wait().unwrap();
+    assert!(!others[127].test().unwrap() && !own.test().unwrap(), "it was overtaken by nothing");
+    own.wait().unwrap();
+    assert!(others.iter_mut().all(|ticket| ticket.test().unwrap()), "the last call is the last done");
+    assert_eq!([pulled(&plain, 0), pulled(&plain, 1), pulled(&urgent, 0)], [33.0, 32.0, 1.0]);
     job.end([client]);
 }

@@ -28,6 +28,11 @@ fn is_misuse<T>(result: windlass::Result<T>) -> bool {
     matches!(result, Err(Error::Misuse { .. }))
 }
 
+/// What the servers have copied so far.
+fn copied_by_servers(client: &Client) -> u64 {
+    client.server_stats().unwrap().iter().flat_map(|s| &s.threads).map(|t| t.bytes_copied).sum()
+}
+
 /// Calls until what the client holds registered is `bytes`; each call makes progress.
 fn until_registered(client: &Client, table: &Table, bytes: u64) {
     until(common::PATIENCE, "the memory of a dropped buffer", || {
@@ -42,7 +47,7 @@ fn registered_buffers_are_never_copied_and_slices_once_each_way() {
     let client = job.client(0);
     for (name, consistency) in [("bsp", Consistency::Bsp), ("asp", Consistency::Asp)] {
         let table = client.table(&sum(name, N, consistency)).unwrap();
-        let copied = client.stats().bytes_copied;
+        let (copied, by_servers) = (client.stats().bytes_copied, copied_by_servers(&client));
         let mut buffer = client.buffer(N as usize + 10).unwrap();
         for (i, value) in buffer.as_mut_slice().unwrap().iter_mut().enumerate() {
             *value = (i % 1000) as f32;
@@ -67,6 +72,7 @@ fn registered_buffers_are_never_copied_and_slices_once_each_way() {
         assert_eq!(both.wait_version().unwrap(), 3);
         assert_eq!(pulled.as_slice().unwrap()[7], 51.0);
         assert_eq!(client.stats().bytes_copied, copied, "{name}: something was copied");
+        assert_eq!(copied_by_servers(&client), by_servers, "{name}: a server copied something");
 
         let mut values = vec![1.0f32; 100_000];
         let some = range(5, 100_005);
@@ -76,13 +82,26 @@ fn registered_buffers_are_never_copied_and_slices_once_each_way() {
         table.pull_range(some, &mut values).unwrap();
         assert_eq!(client.stats().bytes_copied, copied + 800_000);
         assert_eq!(values[0], 46.0);
+        // A short answer is copied; so are those that filters change.
+        let by_servers = copied_by_servers(&client);
+        table.pull_range(range(0, 100), &mut values[..100]).unwrap();
+        assert_eq!(copied_by_servers(&client), by_servers + 400);
+        let narrow = client.table(&sum(&format!("{name} fp16"), N, consistency).wire(Wire::Fp16)).unwrap();
+        drop(narrow.push_range(some, &values).unwrap());
+        client.clock().unwrap();
+        narrow.pull_range(some, &mut values).unwrap();
+        assert_eq!(copied_by_servers(&client), by_servers + 400 + 200_000);
     }
     let table = client.table(&TableSpec::sparse("rows", 4)).unwrap();
-    let copied = client.stats().bytes_copied;
-    drop(table.push(SortedKeys::new(&[5]).unwrap(), &[1.0; 4]).unwrap());
+    let (copied, by_servers) = (client.stats().bytes_copied, copied_by_servers(&client));
+    let key = SortedKeys::new(&[5]).unwrap();
+    drop(table.push(key, &[1.0; 4]).unwrap());
     // One line of the directory, the key, the row.
     assert_eq!(client.stats().bytes_copied, copied + 8 + 8 + 16);
     client.clock().unwrap();
+    table.pull(key, &mut [0.0; 4]).unwrap();
+    // Twice the directory and the key, and the row gathered and put into a reply buffer.
+    assert_eq!(copied_by_servers(&client), by_servers + 2 * (8 + 8) + 2 * 16);
     client.finalize().unwrap();
     job.end();
 }
@@ -245,7 +264,7 @@ fn own_memory_is_used_where_it_lies_and_given_back() {
 
 #[test]
 fn what_is_dropped_while_a_server_stands_still_is_kept_until_it_is_done() {
-    let job = Job::with(0, 1, 0, 1);
+    let job = Job::with(0, 1, 1, |server| server);
     let secret = common::scratch();
     let path = secret.path().join("secret");
     common::secret_file(&path, &job.secret);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::proc::listeners;
-use common::{Ended, PATIENCE, Process, run, scratch, text, until, windlass};
+use common::{Ended, PATIENCE, Process, kill, run, scratch, text, until, windlass};
 use rustix::process::Signal;
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Table, TableSpec};
 
@@ -366,4 +366,50 @@ fn a_coordinator_that_can_not_be_reached_is_named() {
     run(["server"].into_iter().chain(job))
         .expect(11)
         .says("--coordinator: expected HOST:PORT, found nothing");
+}
+
+/// Who is behind is nice to know, but no reason to be late.
+#[test]
+fn waits_keep_their_deadline_while_the_coordinator_stands_still() {
+    const GIVEN: Duration = Duration::from_millis(200);
+    let patient = ["--peer-timeout", "600"];
+    let job = Job::start(&patient);
+    let server = job.server(&patient);
+    let client = |rank| {
+        let mut config = ClientConfig::new(&job.address, Secret::from_file(&job.secret).unwrap(), rank, 2);
+        config.network.peer_timeout = Duration::from_secs(600);
+        config.wait_timeout = GIVEN;
+        Client::connect(config).unwrap()
+    };
+    let (one, other) = std::thread::scope(|scope| {
+        let one = scope.spawn(|| client(0));
+        let other = client(1);
+        (one.join().unwrap(), other)
+    });
+    let spec = TableSpec::dense("w", &[4]);
+    // Made while everybody is alive, and however loaded the machine is.
+    let mut table = one.table(&spec);
+    until(PATIENCE, "the table", || {
+        if table.is_err() {
+            table = one.table(&spec);
+        }
+        table.is_ok()
+    });
+    let table = table.unwrap();
+    kill(job.coordinator.pid(), Signal::STOP);
+    let mut push = table.push_range(KeyRange::new(0, 4).unwrap(), &[1.0; 4]).unwrap();
+    one.clock().unwrap();
+    // Its clock needs worker 1. The machine may be late, too, but not every time.
+    let overshoot = |wait: &mut dyn FnMut() -> Error| {
+        let start = Instant::now();
+        let error = wait();
+        assert!(matches!(error, Error::Timeout { after: GIVEN, .. }), "{error}");
+        start.elapsed() - GIVEN
+    };
+    let in_time =
+        |wait: &mut dyn FnMut() -> Error| (0..40).any(|_| overshoot(wait) <= Duration::from_millis(100));
+    assert!(in_time(&mut || push.wait_timeout(GIVEN).unwrap_err()), "wait_timeout");
+    assert!(in_time(&mut || one.barrier().unwrap_err()), "barrier");
+    kill(job.coordinator.pid(), Signal::CONT);
+    drop((push, table, one, other, server));
 }

@@ -2,65 +2,19 @@
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
+use common::job::Job;
 use windlass::config::{Network, ServerLimits};
 use windlass::control::{Event, Hub, HubConfig};
 use windlass::proto::control::ControlMessage;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::{Consistency, Identity, Late, OptimizerSpec, Quorum, Role, Stale};
-use windlass::{
-    Client, ClientConfig, Error, Initializer, KeyRange, Result, Secret, Server, ServerBuilder, ServerHandle,
-    SortedKeys, TableSpec,
-};
-
-struct Job {
-    address: String,
-    secret: Secret,
-    coordinator: thread::JoinHandle<Result<windlass::server::coordinator::Outcome>>,
-    servers: Vec<ServerHandle>,
-}
-
-impl Job {
-    fn start(servers: u32, threads: u32, workers: u32) -> Job {
-        Job::start_with(servers, workers, |server| server.threads(threads))
-    }
-
-    fn start_with(servers: u32, workers: u32, set: impl Fn(ServerBuilder) -> ServerBuilder) -> Job {
-        let secret = Secret::generate().unwrap();
-        let config = CoordinatorServerConfig::new(secret.clone(), "", servers, Some(workers));
-        let coordinator = CoordinatorServer::bind(config).unwrap();
-        let address = coordinator.address().to_string();
-        let servers =
-            (0..servers).map(|_| set(Server::builder(&address, secret.clone())).start().unwrap()).collect();
-        Job { address, secret, coordinator: thread::spawn(move || coordinator.run()), servers }
-    }
-
-    /// Runs `body` as every worker; gives what each returned, by rank.
-    fn workers<T: Send + 'static>(
-        &self,
-        workers: u32,
-        body: impl Fn(Client) -> T + Send + Clone + 'static,
-    ) -> Vec<T> {
-        let threads: Vec<_> = (0..workers)
-            .map(|rank| {
-                let config = ClientConfig::new(&self.address, self.secret.clone(), rank, workers);
-                let body = body.clone();
-                thread::spawn(move || body(Client::connect(config).unwrap()))
-            })
-            .collect();
-        threads.into_iter().map(|t| t.join().unwrap()).collect()
-    }
-
-    fn end(self) {
-        self.coordinator.join().unwrap().unwrap();
-        for server in self.servers {
-            server.run().unwrap();
-        }
-    }
-}
+use windlass::{Client, ClientConfig, Error, Initializer, KeyRange, Secret, Server, SortedKeys, TableSpec};
 
 #[test]
 fn pushes_of_a_clock_become_one_mean_step() {

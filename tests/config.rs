@@ -114,10 +114,25 @@ fn what_is_wrong_in_a_file_is_refused_with_key_and_file() {
 fn a_job_hands_its_settings_on() {
     let directory = scratch();
     let path = file(directory.path(), "slots = 2\nstop_timeout = 9\nthreads = 2\n");
+    let flags_too =
+        ["--strangers", "9", "--receive-bytes", "9M", "--wait-timeout", "8", "--progress", "thread"];
+    let show = "echo strangers=$WINDLASS_STRANGERS receive=$WINDLASS_RECEIVE_BYTES wait=$WINDLASS_WAIT_TIMEOUT progress=$WINDLASS_PROGRESS; exit 5";
+    let ended = run(["run", "--servers", "1", "--workers", "1"]
+        .into_iter()
+        .chain(flags_too)
+        .chain(["--", "sh", "-c", show]));
+    let said = ended.expect(5).stdout;
+    assert!(said.contains("strangers=9 receive=9M wait=8 progress=thread"), "{said}");
     let show = "echo slots=$WINDLASS_SLOTS stop=$WINDLASS_STOP_TIMEOUT pin=$WINDLASS_PIN threads=$WINDLASS_THREADS; exit 5";
     let flags = ["run", "--servers", "1", "--workers", "1", "--config", text(&path), "--pin", "none"];
     let ended = run(flags.into_iter().chain(["--", "sh", "-c", show])).expect(5);
     assert!(ended.stdout.contains("slots=2 stop=9 pin=none threads=2"), "{}", ended.stdout);
+    // Those of the Coordinator reach it, and those of workers ours.
+    run(["train", "lr", "--epochs", "1", "--receive-bytes", "7M"])
+        .expect(11)
+        .says("--receive-bytes: expected at least");
+    run(["run", "--tables", "0", "--", "true"]).expect(11).says("--tables: expected 1 to ");
+    run(["coordinator", "--strangers", "0"]).expect(11);
     // And have an effect there: a slot for each of 4 workers does not fit.
     let path = file(directory.path(), "staging_bytes = \"512K\"\n");
     let ended = run(["train", "lr", "--epochs", "1", "--config", text(&path)]);

@@ -2,62 +2,32 @@
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
-use std::thread;
+mod common;
+
 use std::time::{Duration, Instant};
 
+use common::job::Job;
 use windlass::control::{Event, Hub, HubConfig, LinkId};
 use windlass::proto::control::ControlMessage;
-use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::types::{Aggregate, FilterSpec, Identity, OptimizerSpec, Role, Wire};
-use windlass::{
-    Client, ClientConfig, Error, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, TableSpec,
-};
+use windlass::{Client, Error, KeyRange, SortedKeys, TableSpec};
 
 /// Longer than anything here takes; reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Job {
-    address: String,
-    secret: Secret,
-    coordinator: thread::JoinHandle<Result<Outcome>>,
-    servers: Vec<ServerHandle>,
-}
-
-impl Job {
-    fn start(servers: u32, threads: u32, workers: u32) -> Job {
-        let secret = Secret::generate().unwrap();
-        let config = CoordinatorServerConfig::new(secret.clone(), "", servers, Some(workers));
-        let coordinator = CoordinatorServer::bind(config).unwrap();
-        let address = coordinator.address().to_string();
-        let servers = (0..servers)
-            .map(|_| Server::builder(&address, secret.clone()).threads(threads).start().unwrap())
-            .collect();
-        Job { address, secret, coordinator: thread::spawn(move || coordinator.run()), servers }
-    }
-
-    /// Runs `body` as every worker; gives what each returned, by rank.
-    fn workers<T: Send + 'static>(
-        self,
-        workers: u32,
-        body: impl Fn(&Client) -> T + Send + Clone + 'static,
-    ) -> Vec<T> {
-        let threads: Vec<_> = (0..workers)
-            .map(|rank| {
-                let config = ClientConfig::new(&self.address, self.secret.clone(), rank, workers);
-                let body = body.clone();
-                thread::spawn(move || {
-                    let client = Client::connect(config).unwrap();
-                    let result = body(&client);
-                    client.finalize().unwrap();
-                    result
-                })
-            })
-            .collect();
-        let results = threads.into_iter().map(|t| t.join().unwrap()).collect();
-        self.coordinator.join().unwrap().unwrap();
-        self.servers.into_iter().for_each(|server| server.run().unwrap());
-        results
-    }
+/// A whole job; `body` is every worker. Gives what each returned, by rank.
+fn job<T: Send + 'static>(
+    (servers, threads, workers): (u32, u32, u32),
+    body: impl Fn(&Client) -> T + Send + Clone + 'static,
+) -> Vec<T> {
+    let job = Job::start(servers, threads, workers);
+    let results = job.workers(workers, move |client| {
+        let result = body(&client);
+        client.finalize().unwrap();
+        result
+    });
+    job.end();
+    results
 }
 
 /// What worker `rank` pushes to element `i`: nothing that 16 bits could hold exactly.
@@ -83,7 +53,7 @@ const ROWS: usize = 150;
 
 /// Three workers push to a dense and a sparse table; the bits of both at the end, and the bytes that travelled.
 fn trained(wire: Wire, servers: u32, threads: u32) -> (Vec<u32>, [u64; 2]) {
-    let results = Job::start(servers, threads, WORKERS).workers(WORKERS, move |client| {
+    let results = job((servers, threads, WORKERS), move |client| {
         let sum = |spec: TableSpec| spec.optimizer(OptimizerSpec::sum()).aggregate(Aggregate::Sum).wire(wire);
         let dense = client.table(&sum(TableSpec::dense("d", &[ELEMENTS as u64]).segment_bytes(256))).unwrap();
         let sparse = client.table(&sum(TableSpec::sparse("s", DIM as u32))).unwrap();
@@ -141,7 +111,7 @@ fn the_same_bits_on_any_number_of_servers_and_threads() {
 /// A direction may have filters that the other has not.
 #[test]
 fn each_direction_has_its_own_chain() {
-    let pulled = Job::start(1, 1, 1).workers(1, |client| {
+    let pulled = job((1, 1, 1), |client| {
         let third = 1.0f32 / 3.0;
         let chains = [(Wire::Fp16, Wire::Fp32), (Wire::Fp32, Wire::Bf16), (Wire::Bf16, Wire::Fp16)];
         for (n, (push, pull)) in chains.into_iter().enumerate() {
@@ -162,7 +132,7 @@ fn each_direction_has_its_own_chain() {
 /// What fp16 can't hold becomes infinite, and stays visible.
 #[test]
 fn too_large_for_fp16_is_infinite() {
-    Job::start(1, 1, 1).workers(1, |client| {
+    job((1, 1, 1), |client| {
         for (name, wire, expected) in
             [("h", Wire::Fp16, f32::INFINITY), ("b", Wire::Bf16, rounded(Wire::Bf16, 1e6))]
         {
@@ -180,7 +150,7 @@ fn too_large_for_fp16_is_infinite() {
 
 #[test]
 fn a_worker_refuses_a_filter_that_it_does_not_know_with_both_values() {
-    Job::start(1, 1, 1).workers(1, |client| {
+    job((1, 1, 1), |client| {
         let newer = FilterSpec { minor: 1, ..FilterSpec::fp16() };
         let error = client.table(&TableSpec::sparse("w", 1).push_filters(vec![newer])).unwrap_err();
         assert!(matches!(error, Error::Config { .. }), "{error}");
@@ -260,6 +230,5 @@ fn a_server_refuses_a_filter_that_it_does_not_know_with_both_values() {
         }
     }
     worker.hub.send(link, &ControlMessage::Finish).unwrap();
-    job.coordinator.join().unwrap().unwrap();
-    job.servers[0].run().unwrap();
+    job.end();
 }

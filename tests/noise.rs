@@ -8,16 +8,14 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::proc::listeners;
-use common::{PATIENCE, Process, run, scratch, text, until, windlass};
+use common::{PATIENCE, Process, scratch, secret_file, text, until, windlass};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use windlass::types::{OptimizerSpec, mix64};
 use windlass::{Client, ClientConfig, KeyRange, Secret, SortedKeys, TableSpec};
@@ -31,18 +29,17 @@ const IDLE: usize = 1000;
 /// Gives the weights, and the clock at which the workers stopped.
 fn job(last: u64, noise: impl FnOnce(&Ports, &Progress)) -> (Vec<u32>, u64) {
     let directory = scratch();
-    let secret = directory.path().join("secret");
-    std::fs::write(&secret, run(["secret"]).expect(0).stdout).unwrap();
-    std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+    let file = directory.path().join("secret");
+    let secret = Secret::generate().unwrap();
+    secret_file(&file, &secret);
     let node = |arguments: &[&str]| {
-        Process::start(windlass([arguments, &["--secret-file", text(&secret)][..]].concat()))
+        Process::start(windlass([arguments, &["--secret-file", text(&file)][..]].concat()))
     };
     let coordinator = node(&["coordinator", "--listen", "127.0.0.1:0", "--servers", "2", "--workers", "3"]);
     let address = coordinator.until_says("windlass coordinator: listening on ");
     let servers: [Process; SERVERS] =
         std::array::from_fn(|_| node(&["server", "--coordinator", &address, "--threads", "2"]));
     let progress = Progress { clock: AtomicU64::new(0), last: AtomicU64::new(last) };
-    let secret = Secret::from_file(&secret).unwrap();
     let weights = thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS)
             .map(|rank| {

@@ -5,10 +5,8 @@
 
 mod common;
 
-use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -17,10 +15,10 @@ use std::time::Duration;
 use windlass::config::Network;
 use windlass::server::ServerHandle;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
-use windlass::types::{Aggregate, Consistency, OptimizerSpec, Stale, mix64};
+use windlass::types::{Aggregate, Consistency, NonFinite, OptimizerSpec, Stale, mix64};
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, SortedKeys, TableSpec};
 
-use common::{PATIENCE, Process, scratch, text, windlass};
+use common::{PATIENCE, Process, scratch, secret_file, text, windlass};
 
 const WORKERS: u32 = 3;
 
@@ -296,6 +294,44 @@ fn a_push_that_was_rejected_stays_so_however_often_it_is_sent() {
     assert_eq!((value, version, rejected), ((840 * 2 * ROUNDS) as f32, 2 * ROUNDS, 6 * ROUNDS));
 }
 
+/// Every other round's pushes hold a NaN, in one of two pieces; under Asp each is told on the spot, under Bsp when it is folded.
+fn odd_pushes(seed: u64, consistency: Consistency) {
+    let job = Job::start(1, (40, 4_000), seed);
+    let client = Client::connect(ClientConfig::new(&job.address, job.secret.clone(), 0, 1)).unwrap();
+    let spec = TableSpec::dense("w", &[32]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+    let spec = spec.consistency(consistency).non_finite(NonFinite::Reject);
+    let table = client.table(&spec).unwrap();
+    let all = KeyRange::new(0, 32).unwrap();
+    let mut values = [0.0; 32];
+    for round in 0..ROUNDS {
+        values.fill(1.0);
+        if round % 2 == 1 {
+            values[16] = f32::NAN;
+        }
+        let pushes: Vec<_> = (0..8).map(|_| table.push_range(all, &values).unwrap()).collect();
+        client.clock().unwrap();
+        for mut push in pushes {
+            match (push.wait(), round % 2) {
+                (Ok(()), 0) | (Err(Error::NonFinite { first: 16, last: 31, pieces: 1, .. }), 1) => {}
+                (ended, _) => panic!("round {round}: {ended:?}"),
+            }
+        }
+    }
+    table.pull_range(all, &mut values).unwrap();
+    let thread = client.server_stats().unwrap()[0].threads[0];
+    assert!(thread.reconnects >= 30 && thread.duplicates_dropped > 0, "{thread:?}");
+    client.finalize().unwrap();
+    job.end();
+    assert_eq!((values[0], values[31]), ((8 * ROUNDS) as f32, (4 * ROUNDS) as f32));
+    assert_eq!((thread.non_finite, thread.non_finite_rejected), (4 * ROUNDS, 4 * ROUNDS));
+}
+
+#[test]
+fn a_push_with_a_nan_is_rejected_and_counted_once_however_often_it_is_sent() {
+    odd_pushes(14, Consistency::Asp);
+    odd_pushes(15, Consistency::Bsp);
+}
+
 #[test]
 fn a_push_is_scaled_by_the_age_that_it_had_when_it_came_first() {
     let (ended, value, version, rejected) = stale_pushes(12, Stale::Scale);
@@ -316,8 +352,7 @@ fn train_lr(cuts: u64, seed: u64) -> serde_json::Value {
     let directory = scratch();
     let (report, secret) = (directory.path().join("report"), directory.path().join("secret"));
     let job = Job::start(WORKERS, (cuts, 20_000), seed);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret).unwrap();
-    file.write_all(job.secret.to_hex().as_bytes()).unwrap();
+    secret_file(&secret, &job.secret);
     let workers: Vec<Process> = ["0", "1", "2"]
         .iter()
         .map(|rank| {

@@ -22,7 +22,8 @@ fn job<T: Send + 'static>(
     let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(2));
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
-    let server = Server::builder(&address, secret.clone()).threads(2).network(network.clone()).start().unwrap();
+    let server =
+        Server::builder(&address, secret.clone()).threads(2).network(network.clone()).start().unwrap();
     let coordinator = thread::spawn(move || coordinator.run());
     let workers: Vec<_> = (0..2)
         .map(|rank| {
@@ -52,7 +53,8 @@ fn train(client: &Client, rank: u32) -> (Vec<u32>, u64) {
     let all = KeyRange::new(0, ELEMENTS as u64).unwrap();
     let mut gradient = client.buffer(ELEMENTS + 3).unwrap();
     let mut result = client.buffer(ELEMENTS).unwrap();
-    let values = |clock: u32| move |i: usize| ((i as u32 * 31 + rank * 7 + clock) % 1000) as f32 * 0.001 - 0.3;
+    let values =
+        |clock: u32| move |i: usize| ((i as u32 * 31 + rank * 7 + clock) % 1000) as f32 * 0.001 - 0.3;
     for clock in 0..4 {
         for (i, value) in gradient.as_mut_slice().unwrap()[3..].iter_mut().enumerate() {
             *value = values(clock)(i);

@@ -6,10 +6,9 @@
 
 mod common;
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 
-use common::{PATIENCE, Process, run, scratch, text, windlass};
+use common::{PATIENCE, Process, scratch, secret_file, text, windlass};
 use windlass::types::Consistency;
 use windlass::{Client, ClientConfig, KeyRange, Secret, SortedKeys, Table, TableSpec};
 
@@ -50,16 +49,16 @@ fn work(client: &Client, tables: &[(Table, Table)], made: &mut u64, requests: u6
 fn memory_does_not_grow_with_requests() {
     let requests = std::env::var("WINDLASS_TEST_REQUESTS").map_or(200_000, |n| n.parse().unwrap());
     let directory = scratch();
-    let secret = directory.path().join("secret");
-    fs::write(&secret, run(["secret"]).expect(0).stdout).unwrap();
-    fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+    let file = directory.path().join("secret");
+    let secret = Secret::generate().unwrap();
+    secret_file(&file, &secret);
     let node = |arguments: &[&str]| {
-        Process::start(windlass([arguments, &["--secret-file", text(&secret)][..]].concat()))
+        Process::start(windlass([arguments, &["--secret-file", text(&file)][..]].concat()))
     };
     let coordinator = node(&["coordinator", "--listen", "127.0.0.1:0", "--servers", "1", "--workers", "1"]);
     let address = coordinator.until_says("windlass coordinator: listening on ");
     let server = node(&["server", "--coordinator", &address]);
-    let config = ClientConfig::new(&address, Secret::from_file(&secret).unwrap(), 0, 1);
+    let config = ClientConfig::new(&address, secret, 0, 1);
     let client = Client::connect(config).unwrap();
     let tables: Vec<(Table, Table)> = [Consistency::Bsp, Consistency::Ssp { staleness: 1 }, Consistency::Asp]
         .into_iter()

@@ -297,6 +297,29 @@ fn a_quorum_is_reported_with_what_came_late() {
     }
 }
 
+/// A feature so large that its gradient is infinite as fp16, beside one of ordinary size.
+#[test]
+fn gradients_that_are_not_finite_are_counted_or_left_out_as_asked() {
+    let directory = scratch();
+    let data = file(directory.path(), "large", "1 1:1e6 2:1\n0 2:-1\n");
+    let told = |choice| {
+        let common =
+            ["--data", &data, "--wire", "fp16", "--epochs", "3", "--workers", "1", "--optimizer", "sgd"];
+        let (_, report) = train(&[&common[..], &["--non-finite", choice]].concat());
+        assert_eq!(report["settings"]["non_finite"], choice);
+        (
+            report["non_finite"].as_u64(),
+            report["non_finite_rejected"].as_u64(),
+            report["non_zero_weights"].as_u64(),
+        )
+    };
+    let [accepted, counted, rejected] = ["accept", "count", "reject"].map(told);
+    assert_eq!((accepted.0, accepted.1), (Some(0), Some(0)));
+    assert!(counted.0 > Some(0) && counted.1 == Some(0), "{counted:?}");
+    // The other weight is learnt, the first stays as it was.
+    assert_eq!(rejected, (Some(3), Some(3), Some(1)));
+}
+
 #[test]
 fn other_consistencies_learn_too_and_do_not_promise_the_same_bits() {
     for consistency in ["ssp:2", "asp"] {
@@ -342,7 +365,7 @@ fn settings_out_of_range_are_refused_by_their_flag() {
         (["--epochs", "0"], "--epochs: expected at least 1, found 0"),
         (["--batch", "0"], "--batch: expected at least 1, found 0"),
         (["--timeout", "0"], "--timeout: expected at least 1, found 0"),
-        (["--peer-timeout", "0"], "--peer-timeout: expected at least 1, found 0"),
+        (["--peer-timeout", "0"], "--peer-timeout: expected 1 to 43200 seconds, found 0"),
         (["--segment-bytes", "0"], "--segment-bytes: expected a multiple of 64 from 64 to 1048576, found 0"),
         (
             ["--segment-bytes", "65"],

@@ -6,14 +6,13 @@
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use windlass::Secret;
 use windlass::config::Rdma;
 use windlass::config::rdma::Switch;
 use windlass::error::Error;
 use windlass::mem::{Arena, Pool, RegionId, RegionSlice, Rights};
-use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::transport::park::park;
 use windlass::transport::verbs::{Verbs, VerbsConfig, available};
 use windlass::transport::{
@@ -42,10 +41,14 @@ struct End {
 
 impl End {
     fn new(config: &VerbsConfig, peer: &str) -> End {
+        End::opened(config, Side::Active, peer)
+    }
+
+    fn opened(config: &VerbsConfig, side: Side, peer: &str) -> End {
         let mut transport = Verbs::new(config).unwrap();
         let arena = Arena::new(1 << 20).unwrap();
         let region = transport.register(arena.clone()).unwrap();
-        let (endpoint, address) = transport.open(Side::Active, peer).unwrap();
+        let (endpoint, address) = transport.open(side, peer).unwrap();
         End { transport, arena, region, endpoint, address, seen: Vec::new() }
     }
 
@@ -470,6 +473,147 @@ fn a_killed_peer_is_noticed_by_sending() {
     assert!(reason.contains("does not answer"), "{reason}");
 }
 
+/// How far a peer gets before it is killed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Step {
+    /// It gave its address away.
+    Opened,
+    /// Its queue pair is connected, and if it is first its proof has been posted. It looks at nothing that comes.
+    Posted,
+    /// It has been greeted.
+    Greeted,
+}
+
+/// The other process of `a_peer_that_dies_while_connecting_is_a_typed_error`: on its standard input come its side and step, then
+/// the address to connect to. It says its own address, and when it has come so far.
+#[test]
+#[ignore = "started by another test"]
+fn dying_process() {
+    let mut lines = std::io::stdin().lines().map(Result::unwrap);
+    let words = lines.next().unwrap();
+    let (side, step) = words.split_once(' ').unwrap();
+    let side = if side == "Active" { Side::Active } else { Side::Passive };
+    let mut end = End::opened(&config(), side, "parent");
+    println!("address {}", hex(&end.address));
+    if step != "Opened" {
+        end.transport.connect(end.endpoint, &unhex(lines.next().unwrap().trim()), &[1; 32]).unwrap();
+    }
+    let start = Instant::now();
+    while step == "Greeted" && !end.connected() {
+        end.poll();
+        assert!(start.elapsed() < PATIENCE, "{:?}", end.seen);
+    }
+    println!("address of nobody: it is here");
+    // Until it is killed, or alone.
+    lines.for_each(drop);
+}
+
+/// A peer at a step, and what it says.
+struct Dying {
+    child: Child,
+    says: Receiver<String>,
+}
+
+impl Dying {
+    fn start(side: Side, step: Step) -> Dying {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "dying_process", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (say, says) = channel();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            let said = lines.map_while(Result::ok);
+            said.filter_map(|line| line.split_once("address ").map(|(_, rest)| rest.to_owned()))
+                .try_for_each(|said| say.send(said))
+        });
+        let mut dying = Dying { child, says };
+        dying.tell(&format!("{side:?} {step:?}"));
+        dying
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Queue pairs that the kernel knows of.
+fn queue_pairs() -> u64 {
+    let said = Command::new("rdma").args(["resource", "show"]).output().unwrap().stdout;
+    let said = String::from_utf8(said).unwrap();
+    let mut words = said.split_whitespace().skip_while(|word| *word != "qp").skip(1);
+    words.next().and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+}
+
+/// Whichever side it is, however far it came, and whether this end connected before or after its death.
+#[test]
+fn a_peer_that_dies_while_connecting_is_a_typed_error() {
+    if !has_device() {
+        return;
+    }
+    let quick =
+        VerbsConfig { endpoints: 1, ..with(Rdma { timeout: Some(14), retries: 2, ..Rdma::default() }) };
+    let patient = VerbsConfig { connect_timeout: PATIENCE / 2, ..quick.clone() };
+    let quick = VerbsConfig { connect_timeout: Duration::from_secs(2), ..quick };
+    for (theirs, ours) in [(Side::Active, Side::Passive), (Side::Passive, Side::Active)] {
+        for (step, dies_first) in [
+            (Step::Opened, true),
+            (Step::Opened, false),
+            (Step::Posted, true),
+            (Step::Posted, false),
+            (Step::Greeted, false),
+        ] {
+            let what = format!("{theirs:?} peer dies {step:?}, before this end connects: {dies_first}");
+            let before = queue_pairs();
+            let config = if step == Step::Greeted { &patient } else { &quick };
+            let mut end = End::opened(config, ours, "child");
+            let mut peer = Dying::start(theirs, step);
+            let address = unhex(&peer.says.recv().unwrap());
+            peer.tell(&hex(&end.address));
+            if dies_first {
+                peer.says.recv().unwrap();
+                peer.kill();
+            }
+            end.transport.connect(end.endpoint, &address, &[1; 32]).unwrap();
+            let start = Instant::now();
+            while !dies_first && peer.says.try_recv().is_err() {
+                end.poll();
+                assert!(start.elapsed() < PATIENCE, "{what}: {:?}", end.seen);
+            }
+            peer.kill();
+            let dead = Instant::now();
+            let mut asked = false;
+            while end.closed().is_none() {
+                end.poll();
+                if end.connected() && !asked && end.closed().is_none() {
+                    // A connected peer's silence is noticed by whoever wants something.
+                    end.transport.send(end.endpoint, Message::new(b"anyone?").unwrap()).unwrap();
+                    asked = true;
+                }
+                assert!(dead.elapsed() < PATIENCE, "{what}: {:?}", end.seen);
+            }
+            match end.closed() {
+                Some(Some(Error::Timeout { waited_for, after })) if !end.connected() => {
+                    assert!(waited_for.contains("child") && *after == config.connect_timeout, "{what}");
+                }
+                Some(Some(Error::PeerLost { peer, .. })) if end.connected() => assert_eq!(peer, "child"),
+                _ => panic!("{what}: {:?}", end.seen),
+            }
+            // The only place is free again, and so is the queue pair.
+            let (next, _) = end.transport.open(ours, "another").unwrap();
+            assert_eq!((next.index, next.generation), (0, end.endpoint.generation + 1), "{what}");
+            assert_eq!(queue_pairs(), before + 1, "{what}");
+        }
+    }
+}
+
 #[test]
 fn a_dropped_transport_says_goodbye() {
     let Some((mut a, mut b)) = pair() else { return };
@@ -541,101 +685,6 @@ fn a_device_that_is_not_there_is_named() {
     let error =
         Verbs::new(&with(Rdma { device: "=none0".parse().unwrap(), ..Rdma::default() })).err().unwrap();
     assert!(error.to_string().contains("none0"), "{error}");
-}
-
-/// `train lr` over verbs, by hand, with its coordinator in this process: server first, then the workers, each a process.
-struct Job {
-    secret: Secret,
-    address: String,
-    coordinator: std::thread::JoinHandle<windlass::Result<Outcome>>,
-    nodes: Vec<Child>,
-}
-
-impl Job {
-    fn start(workers: u32) -> Job {
-        let secret = Secret::generate().unwrap();
-        let mut config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(workers));
-        config.limits.peer_timeout = SILENCE;
-        let coordinator = CoordinatorServer::bind(config).unwrap();
-        let address = coordinator.address().to_string();
-        let coordinator = std::thread::spawn(move || coordinator.run());
-        let mut job = Job { secret, address, coordinator, nodes: Vec::new() };
-        job.node(&["server"]);
-        for rank in 0..workers {
-            let (rank, workers) = (rank.to_string(), workers.to_string());
-            job.node(&["train", "lr", "--epochs", "1000", "--rank", &rank, "--workers", &workers]);
-        }
-        job
-    }
-
-    fn node(&mut self, arguments: &[&str]) {
-        let node = Command::new(env!("CARGO_BIN_EXE_windlass"))
-            .args(arguments)
-            .env("WINDLASS_COORDINATOR", &self.address)
-            .env("WINDLASS_SECRET", self.secret.to_hex())
-            .env("WINDLASS_TRANSPORT", "verbs")
-            .env("WINDLASS_PEER_TIMEOUT", SILENCE.as_secs().to_string())
-            .env("WINDLASS_LOG", "info")
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        self.nodes.push(node);
-    }
-
-    /// Kills node `victim` once worker 0, the second node, is training. Gives the exit codes and last lines of the others, and how
-    /// long they took to end.
-    fn kill(mut self, victim: usize) -> (Vec<(i32, String)>, Duration) {
-        let mut log = BufReader::new(self.nodes[1].stderr.take().unwrap()).lines().map(Result::unwrap);
-        assert!(log.any(|line| line.contains("clock")), "it never trained");
-        let rest = std::thread::spawn(move || log.last().unwrap_or_default());
-        self.nodes[victim].kill().unwrap();
-        let start = Instant::now();
-        let mut rest = Some(rest);
-        let mut ended = Vec::new();
-        for (number, mut node) in self.nodes.into_iter().enumerate() {
-            let stderr = node.stderr.take();
-            let last = match stderr {
-                Some(stderr) => BufReader::new(stderr).lines().map(Result::unwrap).last().unwrap_or_default(),
-                None => rest.take().unwrap().join().unwrap(),
-            };
-            let status = node.wait().unwrap();
-            if number != victim {
-                ended.push((status.code().unwrap(), last));
-            }
-        }
-        let took = start.elapsed();
-        assert!(matches!(self.coordinator.join().unwrap(), Err(Error::Aborted { .. })));
-        (ended, took)
-    }
-}
-
-/// Silence after which a peer of these jobs is lost.
-const SILENCE: Duration = Duration::from_secs(10);
-
-/// A server can't be replaced: whoever is left ends with an error that names it, before the deadline.
-#[test]
-fn a_killed_server_ends_the_job_by_name() {
-    if !has_device() {
-        return;
-    }
-    let (ended, took) = Job::start(2).kill(0);
-    for (code, last) in ended {
-        assert!([14, 19].contains(&code) && last.contains("server 0"), "{code}: {last}");
-    }
-    assert!(took < 2 * SILENCE, "{took:?}");
-}
-
-#[test]
-fn a_killed_worker_ends_the_job_by_name() {
-    if !has_device() {
-        return;
-    }
-    let (ended, took) = Job::start(2).kill(2);
-    for (code, last) in ended {
-        assert!([14, 19].contains(&code) && last.contains("worker 1"), "{code}: {last}");
-    }
-    assert!(took < 2 * SILENCE, "{took:?}");
 }
 
 /// A child of fork shares the pages with which its parent's device works, until one of them writes there: `ibv_fork_init`, or the

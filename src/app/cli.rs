@@ -14,7 +14,7 @@ use super::info;
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
 use super::run::{self, Plan};
-use super::settings::{Flags, OfServer};
+use super::settings::{Flags, OfCoordinator, OfLink, OfServer, OfWorker};
 use crate::config::{Environment, settings, variable};
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -33,7 +33,7 @@ const VERSION: &str = if cfg!(feature = "verbs") {
 /// A parameter server for HPC clusters
 ///
 /// Exit codes: 0 done, 2 wrong usage, 10 + n for failure n: 11 setting, 12 system, 13 timeout, 14 lost peer, 15 refused,
-/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push. `run` gives the code of the
+/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push, 23 values that are not finite. `run` gives the code of the
 /// process that failed first, 128 + n if it was killed by signal n.
 #[derive(Debug, Parser)]
 #[command(name = "windlass", version = VERSION, max_term_width = 100)]
@@ -89,7 +89,11 @@ struct RunOptions {
     #[command(flatten)]
     network: NetworkOptions,
     #[command(flatten)]
+    coordinator: Flags<OfCoordinator>,
+    #[command(flatten)]
     server: Flags<OfServer>,
+    #[command(flatten)]
+    workers_own: Flags<OfWorker>,
     /// Print the settings that would hold, each with where it comes from, and exit
     #[arg(long)]
     print_config: bool,
@@ -112,9 +116,10 @@ struct CoordinatorOptions {
     /// Number of workers [default: what the first worker says]
     #[arg(long)]
     workers: Option<u32>,
-    /// Seconds of silence after which a node is lost [WINDLASS_PEER_TIMEOUT; default: 10]
-    #[arg(long, value_name = "SECONDS")]
-    peer_timeout: Option<u64>,
+    #[command(flatten)]
+    link: Flags<OfLink>,
+    #[command(flatten)]
+    own: Flags<OfCoordinator>,
     /// File with settings; flags and variables outdo it [WINDLASS_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -189,6 +194,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
 
 fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
     let settings = options.server.over(&options.network.over(environment)?);
+    let settings = options.workers_own.over(&options.coordinator.over(&settings));
     if options.print_config {
         return print_config(&settings).map(|()| 0);
     }
@@ -228,7 +234,7 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
         command: "windlass bench".to_owned(),
         servers: options.servers,
         workers: options.workers.unwrap_or(1),
-        settings: options.node.network.over(environment)?.with(variable::THREADS, options.threads),
+        settings: options.settings(environment)?.with(variable::THREADS, options.threads),
         worker: ourselves_again()?,
         server: None,
         prefix: false,
@@ -259,7 +265,7 @@ fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
         command: "windlass train lr".to_owned(),
         servers: options.servers,
         workers: options.workers.unwrap_or(4),
-        settings: options.node.network.over(environment)?.with(variable::THREADS, options.threads),
+        settings: options.settings(environment)?.with(variable::THREADS, options.threads),
         worker: ourselves_again()?,
         server: None,
         prefix: false,
@@ -274,9 +280,8 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     let mut config = CoordinatorServerConfig::new(secret, job, options.servers, options.workers);
     config.ip = options.listen.ip();
     config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
-    let settings = environment.clone().with(variable::PEER_TIMEOUT, options.peer_timeout);
-    let settings = settings.with_file(options.config.as_deref())?;
-    config.limits.peer_timeout = settings.seconds(&settings::PEER_TIMEOUT)?;
+    let settings = options.own.over(&options.link.over(environment));
+    config.limited_by(&settings.with_file(options.config.as_deref())?)?;
     let coordinator = CoordinatorServer::bind(config)?;
     eprintln!("windlass coordinator: listening on {}", coordinator.address());
     let outcome = coordinator.run()?;

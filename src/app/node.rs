@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::settings::{Flags, OfNetwork, OfRdma};
+use super::settings::{Flags, OfLink, OfNetwork, OfRdma};
 use crate::client::ClientConfig;
-use crate::config::{Environment, Network, Progress, variable};
+use crate::config::{Environment, Network, variable};
 use crate::error::{Error, Result};
 use crate::proto::secret::Secret;
 use crate::transport::network;
@@ -31,6 +31,8 @@ pub struct NetworkOptions {
     flags: Flags<OfNetwork>,
     #[command(flatten)]
     rdma: Flags<OfRdma>,
+    #[command(flatten)]
+    link: Flags<OfLink>,
     /// File with settings, as `--print-config` of `windlass server` writes it; flags and variables outdo it
     /// [WINDLASS_CONFIG]
     #[arg(long, value_name = "FILE")]
@@ -45,27 +47,23 @@ impl NodeOptions {
         given.ok_or_else(|| Error::config("--coordinator", "HOST:PORT", "nothing"))
     }
 
-    /// How to join the job as a worker; rank and number of workers from the launcher where they are not given.
+    /// How to join the job as a worker with all these settings; rank and number of workers from the launcher where they are not given.
     pub fn client(
         &self,
-        environment: &Environment,
+        settings: &Environment,
         rank: Option<u32>,
         workers: Option<u32>,
     ) -> Result<ClientConfig> {
         let known = |given: Option<u32>, name, flag: &str, what: &str| match given {
             Some(number) => Ok(number),
-            None => environment
+            None => settings
                 .value(name, "a number")?
                 .ok_or_else(|| Error::config(flag, what.to_owned(), "nothing")),
         };
         let rank = known(rank, variable::RANK, "--rank", "this worker's rank")?;
         let workers = known(workers, variable::WORKERS, "--workers", "the number of workers")?;
-        let mut config =
-            ClientConfig::new(&self.coordinator(environment)?, self.secret(environment)?, rank, workers);
-        config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
-        config.network = self.network.network(environment, 1)?;
-        config.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
-        Ok(config)
+        ClientConfig::new(&self.coordinator(settings)?, self.secret(settings)?, rank, workers)
+            .configured(settings)
     }
 
     /// The job's secret.
@@ -86,6 +84,7 @@ impl NetworkOptions {
 
     /// All settings: the environment with what the flags say in its place, and what the configuration file says below both.
     pub fn over(&self, environment: &Environment) -> Result<Environment> {
-        self.rdma.over(&self.flags.over(environment)).with_file(self.config.as_deref())
+        let flags = self.link.over(&self.rdma.over(&self.flags.over(environment)));
+        flags.with_file(self.config.as_deref())
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use crate::config::{Environment, ServerLimits, settings, variable};
+use crate::config::{Environment, ServerLimits, WorkerLimits, settings, variable};
 use crate::error::{Error, Result};
 use crate::launch::{self, Child, ChildRole, Outcome, Tree, TreeConfig};
 use crate::proto::secret::Secret;
@@ -39,6 +39,8 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     within("--workers", plan.workers, 4096)?;
     let threads = plan.settings.number(&settings::THREADS)? as u32;
     let limits = ServerLimits::from_environment(&plan.settings)?;
+    // The workers would refuse it, too, but later and each by itself.
+    WorkerLimits::from_environment(&plan.settings)?;
     let network = network::from_environment(&plan.settings, 1)?;
     choice::offer(&network)?;
     let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
@@ -47,7 +49,7 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     let mut config = CoordinatorServerConfig::new(secret.clone(), &job, plan.servers, Some(plan.workers));
     config.ip = network.interface;
     config.ports = network.ports.clone();
-    config.limits.peer_timeout = network.peer_timeout;
+    config.limited_by(&plan.settings)?;
     let coordinator = CoordinatorServer::bind(config)?;
     let children = children(plan, threads, &exe, &coordinator.address().to_string(), &secret);
     let mut tree = TreeConfig::new(&plan.command, &job, vec![exe.into(), "guard".into()]);

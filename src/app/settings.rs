@@ -28,6 +28,30 @@ impl Group for OfRdma {
     const SETTINGS: &'static [Setting] = settings::RDMA;
 }
 
+/// What every process has that takes or makes control links.
+#[derive(Clone)]
+pub struct OfLink;
+
+impl Group for OfLink {
+    const SETTINGS: &'static [Setting] = settings::LINK;
+}
+
+/// What only the Coordinator has.
+#[derive(Clone)]
+pub struct OfCoordinator;
+
+impl Group for OfCoordinator {
+    const SETTINGS: &'static [Setting] = settings::COORDINATOR;
+}
+
+/// What only workers have.
+#[derive(Clone)]
+pub struct OfWorker;
+
+impl Group for OfWorker {
+    const SETTINGS: &'static [Setting] = settings::WORKER;
+}
+
 /// What only servers have.
 #[derive(Clone)]
 pub struct OfServer;

@@ -9,10 +9,9 @@ use crossbeam::channel::{Receiver, Sender};
 use super::ClientConfig;
 use super::control::{ControlLinks, SETTLE, Shared};
 use super::engine::Engine;
-use super::frame::BATCH;
-use super::link::{Link, RING_ENTRIES};
+use super::link::Link;
 use super::reopen::{Granted, Outcome, Reopener, Wish};
-use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
+use crate::control::{Event, Hub, HubConfig, Limits, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
 use crate::proto::HEADER;
@@ -22,14 +21,11 @@ use crate::time::Deadline;
 use crate::transport::{SessionKey, Transport, choice};
 use crate::types::{Identity, Role, ServerInfo, View};
 
-/// Buffers of one pool, as (bytes, count): staging for pushes, and as much again to receive pulls.
-const BUFFERS: [(usize, usize); 3] = [(1 << 10, 256), (16 << 10, 128), (256 << 10, 64)];
-
-/// Buffers for batches, which are staging memory, too.
-const BATCHES: usize = 32;
-
-/// How long an address is dialled where nobody listens yet.
-const DIAL: Duration = Duration::from_secs(15);
+/// The buffers of a pool as (bytes, count): `memory` bytes of the longest, an eighth of it more for shorter ones, and a 64th for
+/// the shortest.
+fn buffers(memory: usize, longest: usize) -> [(usize, usize); 3] {
+    [(1 << 10, memory >> 16), (16 << 10, memory >> 17), (longest, memory / longest)]
+}
 
 /// A worker that has joined; its endpoints are being connected.
 pub struct Joined {
@@ -68,8 +64,8 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     let offer = choice::offer(&config.network)?;
     let mut hub_config =
         HubConfig::new(config.secret.clone(), &config.job, this_process(Role::Worker, Some(config.rank))?);
-    hub_config.limits.peer_timeout = config.network.peer_timeout;
-    hub_config.limits.connect_timeout = config.connect_timeout.min(DIAL);
+    hub_config.limits = Limits::of(&config.network);
+    hub_config.limits.connect_timeout = hub_config.limits.connect_timeout.min(config.connect_timeout);
     let mut hub = Hub::new(hub_config)?;
     let coordinator = hub.dial(&config.coordinator, "the coordinator")?;
     let mut joining = Joining {
@@ -83,7 +79,7 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     };
     let (view, agreed) = joining.view(config, &offer)?;
     let servers = joining.dial(&view.servers)?;
-    let shared = Arc::new(Shared::new()?);
+    let shared = Arc::new(Shared::new(config.rank)?);
     let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, agreed, shared.clone())?;
     let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export, _)| *export);
     let filters = |(server, link): (&ServerInfo, &LinkId)| {
@@ -160,12 +156,16 @@ impl Joining {
         choice::warn_of_fallback(&config.network, agreed.kind.kind, &agreed.reason);
         tracing::info!("worker {}: data travels by {}", config.rank, transport.caps().describe());
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();
-        let ring_bytes = RING_ENTRIES as usize * HEADER;
+        let limits = config.limits;
+        let ring_bytes = limits.ring_entries as usize * HEADER;
         let ring = Arena::new(threads * ring_bytes)?;
         let ring_region = transport.register(ring.clone())?;
-        let staging = [&BUFFERS[..], &[(BATCH, BATCHES)]].concat();
-        let staging = Pool::of(transport.memory(), &staging, |arena| transport.register(arena))?;
-        let receive = Pool::new(&BUFFERS, |arena| transport.register(arena))?;
+        let [short, middle, long] = buffers(limits.send_bytes, limits.payload_bytes);
+        let batches = (limits.batch_bytes, (limits.send_bytes / 8).div_ceil(limits.batch_bytes));
+        let staging =
+            Pool::of(transport.memory(), &[short, middle, long, batches], |arena| transport.register(arena))?;
+        let receive = buffers(limits.receive_bytes, limits.payload_bytes);
+        let receive = Pool::new(&receive, |arena| transport.register(arena))?;
         let mut links = Vec::new();
         let mut keys = Vec::new();
         for (place, (server, &control)) in view.servers.iter().zip(servers).enumerate() {
@@ -173,7 +173,8 @@ impl Joining {
             for thread in 0..server.threads {
                 // A server may have shaken hands before it knew its rank; the View knows it.
                 let peer = format!("server {} ({}) thread {thread}", server.rank, identity.process);
-                let mut link = Link::new((place, thread), peer, ring.clone(), links.len() * ring_bytes);
+                let mut link =
+                    Link::new((place, thread), peer, (ring.clone(), links.len() * ring_bytes), &limits);
                 let opening = link.open(transport.as_mut(), ring_region, &receive)?;
                 let wish = Wish::new(links.len(), &link, kind, opening);
                 self.hub.send(control, &wish.message(links.len() as u32))?;
@@ -184,8 +185,9 @@ impl Joining {
         self.grants(&mut links, &keys, transport.as_mut())?;
         let timeout = config.network.reconnect_timeout;
         let (reopener, wishes, outcomes) = Reopener::new(ring_region, kind, timeout, self.hub.waker());
-        let (memory, polling) = ((staging, receive), config.network.polling);
-        let mut engine = Engine::new(transport, polling, links, memory, view.epoch, shared, reopener);
+        let memory = (staging, receive);
+        let how = (config.network.polling, limits);
+        let mut engine = Engine::new(transport, how, links, memory, view.epoch, shared, reopener);
         engine.fallback = agreed.reason;
         Ok((engine, wishes, outcomes))
     }

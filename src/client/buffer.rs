@@ -67,6 +67,8 @@ pub struct ClientStats {
     pub bytes_copied: u64,
     /// Bytes of registered buffers, those included that were dropped and can't be given back yet.
     pub registered_bytes: u64,
+    /// Calls that wait at the moment, of all threads.
+    pub waiting_calls: u32,
 }
 
 impl Client {
@@ -112,7 +114,11 @@ impl Client {
     /// What this client has done so far.
     pub fn stats(&self) -> ClientStats {
         let engine = self.inner.driver.engine();
-        ClientStats { bytes_copied: engine.bytes_copied(), registered_bytes: engine.registered_bytes() }
+        ClientStats {
+            bytes_copied: engine.bytes_copied(),
+            registered_bytes: engine.registered_bytes(),
+            waiting_calls: self.inner.driver.waiting(),
+        }
     }
 }
 

@@ -51,6 +51,8 @@ pub struct ControlLinks {
 
 /// What the control thread and the callers share.
 pub struct Shared {
+    /// This worker, for messages.
+    pub rank: Rank,
     /// Wakes a waiter when something failed.
     pub waker: Waker,
     /// The worker's clock, for heartbeats.
@@ -61,9 +63,9 @@ pub struct Shared {
 
 impl Shared {
     /// Nothing has failed yet.
-    pub fn new() -> Result<Shared> {
+    pub fn new(rank: Rank) -> Result<Shared> {
         let status = Mutex::new(Vec::new());
-        Ok(Shared { waker: Waker::new()?, clock: AtomicU64::new(0), status, failure: OnceLock::new() })
+        Ok(Shared { rank, waker: Waker::new()?, clock: AtomicU64::new(0), status, failure: OnceLock::new() })
     }
 
     /// Why the job failed, if it did.
@@ -102,6 +104,15 @@ pub struct Answer<T> {
 }
 
 impl<T> Answer<T> {
+    /// The answer, if it comes in time.
+    pub fn within(&self, timeout: Duration) -> Result<Option<T>> {
+        match self.answer.recv_timeout(timeout) {
+            Ok(outcome) => outcome.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(self.shared.gone()),
+        }
+    }
+
     /// The answer, once it is here.
     pub fn take(&self) -> Result<Option<T>> {
         match self.answer.try_recv() {
@@ -113,7 +124,8 @@ impl<T> Answer<T> {
 }
 
 /// Unbounded, because only this kind drops what is in it when its receiver goes, and with it the callers' reply channels.
-/// Every caller waits for its answer, so it never holds more calls than there are calling threads.
+/// Every caller waits for its answers, of which it has two under way at most (a barrier's, and who is late for it), so that
+/// bounds the calls that it holds.
 fn calls() -> (Sender<Call>, Receiver<Call>) {
     unbounded()
 }
@@ -178,6 +190,11 @@ impl ControlThread {
         self.ask(Call::Barrier)
     }
 
+    /// Asks for what the workers said last.
+    pub fn ask_peers(&self) -> Result<Answer<Vec<PeerStatus>>> {
+        self.ask(Call::Peers)
+    }
+
     /// What the workers said last.
     pub fn peers(&self, timeout: Duration) -> Result<Vec<PeerStatus>> {
         self.call("the coordinator's list of workers", timeout, Call::Peers)
@@ -228,14 +245,8 @@ impl ControlThread {
         timeout: Duration,
         call: impl FnOnce(Sender<Result<T>>) -> Call,
     ) -> Result<T> {
-        let Answer { answer, shared } = self.ask(call)?;
-        match answer.recv_timeout(timeout) {
-            Ok(outcome) => outcome,
-            Err(RecvTimeoutError::Timeout) => {
-                Err(Error::Timeout { waited_for: waited_for.to_owned(), after: timeout })
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(shared.gone()),
-        }
+        let late = || Error::Timeout { waited_for: waited_for.to_owned(), after: timeout };
+        self.ask(call)?.within(timeout)?.ok_or_else(late)
     }
 
     fn ask<T>(&self, call: impl FnOnce(Sender<Result<T>>) -> Call) -> Result<Answer<T>> {
@@ -385,6 +396,8 @@ impl State {
             }
             Call::Abort(reason) => {
                 self.finishing = true;
+                // Calls of other threads that wait.
+                self.shared.fail(Error::Aborted { reason: reason.clone() });
                 self.hub.send(self.coordinator, &ControlMessage::Abort { reason: self::reason(reason) })
             }
             Call::Finish => {

@@ -34,6 +34,11 @@ impl Driver {
         Driver { engine: Mutex::new(engine), shared, waiting: AtomicU32::new(0) }
     }
 
+    /// How many calls wait.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// The engine, for a call that does not wait.
     pub fn engine(&self) -> MutexGuard<'_, Engine> {
         match self.engine.lock() {
@@ -58,6 +63,17 @@ impl Driver {
         &self,
         deadline: Deadline,
         waited_for: impl Fn(&Engine) -> String,
+        done: impl FnMut(&mut Engine) -> Result<Option<T>>,
+    ) -> Result<T> {
+        self.drive_watching(deadline, |_| {}, waited_for, done)
+    }
+
+    /// The same; `watch` hears the time whenever this looks at it.
+    pub fn drive_watching<T>(
+        &self,
+        deadline: Deadline,
+        mut watch: impl FnMut(Instant),
+        waited_for: impl Fn(&Engine) -> String,
         mut done: impl FnMut(&mut Engine) -> Result<Option<T>>,
     ) -> Result<T> {
         let _waiting = Waiting::new(&self.waiting);
@@ -75,6 +91,7 @@ impl Driver {
                 Err(error) => return done(&mut engine)?.ok_or(error),
             };
             let now = Instant::now();
+            watch(now);
             let late = deadline.passed(now);
             if worked {
                 idle_since = None;

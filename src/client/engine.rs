@@ -11,7 +11,7 @@ use super::frame::{Outgoing, Spare};
 use super::link::Link;
 use super::plan::SparsePlan;
 use super::reopen::Reopener;
-use crate::config::Polling;
+use crate::config::{Polling, WorkerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Buf, Kind, Pool};
 use crate::proto::{Chain, Chains, HEADER, RequestKind};
@@ -22,6 +22,7 @@ mod after;
 mod buffers;
 mod clocks;
 mod progress;
+mod rejected;
 mod send;
 mod tickets;
 
@@ -57,6 +58,8 @@ pub struct Target<'a> {
     pub chains: Chains,
     /// What its pushes and pulls begin after.
     pub after: Option<&'a Arc<After>>,
+    /// Of its frames that wait for a slot.
+    pub priority: i8,
 }
 
 /// The lists of an operation. Those of one that has ended are used again.
@@ -86,8 +89,10 @@ pub struct Pending {
     after_push: bool,
     /// The version that a push was computed from.
     base: Option<Version>,
-    /// Why not all of a push was applied: [`Error::Stale`].
-    stale: Option<Error>,
+    /// Why not all of a push was applied: [`Error::Stale`] or [`Error::NonFinite`]. Of a pull: of the push before it.
+    rejection: Option<Error>,
+    /// The pull that tells of this push's rejection, too, and its number.
+    told_by: Option<(usize, u64)>,
     lists: Lists,
     /// Elements that are to be copied to the caller.
     floats: usize,
@@ -96,6 +101,7 @@ pub struct Pending {
     dropped: bool,
     /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
     after: Option<Arc<After>>,
+    priority: i8,
     stalled: Vec<(usize, Outgoing, bool)>,
 }
 
@@ -125,6 +131,7 @@ pub struct Engine {
     /// Why the job uses nothing better; empty when it does not fall back.
     pub fallback: String,
     polling: Polling,
+    limits: WorkerLimits,
     links: Vec<Link>,
     /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
     link_of: HashMap<EndpointId, usize>,
@@ -167,7 +174,7 @@ impl Engine {
     /// An engine over opened endpoints.
     pub fn new(
         transport: Box<dyn Transport>,
-        polling: Polling,
+        (polling, limits): (Polling, WorkerLimits),
         links: Vec<Link>,
         (staging, receive): (Pool, Pool),
         epoch: u32,
@@ -178,6 +185,7 @@ impl Engine {
             transport,
             fallback: String::new(),
             polling,
+            limits,
             links,
             link_of: HashMap::new(),
             staging,
@@ -230,6 +238,11 @@ impl Engine {
     pub fn payload_bytes(&self) -> usize {
         let granted = self.links.iter().map(Link::payload_bytes).min().unwrap_or(4096);
         granted.min(self.staging.largest()).min(self.receive.largest())
+    }
+
+    /// The memory that answers of pulls come in.
+    pub fn receive_memory(&self) -> Pool {
+        self.receive.clone()
     }
 
     /// Whether every endpoint is connected.

@@ -6,12 +6,7 @@
 use crate::mem::{Buf, RegionSlice};
 use crate::proto::{HEADER, RequestHeader, RequestKind};
 use crate::transport::Payload;
-use crate::types::Clock;
-
-/// The longest body, in bytes, of a request that joins others.
-pub const SMALL: usize = 4 << 10;
-/// The longest body of a batch, in bytes.
-pub const BATCH: usize = 64 << 10;
+use crate::types::{Clock, TableId};
 
 /// Whom a request concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +26,7 @@ struct Part {
     /// Its header's first byte in the buffer.
     at: usize,
     owner: Owner,
+    table: Option<TableId>,
 }
 
 /// A frame that waits for a slot, fills one, or was accepted and holds pulls that are not answered.
@@ -41,10 +37,14 @@ pub struct Outgoing {
     pub pulls: u32,
     /// 1 + the clock of its last mark; 0 without one.
     pub marks: Clock,
-    /// More may join, as long as no other frame is queued behind it.
+    /// More may join, as long as it waits. It leaves when the server thread has nothing else to do, or another frame waits behind it.
     pub open: bool,
     /// Its body is nothing but values, which may be read where they lie until the slot comes back.
     pub lends: bool,
+    /// Of those that wait, the higher one leaves first; see [`super::lane`].
+    pub priority: i8,
+    /// Marks that were queued before it.
+    pub segment: u64,
     body: Option<Payload>,
     /// Where its body begins in the buffer.
     body_at: usize,
@@ -56,9 +56,20 @@ pub struct Outgoing {
 
 impl Outgoing {
     /// A request by itself.
-    pub fn alone(header: RequestHeader, body: Option<Payload>, owner: Owner) -> Outgoing {
-        let mut frame =
-            Outgoing { header, pulls: 0, marks: 0, open: false, lends: false, body, body_at: 0, owner, parts: Vec::new() };
+    pub fn alone(header: RequestHeader, body: Option<Payload>, owner: Owner, priority: i8) -> Outgoing {
+        let mut frame = Outgoing {
+            header,
+            pulls: 0,
+            marks: 0,
+            open: false,
+            lends: false,
+            priority,
+            segment: 0,
+            body,
+            body_at: 0,
+            owner,
+            parts: Vec::new(),
+        };
         frame.count(&header);
         frame
     }
@@ -68,11 +79,11 @@ impl Outgoing {
         header: RequestHeader,
         fill: &mut Fill<'_>,
         mut buf: Buf,
-        owner: Owner,
+        (owner, priority): (Owner, i8),
         spare: Spare,
     ) -> Outgoing {
         fill(&mut buf, HEADER);
-        let mut frame = Outgoing::alone(header, Some(Payload::Owned(buf)), owner);
+        let mut frame = Outgoing::alone(header, Some(Payload::Owned(buf)), owner, priority);
         (frame.open, frame.body_at, frame.parts) = (true, HEADER, spare.0);
         frame
     }
@@ -87,14 +98,14 @@ impl Outgoing {
         if self.header.kind != RequestKind::Batch {
             let first = RequestHeader { sequence: 0, ..self.header };
             buf.copy_in(0, &first.encode());
-            self.parts.push(Part { at: 0, owner: self.owner });
+            self.parts.push(Part { at: 0, owner: self.owner, table: table_of(&self.header) });
             self.header = RequestHeader::batch(&first);
             self.body_at = 0;
         }
         header.sequence = u64::from(self.header.count);
         buf.copy_in(used, &header.encode());
         fill(buf, used + HEADER);
-        self.parts.push(Part { at: used, owner });
+        self.parts.push(Part { at: used, owner, table: table_of(&header) });
         self.header.count += 1;
         self.header.length = (used + header.part_bytes()) as u32;
         self.count(&header);
@@ -105,6 +116,12 @@ impl Outgoing {
     pub fn owners(&self) -> impl Iterator<Item = Owner> {
         let alone = self.parts.is_empty().then_some(self.owner);
         alone.into_iter().chain(self.parts.iter().map(|p| p.owner))
+    }
+
+    /// The table of each request in it; marks have none.
+    pub fn tables(&self) -> impl Iterator<Item = TableId> {
+        let alone = if self.parts.is_empty() { table_of(&self.header) } else { None };
+        alone.into_iter().chain(self.parts.iter().filter_map(|p| p.table))
     }
 
     /// Makes void what is not `wanted`. No operation may be reading the buffer.
@@ -142,6 +159,14 @@ impl Outgoing {
         Some(if self.lends { Payload::Lent(slice) } else { Payload::Pinned(slice) })
     }
 
+    /// `N` bytes of a staged body, from byte `at` on; nothing when it is not staged.
+    pub fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let Some(Payload::Owned(buf)) = &self.body else { return None };
+        let mut bytes = [0; N];
+        buf.copy_out(self.body_at + at, &mut bytes);
+        Some(bytes)
+    }
+
     /// Gives its buffer back, and its list, if it had one, to be used again.
     pub fn end(mut self) -> Option<Spare> {
         self.parts.clear();
@@ -162,6 +187,13 @@ impl Outgoing {
             RequestKind::Mark => self.marks = header.clock + 1,
             RequestKind::Push | RequestKind::Set | RequestKind::Finish | RequestKind::Batch => {}
         }
+    }
+}
+
+fn table_of(header: &RequestHeader) -> Option<TableId> {
+    match header.kind {
+        RequestKind::Push | RequestKind::Pull | RequestKind::Set => Some(header.table),
+        RequestKind::Mark | RequestKind::Finish | RequestKind::Batch => None,
     }
 }
 

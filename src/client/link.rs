@@ -4,20 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::frame::{Fill, Outgoing, Owner};
+use super::lane::Lane;
 use super::regions::Regions;
+use crate::config::WorkerLimits;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
 use crate::proto::control::RegionBytes;
 use crate::proto::{HEADER, ReplyHeader, RequestHeader, WorkerMessage};
 use crate::transport::{EndpointId, Message, Refusal, Side, Transport, Write};
-
-/// Entries of a reply ring.
-pub const RING_ENTRIES: u32 = 256;
-
-/// Bytes that may be under way to one server thread, beyond the first frame. Slots are filled from the lowest free one up, so
-/// this keeps those in use, and what the sockets hold, within the L2 of both ends: copying into cold memory takes five times
-/// as long. It is no less than a path of 10 GB/s and 100 µs holds.
-const WINDOW_BYTES: u64 = 1 << 20;
 
 /// What a server thread granted.
 #[derive(Debug, Clone, Copy)]
@@ -61,24 +55,33 @@ pub struct Link {
     filled: Vec<Option<Outgoing>>,
     /// Slots that a new endpoint has yet to write again.
     replay: VecDeque<u32>,
-    /// In order: pushes, marks, and pulls that must not overtake them.
-    queue: VecDeque<Outgoing>,
+    /// Pushes, marks, and pulls that must not overtake the pushes of their table.
+    queue: Lane,
     /// Pulls that wait for the end of their own clock. They are sent behind its mark and may overtake the rest: sent
     /// earlier they would hold credits that this worker's other pulls, and so its mark, may need.
-    pulls: VecDeque<Outgoing>,
+    pulls: Lane,
     /// Clocks whose marks were sent.
     marked: u64,
     pulls_outstanding: u32,
     sequence: u64,
+    /// Bytes that may be under way beyond the first frame.
+    window_bytes: u64,
     ring: Arc<Arena>,
     ring_offset: usize,
+    /// Replies that may wait to be read.
+    pub ring_entries: u32,
     ring_read: u64,
     ring_told: u64,
 }
 
 impl Link {
-    /// A link to a thread of a server, whose ring of [`RING_ENTRIES`] lies at `ring_offset`.
-    pub fn new((server, thread): (usize, u32), peer: String, ring: Arc<Arena>, ring_offset: usize) -> Link {
+    /// A link to a thread of a server, whose ring lies in `ring` from that byte on.
+    pub fn new(
+        (server, thread): (usize, u32),
+        peer: String,
+        (ring, ring_offset): (Arc<Arena>, usize),
+        limits: &WorkerLimits,
+    ) -> Link {
         let nothing = RemoteRegion { address: 0, length: 0, key: 0, rights: Rights::Write };
         Link {
             server,
@@ -92,13 +95,15 @@ impl Link {
             free: 0,
             filled: Vec::new(),
             replay: VecDeque::new(),
-            queue: VecDeque::new(),
-            pulls: VecDeque::new(),
+            queue: Lane::default(),
+            pulls: Lane::default(),
             marked: 0,
             pulls_outstanding: 0,
             sequence: 0,
+            window_bytes: limits.window_bytes as u64,
             ring,
             ring_offset,
+            ring_entries: limits.ring_entries,
             ring_read: 0,
             ring_told: 0,
         }
@@ -109,7 +114,7 @@ impl Link {
         let (endpoint, address) = transport.open(Side::Active, &self.peer)?;
         self.endpoint = Some(endpoint);
         self.connected = false;
-        let ring_bytes = RING_ENTRIES as usize * HEADER;
+        let ring_bytes = self.ring_entries as usize * HEADER;
         let mut grant = |region, offset, length| {
             transport.authorise(endpoint, region, offset, length, Rights::Write).map(|r| r.encode())
         };
@@ -186,7 +191,7 @@ impl Link {
 
     /// Whether a frame that was not taken concerns `owner`.
     pub fn concerns(&self, owner: Owner) -> bool {
-        let mut frames = self.queue.iter().chain(&self.pulls).chain(self.filled.iter().flatten());
+        let mut frames = self.queue.iter().chain(self.pulls.iter()).chain(self.filled.iter().flatten());
         frames.any(|f| f.owners().any(|o| o == owner))
     }
 
@@ -195,43 +200,46 @@ impl Link {
         self.queued() == 0 && self.free == self.all_slots()
     }
 
-    /// Queues a frame behind all others, or, when `may_overtake`, behind other pulls only.
+    /// Queues a frame behind all others of its priority, among those that wait for their clock's mark when `may_overtake`.
     pub fn enqueue(&mut self, frame: Outgoing, may_overtake: bool) {
-        self.lane(may_overtake).push_back(frame);
+        self.lane(may_overtake).enqueue(frame);
     }
 
-    /// Puts a small request into the frame at the end of its queue. False when it can't join that one.
+    /// Puts a small request into the frame that it would stand behind. False when it can't join that one.
     pub fn join(
         &mut self,
         header: RequestHeader,
         fill: &mut Fill<'_>,
-        owner: Owner,
+        wanted: (Owner, i8),
         may_overtake: bool,
     ) -> bool {
         let credits = self.grant.pull_credits;
-        let one_more = u32::from(matches!(owner, Owner::Pull { .. }));
-        let Some(last) = self.lane(may_overtake).back_mut().filter(|f| f.open) else { return false };
-        // A frame whose pulls exceed the credits could never leave.
-        let fits = last.pulls + one_more <= credits && last.header.clock == header.clock;
-        fits && last.join(header, fill, owner)
+        self.lane(may_overtake).join(header, fill, wanted, credits)
+    }
+
+    /// Queues the end of a clock: behind the clock's last small pieces in one frame, or by itself.
+    pub fn mark(&mut self, header: RequestHeader) {
+        let wanted = (Owner::Mark, i8::MIN);
+        if !self.join(header, &mut |_, _| {}, wanted, false) {
+            self.enqueue(Outgoing::alone(header, None, Owner::Mark, i8::MIN), false);
+        }
+        self.queue.end_segment();
+        self.pulls.end_segment();
     }
 
     /// Nothing more joins the last frame, so that it leaves. Those that wait for a mark need no such word.
     pub fn flush(&mut self) {
-        if let Some(last) = self.queue.back_mut() {
-            last.open = false;
-        }
+        self.queue.flush();
     }
 
     /// Queues pulls that had been accepted, but not answered, over an endpoint that is gone: before all others.
-    pub fn ask_again(&mut self, mut frame: Outgoing) {
-        frame.open = false;
-        self.queue.push_front(frame);
+    pub fn ask_again(&mut self, frame: Outgoing) {
+        self.queue.again(frame);
     }
 
     /// Takes a pull back that has not been sent. False when it has.
     pub fn unqueue(&mut self, pull: Owner) -> bool {
-        let mut waiting = self.queue.iter_mut().chain(&mut self.pulls);
+        let mut waiting = self.queue.iter_mut().chain(self.pulls.iter_mut());
         let Some(frame) = waiting.find(|f| f.owners().any(|o| o == pull)) else { return false };
         frame.keep(|owner| owner != pull);
         true
@@ -286,29 +294,32 @@ impl Link {
         }
         // A small frame leaves together with what stood before it.
         let idle = self.free == self.all_slots();
-        while self.connected && self.free != 0 && self.under_way() < WINDOW_BYTES {
+        while self.connected && self.free != 0 && self.under_way() < self.window_bytes {
             let Some(overtakes) = self.next(idle) else { break };
-            let Some(frame) = self.lane(overtakes).pop_front() else { break };
+            let Some(frame) = self.lane(overtakes).pop() else { break };
             if let Some(frame) = self.fill(frame, transport)? {
-                self.lane(overtakes).push_front(frame);
+                self.lane(overtakes).put_first(frame);
                 break;
             }
         }
         self.tell_ring(transport)
     }
 
-    /// The queue whose first frame may leave now: that of the overtaking pulls (true), or the other.
+    /// The lane whose first frame leaves now: that of the overtaking pulls (true), or the other. Of two that may, the one of
+    /// higher priority; of equal ones the pull, for whose values somebody waits since its clock.
     fn next(&self, idle: bool) -> Option<bool> {
         let credits = self.grant.pull_credits.saturating_sub(self.pulls_outstanding);
-        if self.pulls.front().is_some_and(|f| f.pulls <= credits && f.header.clock < self.marked) {
-            return Some(true);
-        }
+        let pull = self.pulls.front().filter(|f| f.pulls <= credits && f.header.clock < self.marked);
         // One that others may join leaves when the server thread has nothing to do (`idle`).
         let ready = |f: &Outgoing| !f.open || idle || self.queue.len() > 1;
-        self.queue.front().is_some_and(|f| f.pulls <= credits && ready(f)).then_some(false)
+        let other = self.queue.front().filter(|f| f.pulls <= credits && ready(f));
+        match (pull, other) {
+            (Some(pull), Some(other)) => Some(pull.priority >= other.priority),
+            (pull, other) => pull.or(other).map(|_| pull.is_some()),
+        }
     }
 
-    fn lane(&mut self, may_overtake: bool) -> &mut VecDeque<Outgoing> {
+    fn lane(&mut self, may_overtake: bool) -> &mut Lane {
         if may_overtake { &mut self.pulls } else { &mut self.queue }
     }
 
@@ -363,7 +374,7 @@ impl Link {
 
     /// Reads the reply that the server announced in ring entry `imm`; the frames whose slots came back are appended.
     pub fn reply(&mut self, imm: u32, length: u32, returned: &mut Vec<Outgoing>) -> Result<ReplyHeader> {
-        let expected = (self.ring_read % u64::from(RING_ENTRIES)) as u32;
+        let expected = (self.ring_read % u64::from(self.ring_entries)) as u32;
         if imm != expected || length as usize != HEADER {
             let found = format!("{length} bytes in {imm}");
             return Err(Error::protocol(&self.peer, "ring entry", format!("64 bytes in {expected}"), found));
@@ -410,7 +421,7 @@ impl Link {
 
     /// Tells the server how much of the ring was read, every quarter turn. Needs no slot.
     fn tell_ring(&mut self, transport: &mut dyn Transport) -> Result<()> {
-        if self.ring_read - self.ring_told < u64::from(RING_ENTRIES / 4) {
+        if self.ring_read - self.ring_told < u64::from(self.ring_entries / 4) {
             return Ok(());
         }
         if self.send(WorkerMessage::RingRead(self.ring_read), transport)? {

@@ -9,6 +9,7 @@ mod control;
 mod driver;
 mod engine;
 mod frame;
+mod lane;
 mod link;
 mod plan;
 mod regions;
@@ -27,9 +28,13 @@ pub use control::ServerStats;
 pub use table::Table;
 pub use ticket::Ticket;
 
-use crate::config::{Environment, Network, Progress, variable};
+use crate::config::{
+    DEFAULT_JOIN_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Environment, Network, Progress, WorkerLimits, settings,
+    variable,
+};
 use crate::error::{Error, Result};
 use crate::kernels;
+use crate::mem::Pool;
 use crate::proto::control::PeerStatus;
 use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
@@ -39,6 +44,11 @@ use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
 use control::ControlThread;
 use driver::{Driver, ProgressThread};
 use engine::Engine;
+
+/// How long before its deadline a wait asks who is behind, at most.
+const ASK_AHEAD: Duration = Duration::from_secs(1);
+/// How long after its deadline the answer may still come.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
 
 /// How a worker finds its job, and its limits.
 #[derive(Debug, Clone)]
@@ -55,12 +65,15 @@ pub struct ClientConfig {
     pub workers: u32,
     /// Which transport, and where.
     pub network: Network,
-    /// How long [`Client::connect`] may wait for all the others. An address where nobody listens is given up after 15 s.
+    /// How long [`Client::connect`] may wait for all the others. An address where nobody listens is given up after
+    /// [`LinkLimits::dial_timeout`](crate::config::LinkLimits::dial_timeout).
     pub connect_timeout: Duration,
     /// How long a wait may last while all peers are alive.
     pub wait_timeout: Duration,
     /// Who sends and receives while no call waits.
     pub progress: Progress,
+    /// Bounds of memory and queues.
+    pub limits: WorkerLimits,
 }
 
 impl ClientConfig {
@@ -79,11 +92,18 @@ impl ClientConfig {
         let number = |name| environment.value(name, "a number")?.ok_or_else(|| missing(name));
         let secret = Secret::from_hex(text(variable::SECRET)?)?;
         let (rank, workers) = (number(variable::RANK)?, number(variable::WORKERS)?);
-        let mut config = ClientConfig::new(text(variable::COORDINATOR)?, secret, rank, workers);
-        config.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
-        config.network = network::from_environment(environment, 1)?;
-        config.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
-        Ok(config)
+        ClientConfig::new(text(variable::COORDINATOR)?, secret, rank, workers).configured(environment)
+    }
+
+    /// With the job's name and the settings of `environment`.
+    pub(crate) fn configured(mut self, environment: &Environment) -> Result<ClientConfig> {
+        self.job = environment.text(variable::JOB).unwrap_or_default().to_owned();
+        self.network = network::from_environment(environment, 1)?;
+        self.connect_timeout = environment.seconds(&settings::JOIN_TIMEOUT)?;
+        self.wait_timeout = environment.seconds(&settings::WAIT_TIMEOUT)?;
+        self.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
+        self.limits = WorkerLimits::from_environment(environment)?;
+        Ok(self)
     }
 
     /// Worker `rank` of `workers` of the job whose Coordinator is at `coordinator`.
@@ -95,9 +115,10 @@ impl ClientConfig {
             rank,
             workers,
             network: Network::default(),
-            connect_timeout: Duration::from_secs(60),
-            wait_timeout: Duration::from_secs(600),
+            connect_timeout: DEFAULT_JOIN_TIMEOUT,
+            wait_timeout: DEFAULT_WAIT_TIMEOUT,
             progress: Progress::default(),
+            limits: WorkerLimits::default(),
         }
     }
 }
@@ -134,6 +155,8 @@ pub(crate) struct Inner {
     filters: Vec<(String, Vec<String>)>,
     /// The longest body of a frame, in bytes.
     payload_bytes: usize,
+    /// The memory that answers of pulls come in.
+    receive: Pool,
     /// Before what it drives: it ends first.
     progress: Mutex<Option<ProgressThread>>,
     driver: Arc<Driver>,
@@ -149,6 +172,7 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// Joins the job: waits until all servers and workers are there, then opens an endpoint to every server thread.
     pub fn connect(config: ClientConfig) -> Result<Client> {
+        config.limits.check()?;
         let deadline = Deadline::after(Instant::now(), config.connect_timeout);
         let joined = bootstrap::join(&config, deadline)?;
         // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
@@ -230,13 +254,14 @@ impl Client {
     /// This worker pushes nothing from its present clock on: nobody waits for it any more. Blocks until all that it sent
     /// has been taken by the servers. It may still pull. Refused while its present clock holds pushes under Bsp.
     pub fn finish(&self) -> Result<()> {
-        self.inner.until_taken(Engine::finish)
+        self.inner.until_taken(self.inner.deadline(), Engine::finish)
     }
 
     /// Blocks until all that was sent has been taken by the servers and every worker that has not left is here, too.
     /// Refused while the present clock holds pushes under Bsp.
     pub fn barrier(&self) -> Result<()> {
-        self.inner.until_taken(Engine::settle)?;
+        let deadline = self.inner.deadline();
+        self.inner.until_taken(deadline, Engine::settle)?;
         let passed = self.inner.control.barrier()?;
         // Answers that nobody has waited for keep coming: left in the sockets they would hold the servers' reply buffers,
         // and another worker may need one to get here.
@@ -245,13 +270,12 @@ impl Client {
             Some(()) => Ok(Some(())),
             None => engine.check().map(|()| None),
         };
-        let waited = self.inner.driver.drive(self.inner.deadline(), waited_for, here);
-        waited.map_err(|error| self.inner.name_laggards(error))
+        self.inner.wait(deadline, waited_for, here)
     }
 
     /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.
     pub fn finalize(self) -> Result<()> {
-        self.inner.until_taken(Engine::finish)?;
+        self.inner.until_taken(self.inner.deadline(), Engine::finish)?;
         self.inner.end_progress();
         self.inner.control.finish()
     }
@@ -288,19 +312,52 @@ impl Inner {
         deadline: Deadline,
     ) -> Result<Inner> {
         let waited_for = |_: &Engine| "the endpoints of the servers".to_owned();
-        let connected = |engine: &mut Engine| Ok(engine.connected().then(|| engine.payload_bytes()));
-        let payload_bytes = driver.drive(deadline, waited_for, connected)?;
+        let connected = |engine: &mut Engine| {
+            Ok(engine.connected().then(|| (engine.payload_bytes(), engine.receive_memory())))
+        };
+        let (payload_bytes, receive) = driver.drive(deadline, waited_for, connected)?;
         let driver = Arc::new(driver);
         let progress = match config.progress {
             Progress::Caller => None,
             Progress::Thread => Some(ProgressThread::start(driver.clone())?),
         };
-        Ok(Inner { view, filters, payload_bytes, progress: Mutex::new(progress), driver, control, config })
+        let progress = Mutex::new(progress);
+        Ok(Inner { view, filters, payload_bytes, receive, progress, driver, control, config })
     }
 
-    fn until_taken(&self, done: impl FnMut(&mut Engine) -> Result<Option<()>>) -> Result<()> {
+    fn until_taken(
+        &self,
+        deadline: Deadline,
+        done: impl FnMut(&mut Engine) -> Result<Option<()>>,
+    ) -> Result<()> {
         let waited_for = |_: &Engine| "the servers to take what was sent".to_owned();
-        self.driver.drive(self.deadline(), waited_for, done)
+        self.driver.drive(deadline, waited_for, done)
+    }
+
+    /// Waits as [`Driver::drive`] does; a timeout says which workers are behind.
+    fn wait<T>(
+        &self,
+        deadline: Deadline,
+        waited_for: impl Fn(&Engine) -> String,
+        done: impl FnMut(&mut Engine) -> Result<Option<T>>,
+    ) -> Result<T> {
+        // Asked for before the deadline, so that it is kept also when the Coordinator does not answer.
+        let ahead = (deadline.given() / 4).min(ASK_AHEAD);
+        let mut peers = None;
+        let watch = |now| {
+            if peers.is_none() && deadline.left(now) <= ahead {
+                peers = Some(self.control.ask_peers());
+            }
+        };
+        let waited = self.driver.drive_watching(deadline, watch, waited_for, done);
+        waited.map_err(|error| match (error, peers) {
+            (Error::Timeout { waited_for, after }, Some(Ok(peers))) => {
+                let behind = peers.within(LAST_MOMENT).ok().flatten().map(|peers| laggards(&peers));
+                let waited_for = format!("{waited_for}{}", behind.unwrap_or_default());
+                Error::Timeout { waited_for, after }
+            }
+            (error, _) => error,
+        })
     }
 
     fn end_progress(&self) {
@@ -311,18 +368,12 @@ impl Inner {
     fn deadline(&self) -> Deadline {
         Deadline::after(Instant::now(), self.config.wait_timeout)
     }
+}
 
-    /// A timeout that says which workers are behind.
-    fn name_laggards(&self, error: Error) -> Error {
-        let Error::Timeout { waited_for, after } = error else { return error };
-        let Ok(peers) = self.control.peers(Duration::from_secs(1)) else {
-            return Error::Timeout { waited_for, after };
-        };
-        let slowest = peers.iter().map(|p| p.clock).min().unwrap_or(0);
-        let ranks: Vec<String> =
-            peers.iter().filter(|p| p.clock == slowest).map(|p| p.rank.to_string()).collect();
-        let waited_for =
-            format!("{waited_for}; furthest behind, in clock {slowest}: worker {}", ranks.join(", "));
-        Error::Timeout { waited_for, after }
-    }
+/// Which workers are furthest behind, for the message of a timeout.
+fn laggards(peers: &[PeerStatus]) -> String {
+    let slowest = peers.iter().map(|p| p.clock).min().unwrap_or(0);
+    let behind = peers.iter().filter(|p| p.clock == slowest);
+    let ranks: Vec<String> = behind.map(|p| p.rank.to_string()).collect();
+    format!("; furthest behind, in clock {slowest}: worker {}", ranks.join(", "))
 }

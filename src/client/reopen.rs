@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
-use super::link::{Grant, Link, Opening, RING_ENTRIES};
+use super::link::{Grant, Link, Opening};
 use crate::control::HubWaker;
 use crate::error::{Error, Result};
 use crate::mem::{RegionId, RemoteRegion};
@@ -22,6 +22,7 @@ pub struct Wish {
     link: usize,
     endpoint: Option<EndpointId>,
     thread: u32,
+    ring_entries: u32,
     transport: &'static str,
     opening: Opening,
 }
@@ -29,8 +30,8 @@ pub struct Wish {
 impl Wish {
     /// For the present endpoint of `link`, which is the engine's number `place`.
     pub fn new(place: usize, link: &Link, transport: &'static str, opening: Opening) -> Wish {
-        let (endpoint, thread) = (link.endpoint, link.thread);
-        Wish { server: link.server, link: place, endpoint, thread, transport, opening }
+        let (endpoint, thread, ring_entries) = (link.endpoint, link.thread, link.ring_entries);
+        Wish { server: link.server, link: place, endpoint, thread, ring_entries, transport, opening }
     }
 
     /// What the server is told.
@@ -41,7 +42,7 @@ impl Wish {
             transport: self.transport.to_owned(),
             address: self.opening.address.clone(),
             ring: self.opening.ring,
-            ring_entries: RING_ENTRIES,
+            ring_entries: self.ring_entries,
             receive: self.opening.receive,
         }
     }

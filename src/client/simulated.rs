@@ -8,10 +8,10 @@ use crossbeam::channel::{Receiver, Sender};
 use super::control::{ControlThread, Shared};
 use super::driver::Driver;
 use super::engine::Engine;
-use super::link::{Link, RING_ENTRIES};
+use super::link::Link;
 use super::reopen::{Granted, Outcome, Reopener, Wish};
 use super::{Client, ClientConfig, Inner, Table};
-use crate::config::Polling;
+use crate::config::{Polling, WorkerLimits};
 use crate::control::HubWaker;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
@@ -64,7 +64,8 @@ pub(crate) fn prepare(
 ) -> Result<(Joining, Wires)> {
     let kind = transport.caps().name;
     let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();
-    let ring_bytes = RING_ENTRIES as usize * HEADER;
+    let limits = WorkerLimits::default();
+    let ring_bytes = limits.ring_entries as usize * HEADER;
     let ring = Arena::new(threads * ring_bytes)?;
     let ring_region = transport.register(ring.clone())?;
     let staging = Pool::new(&BUFFERS, |arena| transport.register(arena))?;
@@ -74,16 +75,18 @@ pub(crate) fn prepare(
     for (place, server) in view.servers.iter().enumerate() {
         for thread in 0..server.threads {
             let peer = format!("server {} thread {thread}", server.rank);
-            let mut link = Link::new((place, thread), peer.clone(), ring.clone(), links.len() * ring_bytes);
+            let mut link =
+                Link::new((place, thread), peer.clone(), (ring.clone(), links.len() * ring_bytes), &limits);
             let opening = link.open(transport.as_mut(), ring_region, &receive)?;
             let reason = "it never had an endpoint".to_owned();
             reopener.ask(links.len(), &link, opening, Error::PeerLost { peer, reason })?;
             links.push(link);
         }
     }
-    let shared = Arc::new(Shared::new()?);
+    let shared = Arc::new(Shared::new(rank)?);
     let memory = (staging, receive);
-    let engine = Engine::new(transport, Polling::Block, links, memory, view.epoch, shared.clone(), reopener);
+    let engine =
+        Engine::new(transport, (Polling::Block, limits), links, memory, view.epoch, shared.clone(), reopener);
     let mut config = ClientConfig::new("", Secret::generate()?, rank, view.workers);
     config.wait_timeout = NEVER;
     let joining = Joining { engine, config, view: view.clone(), shared, waker };

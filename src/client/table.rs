@@ -7,9 +7,10 @@ use super::plan::{self, DenseFrame, SparsePlan};
 use super::{Buffer, Inner, Ticket};
 use crate::error::{Error, Result};
 use crate::proto::{Chain, Chains, NO_BASE, RequestKind};
-use crate::types::{KeyRange, PartitionMap, SortedKeys, TableId, TableSpec, Version};
+use crate::types::{KeyRange, NonFinite, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
-/// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more.
+/// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more;
+/// fewer where the receive memory could not hold their answers.
 const WINDOWS: usize = 4;
 /// Values of one window.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -17,18 +18,29 @@ const WINDOW_BYTES: usize = 1 << 20;
 const WINDOW_FRAMES: u64 = 16;
 
 /// The windows of a blocking pull that are under way, oldest first.
-#[derive(Default)]
 struct Windows<'a> {
     /// A ring: the oldest is number `done`.
     under_way: [Option<(Ticket, &'a mut [f32])>; WINDOWS],
+    /// How many there may be.
+    most: usize,
     done: usize,
     version: Version,
 }
 
 impl<'a> Windows<'a> {
-    /// Waits for the oldest window when there are [`WINDOWS`].
+    /// Of `frames` answers each, for which there are `buffers`.
+    fn new(frames: usize, buffers: u32) -> Windows<'a> {
+        let most = (buffers as usize / frames).clamp(1, WINDOWS);
+        Windows { under_way: Default::default(), most, done: 0, version: 0 }
+    }
+
+    /// Waits for the oldest window when there are as many as may be.
     fn make_room(&mut self) -> Result<()> {
-        if self.under_way.iter().all(Option::is_some) { self.wait_oldest().map(drop) } else { Ok(()) }
+        if self.under_way.iter().flatten().count() >= self.most {
+            self.wait_oldest().map(drop)
+        } else {
+            Ok(())
+        }
     }
 
     /// Adds one where [`Windows::make_room`] made room.
@@ -67,6 +79,7 @@ pub struct Table {
     chains: Chains,
     /// What its pushes and pulls begin after.
     after: Option<Arc<After>>,
+    priority: i8,
 }
 
 impl std::fmt::Debug for Table {
@@ -83,7 +96,7 @@ impl Table {
         chains: Chains,
         map: PartitionMap,
     ) -> Table {
-        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains, after: None }
+        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains, after: None, priority: 0 }
     }
 
     /// What the table is.
@@ -105,6 +118,39 @@ impl Table {
         }
         let after = self.inner.driver.engine().after(tickets.iter().filter_map(|t| t.id()))?;
         Ok(Table { after: Some(Arc::new(after)), ..self.clone() })
+    }
+
+    /// The same table, whose pushes, sets and pulls have this priority; 0 is that of a table that was just opened. Of what waits
+    /// at this worker for a free slot of a server thread, the higher priority leaves first, and equal ones in the order of the
+    /// calls. So the layers that are needed first can go first, although their gradients are ready last.
+    ///
+    /// Priorities change when something leaves, and nothing else: the bits are the same. Nothing passes the end of a clock, in either
+    /// direction, and requests of one table never pass each other: while some of a table wait for a server thread, further ones
+    /// wait with the same priority there, whatever theirs is. What has left is not overtaken, nor is what waits in a call for memory, or for
+    /// tickets ([`Table::after`]). Without clocks, what has a low priority waits for as long as there is always something else.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/in_process.rs"));
+    /// # use windlass::{Client, KeyRange, TableSpec};
+    /// # fn main() -> windlass::Result<()> {
+    /// # let job = InProcess::start()?;
+    /// # let client = Client::connect(job.config())?;
+    /// let last = client.table(&TableSpec::dense("layer 2", &[1000]))?;
+    /// let first = client.table(&TableSpec::dense("layer 1", &[1000]))?.priority(1);
+    /// let all = KeyRange::new(0, 1000)?;
+    /// // Back-propagation comes to the first layer last; the next pass needs it first.
+    /// let of_last = last.push_pull_range(all, &[0.5; 1000])?;
+    /// let of_first = first.push_pull_range(all, &[0.5; 1000])?;
+    /// client.clock()?;
+    /// let mut values = [0.0; 1000];
+    /// of_first.wait_into(&mut values)?;
+    /// of_last.wait_into(&mut values)?;
+    /// # client.finalize()?;
+    /// # job.end()
+    /// # }
+    /// ```
+    pub fn priority(&self, priority: i8) -> Table {
+        Table { priority, ..self.clone() }
     }
 
     /// Pushes a row of `dim` fp32 for each key (sparse). The values are copied before the call returns.
@@ -187,7 +233,11 @@ impl Table {
         let width = self.spec.width() as usize;
         self.same_length("values", keys.len() * width, values.len())?;
         let window = (WINDOW_BYTES / (width * 4)).max(1);
-        let mut windows = Windows::default();
+        let payload = self.inner.payload_bytes;
+        // One for each shard, beyond those that are full.
+        let shards: u32 = self.inner.view.servers.iter().map(|server| server.threads).sum();
+        let frames = shards as usize + WINDOW_BYTES / payload + 1;
+        let mut windows = Windows::new(frames, self.inner.receive.count(payload));
         for (keys, values) in keys.as_slice().chunks(window).zip(values.chunks_mut(window * width)) {
             windows.make_room()?;
             // A part of ascending keys ascends.
@@ -202,8 +252,8 @@ impl Table {
         // memory is refused before anything is pushed.
         let first = self.spec.consistency.folds_by_rank();
         let ticket = if first { Some(self.ask(keys, true, true)?) } else { None };
-        drop(self.push_rows(RequestKind::Push, keys, values, (None, !first))?);
-        ticket.map_or_else(|| self.ask(keys, true, false), Ok)
+        let push = self.push_rows(RequestKind::Push, keys, values, (None, !first))?;
+        self.both(push, ticket.map_or_else(|| self.ask(keys, true, false), Ok)?)
     }
 
     /// Pushes one fp32 for each key of the range (dense). The values are copied before the call returns.
@@ -231,7 +281,9 @@ impl Table {
         // Short segments make many frames, each of which holds a receive buffer.
         let most = u64::from(self.spec.segment_length()) * WINDOW_FRAMES;
         let window = ((WINDOW_BYTES / 4) as u64).min(most.max(1));
-        let mut windows = Windows::default();
+        let piece = u64::from(self.spec.segment_length()).min(self.inner.payload_bytes as u64 / 4).max(1);
+        let frames = (window / piece) as usize + 2;
+        let mut windows = Windows::new(frames, self.inner.receive.count(piece as usize * 4));
         let mut start = range.start();
         for values in values.chunks_mut(window as usize) {
             let end = start + values.len() as u64;
@@ -246,8 +298,8 @@ impl Table {
     pub fn push_pull_range(&self, range: KeyRange, values: &[f32]) -> Result<Ticket> {
         let first = self.spec.consistency.folds_by_rank(); // as in `push_pull`
         let ticket = if first { Some(self.ask_range(range, true, true)?) } else { None };
-        drop(self.push_slice(RequestKind::Push, range, values, (None, !first))?);
-        ticket.map_or_else(|| self.ask_range(range, true, false), Ok)
+        let push = self.push_slice(RequestKind::Push, range, values, (None, !first))?;
+        self.both(push, ticket.map_or_else(|| self.ask_range(range, true, false), Ok)?)
     }
 
     /// Pushes one fp32 for each key of the range (dense) from element `offset` of a registered buffer on, without a copy; where the
@@ -323,11 +375,21 @@ impl Table {
         let source = Source::Buffer(from);
         if self.spec.consistency.folds_by_rank() && !self.chains.pull.is_empty() {
             let pull = self.pull_span(range, into, true, check)?;
-            drop(self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?);
-            return Ok(pull);
+            let push = self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?;
+            return self.both(push, pull);
         }
-        drop(self.push_dense(RequestKind::Push, range, source, (None, true), check)?);
-        self.pull_span(range, into, true, |_| Ok(()))
+        let push = self.push_dense(RequestKind::Push, range, source, (None, true), check)?;
+        self.both(push, self.pull_span(range, into, true, |_| Ok(()))?)
+    }
+
+    /// The ticket of a push and a pull of the same keys: the pull's, which also tells what was rejected of the push.
+    fn both(&self, push: Ticket, pull: Ticket) -> Result<Ticket> {
+        if self.spec.non_finite == NonFinite::Reject
+            && let (Some(push), Some(pull)) = (push.id(), pull.id())
+        {
+            self.inner.driver.engine().join_halves(push, pull);
+        }
+        Ok(pull)
     }
 
     fn push_slice(
@@ -464,7 +526,13 @@ impl Table {
     }
 
     fn target(&self) -> Target<'_> {
-        Target { spec: &self.spec, map: &self.map, chains: self.chains, after: self.after.as_ref() }
+        Target {
+            spec: &self.spec,
+            map: &self.map,
+            chains: self.chains,
+            after: self.after.as_ref(),
+            priority: self.priority,
+        }
     }
 
     /// A piece in two frames would make its second half stale itself.

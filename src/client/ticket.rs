@@ -12,7 +12,8 @@ use crate::types::Version;
 ///
 /// A push is done when it is committed: its clock has closed at every server thread that it touched (Bsp), or it was
 /// applied there (Ssp, Asp). With a quorum it is done when it was folded, applied or dropped there. A pull is done when its
-/// values are here. Dropping a ticket cancels nothing and frees nothing that a peer may still touch.
+/// values are here. One of which pieces were rejected is done, too, and says so: [`Error::Stale`], [`Error::NonFinite`]. Of a
+/// `push_pull` the pull's ticket says it, and the values can't be taken from it. Dropping a ticket cancels nothing and frees nothing that a peer may still touch.
 pub struct Ticket {
     inner: Arc<Inner>,
     id: Option<usize>,
@@ -57,10 +58,7 @@ impl Ticket {
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<()> {
         let Some(id) = self.id else { return Ok(()) };
         let deadline = Deadline::after(Instant::now(), timeout);
-        self.inner
-            .driver
-            .drive(deadline, |e| e.describe(id), |e| Ok(e.is_done(id, true)?.then_some(())))
-            .map_err(|error| self.inner.name_laggards(error))
+        self.inner.wait(deadline, |e| e.describe(id), |e| Ok(e.is_done(id, true)?.then_some(())))
     }
 
     /// Waits for a pull and copies its values, in the order of its keys, into `values`.

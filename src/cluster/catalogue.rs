@@ -4,9 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::types::{Rank, TableId, TableSpec};
 
-/// The most tables of a job.
-pub const MAX_TABLES: usize = 4096;
-
 /// Who waits for a table: the worker's link and its request.
 pub type Waiter = (u64, u32);
 
@@ -34,13 +31,20 @@ struct Entry {
 }
 
 /// All tables, by number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Catalogue {
+    /// The most tables.
+    limit: usize,
     entries: Vec<Entry>,
     by_name: BTreeMap<String, TableId>,
 }
 
 impl Catalogue {
+    /// One of at most `limit` tables.
+    pub fn new(limit: usize) -> Catalogue {
+        Catalogue { limit, entries: Vec::new(), by_name: BTreeMap::new() }
+    }
+
     /// `waiter` wants a table like `spec`; `servers` have to make it if it is new.
     pub fn open(&mut self, waiter: Waiter, spec: &TableSpec, servers: u32) -> Opening {
         if let Err(error) = spec.validate() {
@@ -49,10 +53,10 @@ impl Catalogue {
         if let Some(&table) = self.by_name.get(&spec.name) {
             return self.reopen(table, waiter, spec);
         }
-        if self.entries.len() >= MAX_TABLES {
-            return Opening::Refused(format!("a job has at most {MAX_TABLES} tables"));
+        if self.entries.len() >= self.limit {
+            return Opening::Refused(format!("a job has at most {} tables (--tables)", self.limit));
         }
-        // Bounded by MAX_TABLES.
+        // Bounded by the limit.
         let table = self.entries.len() as TableId;
         self.by_name.insert(spec.name.clone(), table);
         let missing = (0..servers).collect();

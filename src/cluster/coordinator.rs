@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::catalogue::{Catalogue, Opening};
-use crate::config::TransportKind;
+use crate::config::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, TransportKind};
 use crate::error::Error;
 use crate::proto::control::{ControlMessage, MAX_NODES, PeerStatus, reason};
 use crate::types::{Clock, Identity, Rank, Role, ServerInfo, TableId, TableSpec, View};
@@ -28,13 +28,21 @@ pub struct CoordinatorConfig {
     pub gather_timeout: Option<Duration>,
     /// How long the servers may take to leave after the end.
     pub leave_timeout: Duration,
+    /// The most tables.
+    pub tables: usize,
 }
 
 impl CoordinatorConfig {
-    /// With five minutes to gather and five seconds to leave.
+    /// With the defaults of the settings, and five seconds to leave.
     pub fn new(servers: u32, workers: Option<u32>) -> CoordinatorConfig {
-        let gather_timeout = Some(Duration::from_secs(300));
-        CoordinatorConfig { servers, workers, gather_timeout, leave_timeout: Duration::from_secs(5) }
+        let leave_timeout = Duration::from_secs(5);
+        CoordinatorConfig {
+            servers,
+            workers,
+            gather_timeout: Some(DEFAULT_JOIN_TIMEOUT),
+            leave_timeout,
+            tables: DEFAULT_TABLES,
+        }
     }
 }
 
@@ -145,6 +153,7 @@ impl Coordinator {
         }
         Ok(Coordinator {
             workers: config.workers,
+            catalogue: Catalogue::new(config.tables),
             config,
             state: State::Gathering,
             nodes: BTreeMap::new(),
@@ -153,7 +162,6 @@ impl Coordinator {
             servers: BTreeMap::new(),
             status: BTreeMap::new(),
             barriers: BTreeMap::new(),
-            catalogue: Catalogue::default(),
             finished: 0,
             deadline: None,
         })

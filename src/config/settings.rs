@@ -5,8 +5,12 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::limits::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, DEFAULT_WAIT_TIMEOUT};
 use super::rdma::{AUTO, Devices, Mtu, Rdma, Switch};
-use super::{Environment, Network, Pin, PollChoice, ServerLimits, TransportChoice, parse_bytes};
+use super::{
+    Environment, LinkLimits, Network, Pin, PollChoice, Progress, ServerLimits, TransportChoice, WorkerLimits,
+    parse_bytes,
+};
 use crate::error::{Error, Result};
 
 /// One setting: flag `--peer-timeout`, variable `WINDLASS_PEER_TIMEOUT`, key `peer_timeout`.
@@ -34,9 +38,12 @@ enum Kind {
     Choice(RangeInclusive<u64>),
     /// A number of bytes within bounds, with K, M or G for powers of 1024.
     Bytes(RangeInclusive<u64>),
-    /// A number of seconds, at least 1.
-    Seconds,
+    /// A number of seconds within bounds.
+    Seconds(RangeInclusive<u64>),
 }
+
+/// In seconds. The times that the system keeps for a connection reach as far as half a day.
+const HOUR: u64 = 3600;
 
 /// What stands for "no such restriction" where a setting may be left open.
 pub const ANY: &str = "any";
@@ -59,7 +66,7 @@ impl Setting {
             Kind::Word(check) => check(text),
             Kind::Bytes(_) => parse_bytes(text).map(drop),
             Kind::Choice(_) if text == AUTO => Ok(()),
-            Kind::Count(_) | Kind::Choice(_) | Kind::Seconds => {
+            Kind::Count(_) | Kind::Choice(_) | Kind::Seconds(_) => {
                 text.parse::<u64>().map(drop).map_err(|_| Error::config(self.key(), "a number", text))
             }
         }
@@ -82,11 +89,10 @@ impl Setting {
                 let parsed = parse_bytes(text).ok().filter(|n| bounds.contains(n));
                 parsed.ok_or_else(|| refuse(format!("{} to {} bytes", bounds.start(), bounds.end())))
             }
-            Kind::Seconds => match text.parse() {
-                Ok(0) => Err(refuse("at least 1".to_owned())),
-                Ok(seconds) => Ok(seconds),
-                Err(_) => Err(refuse("a number of seconds".to_owned())),
-            },
+            Kind::Seconds(bounds) => {
+                let parsed = text.parse().ok().filter(|n| bounds.contains(n));
+                parsed.ok_or_else(|| refuse(format!("{} to {} seconds", bounds.start(), bounds.end())))
+            }
         }
     }
 }
@@ -193,10 +199,55 @@ settings! {
         "Ports to listen on"
         POLL, "HOW", Kind::Word(|text| text.parse::<PollChoice>().map(drop)), PollChoice::default();
         "How threads wait for the network: auto, spin or block"
-        PEER_TIMEOUT, "SECONDS", Kind::Seconds, Network::default().peer_timeout.as_secs();
-        "Seconds of silence after which a peer is lost"
-        RECONNECT_TIMEOUT, "SECONDS", Kind::Seconds, Network::default().reconnect_timeout.as_secs();
+        RECONNECT_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), Network::default().reconnect_timeout.as_secs();
         "Seconds in which a lost data connection is opened anew before its peer counts as lost"
+        PAYLOAD_BYTES, "BYTES", Kind::Bytes(ServerLimits::LEAST_PAYLOAD..=ServerLimits::MOST_PAYLOAD), ServerLimits::default().payload_bytes;
+        "Longest body of one request, which is the size of a slot and of a worker's buffers"
+    }
+    /// What every process of a job has that takes or makes control links, the Coordinator included.
+    LINK {
+        PEER_TIMEOUT, "SECONDS", Kind::Seconds(1..=12 * HOUR), Network::default().peer_timeout.as_secs();
+        "Seconds of silence after which a peer is lost"
+        JOIN_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), DEFAULT_JOIN_TIMEOUT.as_secs();
+        "Seconds in which all nodes of the job have to be there"
+        DIAL_TIMEOUT, "SECONDS", Kind::Seconds(1..=12 * HOUR), LinkLimits::default().dial_timeout.as_secs();
+        "Seconds for which an address is dialled where nobody answers"
+        HANDSHAKE_TIMEOUT, "SECONDS", Kind::Seconds(1..=12 * HOUR), LinkLimits::default().handshake_timeout.as_secs();
+        "Seconds in which whoever connects to a port has to prove itself"
+        STRANGERS, "N", Kind::Count(1..=65_536), LinkLimits::default().strangers;
+        "Connections to one port that have not proved themselves yet"
+        LINKS, "N", Kind::Count(2..=1 << 20), LinkLimits::default().links;
+        "Control links of one process"
+        CONTROL_BYTES, "BYTES", Kind::Bytes(1 << 20..=1 << 30), LinkLimits::default().control_bytes;
+        "Memory for what waits to be sent over one control link"
+        QUEUE_DEPTH, "N", Kind::Count(16..=65_536), LinkLimits::default().queue_depth;
+        "Writes and messages that may wait for one data connection (tcp)"
+    }
+    /// What only the Coordinator has.
+    COORDINATOR {
+        TABLES, "N", Kind::Count(1..=1 << 20), DEFAULT_TABLES;
+        "Tables of a job"
+    }
+    /// What only workers have.
+    WORKER {
+        PROGRESS, "WHO", Kind::Word(|text| text.parse::<Progress>().map(drop)), Progress::default();
+        "Who sends and receives while no call waits: caller or thread"
+        WAIT_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), DEFAULT_WAIT_TIMEOUT.as_secs();
+        "Seconds that any one wait may last while all nodes are alive"
+        SEND_BYTES, "BYTES", Kind::Bytes(4 << 20..=1 << 40), WorkerLimits::default().send_bytes;
+        "Memory of each worker for pushes that are copied; shorter buffers take about a quarter more"
+        RECEIVE_BYTES, "BYTES", Kind::Bytes(4 << 20..=1 << 40), WorkerLimits::default().receive_bytes;
+        "Memory of each worker for pulls that do not go to a registered buffer; shorter buffers take a seventh more"
+        SMALL_BYTES, "BYTES", Kind::Bytes(0..=64 << 10), WorkerLimits::default().small_bytes;
+        "Longest body of a push or pull that is gathered with others; 0 gathers none with a body"
+        BATCH_BYTES, "BYTES", Kind::Bytes(4 << 10..=ServerLimits::LEAST_PAYLOAD), WorkerLimits::default().batch_bytes;
+        "Longest frame that small pushes and pulls are gathered into"
+        QUEUED_FRAMES, "N", Kind::Count(1..=1 << 20), WorkerLimits::default().queued_frames;
+        "Frames that may wait for one server thread before a call waits, too"
+        WINDOW_BYTES, "BYTES", Kind::Bytes(4 << 10..=1 << 30), WorkerLimits::default().window_bytes;
+        "Bytes that may be under way to one server thread beyond the first frame"
+        RING_ENTRIES, "N", Kind::Count(4..=65_536), WorkerLimits::default().ring_entries;
+        "Replies of one server thread that a worker has not read"
     }
     /// How RDMA devices are used.
     RDMA {
@@ -232,8 +283,6 @@ settings! {
         "CPUs that server threads are pinned to: auto (one each, where there are enough), none, or a list such as 0,2-5"
         STAGING_BYTES, "BYTES", Kind::Bytes(1 << 16..=1 << 40), ServerLimits::default().staging_bytes;
         "Memory of each server thread for requests that wait, with K, M or G for powers of 1024"
-        PAYLOAD_BYTES, "BYTES", Kind::Bytes(ServerLimits::LEAST_PAYLOAD..=ServerLimits::MOST_PAYLOAD), ServerLimits::default().payload_bytes;
-        "Longest body of one request, which is the size of a slot"
         TABLE_BYTES, "BYTES", Kind::Bytes(0..=1 << 62), ServerLimits::default().table_bytes;
         "Memory of each server thread for dense tables"
         SPARE_BYTES, "BYTES", Kind::Bytes(0..=1 << 40), ServerLimits::default().spare_bytes;
@@ -244,7 +293,7 @@ settings! {
         "Pulls of one worker that may be outstanding at one server thread"
         REPLY_BUFFERS, "N", Kind::Count(1..=4096), ServerLimits::default().reply_buffers;
         "Buffers of each server thread for answers"
-        STOP_TIMEOUT, "SECONDS", Kind::Seconds, ServerLimits::default().stop_timeout.as_secs();
+        STOP_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), ServerLimits::default().stop_timeout.as_secs();
         "Seconds in which a server that is told to stop (SIGTERM) answers what it has taken"
     }
 }
@@ -265,6 +314,56 @@ mod tests {
         nothing.effective(all()).unwrap();
     }
 
+    /// All of them, from every source: what is wrong is refused by the name under which it was given.
+    #[test]
+    fn every_setting_has_a_flag_a_variable_and_a_key_in_this_order() {
+        let shown = |environment: &Environment, setting| {
+            let line = environment.effective([setting]).unwrap();
+            line.split_once(" = ")
+                .unwrap()
+                .1
+                .trim_end()
+                .split_once("  # ")
+                .map(|(v, s)| (v.to_owned(), s.to_owned()))
+        };
+        for setting in all() {
+            let (name, key) = (setting.variable, setting.key());
+            // A number that is allowed and no default, or the default word.
+            let other = match &setting.kind {
+                Kind::Word(_) => (setting.default)(),
+                Kind::Count(bounds) | Kind::Choice(bounds) | Kind::Bytes(bounds) | Kind::Seconds(bounds) => {
+                    bounds.end().to_string()
+                }
+            };
+            let value = match &setting.kind {
+                Kind::Word(_) => format!("\"{other}\""),
+                _ => other.clone(),
+            };
+            let by_file = Environment::default().under("a.toml", &format!("{key} = {value}")).unwrap();
+            assert_eq!(shown(&by_file, setting), Some((value.clone(), "file a.toml".to_owned())));
+            let default = (setting.default)();
+            let quoted = toml::Value::String(default.clone()).to_string();
+            let both = Environment::from_pairs([(name, other.as_str())]);
+            let both = both.under("a.toml", &format!("{key} = {quoted}")).unwrap();
+            assert_eq!(shown(&both, setting), Some((value.clone(), format!("environment {name}"))));
+            let all_three = Environment::from_pairs([(name, default.as_str())]).with(name, Some(&other));
+            let all_three = all_three.under("a.toml", &format!("{key} = {quoted}")).unwrap();
+            assert_eq!(shown(&all_three, setting), Some((value, format!("flag --{}", setting.flag()))));
+            let wrong: Vec<String> = match &setting.kind {
+                Kind::Word(_) => continue,
+                Kind::Count(bounds) | Kind::Choice(bounds) | Kind::Bytes(bounds) | Kind::Seconds(bounds) => {
+                    let below = bounds.start().checked_sub(1).map(|n| n.to_string());
+                    below.into_iter().chain([(bounds.end() + 1).to_string(), "many".to_owned()]).collect()
+                }
+            };
+            for text in wrong {
+                let refused = Environment::default().with(name, Some(&text)).number(setting).unwrap_err();
+                let Error::Config { setting: given, found, .. } = refused else { panic!("{refused}") };
+                assert_eq!((given, found), (format!("--{}", setting.flag()), text));
+            }
+        }
+    }
+
     #[test]
     fn a_number_out_of_bounds_is_refused_by_the_name_under_which_it_was_given() {
         let given = Environment::from_pairs([(variable::SLOTS, "65")]);
@@ -274,7 +373,7 @@ mod tests {
         let given = given.with(variable::SLOTS, Some(0));
         assert_eq!(refused(&given), "--slots: expected 1 to 64, found 0");
         let given = Environment::default().with(variable::STOP_TIMEOUT, Some(0));
-        assert_eq!(refused(&given), "--stop-timeout: expected at least 1, found 0");
+        assert_eq!(refused(&given), "--stop-timeout: expected 1 to 36000000 seconds, found 0");
         let given = Environment::default().with(variable::STAGING_BYTES, Some("1K"));
         assert!(refused(&given).starts_with("--staging-bytes: expected 65536 to "), "{}", refused(&given));
     }

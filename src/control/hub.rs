@@ -22,8 +22,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use accept::Warnings;
 
 use super::link::{Dial, Link, Phase, ReadEnd, Session};
+use crate::config::Network;
 use crate::error::{Error, Result};
-use crate::proto::control::{ControlMessage, FrameReader, FrameWriter, MAX_BODY};
+use crate::proto::control::{ControlMessage, FrameReader, FrameWriter};
 use crate::proto::filter;
 use crate::proto::handshake::{Acceptor, Dialler, Established, Local, Nonce, PRE_AUTH_LIMIT, SessionKey};
 use crate::proto::secret::Secret;
@@ -69,18 +70,24 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits {
-            pre_auth: 64,
-            handshake_timeout: Duration::from_secs(5),
-            links: 4096,
-            output_bytes: 4 * MAX_BODY,
-            peer_timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(10),
-        }
+        Limits::of(&Network::default())
     }
 }
 
 impl Limits {
+    /// What `network` says.
+    pub fn of(network: &Network) -> Limits {
+        let given = &network.limits;
+        Limits {
+            pre_auth: given.strangers,
+            handshake_timeout: given.handshake_timeout,
+            links: given.links,
+            output_bytes: given.control_bytes,
+            peer_timeout: network.peer_timeout,
+            connect_timeout: given.dial_timeout,
+        }
+    }
+
     /// How long a link may have nothing to say.
     fn keepalive(&self) -> Duration {
         (self.peer_timeout / 4).min(KEEPALIVE_MOST)

@@ -254,7 +254,9 @@ mod tests {
     #[test]
     fn what_could_fault_is_not_mapped() {
         let refused = |file: &OwnedFd, bytes| match Arena::of_peer(file, bytes, "server 3").unwrap_err() {
-            Error::Protocol { peer, field, .. } => assert_eq!((peer.as_str(), field), ("server 3", "descriptor")),
+            Error::Protocol { peer, field, .. } => {
+                assert_eq!((peer.as_str(), field), ("server 3", "descriptor"))
+            }
             other => panic!("{other}"),
         };
         let memfd = rustix::fs::memfd_create("open", MemfdFlags::ALLOW_SEALING).unwrap();

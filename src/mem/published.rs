@@ -7,6 +7,8 @@
 //! ```
 //! A pin is only given while the blocks that are pinned, present or old, are fewer than there are spare ones. So a pinned
 //! block always finds a spare one that is not pinned when it has to be written, and a write never waits for a reader.
+//!
+//! One thread pins and writes; pins may be dropped by any (loom's tests are about that).
 
 use std::sync::Arc;
 
@@ -113,8 +115,9 @@ impl Published {
         assert!(first + count <= present.len(), "a block of {} values", present.len());
         let number = self.number(present);
         let pins = &self.pins;
+        // Acquire: whose room this takes, `write` must not see as still pinned.
         if pins.of[number].fetch_add(1, Ordering::Relaxed) == 0
-            && pins.blocks.fetch_add(1, Ordering::Relaxed) as usize >= self.spares.len()
+            && pins.blocks.fetch_add(1, Ordering::Acquire) as usize >= self.spares.len()
         {
             pins.drop_one(number);
             return None;
@@ -306,3 +309,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(all(test, loom))]
+#[path = "published_tests.rs"]
+mod loom_tests;

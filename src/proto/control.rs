@@ -268,6 +268,14 @@ pub struct ThreadStats {
     pub late_applied: u64,
     /// Pieces older than their table takes.
     pub stale_rejected: u64,
+    /// Values that were infinite or no number, in tables that look for them.
+    pub non_finite: u64,
+    /// Pieces that were rejected because of such values.
+    pub non_finite_rejected: u64,
+    /// Bytes that were copied between the slots, the tables and the reply buffers: keys, and answers that are not sent from where
+    /// the parameters lie. Dense pushes are folded from their slots and add nothing. Not counted: headers, and what a step, a
+    /// set or a moved segment (`blocks_moved`) writes.
+    pub bytes_copied: u64,
 }
 
 impl ControlMessage {

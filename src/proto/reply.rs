@@ -1,10 +1,11 @@
 //! The header of what a server thread writes into a worker's reply ring.
 //!
 //! ```text
-//!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read; rejected: of `bucket`
-//!  2  version  u8   2                            32  freed    u64  bit i: slot i is free again
-//!  3  kind     u8   1 credit, 2 pulled,          40  epoch    u32
-//!                   3 rejected                   44  count    u32  pulled: values written; rejected: pieces
+//!  0  magic    u16  0x5257 ("WR")                24  version  u64  of what was read; stale: of `bucket`;
+//!  2  version  u8   3                                              not finite: the piece's smallest key
+//!  3  kind     u8   1 credit, 2 pulled,          32  freed    u64  bit i: slot i is free again
+//!                   3 rejected: stale,           40  epoch    u32
+//!                   4 rejected: not finite       44  count    u32  pulled: values written; rejected: pieces
 //!  4  of what  u32  pulled: check of the         48  tag      u32  of the request
 //!                   filters (u16); rejected:     52  withdrawn u64 bit i: region i is no more written to
 //!                   bucket of the first such
@@ -17,7 +18,7 @@ use super::{Builder, Fields, HEADER};
 use crate::error::Malformed;
 
 const MAGIC: u16 = 0x5257;
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// What the header announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +27,10 @@ pub enum ReplyKind {
     Credit,
     /// The answer to a pull; its values lie in the receive region.
     Pulled,
-    /// Pieces of a push are older than their table takes, and were not applied. It frees the push's slot.
-    Rejected,
+    /// Pieces of a push were rejected; the first was older than its table takes. It frees the push's slot.
+    Stale,
+    /// Pieces of a push were rejected; the first held values that are not finite. It frees the push's slot.
+    NonFinite,
 }
 
 /// A reply's header, decoded from a private copy.
@@ -39,7 +42,7 @@ pub struct ReplyHeader {
     pub sequence: u64,
     /// All clocks < closed are closed at this shard.
     pub closed: u64,
-    /// Updates that the bucket has seen (the largest, for several buckets).
+    /// Updates that the bucket has seen (the largest, for several buckets). Not finite: the smallest key of the first such piece.
     pub version: u64,
     /// Bit i: slot i is free again.
     pub freed: u64,
@@ -53,7 +56,7 @@ pub struct ReplyHeader {
     pub withdrawn: u64,
     /// Pulled: check of the filters that the values went through, 0 without any. Shares its place with `bucket`.
     pub chain: u16,
-    /// Rejected: the bucket of the first such piece, whose version is `version`.
+    /// Rejected: the bucket of the first such piece.
     pub bucket: u32,
 }
 
@@ -63,7 +66,8 @@ impl ReplyHeader {
         let (kind, of_what) = match self.kind {
             ReplyKind::Credit => (1u8, 0),
             ReplyKind::Pulled => (2, u32::from(self.chain)),
-            ReplyKind::Rejected => (3, self.bucket),
+            ReplyKind::Stale => (3, self.bucket),
+            ReplyKind::NonFinite => (4, self.bucket),
         };
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
@@ -87,13 +91,14 @@ impl ReplyHeader {
         let kind = match bytes[3] {
             1 => ReplyKind::Credit,
             2 => ReplyKind::Pulled,
-            3 => ReplyKind::Rejected,
-            other => return Err(Malformed::new("kind", "1 to 3", other)),
+            3 => ReplyKind::Stale,
+            4 => ReplyKind::NonFinite,
+            other => return Err(Malformed::new("kind", "1 to 4", other)),
         };
         let (chain, bucket, reserved) = match kind {
             ReplyKind::Credit => (0, 0, fields.u32(4)),
             ReplyKind::Pulled => (fields.u16(4), 0, u32::from(fields.u16(6))),
-            ReplyKind::Rejected => (0, fields.u32(4), 0),
+            ReplyKind::Stale | ReplyKind::NonFinite => (0, fields.u32(4), 0),
         };
         if reserved != 0 {
             return Err(Malformed::new("reserved", "zero", "something else"));
@@ -121,7 +126,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let reply = ReplyHeader {
-            kind: ReplyKind::Rejected,
+            kind: ReplyKind::Stale,
             sequence: 7,
             closed: 3,
             version: 2,
@@ -136,10 +141,13 @@ mod tests {
         let hex: String = reply.encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "5752020309000000070000000000000003000000000000000200000000000000\
-             00000000000000800400000005000000060000000000000000000040a6f490ea"
+            "5752030309000000070000000000000003000000000000000200000000000000\
+             00000000000000800400000005000000060000000000000000000040522ae55f"
         );
         assert_eq!(ReplyHeader::decode(&reply.encode()), Ok(reply));
+        let not_finite = ReplyHeader { kind: ReplyKind::NonFinite, ..reply };
+        assert_eq!(not_finite.encode()[3], 4);
+        assert_eq!(ReplyHeader::decode(&not_finite.encode()), Ok(not_finite));
         let pulled = ReplyHeader { kind: ReplyKind::Pulled, chain: 0x0A0B, bucket: 0, ..reply };
         let bytes = pulled.encode();
         assert_eq!(bytes[3..8], [2, 0x0B, 0x0A, 0, 0]);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cluster::coordinator::{Coordinator, CoordinatorConfig, Input, Output, State};
+use crate::config::{Environment, LinkLimits, Network, settings};
 use crate::control::{Event, Hub, HubConfig, HubWaker, Limits, LinkId};
 use crate::error::{Error, Result};
 use crate::proto::control::ControlMessage;
@@ -43,6 +44,18 @@ pub struct CoordinatorServerConfig {
 }
 
 impl CoordinatorServerConfig {
+    /// Takes the limits that `environment` gives.
+    pub fn limited_by(&mut self, environment: &Environment) -> Result<()> {
+        self.limits = Limits::of(&Network {
+            peer_timeout: environment.seconds(&settings::PEER_TIMEOUT)?,
+            limits: LinkLimits::from_environment(environment)?,
+            ..Network::default()
+        });
+        self.cluster.gather_timeout = Some(environment.seconds(&settings::JOIN_TIMEOUT)?);
+        self.cluster.tables = environment.number(&settings::TABLES)? as usize;
+        Ok(())
+    }
+
     /// On 127.0.0.1, at a port that the system chooses.
     pub fn new(secret: Secret, job: &str, servers: u32, workers: Option<u32>) -> CoordinatorServerConfig {
         CoordinatorServerConfig {

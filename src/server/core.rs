@@ -16,11 +16,11 @@ use crate::mem::{Arena, Pool, RegionId};
 use crate::proto::{
     Chains, HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage,
 };
-use crate::transport::Loan;
 use crate::store::{Applied, How, Intake, Rejection, Shard, SparsePiece};
+use crate::transport::Loan;
 use crate::types::{
-    Aggregate, Clock, DirectoryEntry, Key, Late, PartitionMap, Rank, ShardId, TableId, TableKind, TableSpec,
-    View,
+    Aggregate, Clock, DirectoryEntry, Key, Late, NonFinite, PartitionMap, Rank, ShardId, TableId, TableKind,
+    TableSpec, View,
 };
 
 mod answer;
@@ -41,6 +41,8 @@ pub struct Held {
     header: RequestHeader,
     /// A push to a dense table, and checked: it is folded together with others of its bucket.
     fused: bool,
+    /// Fused, and its table looks for values that are not finite.
+    examined: bool,
     /// Counts what came.
     arrival: u64,
 }
@@ -50,6 +52,8 @@ pub struct Held {
 struct Place {
     slot: u32,
     body_at: usize,
+    /// Nothing else lies in the slot.
+    alone: bool,
 }
 
 impl Place {
@@ -83,7 +87,7 @@ struct Session {
     rejected: Vec<Option<Rejected>>,
 }
 
-/// What a worker is told of a push of which pieces were too old.
+/// What a worker is told of a push of which pieces were rejected.
 #[derive(Debug, Clone, Copy)]
 struct Rejected {
     sequence: u64,
@@ -256,6 +260,7 @@ impl Core {
         ThreadStats {
             parameter_bytes: self.shard.parameter_bytes(),
             blocks_moved: self.shard.moves(),
+            non_finite: self.shard.non_finite(),
             max_clock_lag: self.gate.max_lag(),
             closed: self.gate.closed(),
             ..self.stats
@@ -330,7 +335,7 @@ impl Core {
         *self.left(rank, slot) = left;
         if let Some(Loan { offset, .. }) = body {
             self.loans.set(rank, slot, body);
-            let place = Place { slot, body_at: offset };
+            let place = Place { slot, body_at: offset, alone: true };
             return self.part(rank, place, header).map_err(|m| m.by(self.peer(rank)));
         }
         self.each_part(rank, slot, header, Core::part)
@@ -346,16 +351,13 @@ impl Core {
     ) -> Result<()> {
         let body_at = self.staging.slot_at(rank, slot) + HEADER;
         if header.kind != RequestKind::Batch {
-            return part(self, rank, Place { slot, body_at }, header).map_err(|m| m.by(self.peer(rank)));
+            let place = Place { slot, body_at, alone: true };
+            return part(self, rank, place, header).map_err(|m| m.by(self.peer(rank)));
         }
         let arena = self.staging.arena.clone();
         for found in header.parts(move |at, bytes| arena.copy_out(body_at + at, bytes)) {
             let done = found.and_then(|(at, header)| {
-                // The slot comes back with the reply that rejects it: nothing else may be in there.
-                if header.kind == RequestKind::Push && header.argument != NO_BASE {
-                    return Err(Malformed::new("argument", "no base version in a batch", header.argument));
-                }
-                part(self, rank, Place { slot, body_at: body_at + at }, header)
+                part(self, rank, Place { slot, body_at: body_at + at, alone: false }, header)
             });
             done.map_err(|m| m.by(self.peer(rank)))?;
             if self.failed {
@@ -431,6 +433,7 @@ impl Core {
         self.stats.pushed_bytes += u64::from(header.length);
         let spec = self.known(header.table)?;
         let (by_rank, quorum) = (spec.consistency.folds_by_rank(), spec.quorum);
+        let non_finite = spec.non_finite;
         let dense = matches!(spec.kind, TableKind::Dense { .. });
         if header.clock != self.gate.clock_of(rank) {
             return Err(out_of_order(OutOfOrder { expected: self.gate.clock_of(rank) }, header.clock));
@@ -438,6 +441,14 @@ impl Core {
         if (by_rank || header.kind == RequestKind::Set) && header.argument != NO_BASE {
             let expected = "no base version under bsp, or of a set";
             return Err(Malformed::new("argument", expected, header.argument));
+        }
+        // The slot comes back with the reply that rejects it: nothing else may be in there.
+        if !place.alone && header.argument != NO_BASE {
+            return Err(Malformed::new("argument", "no base version in a batch", header.argument));
+        }
+        if !place.alone && non_finite == NonFinite::Reject {
+            let expected = "none in a batch that rejects values that are not finite";
+            return Err(Malformed::new("table", expected, header.table));
         }
         let chain = self.chains(&header)?.push;
         chain.expect(header.chain)?;
@@ -450,7 +461,8 @@ impl Core {
             self.promised = self.promised.max(header.clock + u64::from(quorum.is_none()));
             let fused = dense && header.kind == RequestKind::Push;
             self.arrivals += 1;
-            let held = Held { place, header, fused, arrival: self.arrivals };
+            let examined = fused && non_finite != NonFinite::Accept;
+            let held = Held { place, header, fused, examined, arrival: self.arrivals };
             let at = (rank, header.clock);
             let passed = match quorum {
                 None => self.gate.push(rank, header.clock, held, &mut self.verdicts),
@@ -505,7 +517,8 @@ impl Core {
             }
             TableKind::Sparse { dim, .. } => {
                 let body = SparseBody::announced(&header, dim as usize * chain.value_bytes())?;
-                self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
+                let copied = self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
+                self.stats.bytes_copied += copied;
                 let values = body.keys * dim as usize;
                 let values = chain.view(&self.staging.arena, body_at + body.values_at(), values);
                 let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
@@ -516,12 +529,13 @@ impl Core {
             None => self.free(rank, place.slot),
             Some(rejection) => self.reject(rank, place.slot, header, rejection),
         }
-        Ok(pieces as u64 - rejection.map_or(0, |r| u64::from(r.pieces)))
+        Ok(pieces as u64 - rejection.map_or(0, |r| u64::from(r.pieces())))
     }
 
-    /// Remembers that pieces of a push were too old. Its slot comes back with the reply that says so.
+    /// Remembers that pieces of a push were rejected. Its slot comes back with the reply that says so.
     fn reject(&mut self, rank: Rank, slot: u32, header: RequestHeader, rejection: Rejection) {
-        self.stats.stale_rejected += u64::from(rejection.pieces);
+        self.stats.stale_rejected += u64::from(rejection.stale);
+        self.stats.non_finite_rejected += u64::from(rejection.non_finite);
         *self.left(rank, slot) = 0; // it is alone in its slot
         self.loans.set(rank, slot, None);
         let session = &mut self.sessions[rank as usize];
@@ -554,7 +568,8 @@ impl Core {
         } else {
             let body = SparseBody::announced(&header, 0)?;
             (waiting.directory, waiting.keys) = self.spare.pop().unwrap_or_default();
-            self.staging.keys(place.body_at, &body, &mut waiting.directory, &mut waiting.keys);
+            let (directory, keys) = (&mut waiting.directory, &mut waiting.keys);
+            self.stats.bytes_copied += self.staging.keys(place.body_at, &body, directory, keys);
             self.shard.check_pull(header.table, &waiting.piece())?;
         }
         if let Some(link) = &mut self.links[rank as usize] {

@@ -132,9 +132,10 @@ impl Link {
         }
     }
 
-    /// Pieces of the push in a slot were rejected.
+    /// Pieces of the push in a slot were rejected. As with [`Link::free`], of one that came over an earlier endpoint it is told
+    /// when its replay has come.
     pub fn reject(&mut self, slot: u32) {
-        self.rejected |= 1 << slot;
+        self.rejected |= self.filled & 1 << slot;
     }
 
     /// A slot whose push's rejection can be told now: it is free with the next reply, which must be that.

@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Sender, bounded};
 
 use crate::config::{Environment, Network, Pin, ServerLimits, TransportKind, settings, variable};
-use crate::control::{Hub, HubConfig, HubWaker, this_process};
+use crate::control::{Hub, HubConfig, HubWaker, Limits, this_process};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::proto::secret::Secret;
@@ -199,7 +199,7 @@ impl ServerBuilder {
         let offer = choice::offer(&self.network)?;
         let identity = this_process(Role::Server, self.rank)?;
         let mut config = HubConfig::new(self.secret.clone(), &self.job, identity);
-        config.limits.peer_timeout = self.network.peer_timeout;
+        config.limits = Limits::of(&self.network);
         let mut hub = Hub::new(config)?;
         let address = hub.listen(self.network.interface, self.network.ports.clone())?;
         let coordinator = hub.dial(&self.coordinator, "the coordinator")?;

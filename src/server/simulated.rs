@@ -8,13 +8,13 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::reactor::{Command, OpenRequest, Opened, Reactor, Report, Reports};
 use crate::config::{Polling, ServerLimits, TransportKind};
-use crate::transport::choice::Agreed;
 use crate::error::Result;
 use crate::mem::RemoteRegion;
 use crate::proto::ThreadStats;
 use crate::proto::control::ControlMessage;
 use crate::proto::handshake::derive_endpoint_key;
 use crate::store::Optimizers;
+use crate::transport::choice::Agreed;
 use crate::transport::park::Waker;
 use crate::transport::{SessionKey, Transport};
 use crate::types::{Rank, ShardId, TableId, TableSpec, View};

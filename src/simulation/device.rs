@@ -6,12 +6,13 @@
 use std::thread;
 use std::time::Duration;
 
+use crate::client::{Client, ClientConfig};
 use crate::config::{Network, Rdma, TransportChoice, TransportKind};
 use crate::proto::secret::Secret;
+use crate::server::Server;
 use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use crate::transport::verbs::{available, faults};
 use crate::types::{KeyRange, OptimizerSpec, SortedKeys, TableSpec, mix64};
-use crate::{Client, ClientConfig, Server};
 
 const WORKERS: u32 = 3;
 const CLOCKS: u64 = 30;

@@ -8,11 +8,13 @@ use super::exact::{MOST, Pull, Pushes, value};
 use super::rig::{Job, Outcome, Worker};
 use crate::client::{Table, Ticket};
 use crate::config::ServerLimits;
+use crate::error::Error;
 use crate::server::simulated::Fault;
 use crate::transport::sim::{SimFailure, SimOptions};
 use crate::types::random::SplitMix64;
 use crate::types::{
-    Aggregate, Clock, Consistency, KeyRange, OptimizerSpec, SortedKeys, TableKind, TableSpec, mix64,
+    Aggregate, Clock, Consistency, KeyRange, NonFinite, OptimizerSpec, SortedKeys, TableKind, TableSpec,
+    mix64,
 };
 
 /// fp32 in one unit: a cell for each worker, and some that nobody uses.
@@ -33,8 +35,11 @@ struct Call {
     table: usize,
     first: usize,
     units: usize,
+    priority: i8,
     /// Virtual time before it, in nanoseconds.
     nap: u64,
+    /// A push whose pieces all hold a value that is not finite.
+    odd: bool,
     /// Waited for at once, where that is allowed; else later, in another order.
     at_once: bool,
 }
@@ -78,20 +83,24 @@ fn tables(random: &mut SplitMix64) -> (Vec<TableSpec>, Vec<usize>) {
             2..4 => Consistency::Ssp { staleness: random.below(3) },
             _ => Consistency::Asp,
         };
-        spec.consistency(consistency).optimizer(OptimizerSpec::sum()).aggregate(Aggregate::Sum)
+        let choice = if random.below(2) == 0 { NonFinite::Accept } else { NonFinite::Reject };
+        let spec = spec.consistency(consistency).optimizer(OptimizerSpec::sum()).aggregate(Aggregate::Sum);
+        spec.non_finite(choice)
     });
     let specs = specs.collect();
     (specs, units)
 }
 
-fn script(random: &mut SplitMix64, units: &[usize], naps: u64) -> Script {
+fn script(random: &mut SplitMix64, units: &[usize], rejecting: &[bool], naps: u64) -> Script {
     let clocks = draw(random, 1, 4);
     let call = |random: &mut SplitMix64| {
         let table = draw(random, 0, units.len() - 1);
         let first = draw(random, 0, units[table] - 1);
         let kind = [Kind::Push, Kind::Push, Kind::Pull, Kind::PushPull][draw(random, 0, 3)];
         let (units, nap) = (draw(random, 1, units[table] - first), random.below(naps));
-        Call { kind, table, first, units, nap, at_once: random.below(3) == 0 }
+        let odd = rejecting[table] && kind != Kind::Pull && random.below(4) == 0;
+        let priority = random.below(3) as i8 - 1;
+        Call { kind, table, first, units, priority, nap, odd, at_once: random.below(3) == 0 }
     };
     (0..clocks).map(|_| (0..random.below(MOST as u64 / 4 + 1)).map(|_| call(random)).collect()).collect()
 }
@@ -104,18 +113,19 @@ impl Scene {
         workers: usize,
         naps: u64,
     ) -> Scene {
+        let rejecting: Vec<bool> = specs.iter().map(|s| s.non_finite == NonFinite::Reject).collect();
         let scripts: Vec<Script> = (0..workers)
             .map(|_| {
                 // Some are slow.
                 let naps = if random.below(4) == 0 { naps * 20 } else { naps };
-                script(random, &units, naps)
+                script(random, &units, &rejecting, naps)
             })
             .collect();
         let none = || units.iter().map(|&n| vec![Vec::new(); n]).collect::<Vec<_>>();
         let mut clocks = vec![none(); workers];
         for (script, clocks) in scripts.iter().zip(&mut clocks) {
             for (clock, calls) in (0..).zip(script) {
-                for call in calls.iter().filter(|c| c.kind != Kind::Pull) {
+                for call in calls.iter().filter(|c| c.kind != Kind::Pull && !c.odd) {
                     for unit in &mut clocks[call.table][call.first..call.first + call.units] {
                         unit.push(clock);
                     }
@@ -155,7 +165,7 @@ impl Scene {
         worker.finish();
         for table in 0..self.units.len() {
             let (kind, units) = (Kind::Pull, self.units[table]);
-            let call = Call { kind, table, first: 0, units, nap: 0, at_once: true };
+            let call = Call { kind, table, first: 0, units, priority: 0, nap: 0, odd: false, at_once: true };
             let clock = self.scripts[rank].len() as Clock;
             self.pull(worker, clock, &call, true).wait(self, worker);
         }
@@ -177,7 +187,7 @@ impl Scene {
     }
 
     fn pull(&self, worker: &Worker, clock: Clock, call: &Call, at_the_end: bool) -> Waited {
-        let table = &worker.tables[call.table];
+        let table = &worker.tables[call.table].priority(call.priority);
         let ticket = match dense(table) {
             true => table.pull_range_async(range(call)),
             false => table.pull_async(self.sorted(call)),
@@ -192,10 +202,15 @@ impl Scene {
     }
 
     fn push(&self, worker: &Worker, clock: Clock, call: &Call) -> Waited {
-        let (table, rank) = (&worker.tables[call.table], worker.rank as usize);
+        let table = &worker.tables[call.table].priority(call.priority);
+        let rank = worker.rank as usize;
         let width = width(table);
         let mut values = vec![0.0; call.units * width];
         for (unit, values) in values.chunks_mut(width).enumerate() {
+            if call.odd {
+                values[rank] = [f32::NAN, f32::INFINITY][unit % 2];
+                continue;
+            }
             let made = &self.made[rank][call.table][call.first + unit];
             values[rank] = value(made.fetch_add(1, Ordering::Relaxed));
         }
@@ -246,6 +261,13 @@ impl Waited {
     fn wait(mut self, scene: &Scene, worker: &Worker) {
         worker.node.doing(format!("waiting for {:?}", self.call));
         let Some(mut ticket) = self.ticket.take() else { return };
+        if self.call.odd {
+            let ended = ticket.wait();
+            if !matches!(ended, Err(Error::NonFinite { worker: rank, .. }) if rank == worker.rank) {
+                worker.node.fail(&format!("not exact: {:?} ended with {ended:?}", self.call));
+            }
+            return;
+        }
         let Some(pull) = self.pull else { return ticket.wait().unwrap() };
         let (call, width) = (&self.call, width(&worker.tables[self.call.table]));
         let mut values = vec![0.0; call.units * width];
@@ -327,7 +349,7 @@ fn every_pull_saw_exactly_the_clocks_that_its_consistency_allows() {
     let counted = halves.map(|half| half.join().unwrap());
     let (reconnects, duplicates) = counted.into_iter().fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     println!("{SEEDS} seeds: {reconnects} reconnects, {duplicates} duplicates dropped");
-    assert!(reconnects > SEEDS && duplicates > SEEDS, "{reconnects} reconnects, {duplicates} duplicates");
+    assert!(reconnects > SEEDS && duplicates > SEEDS / 2, "{reconnects} reconnects, {duplicates} duplicates");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! 64 workers with one slot each: no order of buckets and tables makes them wait for each other for ever, and their number
+//! 64 workers with one slot each: no order of buckets, tables and priorities makes them wait for each other for ever, and their number
 //! costs a server thread no memory.
 
 use std::sync::{Arc, Mutex};
@@ -45,14 +45,16 @@ fn range(first: usize, units: usize) -> KeyRange {
     KeyRange::new((first * UNIT) as u64, ((first + units) * UNIT) as u64).unwrap()
 }
 
-/// Pushes to every unit of every table in an order of its own; a straggler takes long for each.
+/// Pushes to every unit of every table in an order and with priorities of its own; a straggler takes long for each.
 fn act(worker: &Worker, seed: u64, result: &Mutex<Vec<u32>>) {
     let straggler = seed % 64;
     for clock in 0..CLOCKS {
         let mut asked = Vec::new();
         for piece in permutation(worker.tables.len() * UNITS, seed, u64::from(worker.rank) * CLOCKS + clock) {
             let (at, unit) = (piece / UNITS, piece % UNITS);
-            let table = &worker.tables[at];
+            let priority =
+                SplitMix64::new(seed, u64::from(worker.rank) << 32 | clock << 16 | piece as u64).below(5);
+            let table = &worker.tables[at].priority(priority as i8 - 2);
             worker.node.doing(format!("pushing unit {unit} of table {at} in clock {clock}"));
             if u64::from(worker.rank) == straggler {
                 worker.node.sleep(Duration::from_millis(1));

@@ -11,4 +11,4 @@ mod sparse;
 mod state;
 
 pub use optimizer::{MAX_STATE_WIDTH, Optimizer, Optimizers};
-pub use shard::{Applied, DensePiece, How, Intake, Reading, Rejection, Shard, SparsePiece};
+pub use shard::{Applied, Cause, DensePiece, How, Intake, Reading, Rejection, Shard, SparsePiece};

@@ -7,10 +7,11 @@ use super::dense::Dense;
 use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
-use crate::kernels::Input;
+use crate::kernels::{self, Input};
 use crate::mem::{Arena, Kind, Pin, RegionId};
 use crate::types::{
-    Aggregate, BucketId, DirectoryEntry, Initializer, Key, Stale, TableId, TableKind, TableSpec, Version,
+    Aggregate, BucketId, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind, TableSpec,
+    Version,
 };
 
 /// Values for part of one dense bucket.
@@ -60,15 +61,49 @@ pub enum Intake {
     Drop,
 }
 
-/// Pieces of one push that were too old for their table, and not applied.
+/// Pieces of one push that were not applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rejection {
-    /// How many.
-    pub pieces: u32,
+    /// How many were too old for their table.
+    pub stale: u32,
+    /// How many held values that are not finite.
+    pub non_finite: u32,
     /// The bucket of the first.
     pub bucket: BucketId,
-    /// Its version.
-    pub current: Version,
+    /// Why the first was rejected.
+    pub cause: Cause,
+}
+
+/// Why a piece was rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It was too old.
+    Stale {
+        /// The version of its bucket.
+        current: Version,
+    },
+    /// It held values that are not finite.
+    NonFinite {
+        /// Its smallest key.
+        first: Key,
+    },
+}
+
+impl Rejection {
+    /// How many were rejected, whatever the reason.
+    pub fn pieces(&self) -> u32 {
+        self.stale + self.non_finite
+    }
+
+    /// With one more piece, behind those that `earlier` counts.
+    fn after(earlier: Option<Rejection>, bucket: BucketId, cause: Cause) -> Rejection {
+        let mut all = earlier.unwrap_or(Rejection { stale: 0, non_finite: 0, bucket, cause });
+        match cause {
+            Cause::Stale { .. } => all.stale += 1,
+            Cause::NonFinite { .. } => all.non_finite += 1,
+        }
+        all
+    }
 }
 
 /// An update that became visible: what a replica would replay.
@@ -111,6 +146,8 @@ pub struct Shard {
     /// Buckets of the other tables that the open clock touched.
     touched: Vec<(TableId, BucketId)>,
     scratch: Vec<f32>,
+    /// Values that are not finite, so far.
+    non_finite: u64,
     /// What tables may take when they are made, and what they took.
     budget: u64,
     spare_bytes: u64,
@@ -129,6 +166,7 @@ impl Shard {
             tables: HashMap::new(),
             touched: Vec::new(),
             scratch: Vec::new(),
+            non_finite: 0,
             budget,
             spare_bytes,
             memory: Kind::Private,
@@ -198,7 +236,7 @@ impl Shard {
         self.tables.get(&table).map(|t| &t.spec)
     }
 
-    /// Takes one dense piece. Gives its rejection, if it is too old.
+    /// Takes one dense piece. Gives its rejection, if it is too old or not finite.
     pub fn write_dense(
         &mut self,
         table: TableId,
@@ -212,6 +250,10 @@ impl Shard {
             self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
         may_take(how, optimizer.as_ref())?;
+        dense.check(&piece)?;
+        if is_unfit(spec, values, &mut self.non_finite) {
+            return Ok(Some(unfit(spec, &piece)));
+        }
         match intake {
             Intake::Fold => {
                 let first_of_clock = match how {
@@ -227,7 +269,7 @@ impl Shard {
                 let version = match how {
                     How::Push => {
                         let Some(divisor) = aged(spec.stale, base, current, divisor) else {
-                            return Ok(Some(Rejection { pieces: 1, bucket, current }));
+                            return Ok(Some(Rejection::after(None, bucket, Cause::Stale { current })));
                         };
                         dense.apply(&piece, divisor, optimizer.as_ref())?
                     }
@@ -235,7 +277,7 @@ impl Shard {
                 };
                 applied.push(Applied { table, bucket, version });
             }
-            Intake::Drop => drop(dense.read(bucket, first, values.len() as u32)?),
+            Intake::Drop => {}
         }
         Ok(None)
     }
@@ -246,6 +288,13 @@ impl Shard {
             Body::Dense(dense) => dense.check(piece),
             Body::Sparse(_) => Err(kind_mismatch("dense")),
         }
+    }
+
+    /// The rejection of a dense piece that fits, before it is folded by [`Shard::fold_dense`] or [`Shard::close_dense`], if it is
+    /// not finite.
+    pub fn examine_dense(&mut self, table: TableId, piece: &DensePiece<'_>) -> Option<Rejection> {
+        let spec = &self.tables.get(&table)?.spec;
+        is_unfit(spec, piece.values, &mut self.non_finite).then(|| unfit(spec, piece))
     }
 
     /// Takes pushed pieces of one dense bucket into the open clock's sum, in their order. Nothing is touched unless all fit.
@@ -277,7 +326,7 @@ impl Shard {
     }
 
     /// Takes the sparse pieces of one frame. Nothing is touched unless all of it fits. Gives the rejection of those that are
-    /// too old; the others are taken.
+    /// too old or not finite; the others are taken.
     pub fn write_sparse(
         &mut self,
         table: TableId,
@@ -296,17 +345,21 @@ impl Shard {
             return Err(Malformed::new("values", (piece.keys.len() * dim).to_string(), piece.values.len()));
         }
         let mut rejection: Option<Rejection> = None;
-        if intake == Intake::Drop {
-            return Ok(rejection);
-        }
         let mut done = 0;
         for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
-            let bucket = sparse.touch(id, optimizer.as_ref());
-            let rows = bucket.rows();
             let count = count as usize;
             let keys = &piece.keys[done..done + count];
             let values = piece.values.part(done * dim, count * dim);
             done += count;
+            if is_unfit(spec, values, &mut self.non_finite) {
+                rejection = Some(Rejection::after(rejection, id, Cause::NonFinite { first: keys[0] }));
+                continue;
+            }
+            if intake == Intake::Drop {
+                continue;
+            }
+            let bucket = sparse.touch(id, optimizer.as_ref());
+            let rows = bucket.rows();
             if let Intake::Step { divisor, base } = intake {
                 let current = bucket.version();
                 let version = match (how, aged(spec.stale, base, current, divisor)) {
@@ -315,7 +368,7 @@ impl Shard {
                         bucket.apply(keys, values, divisor, optimizer.as_ref(), &mut self.scratch)
                     }
                     (How::Push, None) => {
-                        rejection.get_or_insert(Rejection { pieces: 0, bucket: id, current }).pieces += 1;
+                        rejection = Some(Rejection::after(rejection, id, Cause::Stale { current }));
                         continue;
                     }
                 };
@@ -409,6 +462,11 @@ impl Shard {
         version
     }
 
+    /// Values that were not finite, in tables that look for them.
+    pub fn non_finite(&self) -> u64 {
+        self.non_finite
+    }
+
     /// Bytes of parameters, without state and index.
     pub fn parameter_bytes(&self) -> u64 {
         self.parameter_bytes
@@ -456,6 +514,24 @@ fn aged(stale: Stale, base: Option<Version>, current: Version, divisor: f32) -> 
         Stale::Scale => Some(divisor * (1.0 + age as f32)),
         Stale::Reject { max_age } => (age <= max_age).then_some(divisor),
     }
+}
+
+/// Looks for values that are not finite, where the table says so, and adds how many there are to `found`. True when they are
+/// a reason to reject their piece.
+fn is_unfit(spec: &TableSpec, values: Input<'_>, found: &mut u64) -> bool {
+    if spec.non_finite == NonFinite::Accept {
+        return false;
+    }
+    let here = kernels::count_non_finite(values);
+    *found += here;
+    here > 0 && spec.non_finite == NonFinite::Reject
+}
+
+/// The rejection of a dense piece that fits and is not finite.
+fn unfit(spec: &TableSpec, piece: &DensePiece<'_>) -> Rejection {
+    let segment = spec.segment_range(piece.bucket).map_or(0, |range| range.start());
+    let first = segment + u64::from(piece.first);
+    Rejection::after(None, piece.bucket, Cause::NonFinite { first })
 }
 
 /// Buckets of this shard in ascending order, with keys that belong to them in ascending order.

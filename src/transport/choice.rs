@@ -136,10 +136,7 @@ mod tests {
         let none = "device: expected one, found none";
         assert_eq!(fallen.lacks, format!("{none}; {none}"));
         let both = offer_by(TransportChoice::Auto, |_| Ok(())).unwrap();
-        assert_eq!(
-            both,
-            Offer { kinds: TransportKind::ALL.to_vec(), lacks: String::new() }
-        );
+        assert_eq!(both, Offer { kinds: TransportKind::ALL.to_vec(), lacks: String::new() });
         let tcp = offer_by(TransportChoice::Only(TransportKind::Tcp), only_tcp).unwrap();
         assert_eq!(tcp, Offer { kinds: vec![TransportKind::Tcp], lacks: String::new() });
         let error = offer_by(TransportChoice::Only(TransportKind::Verbs), only_tcp).unwrap_err();

@@ -52,13 +52,8 @@ impl<S> Endpoints<S> {
         });
         let slot = &mut self.slots[index as usize];
         let id = EndpointId { index, generation: slot.generation };
-        slot.endpoint = Some(Box::new(Endpoint {
-            id,
-            side,
-            peer: peer.to_owned(),
-            grants: Grants::default(),
-            state,
-        }));
+        slot.endpoint =
+            Some(Box::new(Endpoint { id, side, peer: peer.to_owned(), grants: Grants::default(), state }));
         id
     }
 

@@ -19,6 +19,7 @@ mod endpoints;
 mod grants;
 pub mod interface;
 pub mod network;
+pub mod pairing;
 pub mod park;
 mod preamble;
 pub mod several;

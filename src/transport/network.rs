@@ -1,7 +1,9 @@
 //! The network that a process's settings describe, on the machine that it runs on.
 
 use super::{cpus, interface};
-use crate::config::{Environment, Network, PollChoice, Polling, Rdma, parse_ports, settings, variable};
+use crate::config::{
+    Environment, LinkLimits, Network, PollChoice, Polling, Rdma, parse_ports, settings, variable,
+};
 use crate::error::{Error, Result};
 
 /// What the `WINDLASS_*` variables say, and defaults for what they don't. Without a word from the launcher this process is
@@ -27,6 +29,7 @@ pub fn from_environment(environment: &Environment, own_pollers: usize) -> Result
         reconnect_timeout: environment.seconds(&settings::RECONNECT_TIMEOUT)?,
         polling: Polling::chosen(poll, pollers, cpus::allowed_count()),
         advertise: None,
+        limits: LinkLimits::from_environment(environment)?,
     })
 }
 

@@ -291,7 +291,8 @@ impl Transport for Several {
         let id = EndpointId { index, generation: place.generation };
         let (memory, wide) = (Some(memory), Some(wide));
         let peer = peer.to_owned();
-        place.endpoint = Some(Endpoint { peer, side, memory, wide, chosen: None, next: None, closing: false });
+        place.endpoint =
+            Some(Endpoint { peer, side, memory, wide, chosen: None, next: None, closing: false });
         memory.map(|theirs| self.ours.insert((true, theirs), id));
         wide.map(|theirs| self.ours.insert((false, theirs), id));
         self.wide_open += 1;

@@ -1,6 +1,7 @@
 //! What a table is, and how it is cut into buckets.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,44 @@ pub enum Aggregate {
     Sum,
     /// Their sum divided by the number of workers that were expected in that clock.
     Mean,
+}
+
+/// What becomes of pushed and set values that are infinite or no number (NaN), once their filters have widened them: under
+/// an fp16 wire that includes what was too large for it.
+///
+/// A piece is looked at as a whole before it is folded or applied, so that what becomes of it depends on its bits alone,
+/// whatever else arrives when. Looking costs a pass over each piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum NonFinite {
+    /// They are not looked for. One that is pushed stays in its parameter, under most update rules for ever.
+    #[default]
+    Accept,
+    /// They are counted (`non_finite`), and taken.
+    Count,
+    /// They are counted, and a piece that holds one is rejected: it changes nothing, and its push's ticket ends with
+    /// [`Error::NonFinite`]. Under Bsp the clock closes as usual, and `mean` divides by the same number of workers. Other
+    /// pieces of the same push are taken.
+    Reject,
+}
+
+impl fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NonFinite::Accept => "accept",
+            NonFinite::Count => "count",
+            NonFinite::Reject => "reject",
+        })
+    }
+}
+
+impl FromStr for NonFinite {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<NonFinite, Error> {
+        let known = [NonFinite::Accept, NonFinite::Count, NonFinite::Reject];
+        let named = known.into_iter().find(|choice| choice.to_string() == text);
+        named.ok_or_else(|| Error::config("non-finite values", "accept, count or reject", text))
+    }
 }
 
 /// A server-side update rule by name, with its hyper-parameters.
@@ -156,6 +195,8 @@ pub struct TableSpec {
     pub quorum: Option<Quorum>,
     /// What becomes of pushes whose base version is old (Ssp, Asp).
     pub stale: Stale,
+    /// What becomes of values that are not finite.
+    pub non_finite: NonFinite,
     /// What parameters are before anything was pushed to them.
     pub initializer: Initializer,
     /// What is done to values on their way to the servers, in this order.
@@ -185,6 +226,7 @@ impl TableSpec {
             consistency: Consistency::Bsp,
             quorum: None,
             stale: Stale::Accept,
+            non_finite: NonFinite::Accept,
             initializer: Initializer::Zeros,
             push_filters: Vec::new(),
             pull_filters: Vec::new(),
@@ -218,6 +260,12 @@ impl TableSpec {
     /// The same with another rule for pushes that carry a base version (Ssp, Asp).
     pub fn stale(mut self, stale: Stale) -> TableSpec {
         self.stale = stale;
+        self
+    }
+
+    /// The same with another rule for values that are not finite.
+    pub fn non_finite(mut self, non_finite: NonFinite) -> TableSpec {
+        self.non_finite = non_finite;
         self
     }
 
@@ -404,6 +452,11 @@ impl fmt::Display for TableSpec {
         if self.stale != Stale::Accept {
             write!(f, ", {}", self.stale)?;
         }
+        match self.non_finite {
+            NonFinite::Accept => {}
+            NonFinite::Count => f.write_str(", non-finite values counted")?,
+            NonFinite::Reject => f.write_str(", pieces with non-finite values rejected")?,
+        }
         Ok(())
     }
 }
@@ -475,6 +528,24 @@ mod tests {
         assert!(three.to_string().ends_with("quorum of 3, late pieces dropped"), "{three}");
         assert_ne!(three, spec);
         assert!(spec.reproducible(4) && three.reproducible(1) && !three.reproducible(4));
+    }
+
+    #[test]
+    fn what_becomes_of_non_finite_values_is_part_of_the_table() {
+        for choice in [NonFinite::Accept, NonFinite::Count, NonFinite::Reject] {
+            assert_eq!(choice.to_string().parse::<NonFinite>().unwrap(), choice);
+        }
+        let error = "drop".parse::<NonFinite>().unwrap_err().to_string();
+        assert!(error.contains("accept, count or reject") && error.contains("drop"), "{error}");
+        let spec = TableSpec::dense("w", &[8]);
+        assert_eq!(spec.non_finite, NonFinite::Accept);
+        let rejecting = spec.clone().non_finite(NonFinite::Reject);
+        rejecting.validate().unwrap();
+        assert!(
+            rejecting != spec && rejecting.to_string().ends_with("non-finite values rejected"),
+            "{rejecting}"
+        );
+        assert!(rejecting.reproducible(4), "what is rejected follows from its bits alone");
     }
 
     #[test]

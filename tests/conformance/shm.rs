@@ -55,7 +55,9 @@ impl Fabric for Both {
 
 #[test]
 fn peers_on_one_host_are_connected_by_memory_and_others_are_not() {
-    for (fabric, by_memory) in [(Both::here(), "1 of 1 endpoints by shm"), (Both::apart(), "0 of 1 endpoints by shm")] {
+    for (fabric, by_memory) in
+        [(Both::here(), "1 of 1 endpoints by shm"), (Both::apart(), "0 of 1 endpoints by shm")]
+    {
         let p = pair(&fabric);
         for end in &p.net.ends {
             let caps = end.transport.caps();

@@ -10,6 +10,7 @@ mod corpus;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bodies::{TARGETS, Target};
+use windlass::error::Error;
 use windlass::types::mix64;
 
 /// Values that break arithmetic.
@@ -101,7 +102,7 @@ macro_rules! targets {
     };
 }
 
-targets!(request reply message sparse server acceptor dialler frames coordinator spec tcp address libsvm settings);
+targets!(request reply message sparse server acceptor dialler frames coordinator spec tcp address pairing libsvm settings);
 
 #[test]
 fn a_failing_body_is_found_and_shown() {
@@ -113,7 +114,7 @@ fn a_failing_body_is_found_and_shown() {
 /// So that the fuzzers start behind the checks, and not before them.
 #[test]
 fn the_servers_seeds_go_all_the_way() {
-    let (mut pushes, mut pulls, mut late, mut old, mut moved) = (0, 0, (0, 0), 0, 0);
+    let (mut pushes, mut pulls, mut late, mut old, mut odd, mut moved) = (0, 0, (0, 0), 0, (0, 0), 0);
     for seed in (TARGETS.iter().find(|t| t.name == "server").unwrap().seeds)() {
         let (stats, failed) = bodies::served(&seed);
         assert!(failed.is_empty(), "{failed:?}");
@@ -121,8 +122,13 @@ fn the_servers_seeds_go_all_the_way() {
         pulls += stats.pulls;
         late = (late.0 + stats.late_applied, late.1 + stats.late_dropped);
         old += stats.stale_rejected;
+        odd = (odd.0 + stats.non_finite, odd.1 + stats.non_finite_rejected);
         moved = moved.max(stats.closed);
     }
-    assert_eq!((pushes, pulls, late, old), (19, 5, (1, 3), 1));
+    assert_eq!((pushes, pulls, late, old, odd), (28, 8, (2, 3), 1, (32, 1)));
     assert!(moved > 0);
+    for seed in bodies::refused_seeds() {
+        let (_, failed) = bodies::served(&seed);
+        let [(1, Error::Protocol { field: "chain", .. })] = &failed[..] else { panic!("{failed:?}") };
+    }
 }

@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::place::Numbers;
 use crate::app::node::NodeOptions;
-use crate::config::{Progress, parse_bytes};
+use crate::app::settings::{Flags, OfWorker};
+use crate::config::{Environment, parse_bytes};
 use crate::error::{Error, Result};
-use crate::types::{Aggregate, Consistency, OptimizerSpec, TableSpec, Wire};
+use crate::types::{Aggregate, Consistency, NonFinite, OptimizerSpec, TableSpec, Wire};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -114,6 +115,10 @@ pub struct Options {
     /// table takes at most 1027 or 195 pushes, so that all sums are exact: a run over a small table ends early
     #[arg(long, default_value = "fp32", value_parser = Wire::from_str)]
     pub wire: Wire,
+    /// What becomes of pushed values that are infinite or no number: accept (they are not looked for), count or reject. There are none
+    /// here: it shows what looking costs
+    #[arg(long, value_name = "WHAT", default_value = "accept", value_parser = NonFinite::from_str)]
+    pub non_finite: NonFinite,
     /// sparse: keys of one operation
     #[arg(long, default_value_t = 1024)]
     pub keys: u32,
@@ -126,9 +131,6 @@ pub struct Options {
     /// Operations of one worker under way at a time
     #[arg(long, default_value_t = 4)]
     pub window: u32,
-    /// Who sends and receives while no call waits: caller or thread [WINDLASS_PROGRESS; default: caller]
-    #[arg(long, value_name = "WHO")]
-    pub progress: Option<Progress>,
     /// Seconds to measure for
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
@@ -145,9 +147,18 @@ pub struct Options {
     #[allow(missing_docs)]
     #[command(flatten)]
     pub node: NodeOptions,
+    // As above.
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub worker: Flags<OfWorker>,
 }
 
 impl Options {
+    /// All settings: what flags say above the environment, and that above the configuration file.
+    pub fn settings(&self, environment: &Environment) -> Result<Environment> {
+        self.node.network.over(&self.worker.over(environment))
+    }
+
     /// What can be refused before anything is started.
     pub fn check(&self) -> Result<()> {
         if !(self.seconds > 0.0 && self.seconds <= 86_400.0) {
@@ -211,6 +222,7 @@ impl Options {
             .aggregate(Aggregate::Sum)
             .consistency(self.consistency)
             .wire(self.wire)
+            .non_finite(self.non_finite)
     }
 
     /// The numbers that the table holds.

@@ -22,8 +22,8 @@ const WARM_UP_CLOCKS: u64 = 16;
 /// Takes part in the job, from joining to leaving.
 pub fn run(options: &Options, environment: &Environment) -> Result<Verdict> {
     options.check()?;
-    let mut config = options.node.client(environment, options.rank, options.workers)?;
-    config.progress = options.progress.unwrap_or(config.progress);
+    let settings = options.settings(environment)?;
+    let config = options.node.client(&settings, options.rank, options.workers)?;
     let client = Client::connect(config)?;
     match Worker::new(&client, options).and_then(Worker::run) {
         Ok(verdict) => client.finalize().map(|()| verdict),

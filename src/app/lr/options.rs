@@ -10,10 +10,12 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::app::node::NodeOptions;
+use crate::app::settings::{Flags, OfWorker};
+use crate::config::{Environment, settings};
 use crate::data::libsvm::IndexMode;
 use crate::data::synthetic;
 use crate::error::{Error, Result};
-use crate::types::{Consistency, Late, OptimizerSpec, Quorum, TableSpec, Wire};
+use crate::types::{Consistency, Late, NonFinite, OptimizerSpec, Quorum, TableSpec, Wire};
 
 /// The most features that a model may have: 4 GiB of weights, which worker 0 holds at the end.
 pub const MAX_FEATURES: u64 = 1 << 30;
@@ -129,6 +131,10 @@ pub struct Options {
     /// How gradients and weights travel: fp32, fp16 or bf16; they are added and kept as fp32
     #[arg(long, default_value = "fp32", value_parser = Wire::from_str)]
     pub wire: Wire,
+    /// What becomes of gradients that are infinite or no number: accept (they are not looked for), count, or reject (they are
+    /// left out, and counted)
+    #[arg(long, value_name = "WHAT", default_value = "accept", value_parser = NonFinite::from_str)]
+    pub non_finite: NonFinite,
     /// Passes over the data
     #[arg(long, default_value_t = 12)]
     pub epochs: u32,
@@ -150,9 +156,9 @@ pub struct Options {
     /// This worker's rank (in a job) [else WINDLASS_RANK]
     #[arg(long)]
     pub rank: Option<u32>,
-    /// Seconds that any one wait may last while all nodes are alive
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    pub timeout: u64,
+    /// In place of --wait-timeout and --join-timeout
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
     /// Write the weights there: little-endian fp32 in key order
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
@@ -163,9 +169,20 @@ pub struct Options {
     #[allow(missing_docs)]
     #[command(flatten)]
     pub node: NodeOptions,
+    // As above.
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub worker: Flags<OfWorker>,
 }
 
 impl Options {
+    /// All settings: what flags say above the environment, and that above the configuration file.
+    pub fn settings(&self, environment: &Environment) -> Result<Environment> {
+        let given = environment.clone().with(settings::WAIT_TIMEOUT.variable, self.timeout);
+        let given = given.with(settings::JOIN_TIMEOUT.variable, self.timeout);
+        self.node.network.over(&self.worker.over(&given))
+    }
+
     /// What can be refused before anything is started.
     pub fn check(&self) -> Result<()> {
         for path in [&self.data, &self.test].into_iter().flatten() {
@@ -186,7 +203,7 @@ impl Options {
         let numbers = [
             ("--epochs", u64::from(self.epochs)),
             ("--batch", u64::from(self.batch)),
-            ("--timeout", self.timeout),
+            ("--timeout", self.timeout.unwrap_or(1)),
         ];
         if let Some((flag, zero)) = numbers.into_iter().find(|(_, number)| *number == 0) {
             return Err(Error::config(flag, "at least 1", zero));
@@ -272,6 +289,7 @@ impl Options {
             LateChoice::Apply => Late::Apply,
         };
         let spec = spec.optimizer(optimizer).consistency(self.consistency).wire(self.wire);
+        let spec = spec.non_finite(self.non_finite);
         match self.quorum {
             Some(workers) => spec.quorum(Quorum { workers, late }),
             None => spec,

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::options::{LateChoice, OptimizerChoice, Options, TableChoice};
 use crate::client::ServerStats;
 use crate::error::{Error, Result};
+use crate::types::NonFinite;
 
 /// All that `--report` writes.
 #[derive(Debug, Clone, Serialize)]
@@ -31,6 +32,9 @@ pub struct Report {
     /// Pieces that came after a quorum had closed their clock.
     pub late_dropped: u64,
     pub late_applied: u64,
+    /// Values that were infinite or no number, and the pieces that were rejected because of them; see `settings.non_finite`.
+    pub non_finite: u64,
+    pub non_finite_rejected: u64,
     pub max_clock_lag: u64,
     /// Whether the weights are the same bits on any number of servers and threads, whatever arrives when.
     pub reproducible: bool,
@@ -73,6 +77,7 @@ pub struct Settings {
     pub quorum: Option<u32>,
     pub late: LateChoice,
     pub wire: String,
+    pub non_finite: String,
     pub epochs: u32,
     pub batch: u32,
     pub seed: u64,
@@ -84,8 +89,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Of a run over `features` features.
-    pub fn new(options: &Options, features: u64, workers: u32, servers: &[ServerStats]) -> Settings {
+    /// Of a run over `features` features, whose waits last so many seconds at most.
+    pub fn new(
+        options: &Options,
+        features: u64,
+        (workers, timeout): (u32, u64),
+        servers: &[ServerStats],
+    ) -> Settings {
         let shown = |path: &Path| path.display().to_string();
         Settings {
             data: options.data.as_deref().map_or("built-in".to_owned(), shown),
@@ -107,13 +117,14 @@ impl Settings {
             quorum: options.quorum,
             late: options.late,
             wire: options.wire.to_string(),
+            non_finite: options.non_finite.to_string(),
             epochs: options.epochs,
             batch: options.batch,
             seed: options.seed,
             servers: servers.len(),
             threads: servers.iter().map(|s| s.threads.len()).max().unwrap_or(0),
             workers,
-            timeout: options.timeout,
+            timeout,
             version: env!("CARGO_PKG_VERSION"),
         }
     }
@@ -125,6 +136,14 @@ impl Report {
         let text = serde_json::to_string_pretty(self)
             .map_err(|e| Error::io("encode", "the report", std::io::Error::other(e)))?;
         std::fs::write(path, text + "\n").map_err(|e| Error::io("write", path.display(), e))
+    }
+
+    /// Values, and pieces, unless nobody looked for them.
+    fn non_finite(&self) -> String {
+        match self.settings.non_finite != NonFinite::Accept.to_string() {
+            true => format!("{}, {}", self.non_finite, self.non_finite_rejected),
+            false => "not looked for".to_owned(),
+        }
     }
 
     /// A table for people.
@@ -143,6 +162,7 @@ impl Report {
             ("reconnects", self.reconnects.to_string()),
             ("duplicates dropped", self.duplicates_dropped.to_string()),
             ("late dropped, applied", format!("{}, {}", self.late_dropped, self.late_applied)),
+            ("non-finite, rejected", self.non_finite()),
             ("max clock lag", self.max_clock_lag.to_string()),
             ("reproducible", self.reproducible.to_string()),
             ("transport", self.transport.clone()),

@@ -1,6 +1,6 @@
 //! One worker of a training run.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::batches::Batches;
 use super::math::Batch;
@@ -18,14 +18,14 @@ use crate::error::{Error, Result};
 /// Takes part in the job as a worker, from joining to leaving. Worker 0 reports.
 pub fn train(options: &Options, environment: &Environment) -> Result<()> {
     options.check()?;
-    let mut config = options.node.client(environment, options.rank, options.workers)?;
-    config.wait_timeout = Duration::from_secs(options.timeout.max(1));
-    config.connect_timeout = config.wait_timeout;
+    let settings = options.settings(environment)?;
+    let config = options.node.client(&settings, options.rank, options.workers)?;
     if config.rank == 0 {
         options.check_outputs()?;
     }
+    let timeout = config.wait_timeout.as_secs();
     let client = Client::connect(config)?;
-    let outcome = Worker { client: client.clone(), options }.run();
+    let outcome = Worker { client: client.clone(), options, timeout }.run();
     match outcome {
         Ok(()) => client.finalize(),
         Err(error) => {
@@ -39,6 +39,8 @@ pub fn train(options: &Options, environment: &Environment) -> Result<()> {
 struct Worker<'a> {
     client: Client,
     options: &'a Options,
+    /// Seconds that any one wait may last.
+    timeout: u64,
 }
 
 impl Worker<'_> {
@@ -135,6 +137,8 @@ impl Worker<'_> {
             duplicates_dropped: threads().map(|t| t.duplicates_dropped).sum(),
             late_dropped: threads().map(|t| t.late_dropped).sum(),
             late_applied: threads().map(|t| t.late_applied).sum(),
+            non_finite: threads().map(|t| t.non_finite).sum(),
+            non_finite_rejected: threads().map(|t| t.non_finite_rejected).sum(),
             max_clock_lag: threads().map(|t| t.max_clock_lag).max().unwrap_or(0),
             reproducible: options.spec(1).reproducible(self.client.workers()),
             transport: self.client.transport(),
@@ -142,7 +146,12 @@ impl Worker<'_> {
             non_zero_weights: learnt.weights.iter().filter(|w| **w != 0.0).count() as u64,
             planted: source::distance(options, &learnt.weights)
                 .map(|d| Planted { cosine: d.cosine, relative_l2: d.relative_l2 }),
-            settings: Settings::new(options, learnt.weights.len() as u64, self.client.workers(), &servers),
+            settings: Settings::new(
+                options,
+                learnt.weights.len() as u64,
+                (self.client.workers(), self.timeout),
+                &servers,
+            ),
         };
         report.print();
         // A disk that is full for one may still take the other.

@@ -1,14 +1,10 @@
 //! The ends of clocks, and what has to be done before them. Each is asked again until it gives something.
 
 use super::Engine;
-use crate::client::frame::{Outgoing, Owner};
 use crate::client::link::Link;
 use crate::error::{Error, Result};
 use crate::proto::RequestKind;
 use crate::types::Clock;
-
-/// Frames that may wait for one server thread before a call blocks.
-const QUEUE_LIMIT: usize = 4096;
 
 impl Engine {
     /// Ends the clock at every server thread, when it may end. Gives the new clock.
@@ -75,7 +71,7 @@ impl Engine {
             Some("what this clock's pushes and pulls begin after")
         } else if self.half_queued > 0 {
             Some("staging memory for a push of another thread")
-        } else if self.links.iter().any(|l| l.queued_in_order() >= QUEUE_LIMIT) {
+        } else if self.links.iter().any(|l| l.queued_in_order() >= self.limits.queued_frames) {
             Some("room to queue the end of a clock")
         } else {
             None
@@ -85,10 +81,7 @@ impl Engine {
     fn mark(&mut self, kind: RequestKind) {
         for link in 0..self.links.len() {
             let header = self.header(kind, 0);
-            // It rides behind the clock's last small pieces, or goes by itself.
-            if !self.links[link].join(header, &mut |_, _| {}, Owner::Mark, false) {
-                self.links[link].enqueue(Outgoing::alone(header, None, Owner::Mark), false);
-            }
+            self.links[link].mark(header);
         }
         self.flush();
         self.kick();

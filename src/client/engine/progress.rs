@@ -96,7 +96,12 @@ impl Engine {
             Completion::Received { endpoint, .. } | Completion::Lent { endpoint, .. } => {
                 if let Some(link) = self.link_at(endpoint) {
                     let peer = &self.links[link].peer;
-                    return Err(Error::protocol(peer, "message", "neither one nor a loan from a server", "one"));
+                    return Err(Error::protocol(
+                        peer,
+                        "message",
+                        "neither one nor a loan from a server",
+                        "one",
+                    ));
                 }
             }
             Completion::Done { .. } => {}
@@ -109,8 +114,10 @@ impl Engine {
         returned.clear();
         let header = self.links[link].reply(imm, length, &mut returned)?;
         // Before its slot comes back, by which the push may be done.
-        if header.kind == ReplyKind::Rejected && !self.rejected(&header) {
-            let expected = "of a push under way with a base version";
+        if matches!(header.kind, ReplyKind::Stale | ReplyKind::NonFinite)
+            && !self.rejected(&header, &returned)
+        {
+            let expected = "of a push under way whose table rejects such pieces";
             return Err(Error::protocol(&self.links[link].peer, "tag", expected, header.tag));
         }
         for frame in returned.drain(..) {

@@ -4,7 +4,7 @@
 use std::iter::Peekable;
 
 use super::{Asked, Engine, LONG_FRAME, Part, Places, Span, Target, Uses};
-use crate::client::frame::{BATCH, Fill, Outgoing, Owner, SMALL};
+use crate::client::frame::{Fill, Outgoing, Owner};
 use crate::client::link::Link;
 use crate::client::plan::{DenseFrame, SparseFrame, SparsePlan};
 use crate::error::{Error, Result};
@@ -12,9 +12,6 @@ use crate::mem::Buf;
 use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
 use crate::transport::Payload;
 use crate::types::{Key, SortedKeys, TableId, TableKind, Version};
-
-/// Frames from and to registered buffers that may wait for one server thread before a call blocks.
-const QUEUE_LIMIT: usize = 4096;
 
 /// Where the values of a push lie.
 #[derive(Clone, Copy)]
@@ -138,7 +135,7 @@ impl Engine {
     ) -> Result<bool> {
         let chain = self.pending[ticket].chain;
         while let Some(frame) = frames.peek() {
-            if self.links[frame.shard].queued() >= QUEUE_LIMIT {
+            if self.links[frame.shard].queued() >= self.limits.queued_frames {
                 return Ok(false);
             }
             let floats = frame.count as usize;
@@ -233,11 +230,12 @@ impl Engine {
         header: RequestHeader,
         span: &Span,
     ) -> Result<bool> {
-        if self.links[frame.shard].queued() >= QUEUE_LIMIT {
+        if self.links[frame.shard].queued() >= self.limits.queued_frames {
             return Ok(false);
         }
         let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
-        let mut outgoing = Outgoing::alone(header, Some(body), Owner::Push(ticket));
+        let (owner, priority) = (Owner::Push(ticket), self.pending[ticket].priority);
+        let mut outgoing = Outgoing::alone(header, Some(body), owner, priority);
         outgoing.lends = true;
         self.enqueue(frame.shard, ticket, outgoing, false);
         self.count_push(frame.shard, ticket, header);
@@ -318,18 +316,21 @@ impl Engine {
         fill: &mut Fill<'_>,
         (owner, may_overtake): (Owner, bool),
     ) -> bool {
-        let room = BATCH.min(self.links[link].payload_bytes());
-        // The slot of a push with a base version comes back with its rejection: nothing else may be in there.
-        let joins = header.length as usize <= SMALL && self.pending[ticket].base.is_none();
+        let room = self.limits.batch_bytes.min(self.links[link].payload_bytes());
+        let priority = self.pending[ticket].priority;
+        let wanted = (owner, priority);
+        // The slot of a push that may be rejected comes back with its rejection: nothing else may be in there.
+        let joins =
+            header.length as usize <= self.limits.small_bytes && !self.pending[ticket].may_be_rejected();
         if !self.stalls(ticket) && joins && header.part_bytes() <= room {
-            if self.links[link].join(header, fill, owner, may_overtake) {
+            if self.links[link].join(header, fill, wanted, may_overtake) {
                 self.bytes_copied += u64::from(header.length);
                 return true;
             }
             if let Some(buf) = self.staging.lease(room) {
                 self.bytes_copied += u64::from(header.length);
                 let spare = self.spare_parts.pop().unwrap_or_default();
-                self.links[link].enqueue(Outgoing::first(header, fill, buf, owner, spare), may_overtake);
+                self.links[link].enqueue(Outgoing::first(header, fill, buf, wanted, spare), may_overtake);
                 return true;
             }
         }
@@ -340,7 +341,7 @@ impl Engine {
             self.bytes_copied += u64::from(header.length);
             body = Some(Payload::Owned(buf));
         }
-        let mut frame = Outgoing::alone(header, body, owner);
+        let mut frame = Outgoing::alone(header, body, owner, priority);
         let dense = matches!(self.pending[ticket].spec.kind, TableKind::Dense { .. });
         frame.lends = dense && header.kind != RequestKind::Pull;
         self.enqueue(link, ticket, frame, may_overtake);

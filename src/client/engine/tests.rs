@@ -146,12 +146,13 @@ impl Rig {
             endpoints: 0,
             polls: polls.clone(),
         });
+        let limits = WorkerLimits::default();
         let ring = Arena::new(256 * HEADER).unwrap();
         let region = transport.register(ring.clone()).unwrap();
         let classes = [(1 << 10, 8), (64 << 10, 32)];
         let staging = Pool::new(&classes, |arena| transport.register(arena)).unwrap();
         let receive = Pool::new(&[(1 << 10, 512)], |arena| transport.register(arena)).unwrap();
-        let mut link = Link::new((0, 0), "server 0".to_owned(), ring.clone(), 0);
+        let mut link = Link::new((0, 0), "server 0".to_owned(), (ring.clone(), 0), &limits);
         link.open(transport.as_mut(), region, &receive).unwrap();
         let region_of_slots = RemoteRegion { address: 0, length: 64 << 20, key: 2, rights: Rights::Write };
         link.granted(Grant {
@@ -165,9 +166,10 @@ impl Rig {
             Identity { role: Role::Worker, rank: Some(0), incarnation: 1, process: "test".to_owned() };
         let hub = Hub::new(HubConfig::new(Secret::generate().unwrap(), "", identity)).unwrap();
         let (reopener, _, _) = Reopener::new(region, "paper", Duration::from_secs(100), hub.waker());
-        let shared = Arc::new(Shared::new().unwrap());
+        let shared = Arc::new(Shared::new(0).unwrap());
         let memory = (staging, receive);
-        let engine = Engine::new(transport, Polling::Block, vec![link], memory, 1, shared, reopener);
+        let engine =
+            Engine::new(transport, (Polling::Block, limits), vec![link], memory, 1, shared, reopener);
         let spec = TableSpec::dense("w", &[1 << 20])
             .optimizer(OptimizerSpec::new("sum", &[]))
             .consistency(consistency);
@@ -231,7 +233,7 @@ impl Rig {
 
     fn queue_push(&mut self, after: Option<&Arc<After>>, floats: usize, value: f32) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after };
+        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after, priority: 0 };
         let values = vec![value; floats];
         let source = Source::Slice(&values);
         let ticket = self.engine.new_push(RequestKind::Push, &table, source, None).unwrap();
@@ -243,7 +245,7 @@ impl Rig {
 
     fn pull(&mut self, floats: usize) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after: None };
+        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after: None, priority: 0 };
         let ticket = self.engine.new_pull(&table, false, None).unwrap();
         let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
         assert!(self.engine.pull_dense((ticket, 0), &mut [frame].into_iter().peekable()).unwrap());

@@ -3,7 +3,7 @@
 use super::{Engine, Part, Pending, Places, Target, Uses};
 use crate::client::frame::Owner;
 use crate::error::{Error, Result};
-use crate::proto::{ReplyHeader, RequestKind};
+use crate::proto::RequestKind;
 use crate::types::Version;
 
 impl Engine {
@@ -25,13 +25,15 @@ impl Engine {
             kind,
             after_push,
             base: None,
-            stale: None,
+            rejection: None,
+            told_by: None,
             lists,
             floats: 0,
             version: 0,
             uses,
             dropped: false,
             after,
+            priority: table.priority,
             stalled: Vec::new(),
         })
     }
@@ -39,11 +41,11 @@ impl Engine {
     /// Whether a ticket is done. A wait that can only end after the caller's own next call is refused.
     ///
     /// # Errors
-    /// [`Error::Stale`] for a push that is done and of which pieces were rejected.
+    /// [`Error::Stale`] or [`Error::NonFinite`] for a push that is done and of which pieces were rejected.
     pub fn is_done(&self, ticket: usize, waiting: bool) -> Result<bool> {
         let pending = &self.pending[ticket];
         if self.is_complete(pending) {
-            return pending.stale.clone().map_or(Ok(true), Err);
+            return pending.rejection.clone().map_or(Ok(true), Err);
         }
         self.check()?;
         if waiting {
@@ -115,18 +117,6 @@ impl Engine {
         }
         self.quarantined += 1;
         self.sweep();
-    }
-
-    /// A server rejected pieces of a push. False when there is no such push under way.
-    pub(super) fn rejected(&mut self, header: &ReplyHeader) -> bool {
-        let pending = self.pending.get_mut(header.tag as usize).filter(|p| p.open > 0);
-        let Some((pending, base)) = pending.and_then(|p| p.base.map(|base| (p, base))) else { return false };
-        let (bucket, current) = (header.bucket, header.version);
-        let first = || Error::Stale { table: pending.spec.name.clone(), bucket, base, current, pieces: 0 };
-        if let Error::Stale { pieces, .. } = pending.stale.get_or_insert_with(first) {
-            *pieces += u64::from(header.count);
-        }
-        true
     }
 
     pub(super) fn one_less(&mut self, ticket: usize, part: Option<Part>, version: Version) {

@@ -4,6 +4,7 @@ use super::{Core, Rejected, Waiting};
 use crate::error::{Error, Result};
 use crate::proto::{ReplyHeader, ReplyKind};
 use crate::server::link::BUFFER_BACK;
+use crate::store::Cause;
 use crate::transport::{Payload, Refusal, Transport, Write};
 use crate::types::Rank;
 
@@ -75,14 +76,18 @@ impl Core {
             let Some(Rejected { tag, rejection, .. }) = self.sessions[rank].rejected[slot as usize] else {
                 continue;
             };
+            let (kind, version) = match rejection.cause {
+                Cause::Stale { current } => (ReplyKind::Stale, current),
+                Cause::NonFinite { first } => (ReplyKind::NonFinite, first),
+            };
             let reply = ReplyHeader {
-                kind: ReplyKind::Rejected,
+                kind,
                 sequence: 0,
                 closed: self.gate.closed(),
-                version: rejection.current,
+                version,
                 freed: 0,
                 epoch: self.view.epoch,
-                count: rejection.pieces,
+                count: rejection.pieces(),
                 tag,
                 chain: 0,
                 bucket: rejection.bucket,
@@ -153,6 +158,8 @@ impl Core {
         self.stats.replies_pinned += u64::from(pinned);
         self.stats.replies_copied += u64::from(!pinned);
         self.stats.pulled_bytes += bytes as u64;
+        let gathered = if waiting.keys.is_empty() { 0 } else { count as u64 * 4 };
+        self.stats.bytes_copied += if pinned { 0 } else { gathered + bytes as u64 };
         let reply = ReplyHeader {
             kind: ReplyKind::Pulled,
             sequence: 0,

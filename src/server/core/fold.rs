@@ -5,7 +5,7 @@ use crate::cluster::Verdict;
 use crate::error::Malformed;
 use crate::kernels::{Input, WAYS};
 use crate::server::link::Link;
-use crate::store::{DensePiece, Intake};
+use crate::store::{DensePiece, Intake, Rejection};
 use crate::types::{Rank, TableId};
 
 /// What closes behind pieces: nothing more comes in the open clock of these tables.
@@ -26,7 +26,7 @@ impl Core {
                 break;
             }
             match verdict {
-                Verdict::Fold(rank, held) => self.ready.push((rank, held)),
+                Verdict::Fold(rank, held) => self.make_ready(rank, held),
                 Verdict::Late(rank, held) => {
                     let taken = self.take_late(rank, held.place, held.header);
                     self.blame(taken.map_err(|m| (rank, m)));
@@ -52,6 +52,25 @@ impl Core {
         if !self.failed {
             self.fold(None);
         }
+    }
+
+    /// Has a piece folded at the end of the turn, unless it is rejected.
+    fn make_ready(&mut self, rank: Rank, held: Held) {
+        match self.examine(rank, &held) {
+            Ok(None) => self.ready.push((rank, held)),
+            Ok(Some(rejection)) => self.reject(rank, held.place.slot, held.header, rejection),
+            Err(malformed) => self.blame(Err((rank, malformed))),
+        }
+    }
+
+    /// The rejection of a piece whose values are not finite. [`Core::take`] looks at those that are not fused.
+    fn examine(&mut self, rank: Rank, held: &Held) -> Result<Option<Rejection>, Malformed> {
+        if !held.examined {
+            return Ok(None);
+        }
+        let chain = self.chains(&held.header)?.push;
+        let piece = self.loans.dense(&self.staging, held.place.of(rank), &held.header, chain)?;
+        Ok(self.shard.examine_dense(held.header.table, &piece))
     }
 
     /// Folds the pieces that are ready and frees their slots. The buckets of tables that are `closing` in which fused pieces lie

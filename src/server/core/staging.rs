@@ -49,20 +49,21 @@ impl Staging {
         Ok(header)
     }
 
-    /// Private copies of a sparse body's directory and keys. `body` fits the slot.
+    /// Private copies of a sparse body's directory and keys; how many bytes that are. `body` fits the slot.
     pub(super) fn keys(
         &self,
         at: usize,
         body: &SparseBody,
         directory: &mut Vec<DirectoryEntry>,
         keys: &mut Vec<Key>,
-    ) {
+    ) -> u64 {
         directory.clear();
         directory.resize(body.entries, DirectoryEntry { bucket: 0, keys: 0 });
         self.arena.copy_out(at, bytemuck::cast_slice_mut(directory));
         keys.clear();
         keys.resize(body.keys, 0);
         self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(keys));
+        (size_of_val(&directory[..]) + size_of_val(&keys[..])) as u64
     }
 }
 

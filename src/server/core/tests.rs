@@ -6,10 +6,11 @@ use super::*;
 use crate::config::TransportKind;
 use crate::mem::{Arena, RegionId};
 use crate::mem::{RemoteRegion, Rights};
-use crate::store::Optimizers;
+use crate::store::{Cause, Optimizers};
 use crate::transport::EndpointId;
 use crate::types::{Consistency, FilterSpec, Quorum, ServerInfo, Stale, Wire};
 
+mod non_finite;
 mod stopped;
 
 const SLOT: usize = HEADER + 4096;
@@ -492,7 +493,7 @@ fn a_rejection_is_told_again_over_a_new_endpoint_and_counted_once() {
     rig.frame((0, 1), push(1, 1, 0, 0)).unwrap();
     for _ in 0..3 {
         assert_eq!((told(&mut rig), told(&mut rig)), (Some(1), None));
-        assert_eq!(rig.core.sessions[0].rejected[1].unwrap().rejection.current, 1);
+        assert_eq!(rig.core.sessions[0].rejected[1].unwrap().rejection.cause, Cause::Stale { current: 1 });
         // The endpoint is lost before the answers come: both are sent again.
         reconnect(&mut rig);
         rig.frame((0, 0), push(1, 0, 0, 0)).unwrap();

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::{Consistency, Initializer, Late, OptimizerSpec, Quorum};
+use crate::types::{Consistency, Initializer, Late, OptimizerSpec, Quorum, Wire};
 
 /// A step of its own, of a push that does not say what it was computed from.
 const STEP: Intake = Intake::Step { divisor: 1.0, base: None };
@@ -164,7 +164,8 @@ fn a_stale_piece_is_accepted_scaled_or_rejected_by_its_bucket() {
     };
     assert_eq!(taken(Stale::Accept), (vec![48.0; 2], 4, vec![None; 4]));
     assert_eq!(taken(Stale::Scale), (vec![12.0 + 6.0 + 4.0 + 3.0; 2], 4, vec![None; 4]));
-    let rejection = Some(Rejection { pieces: 1, bucket: 1, current: 2 });
+    let cause = Cause::Stale { current: 2 };
+    let rejection = Some(Rejection { stale: 1, non_finite: 0, bucket: 1, cause });
     assert_eq!(
         taken(Stale::Reject { max_age: 1 }),
         (vec![24.0; 2], 2, vec![None, None, rejection, rejection])
@@ -185,11 +186,141 @@ fn of_a_sparse_frame_only_the_stale_pieces_are_rejected() {
     };
     assert_eq!(push(&[2, 5], Some(0)), None);
     assert_eq!(push(&[5], None), None, "without a base nothing is stale");
-    let rejection = Rejection { pieces: 2, bucket: 2, current: 1 };
+    let rejection = Rejection { stale: 2, non_finite: 0, bucket: 2, cause: Cause::Stale { current: 1 } };
     assert_eq!(push(&[1, 2, 3, 5], Some(0)), Some(rejection));
     let read = read_sparse(&shard, &spec, &[1, 2, 3, 5].map(key_in));
     let values = [1, 2, 3, 5].map(|b| f32::from_bits(read[&key_in(b)]));
     assert_eq!(values, [1.0, 1.0, 1.0, 2.0]);
+}
+
+/// The bits of a NaN, of both infinities, and of the largest finite value, as each wire has them.
+fn odd_bits() -> [(Wire, [u32; 3], u32); 3] {
+    [
+        (Wire::Fp32, [0x7FC0_0001, 0x7F80_0000, 0xFF80_0000], 0x7F7F_FFFF),
+        (Wire::Fp16, [0x7E01, 0x7C00, 0xFC00], 0x7BFF),
+        (Wire::Bf16, [0x7FC1, 0x7F80, 0xFF80], 0x7F7F),
+    ]
+}
+
+/// Sixteen values as a wire has them: zeros, but for one.
+struct Odd([f32; 16], [u16; 16]);
+
+impl Odd {
+    fn new(at: usize, bits: u32) -> Odd {
+        let mut odd = Odd([0.0; 16], [0; 16]);
+        (odd.0[at], odd.1[at]) = (f32::from_bits(bits), bits as u16);
+        odd
+    }
+
+    fn input(&self, wire: Wire) -> Input<'_> {
+        match wire {
+            Wire::Fp32 => Input::from(&self.0[..]),
+            Wire::Fp16 => Input::F16(self.1[..].into()),
+            Wire::Bf16 => Input::Bf16(self.1[..].into()),
+        }
+    }
+}
+
+const INTAKES: [Intake; 3] = [Intake::Fold, STEP, Intake::Drop];
+
+#[test]
+fn a_dense_piece_that_is_not_finite_is_taken_counted_or_rejected_whole() {
+    let spec = TableSpec::dense("w", &[40]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+    for (wire, odd, largest) in odd_bits() {
+        for (bits, odd) in odd.iter().map(|&bits| (bits, 1)).chain([(largest, 0)]) {
+            for (place, how) in [0, 7, 15].into_iter().zip([How::Push, How::Set, How::Push]) {
+                for intake in INTAKES {
+                    let values = Odd::new(place, bits);
+                    let piece = DensePiece { bucket: 1, first: 0, values: values.input(wire) };
+                    let taken = |choice| {
+                        let consistency =
+                            if intake == Intake::Fold { Consistency::Bsp } else { Consistency::Asp };
+                        let mut shard = shard(&spec.clone().consistency(consistency).non_finite(choice));
+                        let taken = shard.write_dense(0, how, piece, intake, &mut Vec::new()).unwrap();
+                        let examined = shard.examine_dense(0, &piece);
+                        assert_eq!(examined, taken, "{wire}");
+                        shard.close(1, &mut Vec::new());
+                        let reading = shard.read_dense(0, 1, 0, 16).unwrap();
+                        let zero = reading.version == 0 && reading.values.iter().all(|v| v.to_bits() == 0);
+                        (taken, shard.non_finite(), zero)
+                    };
+                    let dropped = intake == Intake::Drop;
+                    assert_eq!(taken(NonFinite::Accept), (None, 0, dropped));
+                    assert_eq!(taken(NonFinite::Count), (None, 2 * odd, dropped));
+                    let cause = Cause::NonFinite { first: 16 };
+                    let rejection = Rejection { stale: 0, non_finite: 1, bucket: 1, cause };
+                    let expected = (odd == 1).then_some(rejection);
+                    let context = format!("{wire} {bits:#x} at {place}, {how:?}, {intake:?}");
+                    assert_eq!(
+                        taken(NonFinite::Reject),
+                        (expected, 2 * odd, dropped || odd == 1),
+                        "{context}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Of eight pieces in one frame those of buckets 1 and 6 hold NaNs, that of bucket 6 two.
+#[test]
+fn of_a_sparse_frame_only_the_pieces_that_are_not_finite_are_rejected() {
+    let spec = TableSpec { kind: TableKind::Sparse { dim: 2, buckets: 8 }, ..TableSpec::sparse("w", 2) };
+    let spec = &spec.optimizer(OptimizerSpec::sum()).non_finite(NonFinite::Reject);
+    let keys_in = |bucket: u32| (0u64..).filter(move |&k| spec.bucket_of(k) == bucket).take(3);
+    let keys: Vec<u64> = (0..8).flat_map(keys_in).collect();
+    let directory: Vec<_> = (0..8).map(|bucket| DirectoryEntry { bucket, keys: 3 }).collect();
+    let mut values = [1.0f32; 48];
+    values[6 + 5] = f32::NEG_INFINITY;
+    (values[36], values[38]) = (f32::NAN, f32::INFINITY);
+    let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&values[..]) };
+    for how in [How::Push, How::Set] {
+        for intake in INTAKES {
+            let consistency = if intake == Intake::Fold { Consistency::Bsp } else { Consistency::Asp };
+            let mut shard = shard(&spec.clone().consistency(consistency));
+            let taken = shard.write_sparse(0, how, piece, intake, &mut Vec::new());
+            let cause = Cause::NonFinite { first: keys[3] };
+            let rejection = Rejection { stale: 0, non_finite: 2, bucket: 1, cause };
+            assert_eq!(taken, Ok(Some(rejection)), "{how:?} {intake:?}");
+            shard.close(1, &mut Vec::new());
+            let mut out = Vec::new();
+            shard.gather(0, &piece, &mut out);
+            let expected = |row: usize| match row / 3 {
+                1 | 6 => 0.0,
+                _ if intake == Intake::Drop => 0.0,
+                _ => 1.0,
+            };
+            assert!(out.chunks(2).enumerate().all(|(row, v)| v == [expected(row); 2]), "{out:?}");
+            let rows = if intake == Intake::Drop { 0 } else { 18 };
+            assert_eq!(
+                (shard.non_finite(), shard.parameter_bytes()),
+                (3, rows * 8),
+                "no row is made of what is rejected"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_frame_of_which_pieces_are_stale_and_others_not_finite_tells_the_first_and_counts_both() {
+    let spec = TableSpec { kind: TableKind::Sparse { dim: 1, buckets: 4 }, ..TableSpec::sparse("w", 1) };
+    let spec = asp(spec, Stale::Reject { max_age: 0 }).non_finite(NonFinite::Reject);
+    let mut shard = shard(&spec);
+    let keys: Vec<u64> = (0..4).map(|b| (0u64..).find(|&k| spec.bucket_of(k) == b).unwrap()).collect();
+    let directory: Vec<_> = (0..4).map(|bucket| DirectoryEntry { bucket, keys: 1 }).collect();
+    let mut push = |values: [f32; 4]| {
+        let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&values[..]) };
+        let intake = Intake::Step { divisor: 1.0, base: Some(0) };
+        shard.write_sparse(0, How::Push, piece, intake, &mut Vec::new()).unwrap()
+    };
+    let first = push([f32::NAN, 1.0, 1.0, f32::NAN]);
+    let cause = Cause::NonFinite { first: keys[0] };
+    assert_eq!(first, Some(Rejection { stale: 0, non_finite: 2, bucket: 0, cause }));
+    // Now buckets 1 and 2 have version 1; a piece that is both is not finite.
+    let cause = Cause::Stale { current: 1 };
+    let second = push([1.0, 1.0, f32::NAN, 1.0]).unwrap();
+    assert_eq!(second, Rejection { stale: 1, non_finite: 1, bucket: 1, cause });
+    assert_eq!(second.pieces(), 2);
 }
 
 #[test]

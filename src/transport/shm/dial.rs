@@ -28,7 +28,8 @@ impl Dialer {
     /// Dials and says for which endpoint. An error says why this peer can't be reached by memory.
     pub fn new(to: &Address, key: &SessionKey, until: Instant, peer: &str) -> Result<Dialer> {
         let refused = |e: &dyn std::fmt::Display| {
-            let reason = format!("it can't be reached on this host ({e}): it may be in another network namespace");
+            let reason =
+                format!("it can't be reached on this host ({e}): it may be in another network namespace");
             Error::Refused { peer: peer.to_owned(), reason }
         };
         let socket = socket::dial(&to.name).map_err(|e| refused(&e))?;

@@ -122,7 +122,11 @@ impl Frame {
         let takes_source = matches!(kind, Kind::Write { .. } | Kind::ReadAnswer { .. });
         let lent = flags & LENT != 0;
         if lent && !matches!(kind, Kind::Write { imm: Some(_), .. }) {
-            return Err(BadFrame { field: "flags", expected: "a loan that is announced", found: flags.into() });
+            return Err(BadFrame {
+                field: "flags",
+                expected: "a loan that is announced",
+                found: flags.into(),
+            });
         }
         let place = Source { region: four(32), offset: eight(40), lent };
         let source = (takes_source && flags & BY_PLACE != 0).then_some(place);

@@ -6,10 +6,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::MAX_READS;
 use super::frame::{FRAME, Frame, Kind, Source};
 use super::socket;
 use super::tx::{MAX_SHOWN, Showing, Tx};
-use super::MAX_READS;
 use crate::error::{Error, Result};
 use crate::mem::ring::{Consumer, OutOfStep, cells};
 use crate::mem::{Arena, RegionSlice};
@@ -34,7 +34,12 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn fault(&self, field: &'static str, expected: impl Into<String>, found: impl std::fmt::Display) -> Error {
+    fn fault(
+        &self,
+        field: &'static str,
+        expected: impl Into<String>,
+        found: impl std::fmt::Display,
+    ) -> Error {
         Error::protocol(self.peer, field, expected, found)
     }
 }

@@ -74,7 +74,10 @@ impl Scene {
         let closed = |c: &Completion| matches!(c, Completion::Closed { endpoint, .. } if *endpoint == id);
         self.until(|s| s.seen[0].iter().any(closed));
         let Some(Completion::Closed { reason: Some(error), .. }) = self.seen[0].pop() else { panic!() };
-        assert!(matches!(&error, Error::Protocol { peer, field: f, .. } if peer == "end 1" && *f == field), "{error}");
+        assert!(
+            matches!(&error, Error::Protocol { peer, field: f, .. } if peer == "end 1" && *f == field),
+            "{error}"
+        );
         assert!(self.seen[0].is_empty(), "{:?}", self.seen[0]);
         let mut bytes = [1; 8192];
         self.memory.copy_out(0, &mut bytes);
@@ -199,7 +202,9 @@ fn scribbling_over_the_rings_harms_nobody_else() {
         scene.ends[2].send(scene.home[1], Message::new(b"here").unwrap()).unwrap();
         scene.ends[2].flush();
         let limit = Instant::now() + LIMIT;
-        while !scene.seen[0].iter().any(|c| matches!(c, Completion::Received { endpoint, .. } if *endpoint == scene.victim[1]))
+        while !scene.seen[0]
+            .iter()
+            .any(|c| matches!(c, Completion::Received { endpoint, .. } if *endpoint == scene.victim[1]))
         {
             assert!(Instant::now() < limit);
             scene.ends[0].poll(&mut scene.seen[0], 64);

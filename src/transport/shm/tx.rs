@@ -265,10 +265,7 @@ impl Showing {
     /// The inverse of `encode`; `None` for anything else.
     pub fn decode(packet: &[u8]) -> Option<Showing> {
         let (place, bytes) = packet.strip_prefix(&[1])?.split_first_chunk::<4>()?;
-        Some(Showing {
-            place: u32::from_le_bytes(*place),
-            bytes: u64::from_le_bytes(bytes.try_into().ok()?),
-        })
+        Some(Showing { place: u32::from_le_bytes(*place), bytes: u64::from_le_bytes(bytes.try_into().ok()?) })
     }
 }
 

@@ -60,6 +60,10 @@ impl TcpConfig {
             ports: network.ports.clone(),
             advertise: network.advertise,
             lost_after: network.peer_timeout,
+            queue_depth: network.limits.queue_depth,
+            max_pending: network.limits.strangers,
+            preamble_timeout: network.limits.handshake_timeout,
+            connect_timeout: network.limits.dial_timeout,
             ..TcpConfig::new(network.interface, listen)
         }
     }

@@ -206,7 +206,9 @@ impl Transport for Tcp {
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
         match (side, self.local) {
-            (Side::Active, _) => Ok((self.endpoints.open(side, peer, State::Opened), address::ACTIVE.to_vec())),
+            (Side::Active, _) => {
+                Ok((self.endpoints.open(side, peer, State::Opened), address::ACTIVE.to_vec()))
+            }
             (Side::Passive, Some(local)) => {
                 let id = self.endpoints.open(side, peer, State::Opened);
                 Ok((id, address::encode(self.config.advertise.unwrap_or(local), id)))

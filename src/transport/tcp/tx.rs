@@ -9,8 +9,10 @@ use super::socket::{self, NO_PART, Part};
 use crate::mem::{RegionId, RegionSlice};
 use crate::transport::{HEADER, MAX_SEND, Message, Payload};
 
-/// Parts of one vectored call; a frame takes one or two.
-const PARTS: usize = 64;
+/// Parts of one vectored call; a frame takes one or two. Many are for many short frames, such as the answers to a batch: a pull of
+/// a few values takes three parts, and 64 pulls share a slot.
+const FEW: usize = 64;
+const MANY: usize = 256;
 /// Most bytes offered to the kernel at once, so that one endpoint can't keep the thread for long.
 const TURN_BYTES: usize = 1 << 20;
 /// Longest head: a frame header, then a whole message or the header of a write.
@@ -143,16 +145,21 @@ impl Tx {
 
     /// Offers the kernel one turn of bytes, and calls `done` with the context of each write that it has wholly.
     pub fn pump(&mut self, fd: RawFd, mut done: impl FnMut(u64)) -> io::Result<Pumped> {
-        if self.items.is_empty() {
-            return Ok(Pumped::Empty);
+        match self.items.len() {
+            0 => Ok(Pumped::Empty),
+            n if 2 * n <= FEW => self.offer::<FEW>(fd, &mut done),
+            _ => self.offer::<MANY>(fd, &mut done),
         }
+    }
+
+    fn offer<const PARTS: usize>(&mut self, fd: RawFd, done: &mut impl FnMut(u64)) -> io::Result<Pumped> {
         let mut parts = [NO_PART; PARTS];
         let count = self.gather(&mut parts);
         // SAFETY: `gather` made the parts from heads, which stay in the queue untouched during the call, and from region
         // slices, whose arenas the queued items keep alive and whose range was checked when they were posted.
         match unsafe { socket::send(fd, &mut parts[..count]) } {
             Ok(sent) => {
-                self.advance(sent, &mut done);
+                self.advance(sent, done);
                 Ok(if self.items.is_empty() { Pumped::Empty } else { Pumped::More })
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -173,10 +180,10 @@ impl Tx {
     }
 
     /// Fills `parts` with the next bytes, at most about [`TURN_BYTES`]; how many parts.
-    fn gather(&self, parts: &mut [Part; PARTS]) -> usize {
+    fn gather(&self, parts: &mut [Part]) -> usize {
         let (mut count, mut bytes, mut skip) = (0, 0, self.sent);
         for item in &self.items {
-            if count + 2 > PARTS || bytes >= TURN_BYTES {
+            if count + 2 > parts.len() || bytes >= TURN_BYTES {
                 break;
             }
             if skip < item.head_length {

@@ -2,8 +2,8 @@
 
 use super::cq::{Arrival, Entry, Status, Work};
 use super::endpoint::{After, Endpoint, Operation, Phase, Shared, control, receive_offset};
-use super::greeting::{GOODBYE, PROOF};
 use crate::error::Error;
+use crate::transport::pairing::{GOODBYE, PROOF};
 use crate::transport::{Completion, MAX_SEND, Message};
 
 impl Endpoint {

@@ -16,29 +16,8 @@ use super::ffi::{self, RawPort};
 use crate::config::Rdma;
 use crate::config::rdma::Mtu;
 use crate::error::{Error, Result};
-
-/// What kind of address a GID is; on the wire as its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GidKind {
-    /// InfiniBand: peers are reached by LID.
-    InfiniBand = 0,
-    /// RoCE v1: within one Ethernet segment.
-    RoceV1 = 1,
-    /// RoCE v2: over UDP/IP.
-    RoceV2 = 2,
-}
-
-impl GidKind {
-    /// From the number of `enum ibv_gid_type`.
-    pub fn from_raw(raw: u32) -> Option<GidKind> {
-        match raw {
-            0 => Some(GidKind::InfiniBand),
-            1 => Some(GidKind::RoceV1),
-            2 => Some(GidKind::RoceV2),
-            _ => None,
-        }
-    }
-}
+use crate::transport::Side;
+use crate::transport::pairing::{Address, GidKind};
 
 /// One entry of a port's GID table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -336,6 +315,21 @@ pub(super) struct Port {
 }
 
 impl Port {
+    /// The address of a queue pair here.
+    pub fn address(&self, side: Side, number: u32, psn: u32, reads: u8) -> Address {
+        Address {
+            side,
+            kind: self.gid.kind,
+            mtu: self.mtu,
+            reads,
+            lid: self.lid,
+            number,
+            psn,
+            gid: self.gid.raw,
+            max_message: self.max_message,
+        }
+    }
+
     /// Opens the first allowed port that can be used as `rdma` says. Without one the error names all that were looked at.
     pub fn find(rdma: &Rdma) -> Result<(Arc<Context>, Port)> {
         let names = device_names()?;

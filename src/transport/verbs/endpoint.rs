@@ -14,15 +14,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::address::Address;
 use super::cq::{CompletionQueue, Status, Work, WorkId};
 use super::device::{Context, Port};
-use super::greeting::{GOODBYE, Greeting, PROOF};
 use super::memory::{Domain, Region};
 use super::qp::{self, Piece, QueuePair, SendRequest, Settings, Verb};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
 use crate::time::Deadline;
+use crate::transport::pairing::{Address, GOODBYE, Greeting, PROOF};
 use crate::transport::{EndpointId, MAX_SEND, Payload, SessionKey, Side};
 
 /// How long the goodbye may take; the peer learns of our close from the control connection, too.
@@ -145,7 +144,7 @@ impl Endpoint {
         let psn = getrandom::u32()
             .map_err(|e| Error::io("getrandom", "PSN", std::io::Error::other(e.to_string())))?
             & 0x00ff_ffff;
-        let local = Address::new(&shared.port, side, qp.number(), psn, shared.settings.reads);
+        let local = shared.port.address(side, qp.number(), psn, shared.settings.reads);
         let mut endpoint = Endpoint {
             qp,
             grants: HashMap::new(),

@@ -15,8 +15,7 @@
 //! | `memory` | protection domains and memory regions |
 //! | `cq` | the completion queue, and what a completion says |
 //! | `qp` | queue pairs and their states |
-//! | `address` | what `open` hands out |
-//! | `greeting` | how two connected ends find each other |
+//! | `super::pairing` | what `open` hands out; how two connected ends find each other |
 //! | `endpoint` | one endpoint: its memory, its phases, its end |
 //! | `post`, `arrive` | operations on their way out, completions on their way in |
 //! | `ffi` | the C shim |
@@ -28,7 +27,6 @@
 //! connection notices earlier, and the layer above then closes the endpoint. Closing, and dropping the transport, say goodbye
 //! to a peer whose device answers.
 
-mod address;
 mod arrive;
 mod cq;
 mod device;
@@ -36,12 +34,12 @@ mod endpoint;
 #[cfg(test)]
 pub mod faults;
 mod ffi;
-mod greeting;
 mod memory;
 mod post;
 mod qp;
 
-pub use device::{DeviceInfo, Gid, GidKind, available};
+pub use super::pairing::GidKind;
+pub use device::{DeviceInfo, Gid, available};
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;

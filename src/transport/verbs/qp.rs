@@ -29,11 +29,11 @@ use rdma_sys::{
     ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode, imm_data_invalidated_rkey_union_t, rdma_t, wr_t,
 };
 
-use super::address::Address;
 use super::cq::{CompletionQueue, WorkId};
 use super::device::Port;
 use super::memory::Domain;
 use crate::error::{Error, Result};
+use crate::transport::pairing::Address;
 
 /// Work requests posted with one ring of the doorbell.
 pub(super) const BATCH: usize = 16;
@@ -463,7 +463,7 @@ mod tests {
             QueuePair::new(&context, &domain, &completions, settings).unwrap()
         };
         let (a, b) = (pair(), pair());
-        let address = |qp: &QueuePair| Address::new(&port, Side::Active, qp.number(), 7, 1);
+        let address = |qp: &QueuePair| port.address(Side::Active, qp.number(), 7, 1);
         let addresses = [address(&a), address(&b)];
         (port, a, addresses, b)
     }

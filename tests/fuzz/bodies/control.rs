@@ -8,8 +8,8 @@ use windlass::mem::RemoteRegion;
 use windlass::proto::control::{ControlMessage, FrameReader, FrameWriter, MAX_BODY};
 use windlass::store::{Optimizers, Shard};
 use windlass::types::{
-    Consistency, Identity, Initializer, Late, OptimizerSpec, PartitionMap, Quorum, Role, ServerInfo, ShardId,
-    Stale, TableSpec, View,
+    Consistency, Identity, Initializer, Late, NonFinite, OptimizerSpec, PartitionMap, Quorum, Role,
+    ServerInfo, ShardId, Stale, TableSpec, View,
 };
 
 use super::Bytes;
@@ -89,6 +89,7 @@ fn examples() -> Vec<ControlMessage> {
     let sparse = TableSpec::sparse("v", 4)
         .consistency(Consistency::Ssp { staleness: 3 })
         .stale(Stale::Reject { max_age: 2 })
+        .non_finite(NonFinite::Reject)
         .initializer(Initializer::Normal { mean: 0.0, std: 1.0, seed: 3 });
     let server = ServerInfo { rank: 0, address: "127.0.0.1:1".into(), threads: 2 };
     let region =

@@ -86,10 +86,10 @@ pub fn reply_seeds() -> Vec<Vec<u8>> {
         count: 5,
         tag: 6,
         chain: if kind == ReplyKind::Pulled { 0x0A0B } else { 0 },
-        bucket: if kind == ReplyKind::Rejected { 9 } else { 0 },
+        bucket: if matches!(kind, ReplyKind::Stale | ReplyKind::NonFinite) { 9 } else { 0 },
         withdrawn: 1,
     };
-    [ReplyKind::Credit, ReplyKind::Pulled, ReplyKind::Rejected]
+    [ReplyKind::Credit, ReplyKind::Pulled, ReplyKind::Stale, ReplyKind::NonFinite]
         .map(|kind| reply(kind).encode().to_vec())
         .to_vec()
 }

@@ -5,11 +5,12 @@
 mod control;
 mod data_path;
 mod handshake;
+mod pairing;
 mod server;
 mod tcp;
 mod text;
 
-pub use server::served;
+pub use server::{refused_seeds, served};
 
 /// One fuzz target.
 pub struct Target {
@@ -42,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "spec", body: control::spec, seeds: control::spec_seeds, runs: 5_000 },
     Target { name: "tcp", body: tcp::stream, seeds: tcp::stream_seeds, runs: 1_500 },
     Target { name: "address", body: tcp::address, seeds: tcp::address_seeds, runs: 1_000 },
+    Target { name: "pairing", body: pairing::greet, seeds: pairing::greeting_seeds, runs: 20_000 },
     Target { name: "libsvm", body: text::libsvm, seeds: text::libsvm_seeds, runs: 5_000 },
     Target { name: "settings", body: text::settings, seeds: text::settings_seeds, runs: 10_000 },
 ];

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use windlass::error::{Error, Result};
 use windlass::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
-use windlass::proto::{HEADER, NO_BASE, RequestHeader, RequestKind, ThreadStats, WorkerMessage};
+use windlass::proto::{Chains, HEADER, NO_BASE, RequestHeader, RequestKind, ThreadStats, WorkerMessage};
 use windlass::server::core::{Core, Staging};
 use windlass::server::link::Link;
 use windlass::store::{Optimizers, Shard};
 use windlass::transport::{
     Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
 };
-use windlass::types::{Consistency, Late, Quorum, ServerInfo, ShardId, Stale, TableKind, TableSpec, View};
+use windlass::types::{
+    Consistency, Late, NonFinite, Quorum, ServerInfo, ShardId, Stale, TableKind, TableSpec, View, Wire,
+};
 
 use super::Bytes;
 
@@ -24,16 +26,28 @@ const SLOT: usize = HEADER + 1024;
 const RING: u32 = 8;
 const RECEIVE: u64 = 4096;
 
+/// Tables of all kinds, and the same again with filters.
+fn tables() -> Vec<TableSpec> {
+    let wires = [(Wire::Fp16, Wire::Fp16), (Wire::Bf16, Wire::Fp32), (Wire::Fp32, Wire::Bf16)];
+    let filtered = plain_tables().into_iter().zip(wires.into_iter().cycle());
+    let filtered = filtered.map(|(spec, (push, pull))| TableSpec {
+        push_filters: push.filters(),
+        pull_filters: pull.filters(),
+        ..spec
+    });
+    plain_tables().into_iter().chain(filtered).collect()
+}
+
 /// Dense and sparse by turns, so that an odd number is a sparse table.
-fn tables() -> [TableSpec; 8] {
+fn plain_tables() -> [TableSpec; 8] {
     let (ssp, quorum) = (Consistency::Ssp { staleness: 1 }, |late| Quorum { workers: 2, late });
     let dense = || TableSpec::dense("d", &[60]).segment_bytes(64);
     [
         dense(),
-        sparse(),
-        dense().consistency(Consistency::Asp),
-        sparse().consistency(ssp),
-        dense().quorum(quorum(Late::Apply)),
+        sparse().non_finite(NonFinite::Count),
+        dense().consistency(Consistency::Asp).non_finite(NonFinite::Count),
+        sparse().consistency(ssp).non_finite(NonFinite::Reject),
+        dense().quorum(quorum(Late::Apply)).non_finite(NonFinite::Reject),
         sparse().quorum(quorum(Late::Drop)),
         dense().consistency(ssp).quorum(quorum(Late::Drop)).stale(Stale::Reject { max_age: 1 }),
         sparse().consistency(Consistency::Asp).stale(Stale::Scale),
@@ -46,6 +60,8 @@ fn sparse() -> TableSpec {
 
 struct Rig {
     core: Core,
+    /// Of each table.
+    chains: Vec<Chains>,
     arena: Arc<Arena>,
     /// The number of each worker's next request.
     sequences: [u64; WORKERS as usize],
@@ -64,11 +80,14 @@ impl Rig {
         let id = ShardId { server: 0, thread: 0 };
         let mut core =
             Core::new(id, view, Shard::new(Optimizers::default(), 1 << 20, 1 << 16), staging, replies, 3);
+        let mut chains = Vec::new();
         for (id, spec) in (0..).zip(tables()) {
             core.create_table(id, &spec, |_| Ok(RegionId(2 + id))).unwrap();
+            chains.push(Chains::of(&spec).unwrap());
         }
         let transport = Sink { full: false, kept: Vec::new() };
-        let mut rig = Rig { core, arena, sequences: [0; WORKERS as usize], owners: Vec::new(), transport };
+        let sequences = [0; WORKERS as usize];
+        let mut rig = Rig { core, chains, arena, sequences, owners: Vec::new(), transport };
         (0..WORKERS).for_each(|rank| rig.attach(rank));
         rig
     }
@@ -126,7 +145,8 @@ impl Rig {
         let sparse = bytes[32] & 1 == 1;
         let shape = usize::from(input.u8());
         let body = if sparse && how & 0x40 == 0 {
-            directory(shape, &mut bytes)
+            let chains = self.chains[usize::from(bytes[32]) % self.chains.len()];
+            directory(shape, chains.push.value_bytes(), &mut bytes)
         } else {
             input.take(shape * 4).to_vec()
         };
@@ -161,6 +181,13 @@ impl Rig {
         };
         let pull = kind == RequestKind::Pull;
         let behind = u64::from(small >> 4 & 1);
+        let table = small & 3 | wide & 4 | wide >> 2 & 8;
+        let chains = self.chains[usize::from(table)];
+        let right = match kind {
+            RequestKind::Push | RequestKind::Set => chains.push.check(),
+            RequestKind::Pull => chains.pull.check(),
+            _ => 0,
+        };
         RequestHeader {
             kind,
             after_push: how & 4 != 0,
@@ -169,13 +196,19 @@ impl Rig {
             clock: self.core.clocks()[rank as usize].saturating_sub(behind),
             // Sometimes one that the worker did not announce.
             region: if pull { wide >> 3 & 3 } else { 0 },
-            chain: 0,
+            chain: match wide >> 6 {
+                0 => right,
+                // That of the first table with filters.
+                1 => self.chains[8].push.check(),
+                2 => right ^ 1 << (small & 15),
+                _ => 0,
+            },
             argument: match small >> 5 {
                 argument if pull => u64::from(argument) * 640,
                 0 => NO_BASE,
                 base => u64::from(base) - 1,
             },
-            table: u32::from(small & 3 | wide & 4),
+            table: table.into(),
             bucket: u32::from(small >> 2 & 3),
             epoch: u32::from(how & 8 == 0),
             first: u32::from(how >> 2 & 1),
@@ -222,8 +255,9 @@ fn seal(header: &mut [u8; HEADER]) {
     header[60..].copy_from_slice(&check.to_le_bytes());
 }
 
-/// A sparse body in good order: `shape` says which buckets, how many keys each, and whether values follow. The header is told.
-fn directory(shape: usize, header: &mut [u8; HEADER]) -> Vec<u8> {
+/// A sparse body in good order: `shape` says which buckets and how many keys each; the values, unless it is a pull's, are of
+/// `value_bytes` each. The header is told.
+fn directory(shape: usize, value_bytes: usize, header: &mut [u8; HEADER]) -> Vec<u8> {
     let spec = sparse();
     let (mut entries, mut keys, mut total) = (Vec::new(), Vec::new(), 0u32);
     for bucket in (0..4u32).filter(|bucket| shape >> bucket & 1 == 1) {
@@ -235,7 +269,7 @@ fn directory(shape: usize, header: &mut [u8; HEADER]) -> Vec<u8> {
     }
     header[44..48].copy_from_slice(&(entries.len() as u32 / 8).to_le_bytes());
     header[48..52].copy_from_slice(&total.to_le_bytes());
-    let values = if header[3] == 2 { Vec::new() } else { vec![1; total as usize * 8] };
+    let values = if header[3] == 2 { Vec::new() } else { vec![1; total as usize * 2 * value_bytes] };
     [entries, keys, values].concat()
 }
 
@@ -315,11 +349,14 @@ impl Ask {
 
 const PUSH: u8 = 0;
 const PULL: u8 = 1;
-/// Of `wide`: a push becomes a set; the second four tables.
+/// Of `wide`: a push becomes a set; the second four tables; those with filters; the chain of the first of them.
 const SET: u8 = 1;
 const SECOND: u8 = 4;
-/// Sixteen floats.
+const FILTERED: u8 = 0x20;
+const FP16: u8 = 0x40;
+/// Sixteen floats; halves.
 const VALUES: [u8; 64] = [1; 64];
+const HALVES: [u8; 32] = [1; 32];
 /// Of three buckets two keys each.
 const KEYS: u8 = 0x17;
 
@@ -387,6 +424,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
             settle.clone(),
         ]
         .concat(),
+        // NaNs: rejected once the gate lets them through, or counted and applied.
+        [
+            push(0, 0, 4).dense(16, &[0xFF; 64]),
+            push(0, 1, 2).dense(16, &[0xFF; 64]),
+            push(1, 0, 4).dense(16, &VALUES),
+            settle.clone(),
+        ]
+        .concat(),
         // Values go to a region of the worker's own, which it withdraws.
         [
             announce(1, 2),
@@ -419,7 +464,41 @@ pub fn seeds() -> Vec<Vec<u8>> {
             &settle,
         ]
         .concat(),
-        [finish(0), finish(1), finish(2), settle].concat(),
+        // Halves from two workers, folded and read; rows pushed as bf16 and read as fp32.
+        [
+            ask(0, 0, PUSH, 0, FILTERED).dense(16, &HALVES),
+            ask(1, 0, PUSH, 0, FILTERED | SET).dense(16, &HALVES),
+            ask(2, 0, PUSH, 1, FILTERED).sparse(KEYS),
+            marked(1),
+            settle.clone(),
+            ask(0, 2, PULL, 0, FILTERED).dense(16, &[]),
+            ask(1, 2, PULL, 1, FILTERED).sparse(KEYS),
+            settle.clone(),
+        ]
+        .concat(),
+        // bf16 that comes late to a quorum; what is based on a version, and its rows as fp32.
+        [
+            ask(0, 0, PUSH, 0, FILTERED | SECOND).dense(16, &HALVES),
+            mark(0, 1),
+            mark(1, 1),
+            ask(2, 0, PUSH, 0, FILTERED | SECOND).dense(16, &HALVES),
+            ask(2, 1, PUSH, 1 << 5 | 3, FILTERED | SECOND).sparse(KEYS),
+            settle.clone(),
+            ask(2, 2, PULL, 3, FILTERED | SECOND).sparse(KEYS),
+            settle.clone(),
+        ]
+        .concat(),
+        [finish(0), finish(1), finish(2), settle.clone()].concat(),
+    ]
+}
+
+/// A chain that is not the table's, each on its own: a pull and a push as fp16 of tables without filters, and fp32 for fp16.
+pub fn refused_seeds() -> Vec<Vec<u8>> {
+    let ask = |kind, small, wide| Ask { rank: 1, slot: 0, kind, small, wide };
+    vec![
+        ask(PULL, 2, FP16).dense(16, &[]),
+        ask(PUSH, 2, FP16).dense(16, &HALVES),
+        ask(PUSH, 0, FILTERED | 0xC0).dense(16, &VALUES),
     ]
 }
 

@@ -7,23 +7,50 @@
 //! All numbers are little-endian. `link`: 0 InfiniBand, 1 RoCE v1, 2 RoCE v2. `mtu`: 1 to 5 for 256 to 4096 bytes.
 //! `reads`: how many reads of the peer this end serves at once. `side`: 0 passive, 1 active.
 
-use super::device::{GidKind, Port};
 use crate::error::{Error, Result};
 use crate::transport::Side;
 
+/// What kind of address a GID is; on the wire as its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GidKind {
+    /// InfiniBand: peers are reached by LID.
+    InfiniBand = 0,
+    /// RoCE v1: within one Ethernet segment.
+    RoceV1 = 1,
+    /// RoCE v2: over UDP/IP.
+    RoceV2 = 2,
+}
+
+impl GidKind {
+    /// From the number of `enum ibv_gid_type`.
+    pub fn from_raw(raw: u32) -> Option<GidKind> {
+        match raw {
+            0 => Some(GidKind::InfiniBand),
+            1 => Some(GidKind::RoceV1),
+            2 => Some(GidKind::RoceV2),
+            _ => None,
+        }
+    }
+}
+
 /// Where a queue pair is reached, and what it can take.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address {
+pub struct Address {
+    /// The side of the connection that this end is.
     pub side: Side,
+    /// What `gid` is.
     pub kind: GidKind,
-    /// 1 to 5.
+    /// 1 to 5 for 256 to 4096 bytes.
     pub mtu: u8,
+    /// How many reads of the peer this end serves at once.
     pub reads: u8,
+    /// Its port's local identifier, by which InfiniBand reaches it.
     pub lid: u16,
-    /// 24 bits.
+    /// The queue pair's, of 24 bits, not 0.
     pub number: u32,
-    /// 24 bits.
+    /// Its first packet's number, of 24 bits.
     pub psn: u32,
+    /// In network byte order.
     pub gid: [u8; 16],
     /// Longest message in bytes.
     pub max_message: u32,
@@ -35,21 +62,7 @@ impl Address {
     /// Length of the encoded form in bytes.
     pub const ENCODED: usize = 36;
 
-    /// The address of a queue pair at `port`.
-    pub fn new(port: &Port, side: Side, number: u32, psn: u32, reads: u8) -> Address {
-        Address {
-            side,
-            kind: port.gid.kind,
-            mtu: port.mtu,
-            reads,
-            lid: port.lid,
-            number,
-            psn,
-            gid: port.gid.raw,
-            max_message: port.max_message,
-        }
-    }
-
+    /// The bytes for the other end.
     pub fn encode(&self) -> [u8; Self::ENCODED] {
         let mut out = [0; Self::ENCODED];
         out[0] = VERSION;

@@ -19,13 +19,14 @@ use crate::time::Deadline;
 use crate::transport::{SessionKey, Side};
 
 /// The number that a proof is sent with; messages of the layer above are sent without one.
-pub(super) const PROOF: u32 = 0x574c_5631;
+pub const PROOF: u32 = 0x574c_5631;
 /// The number that an empty message is sent with before a queue pair is closed. Only a courtesy: a peer that dies says
 /// nothing.
-pub(super) const GOODBYE: u32 = 0x574c_5632;
+pub const GOODBYE: u32 = 0x574c_5632;
 
 /// What one end knows about its greeting.
-pub(super) struct Greeting {
+#[derive(Debug)]
+pub struct Greeting {
     /// Whether this end speaks first.
     pub first: bool,
     /// What it sends.
@@ -36,6 +37,7 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
+    /// Between the ends of these addresses, who have `given` for it. Refused when both are one.
     pub fn new(
         local: &Address,
         remote: &Address,
@@ -76,7 +78,7 @@ fn proof(key: &SessionKey, speaker: &[u8], listener: &[u8]) -> blake3::Hash {
 
 #[cfg(test)]
 mod tests {
-    use super::super::device::GidKind;
+    use super::super::GidKind;
     use super::*;
 
     fn address(number: u32) -> Address {
