@@ -43,6 +43,8 @@ struct Endpoint {
     chosen: Option<Way>,
     /// What is dialled when memory fails.
     next: Option<(Vec<u8>, SessionKey)>,
+    /// The other end is on this host.
+    near: bool,
     closing: bool,
 }
 
@@ -169,7 +171,12 @@ impl Several {
     fn fall_back(&mut self, id: EndpointId, why: &Error) -> Result<()> {
         let Some(endpoint) = self.get(id) else { return Ok(()) };
         if let (Some(wide), Some((address, key))) = (endpoint.wide, endpoint.next.take()) {
-            tracing::info!("{} is not reached by shared memory: {why}", endpoint.peer);
+            // To another host there is nothing better; within this one something is in the way.
+            if endpoint.near {
+                tracing::warn!("{} is on this host, but not reached by shared memory: {why}", endpoint.peer);
+            } else {
+                tracing::debug!("{} is not reached by shared memory: {why}", endpoint.peer);
+            }
             return self.wide.connect(wide, &address, &key);
         }
         Ok(())
@@ -291,8 +298,16 @@ impl Transport for Several {
         let id = EndpointId { index, generation: place.generation };
         let (memory, wide) = (Some(memory), Some(wide));
         let peer = peer.to_owned();
-        place.endpoint =
-            Some(Endpoint { peer, side, memory, wide, chosen: None, next: None, closing: false });
+        place.endpoint = Some(Endpoint {
+            peer,
+            side,
+            memory,
+            wide,
+            chosen: None,
+            next: None,
+            near: false,
+            closing: false,
+        });
         memory.map(|theirs| self.ours.insert((true, theirs), id));
         wide.map(|theirs| self.ours.insert((false, theirs), id));
         self.wide_open += 1;
@@ -328,6 +343,7 @@ impl Transport for Several {
     }
 
     fn connect(&mut self, endpoint: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
+        let near = split(address).is_some_and(|(by_memory, _)| self.memory.is_near(by_memory));
         let Some(known) = self.get(endpoint) else { return misuse("connect") };
         let Some((by_memory, by_wide)) = split(address) else {
             let found = format!("{} bytes", address.len());
@@ -342,6 +358,7 @@ impl Transport for Several {
             return self.wide.connect(wide, by_wide, key);
         }
         known.next = Some((by_wide.to_vec(), *key));
+        known.near = near;
         match self.memory.connect(memory, by_memory, key) {
             Ok(()) => Ok(()),
             Err(error @ Error::Misuse { .. }) => Err(error),

@@ -152,6 +152,11 @@ impl Shm {
         self.arenas.register_as(region, arena);
     }
 
+    /// Whether an address is one of this host.
+    pub(super) fn is_near(&self, address: &[u8]) -> bool {
+        Address::decode(address).is_some_and(|address| address.boot == self.boot)
+    }
+
     /// Whether a grant or an operation under way lies in a region.
     pub(super) fn uses(&self, region: RegionId) -> bool {
         self.endpoints.iter().any(|e| e.uses(region))
