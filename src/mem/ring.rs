@@ -4,9 +4,9 @@
 //! byte    0  tail u64     cells written so far     \
 //!         8  closed u32   nothing is valid now      > the producer's line
 //!        12  waits u32    it sleeps until there is room /
-//!        64  head u64     cells read so far        \ the consumer's line
-//!        72  parked u32   it sleeps until something comes /
-//!       128  510 cells of 64 bytes
+//!        64  head u64     cells read so far        the consumer's line
+//!       128  parked u32   it sleeps until something comes: a line that hardly ever changes
+//!       192  509 cells of 64 bytes
 //! ```
 //! Each side keeps its own count to itself and only tells it; what it reads of the other's is checked before it is used. So a side
 //! that writes anything anywhere in here makes the other report [`OutOfStep`], or read cells that say nonsense.
@@ -19,12 +19,13 @@ use super::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 /// Bytes of a cell.
 pub const CELL: usize = 64;
 /// Cells of a ring.
-pub const CELLS: u64 = 510;
+pub const CELLS: u64 = 509;
 /// Bytes of a ring.
 pub const RING: usize = CELLS_AT + CELLS as usize * CELL;
 
-const CELLS_AT: usize = 128;
-const CONSUMER_AT: usize = 64;
+const HEAD_AT: usize = 64;
+const PARKED_AT: usize = 128;
+const CELLS_AT: usize = 192;
 
 /// The other side's count can't be right.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,22 +47,16 @@ struct Written {
     waits: AtomicU32,
 }
 
-/// Written by the consumer, read by the producer. The flags of both are taken down by the one that they are raised for.
-#[derive(Debug, Default)]
-#[repr(C)]
-struct Read {
-    head: AtomicU64,
-    parked: AtomicU32,
-}
-
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Written>() <= CONSUMER_AT && size_of::<Read>() <= CELLS_AT - CONSUMER_AT);
+const _: () = assert!(size_of::<Written>() <= HEAD_AT);
 
-/// Both lines.
+/// What both sides look at. The flags are taken down by the one that they are raised for.
 #[derive(Debug, Clone, Copy)]
 struct Lines<'a> {
     written: &'a Written,
-    read: &'a Read,
+    /// Written by the consumer, read by the producer, as is `parked`.
+    head: &'a AtomicU64,
+    parked: &'a AtomicU32,
 }
 
 /// Where a ring lies.
@@ -88,7 +83,13 @@ impl Ring {
         // SAFETY: `at` proved the range, which `new` found aligned. Whatever bytes stand there are values of these atomics, and
         // everybody who changes them, here or in the other process, does so by atomic operations or is a peer that breaks the
         // protocol; memory that is mapped shared is never unmapped while the arena lives.
-        unsafe { Lines { written: &*start.cast(), read: &*start.add(CONSUMER_AT).cast() } }
+        unsafe {
+            Lines {
+                written: &*start.cast(),
+                head: &*start.add(HEAD_AT).cast(),
+                parked: &*start.add(PARKED_AT).cast(),
+            }
+        }
     }
 
     /// Copies bytes into cells from `cell` on, which the caller owns as producer.
@@ -177,13 +178,13 @@ impl Producer {
 
     /// Whether the consumer sleeps, and has to be woken for what was published.
     pub fn must_wake(&self) -> bool {
-        must_wake(&self.ring.lines().read.parked)
+        must_wake(self.ring.lines().parked)
     }
 
     /// Asks to be woken when cells are taken. True when some have been since [`Producer::taken`] last looked.
     pub fn wait(&self) -> bool {
         announce(&self.ring.lines().written.waits);
-        self.ring.lines().read.head.load(Ordering::Acquire) != self.head
+        self.ring.lines().head.load(Ordering::Acquire) != self.head
     }
 
     /// It is awake again.
@@ -248,19 +249,19 @@ impl Consumer {
         }
         self.head += std::mem::take(&mut self.read);
         let lines = self.ring.lines();
-        lines.read.head.store(self.head, Ordering::Release);
+        lines.head.store(self.head, Ordering::Release);
         must_wake(&lines.written.waits)
     }
 
     /// Asks to be woken when something comes. True when it has.
     pub fn park(&self) -> bool {
-        announce(&self.ring.lines().read.parked);
+        announce(self.ring.lines().parked);
         self.ring.lines().written.tail.load(Ordering::Acquire) != self.head + self.read
     }
 
     /// It is awake again.
     pub fn awake(&self) {
-        self.ring.lines().read.parked.store(0, Ordering::Relaxed);
+        self.ring.lines().parked.store(0, Ordering::Relaxed);
     }
 
     /// Whether what lies outside the ring may have changed before now; asked after it was read.
@@ -272,7 +273,7 @@ impl Consumer {
 /// The other's count may only grow, up to `most`.
 fn take_notice(lines: &Lines<'_>, head: &mut u64, most: u64) -> Result<(), OutOfStep> {
     // Acquire: what the consumer read, it has read.
-    let found = lines.read.head.load(Ordering::Acquire);
+    let found = lines.head.load(Ordering::Acquire);
     if found < *head || found > most {
         return Err(OutOfStep { field: "head", expected: (*head, most), found });
     }
@@ -371,7 +372,7 @@ mod tests {
             assert_eq!(c.ready().unwrap_err().field, "tail", "{tail}");
         }
         for head in [3, 11, u64::MAX] {
-            ring.lines().read.head.store(head, Ordering::Relaxed);
+            ring.lines().head.store(head, Ordering::Relaxed);
             assert_eq!(p.taken().unwrap_err().field, "head", "{head}");
         }
     }

@@ -2,7 +2,7 @@
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicBool, AtomicU32};
+use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
 use super::*;
@@ -11,7 +11,8 @@ use super::*;
 #[derive(Default)]
 struct Shared {
     written: Written,
-    read: Read,
+    head: AtomicU64,
+    parked: AtomicU32,
     cell: UnsafeCell<u32>,
     outside: AtomicU32,
     woken: AtomicBool,
@@ -19,7 +20,7 @@ struct Shared {
 
 impl Shared {
     fn lines(&self) -> Lines<'_> {
-        Lines { written: &self.written, read: &self.read }
+        Lines { written: &self.written, head: &self.head, parked: &self.parked }
     }
 }
 
@@ -53,7 +54,7 @@ fn loom_nobody_touches_a_cell_at_the_same_time() {
             }
             // SAFETY: loom's cell checks what is claimed here: the producer has published the cell.
             assert_eq!(shared.cell.with(|cell| unsafe { *cell }), n as u32 + 1);
-            shared.read.head.store(n + 1, Ordering::Release);
+            shared.head.store(n + 1, Ordering::Release);
         }
         producer.join().unwrap();
     });
@@ -67,11 +68,11 @@ fn loom_nothing_is_slept_through() {
         let producer = shared.clone();
         let producer = thread::spawn(move || {
             publish(&producer.lines(), 1);
-            if must_wake(&producer.read.parked) {
+            if must_wake(&producer.parked) {
                 producer.woken.store(true, Ordering::Release);
             }
         });
-        announce(&shared.read.parked);
+        announce(&shared.parked);
         let sleeps = shared.written.tail.load(Ordering::Acquire) == 0;
         producer.join().unwrap();
         assert!(!sleeps || shared.woken.load(Ordering::Acquire), "it sleeps for ever");

@@ -158,7 +158,8 @@ impl Shm {
     }
 
     /// Whether a grant or an operation under way lies in a region.
-    pub(super) fn uses(&self, region: RegionId) -> bool {
+    pub(super) fn uses(&mut self, region: RegionId) -> bool {
+        self.retire_all();
         self.endpoints.iter().any(|e| e.uses(region))
     }
 
@@ -273,6 +274,7 @@ impl Transport for Shm {
     }
 
     fn withdraw(&mut self, endpoint: EndpointId, remote: &RemoteRegion) -> Result<()> {
+        self.retire_all();
         let Some(e) = self.endpoints.get(endpoint) else {
             // A closed endpoint reaches nothing.
             return Ok(());

@@ -9,9 +9,11 @@ use rustix::event::{Timespec, epoll};
 use super::accept::Progress;
 use super::endpoint::{Connection, RINGS, State};
 use super::rx::{Context, out_of_step};
+use super::tx::Tx;
 use super::{Shm, socket};
 use crate::error::{Error, Result};
 use crate::mem::Arena;
+use crate::mem::ring::OutOfStep;
 use crate::transport::{Completion, EndpointId, Side};
 
 /// Tokens below this one are endpoints; from it on, pending connections.
@@ -128,15 +130,31 @@ impl Shm {
 
     /// One turn of sending for each connection.
     pub(super) fn send_round(&mut self) {
+        self.each_tx(|tx, socket, done| {
+            let retired = if tx.is_due() { tx.retire(done) } else { Ok(()) };
+            let sent = retired.and_then(|()| tx.pump(socket));
+            tx.ring(socket);
+            sent
+        });
+    }
+
+    /// Lets go of all that peers have taken.
+    pub(super) fn retire_all(&mut self) {
+        self.each_tx(|tx, _, done| tx.retire(done));
+    }
+
+    /// Does something with the send side of every connection; those where it fails end.
+    fn each_tx(
+        &mut self,
+        mut f: impl FnMut(&mut Tx, &OwnedFd, &mut dyn FnMut(u64)) -> std::result::Result<(), OutOfStep>,
+    ) {
         for turn in (0..self.turns.len()).rev() {
             let index = self.turns[turn];
             let Some(endpoint) = self.endpoints.at(index) else { continue };
             let State::Connected(c) = &mut endpoint.state else { continue };
             let (id, outbox) = (endpoint.id, &mut self.outbox);
-            let done = |context| outbox.push_back(Completion::Done { endpoint: id, context });
-            let sent = c.tx.retire(done).and_then(|()| c.tx.pump(&c.socket));
-            c.tx.ring(&c.socket);
-            if let Err(e) = sent {
+            let mut done = |context| outbox.push_back(Completion::Done { endpoint: id, context });
+            if let Err(e) = f(&mut c.tx, &c.socket, &mut done) {
                 let error = out_of_step(&endpoint.peer, &e);
                 self.end(index, Some(error));
             }

@@ -147,6 +147,11 @@ impl Tx {
         !self.queue.is_empty() || self.flying.iter().any(flying)
     }
 
+    /// Whether it is worth asking what the peer has taken: to ask costs a cache line that both sides write.
+    pub fn is_due(&self) -> bool {
+        self.matters() || self.answers > 0 || self.flying.len() >= self.flying.capacity() / 2
+    }
+
     /// Lets go of what the peer has taken; `done` is told the contexts.
     pub fn retire(&mut self, mut done: impl FnMut(u64)) -> Result<(), OutOfStep> {
         if self.flying.is_empty() {
