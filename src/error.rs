@@ -154,6 +154,20 @@ pub enum Error {
         /// errno or completion status, and what to do about it.
         reason: String,
     },
+    /// A checkpoint's file can't be used: it is cut short, changed, or of another job.
+    #[error("checkpoint {file}: {section} at byte {offset}: expected {expected}, found {found}")]
+    Checkpoint {
+        /// Path.
+        file: String,
+        /// The section, with its table and bucket; or `header`, `directory`, `padding`.
+        section: String,
+        /// First byte, within the file, of what is wrong.
+        offset: u64,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
 }
 
 impl fmt::Debug for Error {
@@ -180,6 +194,7 @@ impl Error {
             Error::Device { .. } => 11,
             Error::Stale { .. } => 12,
             Error::NonFinite { .. } => 13,
+            Error::Checkpoint { .. } => 14,
         }
     }
 

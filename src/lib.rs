@@ -8,6 +8,7 @@ compile_error!(
 );
 
 pub mod app;
+pub mod checkpoint;
 pub mod client;
 pub mod cluster;
 pub mod config;

@@ -368,6 +368,42 @@ fn a_coordinator_that_can_not_be_reached_is_named() {
         .says("--coordinator: expected HOST:PORT, found nothing");
 }
 
+/// The coordinator is the one that is told to end; servers and workers hear it from there.
+#[test]
+fn a_job_by_hand_saves_itself_and_goes_on() {
+    let directory = scratch();
+    let keeps = ["--checkpoint", text(directory.path())];
+    let range = KeyRange::new(0, 4).unwrap();
+    let mut seen = Vec::new();
+    for (servers, signal) in [("1", Signal::TERM), ("2", Signal::USR1)] {
+        let extra = ["--servers", servers, "--workers", "1", "--resume", "auto"];
+        let job = Job::start(&[&keeps[..], &extra].concat());
+        let servers: Vec<Process> = (0..servers.parse().unwrap()).map(|_| job.server(&keeps)).collect();
+        let client = job.client(0, 1);
+        let spec = TableSpec::dense("t", &[4]).aggregate(windlass::types::Aggregate::Sum);
+        let table = client.table(&spec.optimizer(windlass::types::OptimizerSpec::sum())).unwrap();
+        let mut value = [0.0; 4];
+        table.pull_range(range, &mut value).unwrap();
+        seen.push((client.resumed(), value[0]));
+        job.coordinator.signal(signal);
+        let mut clock = client.resumed().map_or(0, |(clock, _)| clock);
+        while client.save_state(&clock.to_le_bytes()).is_ok()
+            && table.push_range(range, &[1.0; 4]).is_ok()
+            && client.clock().is_ok()
+            && table.pull_range(range, &mut value).is_ok()
+        {
+            clock += 1;
+        }
+        drop(client);
+        job.coordinator.end(PATIENCE).expect(75).says("told to end: cut ");
+        servers.into_iter().for_each(|server| drop(server.end(PATIENCE)));
+    }
+    assert_eq!(seen[0], (None, 0.0));
+    let (resumed, value) = &seen[1];
+    let (clock, state) = resumed.clone().unwrap();
+    assert_eq!((state, *value), (clock.to_le_bytes().to_vec(), clock as f32));
+}
+
 /// Who is behind is nice to know, but no reason to be late.
 #[test]
 fn waits_keep_their_deadline_while_the_coordinator_stands_still() {

@@ -207,7 +207,7 @@ fn a_whole_job() {
     workers[0].send(ControlMessage::PeersQuery);
     let status = PeerStatus { rank: 2, clock: 4, status: b"ok".to_vec() };
     assert_eq!(workers[0].message(), ControlMessage::Peers(vec![status]));
-    assert_eq!(finish(job, servers, workers), Outcome { servers: 2, workers: 3, tables: 1 });
+    assert_eq!(finish(job, servers, workers), Outcome { saved: None, servers: 2, workers: 3, tables: 1 });
 }
 
 #[test]

@@ -10,18 +10,19 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use super::bench::{self, Verdict};
+use super::checkpoint;
 use super::info;
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
 use super::run::{self, Plan};
-use super::settings::{Flags, OfCoordinator, OfLink, OfServer, OfWorker};
+use super::settings::{CheckpointFlags, Flags, OfCheckpoints, OfCoordinator, OfLink, OfServer, OfWorker};
 use crate::config::{Environment, settings, variable};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::launch;
 use crate::proto::secret::Secret;
 use crate::server::Server;
-use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use crate::server::coordinator::{Checkpoints, CoordinatorServer, CoordinatorServerConfig};
 
 /// Features of this build, for `--version`.
 const VERSION: &str = if cfg!(feature = "verbs") {
@@ -33,7 +34,8 @@ const VERSION: &str = if cfg!(feature = "verbs") {
 /// A parameter server for HPC clusters
 ///
 /// Exit codes: 0 done, 2 wrong usage, 10 + n for failure n: 11 setting, 12 system, 13 timeout, 14 lost peer, 15 refused,
-/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push, 23 values that are not finite. `run` gives the code of the
+/// 16 protocol, 17 limit, 18 misuse, 19 aborted elsewhere, 20 malformed data, 21 device, 22 stale push, 23 values that are not finite,
+/// 24 unusable checkpoint; 75 told to end, and saved. `run` gives the code of the
 /// process that failed first, 128 + n if it was killed by signal n.
 #[derive(Debug, Parser)]
 #[command(name = "windlass", version = VERSION, max_term_width = 100)]
@@ -54,6 +56,9 @@ enum Command {
     /// Alone it starts its own job on this machine; in a job (WINDLASS_COORDINATOR is set, or --coordinator is given) it
     /// is one of its workers. `write`, `read` and `add` need no job.
     Bench(Box<bench::Options>),
+    /// Look at checkpoints, check them, and pass their parameters to other programs and back
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
     /// Say what this machine and this build have to offer
     Info,
     /// Run the coordinator of a job that is started by hand
@@ -93,6 +98,8 @@ struct RunOptions {
     #[command(flatten)]
     server: Flags<OfServer>,
     #[command(flatten)]
+    checkpoints: CheckpointFlags,
+    #[command(flatten)]
     workers_own: Flags<OfWorker>,
     /// Print the settings that would hold, each with where it comes from, and exit
     #[arg(long)]
@@ -120,6 +127,8 @@ struct CoordinatorOptions {
     link: Flags<OfLink>,
     #[command(flatten)]
     own: Flags<OfCoordinator>,
+    #[command(flatten)]
+    checkpoints: CheckpointFlags,
     /// File with settings; flags and variables outdo it [WINDLASS_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -134,6 +143,8 @@ struct ServerOptions {
     rank: Option<u32>,
     #[command(flatten)]
     server: Flags<OfServer>,
+    #[command(flatten)]
+    checkpoints: Flags<OfCheckpoints>,
     /// Print the settings that would hold, each with where it comes from, and exit
     #[arg(long)]
     print_config: bool,
@@ -177,11 +188,12 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
         Command::Run(options) => start(options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),
         Command::Bench(options) => measure(&options, environment),
+        Command::Checkpoint(command) => checkpoint::obey(&command).map(|()| 0),
         Command::Info => {
             print!("{}", info::text());
             Ok(0)
         }
-        Command::Coordinator(options) => coordinate(&options, environment).map(|()| 0),
+        Command::Coordinator(options) => coordinate(&options, environment),
         Command::Server(options) => serve(&options, environment).map(|()| 0),
         Command::Secret => {
             writeln!(std::io::stdout(), "{}", Secret::generate()?.to_hex())
@@ -195,6 +207,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
 fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
     let settings = options.server.over(&options.network.over(environment)?);
     let settings = options.workers_own.over(&options.coordinator.over(&settings));
+    let settings = options.checkpoints.over(&settings);
     if options.print_config {
         return print_config(&settings).map(|()| 0);
     }
@@ -273,28 +286,38 @@ fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
     Ok(run::run(&plan)?.code as u8)
 }
 
-fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result<()> {
+fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result<u8> {
     let node = NodeOptions { secret_file: options.secret_file.clone(), ..NodeOptions::default() };
     let secret = node.secret(environment)?;
     let job = environment.text(variable::JOB).unwrap_or_default();
     let mut config = CoordinatorServerConfig::new(secret, job, options.servers, options.workers);
     config.ip = options.listen.ip();
     config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
-    let settings = options.own.over(&options.link.over(environment));
-    config.limited_by(&settings.with_file(options.config.as_deref())?)?;
-    let coordinator = CoordinatorServer::bind(config)?;
+    let settings = options.checkpoints.over(&options.own.over(&options.link.over(environment)));
+    let settings = settings.with_file(options.config.as_deref())?;
+    config.limited_by(&settings)?;
+    config.checkpoints = Checkpoints::from_environment(&settings)?;
+    let saves = config.checkpoints.folder.is_some();
+    let mut coordinator = CoordinatorServer::bind(config)?;
+    if saves {
+        coordinator.end_on_signals()?;
+    }
     eprintln!("windlass coordinator: listening on {}", coordinator.address());
     let outcome = coordinator.run()?;
+    if let Some((cut, clock)) = outcome.saved {
+        eprintln!("windlass coordinator: told to end: cut {cut} holds all up to clock {clock}");
+        return Ok(run::SAVED as u8);
+    }
     eprintln!(
         "windlass coordinator: done, with {} servers, {} workers, {} tables",
         outcome.servers, outcome.workers, outcome.tables
     );
-    Ok(())
+    Ok(0)
 }
 
 fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
     let settings = options.server.over(&options.node.network.over(environment)?);
-    let settings = settings.with(variable::RANK, options.rank);
+    let settings = options.checkpoints.over(&settings).with(variable::RANK, options.rank);
     if options.print_config {
         return print_config(&settings);
     }

@@ -1,6 +1,7 @@
 //! What the `windlass` program does: one module a subcommand or application.
 
 pub mod bench;
+mod checkpoint;
 pub mod cli;
 mod info;
 pub mod lr;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::config::{Environment, ServerLimits, WorkerLimits, settings, variable};
 use crate::error::{Error, Result};
-use crate::launch::{self, Child, ChildRole, Outcome, Tree, TreeConfig};
+use crate::launch::{self, Child, ChildRole, Tree, TreeConfig};
 use crate::proto::secret::Secret;
-use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use crate::server::coordinator::{Checkpoints, CoordinatorServer, CoordinatorServerConfig, Outcome};
 use crate::transport::{choice, network};
 
 /// What to start.
@@ -29,7 +29,7 @@ pub struct Plan {
 }
 
 /// Runs the job until all its processes have ended.
-pub fn run(plan: &Plan) -> Result<Outcome> {
+pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     let within = |what: &str, given: u32, most: u32| match given {
         0 => Err(Error::config(what, format!("1 to {most}"), 0)),
         n if n > most => Err(Error::config(what, format!("1 to {most}"), n)),
@@ -50,17 +50,28 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     config.ip = network.interface;
     config.ports = network.ports.clone();
     config.limited_by(&plan.settings)?;
-    let coordinator = CoordinatorServer::bind(config)?;
+    config.checkpoints = Checkpoints::from_environment(&plan.settings)?;
+    let saves = config.checkpoints.folder.is_some();
+    let mut coordinator = CoordinatorServer::bind(config)?;
     let children = children(plan, threads, &exe, &coordinator.address().to_string(), &secret);
     let mut tree = TreeConfig::new(&plan.command, &job, vec![exe.into(), "guard".into()]);
     tree.consequences = CONSEQUENCES.to_vec();
     tree.grace = tree.grace.max(limits.stop_timeout + FAREWELL);
-    let tree = Tree::new(tree)?;
+    let mut tree = Tree::new(tree)?;
     let handle = tree.handle();
     let stop = coordinator.stop_handle();
+    if saves {
+        let end = coordinator.stop_handle();
+        let saved = tree.handle();
+        coordinator.when_saved(move |cut, clock| {
+            saved.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
+        });
+        tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, move || end.end());
+    }
     let serving = thread::Builder::new()
         .name("wl-coord".to_owned())
         .spawn(move || match coordinator.run() {
+            Ok(Outcome { saved: Some(_), .. }) => {} // it has been stopped
             Ok(_) => handle.job_finished(),
             Err(error) => handle.stop(error.to_string(), i32::from(exit_code(&error))),
         })
@@ -72,6 +83,10 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     }
     outcome
 }
+
+/// The exit code of a job that was told to end, and made a last checkpoint: started again with `--resume auto`, it goes on. It is
+/// the "temporary failure, try again" of sysexits.h.
+pub const SAVED: i32 = 75;
 
 /// What a server may need besides `stop_timeout` when it is told to stop.
 const FAREWELL: Duration = Duration::from_secs(2);

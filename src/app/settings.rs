@@ -60,6 +60,22 @@ impl Group for OfServer {
     const SETTINGS: &'static [Setting] = settings::SERVER;
 }
 
+/// Where checkpoints are.
+#[derive(Clone)]
+pub struct OfCheckpoints;
+
+impl Group for OfCheckpoints {
+    const SETTINGS: &'static [Setting] = settings::CHECKPOINTS;
+}
+
+/// When checkpoints are made.
+#[derive(Clone)]
+pub struct OfCuts;
+
+impl Group for OfCuts {
+    const SETTINGS: &'static [Setting] = settings::CUTS;
+}
+
 /// The flags of a group that were given.
 #[derive(Clone)]
 pub struct Flags<G> {
@@ -122,5 +138,21 @@ impl<G: Group> FromArgMatches for Flags<G> {
         };
         self.given = G::SETTINGS.iter().filter_map(text).collect();
         Ok(())
+    }
+}
+
+/// All about checkpoints, for whoever starts a job or coordinates one.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CheckpointFlags {
+    #[command(flatten)]
+    places: Flags<OfCheckpoints>,
+    #[command(flatten)]
+    cuts: Flags<OfCuts>,
+}
+
+impl CheckpointFlags {
+    /// The environment with these flags above it.
+    pub fn over(&self, environment: &Environment) -> Environment {
+        self.cuts.over(&self.places.over(environment))
     }
 }

@@ -8,6 +8,7 @@ use crossbeam::channel::{Receiver, Sender};
 
 use super::ClientConfig;
 use super::control::{ControlLinks, SETTLE, Shared};
+use super::cuts::Cuts;
 use super::engine::Engine;
 use super::link::Link;
 use super::reopen::{Granted, Outcome, Reopener, Wish};
@@ -19,7 +20,7 @@ use crate::proto::control::ControlMessage;
 use crate::proto::handshake::derive_endpoint_key;
 use crate::time::Deadline;
 use crate::transport::{SessionKey, Transport, choice};
-use crate::types::{Identity, Role, ServerInfo, View};
+use crate::types::{Clock, Identity, Role, ServerInfo, View};
 
 /// The buffers of a pool as (bytes, count): `memory` bytes of the longest, an eighth of it more for shorter ones, and a 64th for
 /// the shortest.
@@ -46,6 +47,10 @@ struct Joining {
     /// Links that are up, with who is there, the root of its endpoints' keys, and the filters that it knows, too.
     up: HashMap<LinkId, (Identity, SessionKey, Vec<String>)>,
     answers: Vec<(LinkId, ControlMessage)>,
+    /// What the job goes on from: the clock, and this worker's state.
+    resumed: Option<(Clock, Vec<u8>)>,
+    /// What the Coordinator says of cuts meanwhile.
+    early: Vec<ControlMessage>,
     /// The first server that was lost, and when.
     lost: Option<(Instant, Error)>,
 }
@@ -75,11 +80,16 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
         events: Vec::new(),
         up: HashMap::new(),
         answers: Vec::new(),
+        resumed: None,
+        early: Vec::new(),
         lost: None,
     };
     let (view, agreed) = joining.view(config, &offer)?;
     let servers = joining.dial(&view.servers)?;
-    let shared = Arc::new(Shared::new(config.rank)?);
+    let clock = joining.resumed.as_ref().map_or(0, |(clock, _)| *clock);
+    let cuts =
+        joining.resumed.take().map_or_else(Cuts::default, |(clock, state)| Cuts::resumed(clock, state));
+    let shared = Arc::new(Shared::new(config.rank, clock, cuts)?);
     let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, agreed, shared.clone())?;
     let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export, _)| *export);
     let filters = |(server, link): (&ServerInfo, &LinkId)| {
@@ -88,7 +98,8 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     };
     let filters = view.servers.iter().zip(&servers).map(filters).collect();
     let servers = view.servers.iter().zip(servers).map(|(s, link)| (s.rank, link, export(&link))).collect();
-    let links = ControlLinks { hub: joining.hub, coordinator, servers, wishes, outcomes };
+    let early = joining.early;
+    let links = ControlLinks { hub: joining.hub, coordinator, servers, wishes, outcomes, early };
     Ok(Joined { view, filters, engine, links, shared })
 }
 
@@ -256,8 +267,17 @@ impl Joining {
             Event::Message { message: ControlMessage::JoinRefused { reason }, .. } => {
                 return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });
             }
+            Event::Message { message: ControlMessage::Resume { clock, state, .. }, .. } => {
+                self.resumed = Some((clock, state));
+            }
             Event::Message { message: ControlMessage::Abort { reason }, .. } => {
                 return Err(Error::Aborted { reason });
+            }
+            Event::Message {
+                message: cut @ (ControlMessage::Cut { .. } | ControlMessage::CancelCut { .. }),
+                ..
+            } => {
+                self.early.push(cut);
             }
             Event::Message { link, message } => self.answers.push((link, message)),
             Event::Down { link, reason, .. } if link == self.coordinator => return Err(reason),

@@ -4,12 +4,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 
+use super::cuts::Cuts;
 use super::reopen::{Granted, Outcome, Wish};
 use crate::control::{Event, Hub, HubWaker, LinkId};
 use crate::error::{Error, Result};
@@ -47,6 +48,8 @@ pub struct ControlLinks {
     pub wishes: Receiver<Wish>,
     /// What became of them.
     pub outcomes: Sender<Outcome>,
+    /// What the Coordinator has said that was not about joining.
+    pub early: Vec<ControlMessage>,
 }
 
 /// What the control thread and the callers share.
@@ -58,14 +61,21 @@ pub struct Shared {
     /// The worker's clock, for heartbeats.
     pub clock: AtomicU64,
     status: Mutex<Vec<u8>>,
+    cuts: Mutex<Cuts>,
     failure: OnceLock<Error>,
 }
 
 impl Shared {
-    /// Nothing has failed yet.
-    pub fn new(rank: Rank) -> Result<Shared> {
-        let status = Mutex::new(Vec::new());
-        Ok(Shared { rank, waker: Waker::new()?, clock: AtomicU64::new(0), status, failure: OnceLock::new() })
+    /// Nothing has failed yet, and the worker is in clock `clock`.
+    pub fn new(rank: Rank, clock: Clock, cuts: Cuts) -> Result<Shared> {
+        let (status, cuts) = (Mutex::new(Vec::new()), Mutex::new(cuts));
+        let clock = AtomicU64::new(clock);
+        Ok(Shared { rank, waker: Waker::new()?, clock, status, cuts, failure: OnceLock::new() })
+    }
+
+    /// The worker's part of cuts.
+    pub fn cuts(&self) -> MutexGuard<'_, Cuts> {
+        self.cuts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the job failed, if it did.
@@ -146,6 +156,7 @@ impl ControlThread {
         let state = State {
             hub: links.hub,
             coordinator: links.coordinator,
+            early: links.early,
             servers: links.servers,
             wishes: links.wishes,
             outcomes: links.outcomes,
@@ -216,6 +227,14 @@ impl ControlThread {
         Ok(())
     }
 
+    /// Changes the worker's part of cuts, and sends what is to be sent when `change` says so.
+    pub fn cut(&self, change: impl FnOnce(&mut Cuts) -> bool) {
+        if change(&mut self.shared.cuts()) {
+            // Without the wake the thread looks at its next heartbeat.
+            let _ = self.waker.wake();
+        }
+    }
+
     /// Says that this worker is done, and waits until that has reached the Coordinator.
     pub fn finish(&self) -> Result<()> {
         let _ = self.calls.send(Call::Finish); // a thread that is gone has failed, and says so below
@@ -276,6 +295,7 @@ struct Gathering {
 struct State {
     hub: Hub,
     coordinator: LinkId,
+    early: Vec<ControlMessage>,
     servers: Vec<(Rank, LinkId, SessionKey)>,
     wishes: Receiver<Wish>,
     outcomes: Sender<Outcome>,
@@ -307,6 +327,9 @@ impl State {
     }
 
     fn serve(&mut self) -> Result<()> {
+        for message in std::mem::take(&mut self.early) {
+            self.hear(self.coordinator, message)?;
+        }
         let mut events = Vec::new();
         let mut next_beat = Instant::now();
         loop {
@@ -329,6 +352,7 @@ impl State {
             while let Ok(wish) = self.wishes.try_recv() {
                 self.reopen(wish)?;
             }
+            self.send_state()?;
             if self.finishing {
                 return Ok(());
             }
@@ -402,9 +426,20 @@ impl State {
             }
             Call::Finish => {
                 self.finishing = true;
+                self.send_state()?;
+                let last = self.shared.cuts().last().map(<[u8]>::to_vec);
+                if let Some(state) = last {
+                    self.hub.send(self.coordinator, &ControlMessage::CutState { number: 0, state })?;
+                }
                 self.hub.send(self.coordinator, &ControlMessage::Finish)
             }
         }
+    }
+
+    /// Sends the state that a cut waits for, if there is one.
+    fn send_state(&mut self) -> Result<()> {
+        let Some((number, state)) = self.shared.cuts().next_state() else { return Ok(()) };
+        self.hub.send(self.coordinator, &ControlMessage::CutState { number, state })
     }
 
     fn next_request(&mut self) -> u32 {
@@ -462,6 +497,12 @@ impl State {
                     self.shared.waker.wake();
                 }
             }
+            ControlMessage::Cut { number, clock } => {
+                let passed = self.shared.cuts().named(number, clock);
+                let answer = ControlMessage::CutAnswer { number, passed };
+                return self.hub.send(self.coordinator, &answer);
+            }
+            ControlMessage::CancelCut { number } => self.shared.cuts().cancelled(number),
             ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
             _ => {}
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use slab::Slab;
 
@@ -171,7 +172,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over opened endpoints.
+    /// An engine over opened endpoints, in the clock that `shared` has.
     pub fn new(
         transport: Box<dyn Transport>,
         (polling, limits): (Polling, WorkerLimits),
@@ -181,6 +182,7 @@ impl Engine {
         shared: Arc<Shared>,
         reopener: Reopener,
     ) -> Engine {
+        let clock = shared.clock.load(Ordering::Relaxed);
         let mut engine = Engine {
             transport,
             fallback: String::new(),
@@ -203,7 +205,7 @@ impl Engine {
             stalled: Vec::new(),
             half_queued: 0,
             spare_parts: Vec::new(),
-            clock: 0,
+            clock,
             pushed: false,
             finished: false,
             epoch,

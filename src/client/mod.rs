@@ -6,6 +6,7 @@
 mod bootstrap;
 mod buffer;
 mod control;
+mod cuts;
 mod driver;
 mod engine;
 mod frame;
@@ -35,13 +36,14 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::mem::Pool;
-use crate::proto::control::PeerStatus;
+use crate::proto::control::{MAX_STATE, PeerStatus};
 use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::transport::network;
 use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
 use control::ControlThread;
+use cuts::Cuts;
 use driver::{Driver, ProgressThread};
 use engine::Engine;
 
@@ -217,7 +219,43 @@ impl Client {
         let waited_for = |engine: &Engine| engine.keeps_clock_open().unwrap_or_default().to_owned();
         let clock = self.inner.driver.drive(self.inner.deadline(), waited_for, Engine::end_clock)?;
         self.inner.control.shared().clock.store(clock, Ordering::Relaxed);
+        self.inner.control.cut(|cuts| cuts.advanced(clock));
         Ok(clock)
+    }
+
+    /// Keeps `state`, opaque and of at most 64 KiB, as what this worker needs to begin the clock that it is in: a checkpoint at this
+    /// clock holds it. Call it in every clock, before anything of that clock is pushed; the first call of a clock counts for a
+    /// checkpoint that is due, and where there is none what was saved last. It is a copy of the bytes, and sends nothing unless a
+    /// checkpoint is due.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/in_process.rs"));
+    /// # use windlass::Client;
+    /// # fn main() -> windlass::Result<()> {
+    /// # let job = InProcess::start()?;
+    /// # let client = Client::connect(job.config())?;
+    /// let from = client.resumed().map_or(0, |(_, state)| state[0]); // 0 where the job is not resumed
+    /// for step in from..10 {
+    ///     client.save_state(&[step])?;
+    ///     // push, pull
+    ///     client.clock()?;
+    /// }
+    /// # client.finalize()?;
+    /// # job.end()
+    /// # }
+    /// ```
+    pub fn save_state(&self, state: &[u8]) -> Result<()> {
+        if state.len() > MAX_STATE {
+            return Err(Error::config("state", format!("at most {MAX_STATE} bytes"), state.len()));
+        }
+        self.inner.control.cut(|cuts| cuts.save(state));
+        Ok(())
+    }
+
+    /// What this worker goes on from, in a job that was resumed: the clock that it is in, and what it saved last at or before it
+    /// (nothing if it never did). `None` in a job that begins.
+    pub fn resumed(&self) -> Option<(Clock, Vec<u8>)> {
+        self.inner.control.shared().cuts().beginning().cloned()
     }
 
     /// Waits until all of `tickets` are done, at most for the client's `wait_timeout` in all. After an error those that are not
@@ -254,7 +292,7 @@ impl Client {
     /// This worker pushes nothing from its present clock on: nobody waits for it any more. Blocks until all that it sent
     /// has been taken by the servers. It may still pull. Refused while its present clock holds pushes under Bsp.
     pub fn finish(&self) -> Result<()> {
-        self.inner.until_taken(self.inner.deadline(), Engine::finish)
+        self.inner.finish()
     }
 
     /// Blocks until all that was sent has been taken by the servers and every worker that has not left is here, too.
@@ -275,7 +313,7 @@ impl Client {
 
     /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.
     pub fn finalize(self) -> Result<()> {
-        self.inner.until_taken(self.inner.deadline(), Engine::finish)?;
+        self.inner.finish()?;
         self.inner.end_progress();
         self.inner.control.finish()
     }
@@ -323,6 +361,12 @@ impl Inner {
         };
         let progress = Mutex::new(progress);
         Ok(Inner { view, filters, payload_bytes, receive, progress, driver, control, config })
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.until_taken(self.deadline(), Engine::finish)?;
+        self.control.cut(Cuts::finish);
+        Ok(())
     }
 
     fn until_taken(

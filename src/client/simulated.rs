@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::control::{ControlThread, Shared};
+use super::cuts::Cuts;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::link::Link;
@@ -83,7 +84,7 @@ pub(crate) fn prepare(
             links.push(link);
         }
     }
-    let shared = Arc::new(Shared::new(rank)?);
+    let shared = Arc::new(Shared::new(rank, 0, Cuts::default())?);
     let memory = (staging, receive);
     let engine =
         Engine::new(transport, (Polling::Block, limits), links, memory, view.epoch, shared.clone(), reopener);

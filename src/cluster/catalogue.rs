@@ -82,6 +82,17 @@ impl Catalogue {
         Opening::Wait
     }
 
+    /// A table that the job goes on with: the servers have to make it, nobody waits yet. Nothing where there can't be one more.
+    pub fn restore(&mut self, spec: &TableSpec, servers: u32) -> Option<TableId> {
+        match self.open((0, 0), spec, servers) {
+            Opening::Create(table) => {
+                self.entries[table as usize].waiters.clear();
+                Some(table)
+            }
+            _ => None,
+        }
+    }
+
     /// A server has made a table. Gives those who waited once all have, or `None` if nobody asked this server for it.
     pub fn ready(&mut self, table: TableId, server: Rank) -> Option<Vec<Waiter>> {
         let entry = self.entries.get_mut(table as usize)?;
@@ -107,6 +118,11 @@ impl Catalogue {
     /// A table's specification.
     pub fn spec(&self, table: TableId) -> Option<&TableSpec> {
         self.entries.get(table as usize).map(|entry| &entry.spec)
+    }
+
+    /// The specifications of all, by number.
+    pub fn specs(&self) -> Vec<TableSpec> {
+        self.entries.iter().map(|entry| entry.spec.clone()).collect()
     }
 
     /// Number of tables.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::catalogue::{Catalogue, Opening};
+use super::cuts::{Commit, CutPlan, Cuts};
 use crate::config::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, TransportKind};
 use crate::error::Error;
 use crate::proto::control::{ControlMessage, MAX_NODES, PeerStatus, reason};
@@ -30,6 +31,10 @@ pub struct CoordinatorConfig {
     pub leave_timeout: Duration,
     /// The most tables.
     pub tables: usize,
+    /// When checkpoints are made; without it never.
+    pub cuts: Option<CutPlan>,
+    /// What the job goes on from.
+    pub resumed: Option<Resumed>,
 }
 
 impl CoordinatorConfig {
@@ -42,6 +47,8 @@ impl CoordinatorConfig {
             gather_timeout: Some(DEFAULT_JOIN_TIMEOUT),
             leave_timeout,
             tables: DEFAULT_TABLES,
+            cuts: None,
+            resumed: None,
         }
     }
 }
@@ -81,6 +88,13 @@ pub enum Output {
         link: u64,
         /// Why, for the log; names the peer.
         reason: String,
+    },
+    /// Write the rest of a checkpoint, then call [`Coordinator::committed`].
+    Commit {
+        /// What it holds.
+        commit: Commit,
+        /// The tables by number.
+        tables: Vec<TableSpec>,
     },
 }
 
@@ -137,6 +151,7 @@ pub struct Coordinator {
     catalogue: Catalogue,
     finished: u32,
     deadline: Option<Instant>,
+    cuts: Option<Cuts>,
 }
 
 /// A peer's message that does not fit its role or the state: the reason for closing its link.
@@ -151,8 +166,16 @@ impl Coordinator {
                 return Err(Error::config(setting, format!("1 to {MAX_NODES}"), found));
             }
         }
+        let workers = config.resumed.as_ref().map(|resumed| resumed.states.len() as u32);
+        if let (Some(saved), Some(asked)) = (workers, config.workers)
+            && saved != asked
+        {
+            return Err(Error::config("workers", format!("{saved}, as in the checkpoint"), asked));
+        }
+        let first = config.resumed.as_ref().map_or(0, |resumed| resumed.clock);
         Ok(Coordinator {
-            workers: config.workers,
+            workers: config.workers.or(workers),
+            cuts: config.cuts.map(|plan| Cuts::new(plan, first)),
             catalogue: Catalogue::new(config.tables),
             config,
             state: State::Gathering,
@@ -184,7 +207,7 @@ impl Coordinator {
 
     /// When [`Coordinator::tick`] has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.deadline.into_iter().chain(self.cuts.as_ref().and_then(Cuts::due)).min()
     }
 
     /// Takes what happened on `link`.
@@ -210,6 +233,7 @@ impl Coordinator {
 
     /// Lets time pass.
     pub fn tick(&mut self, now: Instant, out: &mut Vec<Output>) {
+        self.tick_cuts(now, out);
         if self.deadline.is_none_or(|at| at > now) {
             return;
         }
@@ -273,6 +297,7 @@ impl Coordinator {
                 let (role, rank) = self.joined(link)?;
                 if role == Role::Worker {
                     self.status.insert(rank, (clock, status));
+                    self.cuts.iter_mut().for_each(|cuts| cuts.seen(clock));
                 }
                 out.push(Output::Send { link, message: ControlMessage::HeartbeatAck });
                 Ok(())
@@ -302,6 +327,10 @@ impl Coordinator {
             ControlMessage::TableFailed { table, reason } => self.table_made(link, table, Some(reason), out),
             ControlMessage::Barrier { id } => self.barrier(link, id, out),
             ControlMessage::Finish => self.finish(link, now, out),
+            ControlMessage::CutAnswer { .. }
+            | ControlMessage::CutState { .. }
+            | ControlMessage::CutWritten { .. }
+            | ControlMessage::CutFailed { .. } => self.cut_message(link, message, now, out),
             _ => Err("not for a coordinator".into()),
         }
     }
@@ -371,6 +400,11 @@ impl Coordinator {
             }
         } else {
             self.pass_barriers(out);
+            let rank = self.joined(link)?.1;
+            if let Some(cuts) = &mut self.cuts {
+                let actions = cuts.worker_finished(rank);
+                self.act(actions, out);
+            }
         }
         Ok(())
     }
@@ -473,7 +507,10 @@ fn node_of(nodes: &mut BTreeMap<u64, Node>, link: u64, change: impl FnOnce(&mut 
 }
 
 mod agree;
+mod checkpoints;
 mod join;
+
+pub use checkpoints::Resumed;
 
 #[cfg(test)]
 mod tests;

@@ -91,11 +91,11 @@ impl Progress {
 }
 
 impl<P> Gate<P> {
-    /// A gate for the given number of workers, all in clock 0.
-    pub fn new(workers: u32) -> Gate<P> {
-        let workers =
-            (0..workers).map(|_| Worker { at: Progress::default(), held: VecDeque::new() }).collect();
-        Gate { workers, closed: 0, max_lag: 0, lines: Vec::new() }
+    /// A gate for the given number of workers, all in clock `first`, before which all are closed: 0, unless the job was resumed.
+    pub fn new(workers: u32, first: Clock) -> Gate<P> {
+        let at = Progress { marked: first, finished: None };
+        let workers = (0..workers).map(|_| Worker { at, held: VecDeque::new() }).collect();
+        Gate { workers, closed: first, max_lag: 0, lines: Vec::new() }
     }
 
     /// A table's clocks close when `quorum` workers have ended them. It may come at any time, before the table's first piece.
@@ -127,6 +127,11 @@ impl<P> Gate<P> {
     /// The clock that each worker is in, by rank.
     pub fn clocks(&self) -> Vec<Clock> {
         self.workers.iter().map(|w| w.at.marked).collect()
+    }
+
+    /// The clock from which on each worker pushes nothing, by rank.
+    pub fn finished(&self) -> Vec<Option<Clock>> {
+        self.workers.iter().map(|w| w.at.finished).collect()
     }
 
     /// The largest distance, in clocks, between the fastest and the slowest unfinished worker so far.
@@ -245,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_later_rank_waits_for_the_marks_of_the_lower_ones() {
-        let mut gate = Gate::new(2);
+        let mut gate = Gate::new(2, 0);
         let mut v = Vec::new();
         gate.push(1, 0, "b", &mut v).unwrap();
         gate.mark(1, 0, &mut v).unwrap();
@@ -261,7 +266,7 @@ mod tests {
 
     #[test]
     fn wrong_clocks_and_life_after_finish_are_refused() {
-        let mut gate = Gate::new(1);
+        let mut gate = Gate::new(1, 0);
         let mut v = Vec::new();
         assert_eq!(gate.push(0, 1, (), &mut v), Err(OutOfOrder { expected: 0 }));
         assert_eq!(gate.mark(0, 1, &mut v), Err(OutOfOrder { expected: 0 }));
@@ -295,7 +300,7 @@ mod tests {
                 script.push(Step::Finish);
                 script
             }).collect();
-            let mut gate = Gate::new(plans.len() as u32);
+            let mut gate = Gate::new(plans.len() as u32, 0);
             let mut next = vec![0usize; plans.len()];
             let mut clock = vec![0u64; plans.len()];
             let mut in_slot = vec![0u32; plans.len()];

@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod coordinator;
+pub mod cuts;
 mod gate;
 
 pub use gate::{Gate, OutOfOrder, Verdict};

@@ -157,6 +157,9 @@ pub struct ServerLimits {
     pub pull_credits: usize,
     /// Buffers for replies.
     pub reply_buffers: usize,
+    /// What of a cut may be on its way to the disk of each server thread, in bytes: a copy of what pushes change while it is being
+    /// written. Beyond that they wait for the disk.
+    pub cut_bytes: u64,
     /// How long a server that is told to stop may take to answer what it has taken.
     pub stop_timeout: Duration,
 }
@@ -171,6 +174,7 @@ impl Default for ServerLimits {
             slots: 16,
             pull_credits: 64,
             reply_buffers: 32,
+            cut_bytes: 2 << 30,
             stop_timeout: Duration::from_secs(5),
         }
     }
@@ -193,6 +197,7 @@ impl ServerLimits {
             slots: number(&settings::SLOTS)? as usize,
             pull_credits: number(&settings::PULL_CREDITS)? as usize,
             reply_buffers: number(&settings::REPLY_BUFFERS)? as usize,
+            cut_bytes: number(&settings::CUT_BYTES)?,
             stop_timeout: environment.seconds(&settings::STOP_TIMEOUT)?,
         })
     }

@@ -8,9 +8,6 @@ use super::Environment;
 use super::settings::{self, ANY};
 use crate::error::{Error, Result};
 
-/// What stands for a choice that the transport makes by itself.
-pub const AUTO: &str = "auto";
-
 /// What the verbs transport is to use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rdma {
@@ -86,7 +83,7 @@ impl Rdma {
             service_level: number(&settings::RDMA_SERVICE_LEVEL)? as u8,
             traffic_class: number(&settings::RDMA_TRAFFIC_CLASS)? as u8,
             pkey_index: number(&settings::RDMA_PKEY_INDEX)? as u16,
-            mtu: environment.restriction_to(&settings::RDMA_MTU, AUTO)?,
+            mtu: environment.restriction_to(&settings::RDMA_MTU, settings::AUTO)?,
             timeout: choice(&settings::RDMA_TIMEOUT)?.map(|n| n as u8),
             retries: number(&settings::RDMA_RETRIES)? as u8,
             queue_depth: number(&settings::RDMA_QUEUE_DEPTH)? as u32,

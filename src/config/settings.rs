@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::limits::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, DEFAULT_WAIT_TIMEOUT};
-use super::rdma::{AUTO, Devices, Mtu, Rdma, Switch};
+use super::rdma::{Devices, Mtu, Rdma, Switch};
 use super::{
     Environment, LinkLimits, Network, Pin, PollChoice, Progress, ServerLimits, TransportChoice, WorkerLimits,
     parse_bytes,
@@ -47,6 +47,38 @@ const HOUR: u64 = 3600;
 
 /// What stands for "no such restriction" where a setting may be left open.
 pub const ANY: &str = "any";
+
+/// What stands for something that there is not.
+pub const NONE: &str = "none";
+
+/// What stands for Windlass's own choice. Of `resume`: the newest checkpoint that can be used, or none where there is none.
+pub const AUTO: &str = "auto";
+
+/// How often a checkpoint is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Every {
+    /// At every clock that is a multiple of this.
+    Clocks(u64),
+    /// After so much time.
+    Time(Duration),
+}
+
+impl FromStr for Every {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Every> {
+        let refuse = || Error::config("every", "a number of clocks, or a time as in 30s, 10m or 2h", text);
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let number: u64 = digits.parse().ok().filter(|&n| n > 0 && n < 1 << 40).ok_or_else(refuse)?;
+        match &text[digits.len()..] {
+            "" => Ok(Every::Clocks(number)),
+            "s" => Ok(Every::Time(Duration::from_secs(number))),
+            "m" => Ok(Every::Time(Duration::from_secs(number * 60))),
+            "h" => Ok(Every::Time(Duration::from_secs(number * 3600))),
+            _ => Err(refuse()),
+        }
+    }
+}
 
 impl Setting {
     /// Its key in a configuration file.
@@ -140,6 +172,11 @@ impl Environment {
     /// A setting that restricts something, or `None` when it is open.
     pub fn restriction(&self, setting: &Setting) -> Option<&str> {
         self.text(setting.variable).filter(|text| *text != ANY)
+    }
+
+    /// A setting that names something, or `None` where there is nothing.
+    pub fn chosen(&self, setting: &Setting) -> Option<&str> {
+        self.text(setting.variable).filter(|text| *text != NONE)
     }
 
     /// These settings as TOML, each with where it comes from. Given back as a configuration file it means the same.
@@ -293,8 +330,26 @@ settings! {
         "Pulls of one worker that may be outstanding at one server thread"
         REPLY_BUFFERS, "N", Kind::Count(1..=4096), ServerLimits::default().reply_buffers;
         "Buffers of each server thread for answers"
+        CUT_BYTES, "BYTES", Kind::Bytes(1 << 20..=1 << 40), ServerLimits::default().cut_bytes;
+        "Memory of each server thread for what changes while a checkpoint of it is being written; beyond that pushes wait for the disk"
         STOP_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), ServerLimits::default().stop_timeout.as_secs();
         "Seconds in which a server that is told to stop (SIGTERM) answers what it has taken"
+    }
+    /// Where servers and the coordinator keep checkpoints.
+    CHECKPOINTS {
+        CHECKPOINT, "DIR", Kind::Word(|_| Ok(())), NONE;
+        "Directory for checkpoints, the same for all servers and the coordinator"
+        RESUME, "DIR|auto", Kind::Word(|_| Ok(())), NONE;
+        "Go on from the checkpoint in this directory, or (auto) from the newest one in --checkpoint, if there is one"
+    }
+    /// When checkpoints are made.
+    CUTS {
+        EVERY, "N|TIME", Kind::Word(|text| if text == NONE { Ok(()) } else { text.parse::<Every>().map(drop) }), NONE;
+        "Make a checkpoint every so many clocks, or every so often: 30s, 10m, 2h; `none` is only when the job is told to end"
+        KEEP, "N", Kind::Count(1..=1_000_000), 2;
+        "Checkpoints to keep, the newest ones"
+        GRACE, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), 30;
+        "Seconds for a last checkpoint when the job is told to end (SIGTERM, SIGUSR1)"
     }
 }
 

@@ -6,11 +6,12 @@
 //!    └──────── a failure ──────────┴▶ Settling ─▶ Reporting
 //! ```
 //! A signal to the supervisor, or the loss of its standard output, leads from any of the first phases straight to
-//! Terminating. The tree is done, in any phase, when every child has ended; or in Lost.
+//! Terminating; but where the job can be saved, SIGTERM and SIGUSR1 lead from Running to Saving, which goes on as Running does
+//! until the coordinator stops the tree, and to Terminating when its time is over. The tree is done, in any phase, when every child has ended; or in Lost.
 
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGPIPE, SIGTERM};
+use signal_hook::consts::{SIGPIPE, SIGTERM, SIGUSR1};
 use signal_hook::low_level::signal_name;
 
 use super::{ChildRole, Outcome};
@@ -37,6 +38,8 @@ pub(super) enum Action {
     Signal(i32),
     /// Send SIGKILL to every child's process group.
     Kill,
+    /// Ask for the job to be saved and stopped.
+    Save,
 }
 
 /// The three times of [`super::TreeConfig`].
@@ -51,6 +54,8 @@ pub(super) struct Times {
 enum Phase {
     /// The job runs.
     Running,
+    /// The job was asked to save itself and to stop, because of this signal.
+    Saving { until: Instant, signal: i32 },
     /// Every worker ended well; the servers are ending by themselves.
     Draining { until: Instant },
     /// Something failed; a weightier cause may still replace it.
@@ -101,6 +106,8 @@ pub(super) struct Policy {
     command: String,
     times: Times,
     consequences: Vec<i32>,
+    /// How long the job may take to save itself; none where it can't.
+    save: Option<Duration>,
     phase: Phase,
     members: Vec<Member>,
     cause: Option<Cause>,
@@ -116,12 +123,18 @@ impl Policy {
             command: command.to_owned(),
             times,
             consequences: consequences.to_vec(),
+            save: None,
             phase: Phase::Running,
             members: Vec::new(),
             cause: None,
             finished: false,
             actions: Vec::new(),
         }
+    }
+
+    /// The job can save itself, within this time.
+    pub(super) fn can_save(&mut self, within: Duration) {
+        self.save = Some(within);
     }
 
     /// A child was started. Children are numbered in the order of these calls.
@@ -133,7 +146,7 @@ impl Policy {
     pub(super) fn exited(&mut self, child: usize, exit: Exit, now: Instant) {
         self.members[child].ended = true;
         // From Reporting on, the ends of the others are consequences.
-        if matches!(self.phase, Phase::Running | Phase::Draining { .. } | Phase::Settling { .. }) {
+        if self.is_early() {
             if let Some(cause) = self.judge(child, exit) {
                 self.blame(cause, now);
             }
@@ -146,8 +159,10 @@ impl Policy {
 
     /// The coordinator, or whoever holds a handle, wants the tree stopped.
     pub(super) fn stop(&mut self, reason: String, code: i32, now: Instant) {
-        if matches!(self.phase, Phase::Running | Phase::Draining { .. } | Phase::Settling { .. }) {
-            let weight = self.weight(code).max(Weight::Told);
+        if self.is_early() {
+            let saved = matches!(self.phase, Phase::Saving { .. }) && !self.consequences.contains(&code);
+            // A job that has saved itself was told to end: nothing that happens on the way outweighs that.
+            let weight = if saved { Weight::Killed } else { self.weight(code).max(Weight::Told) };
             self.blame(Cause { text: reason, code, weight }, now);
         }
     }
@@ -165,13 +180,20 @@ impl Policy {
 
     /// The supervisor itself got a signal. The first stops the tree, a second one kills it.
     pub(super) fn signalled(&mut self, signal: i32, now: Instant) {
+        if let (Phase::Running, Some(within), SIGTERM | SIGUSR1) = (self.phase, self.save, signal) {
+            let line = format!("received {}; a last checkpoint within {within:?}", describe(signal));
+            self.say(&line);
+            self.actions.push(Action::Save);
+            self.phase = Phase::Saving { until: now + within, signal };
+            return;
+        }
         let text = format!("received {}", describe(signal));
         self.halt(Cause { text, code: 128 + signal, weight: Weight::Killed }, signal, now);
     }
 
     /// Nobody reads our output any more.
     pub(super) fn output_closed(&mut self, which: &str, now: Instant) {
-        if matches!(self.phase, Phase::Running | Phase::Draining { .. } | Phase::Settling { .. }) {
+        if self.is_early() {
             let cause =
                 Cause { text: format!("{which} was closed"), code: 128 + SIGPIPE, weight: Weight::Killed };
             self.halt(cause, SIGTERM, now);
@@ -193,6 +215,10 @@ impl Policy {
                     self.say(&late);
                     self.terminate(SIGTERM, now);
                 }
+                Phase::Saving { signal, .. } => {
+                    let text = format!("received {}, and there was no checkpoint in time", describe(signal));
+                    self.halt(Cause { text, code: 128 + signal, weight: Weight::Killed }, SIGTERM, now);
+                }
                 Phase::Settling { .. } => self.announce(now),
                 Phase::Reporting { .. } => self.terminate(SIGTERM, now),
                 Phase::Terminating { .. } => self.kill(now),
@@ -211,7 +237,8 @@ impl Policy {
         match self.phase {
             Phase::Running | Phase::Lost => None,
             Phase::Settling { since } => Some(since + self.patience()),
-            Phase::Draining { until }
+            Phase::Saving { until, .. }
+            | Phase::Draining { until }
             | Phase::Reporting { until }
             | Phase::Terminating { until }
             | Phase::Killing { until } => Some(until),
@@ -234,6 +261,12 @@ impl Policy {
             Some(cause) => Outcome { code: cause.code, cause: Some(cause.text.clone()) },
             None => Outcome { code: 0, cause: None },
         }
+    }
+
+    /// Nothing has been decided yet.
+    fn is_early(&self) -> bool {
+        use Phase::{Draining, Running, Saving, Settling};
+        matches!(self.phase, Running | Saving { .. } | Draining { .. } | Settling { .. })
     }
 
     fn all_ended(&self) -> bool {
@@ -311,7 +344,7 @@ impl Policy {
     /// Stops the tree at once; the second time, kills it.
     fn halt(&mut self, cause: Cause, signal: i32, now: Instant) {
         match self.phase {
-            Phase::Running | Phase::Draining { .. } => {
+            Phase::Running | Phase::Saving { .. } | Phase::Draining { .. } => {
                 let line = format!("{}; stopping", cause.text);
                 self.say(&line);
                 self.cause = Some(cause);
@@ -328,6 +361,8 @@ impl Policy {
     }
 
     fn terminate(&mut self, signal: i32, now: Instant) {
+        // What SIGUSR1 means to the children is theirs to say.
+        let signal = if signal == SIGUSR1 { SIGTERM } else { signal };
         self.actions.push(Action::Signal(signal));
         self.phase = Phase::Terminating { until: now + self.times.grace };
     }

@@ -222,3 +222,59 @@ fn closed_output_stops_the_tree_at_once() {
     assert_eq!(said(&mut policy), []);
     assert_eq!(policy.outcome().code, 141);
 }
+
+const SAVE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_job_that_can_save_itself_is_asked_to_and_then_stopped() {
+    let (mut policy, t) = tree();
+    policy.can_save(SAVE);
+    policy.signalled(SIGUSR1, t);
+    assert_eq!(said(&mut policy), [say("received SIGUSR1; a last checkpoint within 30s"), Action::Save]);
+    assert_eq!(policy.deadline(), Some(t + SAVE));
+    policy.stop("saved".into(), 75, t);
+    policy.exited(1, Exit::Code(1), t);
+    policy.exited(2, KILL, t);
+    policy.exited(0, Exit::Code(LOST), t);
+    assert!(policy.done());
+    assert_eq!(policy.outcome(), Outcome { code: 75, cause: Some("saved".into()) });
+}
+
+#[test]
+fn a_job_that_does_not_save_itself_in_time_is_ended() {
+    let (mut policy, t) = tree();
+    policy.can_save(SAVE);
+    policy.signalled(SIGTERM, t);
+    policy.tick(t + SAVE);
+    let line = say("received SIGTERM, and there was no checkpoint in time; stopping");
+    assert_eq!(said(&mut policy)[2..], [line, Action::Signal(SIGTERM)]);
+    assert_eq!(policy.outcome().code, 143);
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_the_checkpoint() {
+    let (mut policy, t) = tree();
+    policy.can_save(SAVE);
+    policy.signalled(SIGUSR1, t);
+    policy.signalled(SIGUSR1, t);
+    assert_eq!(said(&mut policy).last(), Some(&Action::Signal(SIGTERM)), "which every child understands");
+    assert_eq!(policy.outcome().code, 138);
+}
+
+#[test]
+fn a_job_may_be_done_before_it_is_saved() {
+    let (mut policy, t) = tree();
+    policy.can_save(SAVE);
+    policy.signalled(SIGTERM, t);
+    policy.exited(1, Exit::Code(0), t);
+    policy.exited(2, Exit::Code(0), t);
+    policy.exited(0, Exit::Code(0), t);
+    assert_eq!(policy.outcome(), Outcome { code: 0, cause: None });
+    // And a failure meanwhile is one.
+    let (mut policy, t) = tree();
+    policy.can_save(SAVE);
+    policy.signalled(SIGTERM, t);
+    policy.exited(1, Exit::Code(7), t);
+    policy.tick(t + SETTLE);
+    assert_eq!(policy.outcome().code, 7);
+}

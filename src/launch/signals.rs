@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::{pipe, unregister};
 use signal_hook::{SigId, flag};
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// SIGCHLD only wakes the loop, but it must be caught: whoever starts us may have left it ignored, and then the
 /// kernel throws the children's exit codes away.
-const CAUGHT: [i32; 5] = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+const CAUGHT: [i32; 6] = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1];
 
 /// Catches the signals while it lives; afterwards they have their usual effect again.
 pub(super) struct Signals {

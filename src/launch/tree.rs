@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 /// How much of one pipe is read at a time: what a pipe holds by default.
 const READ: usize = 64 * 1024;
 
-/// A process tree that can be run once. From [`Tree::new`] on, SIGINT, SIGTERM, SIGHUP and SIGQUIT to this process
+/// A process tree that can be run once. From [`Tree::new`] on, SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGUSR1 to this process
 /// are kept for it instead of ending the process.
 pub struct Tree {
     config: TreeConfig,
@@ -32,6 +32,13 @@ pub struct Tree {
     requests: mpsc::Receiver<Request>,
     wakeups: UnixStream,
     handle: TreeHandle,
+    save: Option<Save>,
+}
+
+/// How a job is told to save itself, and how long that may take.
+struct Save {
+    within: Duration,
+    ask: Box<dyn Fn()>,
 }
 
 /// Lets another thread, the coordinator's, talk to the tree's loop. Calls after the tree's end do nothing.
@@ -75,7 +82,13 @@ impl Tree {
         waker.set_nonblocking(true).map_err(failed)?;
         let (sender, requests) = mpsc::channel();
         let handle = TreeHandle { sender, waker: Arc::new(waker) };
-        Ok(Tree { config, signals: Signals::catch()?, requests, wakeups, handle })
+        Ok(Tree { config, signals: Signals::catch()?, requests, wakeups, handle, save: None })
+    }
+
+    /// The job can save itself within this time. At the first SIGTERM or SIGUSR1 `ask` is called, and the tree waits for
+    /// [`TreeHandle::stop`] before it ends the children.
+    pub fn when_told_to_end(&mut self, within: Duration, ask: impl Fn() + 'static) {
+        self.save = Some(Save { within, ask: Box::new(ask) });
     }
 
     /// A handle for other threads.
@@ -152,6 +165,9 @@ impl<'a> Running<'a> {
             buffer: vec![0; READ],
             guard: Some(Guard::start(&tree.config)?),
         };
+        if let Some(save) = &tree.save {
+            running.policy.can_save(save.within);
+        }
         for child in children {
             running.add(child)?;
         }
@@ -182,6 +198,8 @@ impl<'a> Running<'a> {
                     for signal in self.tree.signals.take() {
                         self.policy.signalled(signal, Instant::now());
                     }
+                    // What was asked for before a child ended may say why it did.
+                    self.take_requests();
                     self.look_for_ends()?;
                 }
                 Ready::Request => self.take_requests(),
@@ -310,6 +328,7 @@ impl<'a> Running<'a> {
                     self.signal_groups(Signal::CONT);
                 }
             }
+            Action::Save => self.tree.save.iter().for_each(|save| (save.ask)()),
             Action::Kill => self.signal_groups(Signal::KILL),
         }
     }

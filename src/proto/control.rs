@@ -25,6 +25,8 @@ pub const MAX_NAME: usize = 256;
 pub const MAX_ENDPOINT_ADDRESS: usize = 1024;
 /// The most transports that a node may offer.
 pub const MAX_TRANSPORTS: usize = 8;
+/// The longest opaque state of a worker, in bytes.
+pub const MAX_STATE: usize = 64 << 10;
 /// The most servers, workers or threads that a message may list.
 pub const MAX_NODES: usize = 1 << 16;
 
@@ -222,6 +224,68 @@ pub enum ControlMessage {
         /// The server thread.
         thread: u32,
     },
+    // Checkpoints. Coordinator to node:
+    /// Before the View, of a job that is resumed: go on from this cut.
+    Resume {
+        /// Its number.
+        number: u64,
+        /// The clock that every worker is in.
+        clock: Clock,
+        /// What this worker saved; empty for a server.
+        state: Vec<u8>,
+    },
+    /// Be cut at this clock, and say CutAnswer.
+    Cut {
+        /// Counts the cuts, from 1.
+        number: u64,
+        /// Which clock.
+        clock: Clock,
+    },
+    /// The cut is given up.
+    CancelCut {
+        /// Which cut.
+        number: u64,
+    },
+    // Node to Coordinator:
+    /// Answers Cut.
+    CutAnswer {
+        /// Which cut.
+        number: u64,
+        /// The clock that this node has come to already, if that is too far.
+        passed: Option<Clock>,
+    },
+    /// A worker's state at the cut's clock; with number 0 its last one, before Finish.
+    CutState {
+        /// Which cut.
+        number: u64,
+        /// At most [`MAX_STATE`] bytes, opaque to everybody else.
+        state: Vec<u8>,
+    },
+    /// A server has written all its files of the cut.
+    CutWritten {
+        /// Which cut.
+        number: u64,
+        /// One for each thread.
+        files: Vec<WrittenFile>,
+    },
+    /// A server can't write its files of the cut.
+    CutFailed {
+        /// Which cut.
+        number: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A file of a cut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenFile {
+    /// Its name in the cut's directory.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// What tells that it is whole, in hexadecimal.
+    pub digest: String,
 }
 
 /// What a worker said in its last heartbeat.
@@ -310,6 +374,13 @@ impl ControlMessage {
             ControlMessage::Offer { .. } => "Offer",
             ControlMessage::Agreed { .. } => "Agreed",
             ControlMessage::EndpointLost { .. } => "EndpointLost",
+            ControlMessage::Resume { .. } => "Resume",
+            ControlMessage::Cut { .. } => "Cut",
+            ControlMessage::CancelCut { .. } => "CancelCut",
+            ControlMessage::CutAnswer { .. } => "CutAnswer",
+            ControlMessage::CutState { .. } => "CutState",
+            ControlMessage::CutWritten { .. } => "CutWritten",
+            ControlMessage::CutFailed { .. } => "CutFailed",
         }
     }
 
@@ -356,6 +427,15 @@ impl ControlMessage {
                 within("threads", threads.len(), MAX_NODES)?;
                 within("clocks", clocks.len(), MAX_NODES)
             }
+            ControlMessage::Resume { state, .. } | ControlMessage::CutState { state, .. } => {
+                within("state", state.len(), MAX_STATE)
+            }
+            ControlMessage::CutWritten { files, .. } => {
+                within("files", files.len(), MAX_NODES)?;
+                let longest = files.iter().map(|file| file.name.len().max(file.digest.len())).max();
+                within("file name", longest.unwrap_or(0), MAX_NAME)
+            }
+            ControlMessage::CutFailed { reason, .. } => within("reason", reason.len(), MAX_REASON),
             _ => Ok(()),
         }
     }

@@ -10,7 +10,9 @@ use crossbeam::channel::Receiver;
 use tracing::{debug, info, warn};
 
 use super::ServerThread;
+use super::cuts::{Cuts, Places, no_folder};
 use super::reactor::{Command, OpenRequest, Report};
+use crate::checkpoint::Cut;
 use crate::config::Network;
 use crate::control::{Event, Hub, LinkId};
 use crate::error::{Error, Result};
@@ -54,6 +56,10 @@ pub struct Control {
     asked: HashMap<u64, Asked>,
     /// What ended the job, when it was a worker's fault. The Coordinator has been told, and will tell everybody.
     failure: Option<Error>,
+    places: Places,
+    cuts: Cuts,
+    /// What the job goes on from, until it begins.
+    resumed: Option<Arc<Cut>>,
 }
 
 /// This server was told to stop.
@@ -89,7 +95,7 @@ struct Asked {
 }
 
 impl Control {
-    #[allow(clippy::too_many_arguments)] // each is one resource that the thread owns from here on
+    #[allow(clippy::too_many_arguments)] // each is one thing that the thread owns from here on
     pub fn new(
         hub: Hub,
         coordinator: LinkId,
@@ -99,6 +105,7 @@ impl Control {
         reports: Receiver<(u32, Report)>,
         (stopping, stop_timeout): (Arc<AtomicBool>, Duration),
         (network, offer): (Network, choice::Offer),
+        places: Places,
     ) -> Control {
         Control {
             hub,
@@ -120,6 +127,9 @@ impl Control {
             next_token: 0,
             asked: HashMap::new(),
             failure: None,
+            places,
+            cuts: Cuts::default(),
+            resumed: None,
         }
     }
 
@@ -286,8 +296,8 @@ impl Control {
             ControlMessage::View(view) => {
                 info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);
                 let server = self.rank.unwrap_or(0);
-                let agreed = self.agreed;
-                self.tell_all(|| Command::Begin(server, view.clone(), agreed))?;
+                let (agreed, resumed) = (self.agreed, self.resumed.take());
+                self.tell_all(|| Command::Begin(server, view.clone(), agreed, resumed.clone()))?;
                 let strangers = self.links.iter().filter(|(rank, _)| **rank >= view.workers);
                 for link in strangers.map(|(_, link)| *link).collect::<Vec<_>>() {
                     self.lose(link, "there is no such worker in this job");
@@ -300,11 +310,34 @@ impl Control {
                 self.tables.insert(table, self.threads.len());
                 self.tell_all(|| Command::CreateTable(table, spec.clone()))?;
             }
+            ControlMessage::Resume { number, .. } => {
+                let cut = self.places.open(number)?;
+                info!("server {}: goes on from cut {number}, clock {}", self.name(), cut.manifest().clock);
+                self.resumed = Some(cut);
+            }
+            ControlMessage::Cut { number, clock } => self.cut(number, clock)?,
+            ControlMessage::CancelCut { number } => self.tell_all(|| Command::CancelCut(number))?,
             ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
             ControlMessage::Shutdown => return Ok(true),
             _ => {}
         }
         Ok(false)
+    }
+
+    fn cut(&mut self, number: u64, clock: Clock) -> Result<()> {
+        self.cuts.begin(number, self.threads.len());
+        match self.places.of(number) {
+            Some(folder) => self.tell_all(|| Command::Cut(number, clock, folder.clone())),
+            None => {
+                let failed = self.cuts.written(number, Err(no_folder()));
+                self.tell(failed)
+            }
+        }
+    }
+
+    /// Tells the Coordinator what there is to tell.
+    fn tell(&mut self, message: Option<ControlMessage>) -> Result<()> {
+        message.map_or(Ok(()), |message| self.hub.send(self.coordinator, &message))
     }
 
     fn tell_all(&self, command: impl Fn() -> Command) -> Result<()> {
@@ -490,6 +523,17 @@ impl Control {
                 if let Some(leaving) = &mut self.leaving {
                     leaving.threads -= 1;
                 }
+            }
+            Report::CutAnswer(number, answer) => {
+                let message = self.cuts.answered(number, answer);
+                self.tell(message)?;
+            }
+            Report::CutWritten(number, written) => {
+                if let Err(error) = &written {
+                    warn!("server {}: cut {number}: {error}", self.name());
+                }
+                let message = self.cuts.written(number, written);
+                self.tell(message)?;
             }
             // The others hear the reason from the Coordinator before they see our links close, so we stay until it says so.
             Report::WorkerFailed(error) => {

@@ -14,7 +14,11 @@ use crate::error::{Error, Result};
 use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
-use crate::types::{Identity, Role};
+use crate::types::{Clock, Identity, Role};
+
+use super::keeper::Keeper;
+pub use super::keeper::{Checkpoints, Resume};
+use super::signal::{self, Watcher};
 
 /// How long the last words may take to reach everybody.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -41,6 +45,8 @@ pub struct CoordinatorServerConfig {
     pub cluster: CoordinatorConfig,
     /// What its control hub keeps to.
     pub limits: Limits,
+    /// Where checkpoints are kept, and when they are made.
+    pub checkpoints: Checkpoints,
 }
 
 impl CoordinatorServerConfig {
@@ -66,13 +72,16 @@ impl CoordinatorServerConfig {
             process: format!("pid {}", std::process::id()),
             cluster: CoordinatorConfig::new(servers, workers),
             limits: Limits::default(),
+            checkpoints: Checkpoints::default(),
         }
     }
 }
 
-/// How a job went that ended well.
+/// How a job went that ended well, or as it was told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
+    /// The number and clock of the checkpoint with which it ended before it was done, as it was told to.
+    pub saved: Option<(u64, Clock)>,
     /// Number of servers.
     pub servers: u32,
     /// Number of workers.
@@ -85,16 +94,27 @@ pub struct Outcome {
 #[derive(Debug, Clone)]
 pub struct StopHandle {
     stop: Arc<AtomicBool>,
+    end: Arc<AtomicBool>,
     waker: HubWaker,
 }
 
 impl StopHandle {
-    /// Aborts the job, if it still runs. May be called again.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
+    /// Ends the job, if it still runs, with a last checkpoint where it makes any. May be called again.
+    pub fn end(&self) {
+        self.end.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Err(error) = self.waker.wake() {
             tracing::warn!("coordinator: {error}");
         }
+    }
+
+    /// Aborts the job, if it still runs. May be called again.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake();
     }
 }
 
@@ -105,6 +125,10 @@ pub struct CoordinatorServer {
     address: SocketAddr,
     servers: u32,
     stop: Arc<AtomicBool>,
+    end: Arc<AtomicBool>,
+    keeper: Keeper,
+    when_saved: Option<Box<dyn FnOnce(u64, Clock) + Send>>,
+    signals: Option<Watcher>,
     clock: SystemTime,
     /// It has said that the job does not use the best transport.
     warned: bool,
@@ -114,7 +138,9 @@ impl CoordinatorServer {
     /// Listens; nodes may dial from now on.
     pub fn bind(config: CoordinatorServerConfig) -> Result<CoordinatorServer> {
         let servers = config.cluster.servers;
-        let core = Coordinator::new(config.cluster)?;
+        let mut cluster = config.cluster;
+        let keeper = Keeper::new(&config.checkpoints, &mut cluster)?;
+        let core = Coordinator::new(cluster)?;
         let incarnation = getrandom::u64()
             .map_err(|e| Error::io("getrandom", "incarnation", std::io::Error::other(e.to_string())))?;
         let identity = Identity { role: Role::Coordinator, rank: None, incarnation, process: config.process };
@@ -123,7 +149,20 @@ impl CoordinatorServer {
         let mut hub = Hub::new(hub_config)?;
         let address = hub.listen(config.ip, config.ports)?;
         let stop = Arc::new(AtomicBool::new(false));
-        Ok(CoordinatorServer { hub, core, address, servers, stop, clock: SystemTime, warned: false })
+        let end = Arc::new(AtomicBool::new(false));
+        Ok(CoordinatorServer {
+            hub,
+            core,
+            address,
+            servers,
+            stop,
+            end,
+            keeper,
+            when_saved: None,
+            signals: None,
+            clock: SystemTime,
+            warned: false,
+        })
     }
 
     /// Where it listens.
@@ -131,9 +170,22 @@ impl CoordinatorServer {
         self.address
     }
 
+    /// A SIGTERM or SIGUSR1 to this process means [`StopHandle::end`]. For a program that is a Coordinator and nothing else: once it
+    /// is dropped these signals have no effect on the process.
+    pub fn end_on_signals(&mut self) -> Result<()> {
+        let handle = self.stop_handle();
+        self.signals = Some(Watcher::start(signal::catch_end()?, move || handle.end())?);
+        Ok(())
+    }
+
+    /// Called when the job ends because it was told to and is saved, before its nodes go: with the cut's number and clock.
+    pub fn when_saved(&mut self, call: impl FnOnce(u64, Clock) + Send + 'static) {
+        self.when_saved = Some(Box::new(call));
+    }
+
     /// A handle that ends [`CoordinatorServer::run`].
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle { stop: self.stop.clone(), waker: self.hub.waker() }
+        StopHandle { stop: self.stop.clone(), end: self.end.clone(), waker: self.hub.waker() }
     }
 
     /// Serves until the job is over: Ok when all workers have finished, [`Error::Aborted`] when a node was lost or gave up, or
@@ -159,23 +211,39 @@ impl CoordinatorServer {
             if self.stop.load(Ordering::Acquire) {
                 self.core.abort("the coordinator was stopped", &mut out);
             }
+            if self.end.load(Ordering::Acquire) {
+                self.core.end(&mut out);
+            }
+            while let Some((number, outcome)) = self.keeper.done() {
+                self.core.committed(number, outcome, self.clock.now(), &mut out);
+            }
+            if let Some((cut, clock)) = self.core.saved()
+                && let Some(call) = self.when_saved.take()
+            {
+                call(cut, clock);
+            }
             self.core.tick(self.clock.now(), &mut out);
             self.apply(&mut out);
             match self.core.state() {
                 State::Failed(reason) => {
                     let reason = reason.clone();
+                    let outcome = self.outcome();
                     self.hub.shut_down(FAREWELL)?;
-                    return Err(Error::Aborted { reason });
+                    return outcome.saved.map_or(Err(Error::Aborted { reason }), |_| Ok(outcome));
                 }
                 State::Done => {
-                    let workers = self.core.workers().unwrap_or(0);
-                    let outcome = Outcome { servers: self.servers, workers, tables: self.core.tables() };
+                    let outcome = self.outcome();
                     self.hub.shut_down(FAREWELL)?;
                     return Ok(outcome);
                 }
                 _ => {}
             }
         }
+    }
+
+    fn outcome(&self) -> Outcome {
+        let (saved, workers) = (self.core.saved(), self.core.workers().unwrap_or(0));
+        Outcome { saved, servers: self.servers, workers, tables: self.core.tables() }
     }
 
     fn take(&mut self, event: Event, out: &mut Vec<Output>) {
@@ -217,6 +285,10 @@ impl CoordinatorServer {
                         todo.extend(out.drain(..));
                     }
                 },
+                Output::Commit { commit, tables } => {
+                    let waker = self.hub.waker();
+                    self.keeper.commit(commit, tables, move || drop(waker.wake()));
+                }
                 Output::Close { link, reason } => {
                     tracing::warn!("coordinator: {reason}");
                     self.hub.close(LinkId(link));

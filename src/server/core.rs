@@ -24,6 +24,7 @@ use crate::types::{
 };
 
 mod answer;
+mod cut;
 mod drain;
 mod fold;
 mod staging;
@@ -129,6 +130,9 @@ pub struct Core {
     promised: Clock,
     /// The server was told to stop.
     draining: bool,
+    /// A cut whose clock has not come, and the last one that was asked for.
+    awaited: Option<cut::Awaited>,
+    cutting: Option<u64>,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     gathered: Vec<f32>,
@@ -137,7 +141,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// A thread's state at the beginning of a job.
+    /// A thread's state at the beginning of a job, whose workers begin in clock `first`.
+    #[allow(clippy::too_many_arguments)] // each is one thing that the thread owns from here on
     pub fn new(
         id: ShardId,
         view: View,
@@ -145,10 +150,11 @@ impl Core {
         staging: Staging,
         replies: Pool,
         pull_credits: usize,
+        first: Clock,
     ) -> Core {
         Core {
             id,
-            gate: Gate::new(view.workers),
+            gate: Gate::new(view.workers, first),
             links: (0..view.workers).map(|_| None).collect(),
             sessions: vec![
                 Session { rejected: vec![None; staging.slots], ..Session::default() };
@@ -171,6 +177,8 @@ impl Core {
             failed: false,
             promised: 0,
             draining: false,
+            awaited: None,
+            cutting: None,
             directory: Vec::new(),
             keys: Vec::new(),
             gathered: Vec::new(),

@@ -5,6 +5,9 @@ pub mod coordinator;
 // Open to tests/fuzz, which drives the way of a request without a network; no part of the library.
 #[doc(hidden)]
 pub mod core;
+mod cut;
+mod cuts;
+mod keeper;
 #[doc(hidden)]
 pub mod link;
 mod pin;
@@ -13,6 +16,7 @@ mod signal;
 #[cfg(test)]
 pub(crate) mod simulated;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -28,6 +32,7 @@ use crate::store::{Optimizer, Optimizers};
 use crate::transport::{choice, cpus, network, park::Waker};
 use crate::types::{OptimizerSpec, Rank, Role, ShardId};
 use control::Control;
+use cuts::{Places, folder};
 use pin::Plan;
 use reactor::{Command, Reactor, Reports};
 use signal::Watcher;
@@ -51,6 +56,7 @@ pub struct ServerBuilder {
     pin: Pin,
     place: Place,
     sigterm: bool,
+    checkpoints: Places,
 }
 
 /// The server half of the library.
@@ -92,6 +98,7 @@ impl Server {
             pin: Pin::default(),
             place: Place::default(),
             sigterm: false,
+            checkpoints: Places::default(),
         }
     }
 
@@ -129,6 +136,10 @@ impl Server {
             .threads(threads)
             .network(network::from_environment(environment, threads as usize)?)
             .limits(ServerLimits::from_environment(environment)?)
+            .checkpoints(
+                folder(environment.chosen(&settings::CHECKPOINT)),
+                folder(environment.chosen(&settings::RESUME).filter(|&text| text != settings::AUTO)),
+            )
             .pin(pin, place))
     }
 }
@@ -169,6 +180,13 @@ impl ServerBuilder {
     pub fn pin(mut self, pin: Pin, place: Place) -> ServerBuilder {
         self.pin = pin;
         self.place = place;
+        self
+    }
+
+    /// Where checkpoints are: the directory that they are written to (`--checkpoint`), and the one that this job goes on from, where
+    /// that is not one of the first. Whether and when there are any the Coordinator says.
+    pub fn checkpoints(mut self, folder: Option<PathBuf>, resume: Option<PathBuf>) -> ServerBuilder {
+        self.checkpoints = Places { folder, resume };
         self
     }
 
@@ -228,9 +246,13 @@ impl ServerBuilder {
             reports,
             ends,
             (self.network.clone(), offer),
+            self.checkpoints,
         );
         let handle = spawn("wl-ctl", move || control.run())?;
-        let watch = |signals| Watcher::start(signals, stopping.clone(), hub_waker.clone());
+        let watch = |signals| {
+            let (stopping, waker) = (stopping.clone(), hub_waker.clone());
+            Watcher::start(signals, move || ask_to_stop(&stopping, &waker))
+        };
         let sigterm = signals.map(watch).transpose()?;
         Ok(ServerHandle { stopping, waker: hub_waker, thread: Mutex::new(Some(handle)), _sigterm: sigterm })
     }
@@ -264,7 +286,7 @@ impl ServerBuilder {
         let waker = Waker::new()?;
         // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
         let id = ShardId { server: self.rank.unwrap_or(0), thread };
-        let asker = Box::new(move || {
+        let asker = Arc::new(move || {
             // A hub that can't be woken looks at its reports at its next keepalive.
             let _ = hub.wake();
         });

@@ -1,6 +1,7 @@
 //! The loop of one server thread. It owns its transport, its slots and its shard; others only send it commands.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,9 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use tracing::{info, warn};
 
 use super::core::{Core, MAX_SLOTS, Staging};
+use super::cut::{CutFile, Saver, Written};
 use super::link::Link;
+use crate::checkpoint::{Cut, Disk, FileKind, Header, shard_name};
 use crate::config::{Polling, ServerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
@@ -27,8 +30,8 @@ const NAP: Duration = Duration::from_secs(1);
 
 /// What the control thread asks a server thread for. Answers go to `reply`, then the asker is woken.
 pub enum Command {
-    /// The job begins, and this server's rank is given.
-    Begin(Rank, View, Agreed),
+    /// The job begins, and this server's rank is given; with what it goes on from, if it is resumed.
+    Begin(Rank, View, Agreed, Option<Arc<Cut>>),
     /// Make this shard's part of a table.
     CreateTable(TableId, TableSpec),
     /// Open an endpoint to a worker.
@@ -39,6 +42,10 @@ pub enum Command {
     Stats(u64),
     /// Take nothing more, and say when all that was taken is answered.
     Drain,
+    /// Be cut, into a file of this directory, when this clock is the open one.
+    Cut(u64, Clock, PathBuf),
+    /// Give the cut up.
+    CancelCut(u64),
 }
 
 /// A worker's wish for an endpoint.
@@ -89,6 +96,10 @@ pub enum Report {
     Lost(Rank),
     /// To [`Command::Drain`]: every answer has left.
     Drained,
+    /// To [`Command::Cut`]: the number, and the open clock where that is past.
+    CutAnswer(u64, Result<(), Clock>),
+    /// What became of a cut's file.
+    CutWritten(u64, Written),
     /// A worker broke the protocol. The thread goes on, but takes and answers nothing more.
     WorkerFailed(Error),
     /// The thread has ended because of a failure that is not a peer's.
@@ -110,6 +121,8 @@ pub struct Reactor {
     waker: Waker,
     reports: Reports,
     core: Option<Core>,
+    /// What tables begin with.
+    resumed: Option<Arc<Cut>>,
     /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
     ranks: HashMap<EndpointId, Rank>,
     completions: Vec<Completion>,
@@ -147,6 +160,7 @@ impl Reactor {
             waker,
             reports,
             core: None,
+            resumed: None,
             ranks: HashMap::new(),
             completions: Vec::with_capacity(BUDGET),
             failed: Vec::new(),
@@ -164,6 +178,7 @@ impl Reactor {
             self.dispatch();
             worked |= self.settle();
             self.transport.flush();
+            worked |= self.core.as_mut().is_some_and(Core::save_some);
             self.report_drained();
             match self.obey() {
                 Ok(obeyed) => worked |= obeyed,
@@ -303,17 +318,24 @@ impl Reactor {
         let mut obeyed = false;
         while !self.stop.load(Ordering::Acquire) {
             match self.commands.try_recv() {
-                Ok(Command::Begin(rank, view, agreed)) => {
+                Ok(Command::Begin(rank, view, agreed, resumed)) => {
                     self.id.server = rank;
                     self.settle_on(agreed)?;
+                    self.resumed = resumed;
                     self.begin(view)?;
                 }
                 Ok(Command::CreateTable(id, spec)) => {
-                    let made = match &mut self.core {
-                        Some(core) => core.create_table(id, &spec, |arena| self.transport.register(arena)),
-                        None => Err(not_begun("create a table")),
-                    };
+                    let made = self.create_table(id, &spec);
                     self.report(Report::TableCreated(id, made));
+                }
+                Ok(Command::Cut(number, clock, folder)) => match self.cut(number, clock, &folder) {
+                    Ok(answer) => self.report(Report::CutAnswer(number, answer)),
+                    Err(error) => self.report(Report::CutWritten(number, Err(error))),
+                },
+                Ok(Command::CancelCut(number)) => {
+                    if let Some(core) = &mut self.core {
+                        core.cancel_cut(number);
+                    }
                 }
                 Ok(Command::Open(request)) => self.open_or_wait(*request),
                 Ok(Command::Lost(rank)) => self.drop_rank(rank),
@@ -350,6 +372,23 @@ impl Reactor {
         Ok(())
     }
 
+    fn create_table(&mut self, id: TableId, spec: &TableSpec) -> Result<()> {
+        let Some(core) = &mut self.core else { return Err(not_begun("create a table")) };
+        core.create_table(id, spec, |arena| self.transport.register(arena))?;
+        match &self.resumed {
+            Some(cut) => core.restore(id, cut),
+            None => Ok(()),
+        }
+    }
+
+    fn cut(&mut self, number: u64, clock: Clock, folder: &Path) -> Result<Result<(), Clock>> {
+        let Some(core) = &mut self.core else { return Err(not_begun("be cut")) };
+        let header = Header { kind: FileKind::Shard, clock, shard: self.id };
+        let file = CutFile { number, path: folder.join(shard_name(self.id)), header };
+        let (reports, waker) = (self.reports.clone(), self.waker.clone());
+        core.cut(number, clock, || Saver::start(Arc::new(Disk), file, self.limits.cut_bytes, reports, waker))
+    }
+
     fn begin(&mut self, view: View) -> Result<()> {
         let slot_bytes = align_up(HEADER + self.limits.payload_bytes);
         let workers = view.workers as usize;
@@ -376,7 +415,9 @@ impl Reactor {
         let replies = Pool::of(memory, &classes, |arena| self.transport.register(arena))?;
         let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes)
             .in_memory(memory);
-        self.core = Some(Core::new(self.id, view, shard, staging, replies, self.limits.pull_credits));
+        let first = self.resumed.as_ref().map_or(0, |cut| cut.manifest().clock);
+        let credits = self.limits.pull_credits;
+        self.core = Some(Core::new(self.id, view, shard, staging, replies, credits, first));
         Ok(())
     }
 
@@ -441,19 +482,21 @@ impl Reactor {
 }
 
 /// The way back to the control thread. It says so when its thread panics.
+#[derive(Clone)]
 pub struct Reports {
     thread: u32,
     sender: Sender<(u32, Report)>,
-    asker: Box<dyn Fn() + Send>,
+    asker: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Reports {
     /// Reports of `thread`; `asker` wakes whoever reads them.
-    pub fn new(thread: u32, sender: Sender<(u32, Report)>, asker: Box<dyn Fn() + Send>) -> Reports {
+    pub fn new(thread: u32, sender: Sender<(u32, Report)>, asker: Arc<dyn Fn() + Send + Sync>) -> Reports {
         Reports { thread, sender, asker }
     }
 
-    fn send(&self, report: Report) {
+    /// Passes a report on.
+    pub fn send(&self, report: Report) {
         // Nobody listens any more only when the server is going down.
         let _ = self.sender.send((self.thread, report));
         (self.asker)();
@@ -484,7 +527,7 @@ mod tests {
     fn a_thread_that_panics_says_so() {
         let (sender, reports) = crossbeam::channel::unbounded();
         let (woken, wakes) = crossbeam::channel::unbounded();
-        let asker = Box::new(move || woken.send(()).unwrap());
+        let asker = Arc::new(move || woken.send(()).unwrap());
         let owned = Reports::new(3, sender, asker);
         let thread = std::thread::spawn(move || {
             let _owned = owned;

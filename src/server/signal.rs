@@ -1,14 +1,11 @@
-//! SIGTERM as a wish to stop.
+//! Signals as a wish to stop, or to end with a last checkpoint.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::{SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
-use super::{ask_to_stop, spawn};
-use crate::control::HubWaker;
+use super::spawn;
 use crate::error::{Error, Result};
 
 /// From now on SIGTERM no longer ends the process.
@@ -16,7 +13,12 @@ pub fn catch() -> Result<Signals> {
     Signals::new([SIGTERM]).map_err(|e| Error::io("catch", "SIGTERM", e))
 }
 
-/// Passes SIGTERM on to a server while it lives.
+/// From now on neither SIGTERM nor SIGUSR1 ends the process.
+pub fn catch_end() -> Result<Signals> {
+    Signals::new([SIGTERM, SIGUSR1]).map_err(|e| Error::io("catch", "SIGTERM and SIGUSR1", e))
+}
+
+/// Passes signals on while it lives.
 #[derive(Debug)]
 pub struct Watcher {
     signals: Handle,
@@ -24,12 +26,12 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Passes on what `signals` caught, and will catch.
-    pub fn start(mut signals: Signals, stopping: Arc<AtomicBool>, waker: HubWaker) -> Result<Watcher> {
+    /// Calls `act` for each that `signals` caught, and will catch.
+    pub fn start(mut signals: Signals, act: impl Fn() + Send + 'static) -> Result<Watcher> {
         let handle = signals.handle();
         let thread = spawn("wl-sig", move || {
             for _ in signals.forever() {
-                ask_to_stop(&stopping, &waker);
+                act();
             }
         })?;
         Ok(Watcher { signals: handle, thread: Some(thread) })

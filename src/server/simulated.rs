@@ -89,7 +89,7 @@ pub(crate) fn serve(
 ) -> Result<()> {
     FAULT.set(fault);
     // Whoever reads the reports listens to their channel.
-    let reports = Reports::new(id.thread, ends.outbox, Box::new(|| {}));
+    let reports = Reports::new(id.thread, ends.outbox, Arc::new(|| {}));
     let (polling, optimizers) = (Polling::Block, Optimizers::default());
     Reactor::new(
         id,
@@ -109,7 +109,8 @@ pub(crate) fn serve(
 
 impl Wires {
     pub fn begin(&self, server: Rank, view: &View, tables: &[TableSpec]) {
-        self.tell(Command::Begin(server, view.clone(), Agreed { kind: TransportKind::Tcp, local: false }));
+        let agreed = Agreed { kind: TransportKind::Tcp, local: false };
+        self.tell(Command::Begin(server, view.clone(), agreed, None));
         for (id, spec) in (0..).zip(tables) {
             let id: TableId = id;
             self.tell(Command::CreateTable(id, spec.clone()));
@@ -160,7 +161,11 @@ impl Wires {
     pub fn next(&self) -> Option<Said> {
         loop {
             return Some(match self.reports.try_recv().ok()?.1 {
-                Report::TableCreated(_, Ok(())) | Report::Drained | Report::Lost(_) => continue,
+                Report::TableCreated(_, Ok(()))
+                | Report::Drained
+                | Report::Lost(_)
+                | Report::CutAnswer(..)
+                | Report::CutWritten(..) => continue,
                 Report::TableCreated(_, Err(error)) => Said::Failed(error.to_string()),
                 Report::Opened(token, outcome) => Said::Answer(token, answer(outcome)),
                 Report::Stats(_, stats, _) => Said::Stats(stats),

@@ -206,6 +206,47 @@ impl Dense {
         Ok((values, self.segments[place].version))
     }
 
+    /// Parameters, state and version of a bucket.
+    pub fn whole(&self, bucket: BucketId) -> Result<(&[f32], &[f32], Version), Malformed> {
+        let place = self.place_of(bucket)?;
+        let segment = &self.segments[place];
+        Ok((&self.parameters.read(place)[..segment.length], &segment.state, segment.version))
+    }
+
+    /// The inverse of [`Dense::whole`].
+    pub fn restore(
+        &mut self,
+        bucket: BucketId,
+        parameters: &[f32],
+        state: &[f32],
+        version: Version,
+    ) -> Result<(), Malformed> {
+        let place = self.place_of(bucket)?;
+        let segment = &mut self.segments[place];
+        for (field, expected, found) in
+            [("parameters", segment.length, parameters.len()), ("state", segment.state.len(), state.len())]
+        {
+            if expected != found {
+                return Err(Malformed::new(field, format!("{expected} fp32 for bucket {bucket}"), found));
+            }
+        }
+        self.parameters.write(place).whole()[..parameters.len()].copy_from_slice(parameters);
+        segment.state.copy_from_slice(state);
+        segment.version = version;
+        Ok(())
+    }
+
+    /// Our buckets, in the order of their places.
+    pub fn buckets(&self) -> Vec<BucketId> {
+        let mut buckets = vec![0; self.segments.len()];
+        for (bucket, &place) in (0..).zip(&self.place) {
+            if place != NOT_OURS {
+                buckets[place as usize] = bucket;
+            }
+        }
+        buckets
+    }
+
     /// Keeps parameters that [`Dense::read`] gives as they are now, to be sent from where they lie; `None` when too many
     /// segments are kept already.
     pub fn pin(&self, bucket: BucketId, first: u32, count: u32) -> Option<Pin> {
@@ -239,7 +280,8 @@ impl Dense {
         self.place_of(bucket)
     }
 
-    fn place_of(&self, bucket: BucketId) -> Result<usize, Malformed> {
+    /// The place of one of our buckets.
+    pub fn place_of(&self, bucket: BucketId) -> Result<usize, Malformed> {
         let place = self.place.get(bucket as usize).copied().filter(|&p| p != NOT_OURS);
         place.map(|p| p as usize).ok_or_else(|| Malformed::new("bucket", "a bucket of this shard", bucket))
     }

@@ -47,6 +47,11 @@ impl Index {
         self.keys.len()
     }
 
+    /// The key of each row.
+    pub fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+
     /// Where `key` stands, or the empty place where it would go. There always is an empty place.
     fn place_of(&self, key: Key) -> usize {
         let mask = self.places.len() - 1;

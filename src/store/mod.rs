@@ -3,6 +3,7 @@
 //! Sans-io and single-writer: a [`Shard`] is owned by its thread, sees keys and rows, and knows nothing of peers,
 //! clocks or networks. What it is given from outside is checked before the first float is touched.
 
+mod cut;
 mod dense;
 mod index;
 mod optimizer;
@@ -10,5 +11,6 @@ mod shard;
 mod sparse;
 mod state;
 
+pub use cut::{CutSink, Part, Plane};
 pub use optimizer::{MAX_STATE_WIDTH, Optimizer, Optimizers};
 pub use shard::{Applied, Cause, DensePiece, How, Intake, Reading, Rejection, Shard, SparsePiece};

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::cut::Marked;
 use super::dense::Dense;
 use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
@@ -126,15 +127,15 @@ pub struct Reading<'a> {
     pub version: Version,
 }
 
-struct Table {
-    spec: TableSpec,
-    optimizer: Box<dyn Optimizer>,
-    body: Body,
+pub(super) struct Table {
+    pub(super) spec: TableSpec,
+    pub(super) optimizer: Box<dyn Optimizer>,
+    pub(super) body: Body,
     /// Buckets that the open clock touched, of a table whose quorum closes its clocks.
     touched: Vec<BucketId>,
 }
 
-enum Body {
+pub(super) enum Body {
     Dense(Dense),
     Sparse(Sparse),
 }
@@ -142,7 +143,7 @@ enum Body {
 /// All buckets of one server thread.
 pub struct Shard {
     optimizers: Optimizers,
-    tables: HashMap<TableId, Table>,
+    pub(super) tables: HashMap<TableId, Table>,
     /// Buckets of the other tables that the open clock touched.
     touched: Vec<(TableId, BucketId)>,
     scratch: Vec<f32>,
@@ -153,7 +154,9 @@ pub struct Shard {
     spare_bytes: u64,
     memory: Kind,
     used: u64,
-    parameter_bytes: u64,
+    pub(super) parameter_bytes: u64,
+    /// The cut that is being saved.
+    pub(super) marked: Option<Marked>,
 }
 
 impl Shard {
@@ -172,6 +175,7 @@ impl Shard {
             memory: Kind::Private,
             used: 0,
             parameter_bytes: 0,
+            marked: None,
         }
     }
 
@@ -266,6 +270,9 @@ impl Shard {
             }
             Intake::Step { divisor, base } => {
                 let (_, current) = dense.read(bucket, first, values.len() as u32)?;
+                if let Some(marked) = &mut self.marked {
+                    marked.before_dense(table, bucket, dense);
+                }
                 let version = match how {
                     How::Push => {
                         let Some(divisor) = aged(spec.stale, base, current, divisor) else {
@@ -320,6 +327,9 @@ impl Shard {
             self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Dense(dense) = body else { return Err(kind_mismatch("dense")) };
         let Some(bucket) = pieces.first().map(|p| p.bucket) else { return Ok(()) };
+        if let Some(marked) = &mut self.marked {
+            marked.before_dense(table, bucket, dense);
+        }
         let version = dense.close(bucket, pieces, divisor(spec, workers), optimizer.as_ref())?;
         applied.extend(version.map(|version| Applied { table, bucket, version }));
         Ok(())
@@ -361,6 +371,9 @@ impl Shard {
             let bucket = sparse.touch(id, optimizer.as_ref());
             let rows = bucket.rows();
             if let Intake::Step { divisor, base } = intake {
+                if let Some(marked) = &mut self.marked {
+                    marked.before_rows(table, id, bucket, bucket.rows_of(keys));
+                }
                 let current = bucket.version();
                 let version = match (how, aged(spec.stale, base, current, divisor)) {
                     (How::Set, _) => bucket.set(keys, values),
@@ -392,7 +405,7 @@ impl Shard {
     pub fn close(&mut self, expected: u32, applied: &mut Vec<Applied>) {
         for (id, bucket) in self.touched.drain(..) {
             if let Some(table) = self.tables.get_mut(&id) {
-                applied.extend(table.step(id, bucket, expected));
+                applied.extend(table.step(id, bucket, expected, self.marked.as_mut()));
             }
         }
     }
@@ -401,7 +414,8 @@ impl Shard {
     pub fn close_table(&mut self, id: TableId, counted: u32, applied: &mut Vec<Applied>) {
         let Some(table) = self.tables.get_mut(&id) else { return };
         let mut touched = std::mem::take(&mut table.touched);
-        applied.extend(touched.drain(..).filter_map(|bucket| table.step(id, bucket, counted)));
+        let mut step = |bucket| table.step(id, bucket, counted, self.marked.as_mut());
+        applied.extend(touched.drain(..).filter_map(&mut step));
         table.touched = touched;
     }
 
@@ -475,12 +489,29 @@ impl Shard {
 
 impl Table {
     /// A bucket's step with what the open clock brought.
-    fn step(&mut self, id: TableId, bucket: BucketId, workers: u32) -> Option<Applied> {
+    fn step(
+        &mut self,
+        id: TableId,
+        bucket: BucketId,
+        workers: u32,
+        marked: Option<&mut Marked>,
+    ) -> Option<Applied> {
         let (divisor, optimizer) = (divisor(&self.spec, workers), self.optimizer.as_ref());
         let version = match &mut self.body {
-            // Without pieces there is nothing that might not fit.
-            Body::Dense(dense) => dense.close(bucket, &[], divisor, optimizer).unwrap_or(None)?,
-            Body::Sparse(sparse) => sparse.touched(bucket)?.close(divisor, optimizer),
+            Body::Dense(dense) => {
+                if let Some(marked) = marked {
+                    marked.before_dense(id, bucket, dense);
+                }
+                // Without pieces there is nothing that might not fit.
+                dense.close(bucket, &[], divisor, optimizer).unwrap_or(None)?
+            }
+            Body::Sparse(sparse) => {
+                let rows = sparse.touched(bucket)?;
+                if let Some(marked) = marked {
+                    marked.before_rows(id, bucket, rows, rows.open_rows());
+                }
+                rows.close(divisor, optimizer)
+            }
         };
         Some(Applied { table: id, bucket, version })
     }
@@ -575,11 +606,11 @@ fn may_take(how: How, optimizer: &dyn Optimizer) -> Result<(), Malformed> {
     }
 }
 
-fn unknown(table: TableId) -> Malformed {
+pub(super) fn unknown(table: TableId) -> Malformed {
     Malformed::new("table", "a table of the catalogue", table)
 }
 
-fn kind_mismatch(asked: &str) -> Malformed {
+pub(super) fn kind_mismatch(asked: &str) -> Malformed {
     Malformed::new("table", format!("a {asked} table"), "the other kind")
 }
 

@@ -1,10 +1,12 @@
 //! A shard's part of a sparse table: buckets of rows by key.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::index::Index;
 use super::optimizer::Optimizer;
 use super::state::State;
+use crate::error::Malformed;
 use crate::kernels::{self, Input};
 use crate::types::{BucketId, Initial, Key, TableSpec, Version};
 
@@ -16,7 +18,7 @@ pub struct Sparse {
     initial: Initial,
     /// A bit for each bucket of the table: whether it is this shard's.
     ours: Vec<u64>,
-    touched: HashMap<BucketId, SparseBucket>,
+    pub(super) touched: HashMap<BucketId, SparseBucket>,
 }
 
 impl Sparse {
@@ -185,6 +187,44 @@ impl SparseBucket {
             }
         }
         self.version
+    }
+
+    /// The rows that some of these keys have.
+    pub fn rows_of(&self, keys: &[Key]) -> impl Iterator<Item = usize> {
+        keys.iter().filter_map(|&key| self.index.find(key)).map(|row| row as usize)
+    }
+
+    /// The rows that the end of the open clock will write.
+    pub fn open_rows(&self) -> impl Iterator<Item = usize> {
+        self.touched.iter().chain(self.sets.keys()).map(|&row| row as usize)
+    }
+
+    /// Keys and values of some rows.
+    pub fn part(&self, rows: Range<usize>) -> (&[Key], &[f32]) {
+        let values = &self.rows[rows.start * self.stride..rows.end * self.stride];
+        (&self.index.keys()[rows], values)
+    }
+
+    /// Bytes of a row: parameters, planes, scalars.
+    pub fn row_bytes(&self) -> usize {
+        self.stride * 4
+    }
+
+    /// Takes the rows of an empty bucket from what [`SparseBucket::part`] gave.
+    pub fn restore(&mut self, keys: &[Key], rows: &[f32], version: Version) -> Result<(), Malformed> {
+        if rows.len() != keys.len() * self.stride {
+            let expected = format!("{} fp32 for each of {} keys", self.stride, keys.len());
+            return Err(Malformed::new("rows", expected, rows.len()));
+        }
+        for (&key, values) in keys.iter().zip(rows.chunks_exact(self.stride)) {
+            if self.index.find(key).is_some() {
+                return Err(Malformed::new("keys", "different keys", key));
+            }
+            let start = self.row(key) * self.stride;
+            self.rows[start..start + self.stride].copy_from_slice(values);
+        }
+        self.version = version;
+        Ok(())
     }
 
     /// Updates that it has seen.

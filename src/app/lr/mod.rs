@@ -5,6 +5,7 @@ pub mod math;
 pub mod metrics;
 mod model;
 mod options;
+mod position;
 mod progress;
 mod report;
 mod source;

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::app::node::NodeOptions;
-use crate::app::settings::{Flags, OfWorker};
+use crate::app::settings::{CheckpointFlags, Flags, OfWorker};
 use crate::config::{Environment, settings};
 use crate::data::libsvm::IndexMode;
 use crate::data::synthetic;
@@ -168,6 +168,10 @@ pub struct Options {
     // No doc comment: it would replace the command's own description in --help.
     #[allow(missing_docs)]
     #[command(flatten)]
+    pub checkpoints: CheckpointFlags,
+    // No doc comment: it would replace the command's own description in --help.
+    #[allow(missing_docs)]
+    #[command(flatten)]
     pub node: NodeOptions,
     // As above.
     #[allow(missing_docs)]
@@ -180,7 +184,8 @@ impl Options {
     pub fn settings(&self, environment: &Environment) -> Result<Environment> {
         let given = environment.clone().with(settings::WAIT_TIMEOUT.variable, self.timeout);
         let given = given.with(settings::JOIN_TIMEOUT.variable, self.timeout);
-        self.node.network.over(&self.worker.over(&given))
+        let given = self.node.network.over(&self.worker.over(&given))?;
+        Ok(self.checkpoints.over(&given))
     }
 
     /// What can be refused before anything is started.

@@ -7,6 +7,7 @@ use super::math::Batch;
 use super::metrics::{Quality, quality};
 use super::model::{Keys, Learnt, Weights};
 use super::options::{MAX_FEATURES, Options};
+use super::position::Position;
 use super::progress::{Progress, Told, features};
 use super::report::{Planted, Report, Settings, weights_sha256};
 use super::source;
@@ -78,17 +79,38 @@ impl Worker<'_> {
         }
     }
 
+    /// Where to begin: where the checkpoint left off, if the job goes on from one, which must be one of the same batches.
+    fn begin(&self, data: &Dataset) -> Result<Position> {
+        let Options { batch, seed, .. } = *self.options;
+        let here = Position { epoch: 0, index: 0, rows: data.rows() as u64, batch, seed };
+        // A checkpoint that was made from other programs' weights holds no worker's state.
+        let Some((clock, state)) = self.client.resumed().filter(|(_, state)| !state.is_empty()) else {
+            return Ok(here);
+        };
+        match Position::decode(&state) {
+            Some(there) if (Position { epoch: 0, index: 0, ..there }) == here => Ok(there),
+            there => {
+                let expected = format!("a checkpoint of {here:?}");
+                Err(Error::config("--resume", expected, format!("clock {clock}, {there:?}")))
+            }
+        }
+    }
+
     /// Goes over the data as often as asked.
     fn learn(&self, data: &Dataset, weights: &Weights) -> Result<()> {
         let rank = self.client.rank();
         let mut batches = Batches::new(data, self.options.batch as usize, self.options.seed, rank);
-        let rows = data.rows() as u64 * u64::from(self.options.epochs);
+        let begin = self.begin(data)?;
+        let left = u64::from(self.options.epochs - begin.epoch.min(self.options.epochs));
+        let rows = data.rows() as u64 * left;
         let mut told = Told::default();
         let mut progress = (rank == 0).then(|| Progress::new(rows * u64::from(self.client.workers())));
         let (mut batch, mut local, mut gradient) = (Batch::default(), Vec::new(), Vec::new());
-        for epoch in 0..self.options.epochs {
+        for epoch in begin.epoch..self.options.epochs {
             batches.shuffle(epoch);
-            for index in 0..batches.count() {
+            let first = if epoch == begin.epoch { begin.index } else { 0 };
+            for index in first as usize..batches.count() {
+                self.client.save_state(&Position { epoch, index: index as u64, ..begin }.encode())?;
                 batches.fill(index, &mut batch);
                 weights.pull(batch.keys(), &mut local)?;
                 gradient.resize(batch.keys().len(), 0.0);
@@ -102,6 +124,7 @@ impl Worker<'_> {
                 }
             }
         }
+        self.client.save_state(&Position { epoch: self.options.epochs, index: 0, ..begin }.encode())?;
         if let Some(progress) = &progress {
             progress.end();
         }

@@ -166,7 +166,7 @@ impl Rig {
             Identity { role: Role::Worker, rank: Some(0), incarnation: 1, process: "test".to_owned() };
         let hub = Hub::new(HubConfig::new(Secret::generate().unwrap(), "", identity)).unwrap();
         let (reopener, _, _) = Reopener::new(region, "paper", Duration::from_secs(100), hub.waker());
-        let shared = Arc::new(Shared::new(0).unwrap());
+        let shared = Arc::new(Shared::new(0, 0, crate::client::cuts::Cuts::default()).unwrap());
         let memory = (staging, receive);
         let engine =
             Engine::new(transport, (Polling::Block, limits), vec![link], memory, 1, shared, reopener);

@@ -41,7 +41,7 @@ impl Coordinator {
                 if let (None, Some(patience)) = (self.deadline, self.config.gather_timeout) {
                     self.deadline = Some(now + patience);
                 }
-                self.start_when_complete(out);
+                self.start_when_complete(now, out);
             }
             Err(why) => {
                 let name = self.name(link);
@@ -130,7 +130,7 @@ impl Coordinator {
         }
     }
 
-    fn start_when_complete(&mut self, out: &mut Vec<Output>) {
+    fn start_when_complete(&mut self, now: Instant, out: &mut Vec<Output>) {
         let Some(workers) = self.workers else { return };
         let complete = self.server_links.len() == self.config.servers as usize
             && self.worker_links.len() == workers as usize;
@@ -139,6 +139,7 @@ impl Coordinator {
         }
         self.state = State::Running;
         self.deadline = None;
+        self.resume(out);
         let view = View { epoch: 1, servers: self.servers.values().cloned().collect(), workers };
         let (transport, reason) = self.agreed();
         let local = self.share_memory(transport);
@@ -147,6 +148,7 @@ impl Coordinator {
             out.push(Output::Send { link, message: agreed });
             out.push(Output::Send { link, message: ControlMessage::View(view.clone()) });
         }
+        self.begin_cuts(now, out);
     }
 
     /// Who has not joined yet, for messages.

@@ -63,7 +63,7 @@ impl Rig {
         self.out = rest;
         let message = |output| match output {
             Output::Send { message, .. } => message,
-            Output::Close { .. } => unreachable!(),
+            Output::Close { .. } | Output::Commit { .. } => unreachable!(),
         };
         Vec::into_iter(mine).map(message).collect()
     }

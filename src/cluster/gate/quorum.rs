@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_third_of_four_closes_and_the_fourth_is_late() {
-        let mut gate = Gate::new(4);
+        let mut gate = Gate::new(4, 0);
         gate.add_quorum(7, 3);
         let mut v = Vec::new();
         for rank in [2, 0, 1] {
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn who_pushed_before_the_close_is_counted_in_it() {
-        let mut gate = Gate::new(3);
+        let mut gate = Gate::new(3, 0);
         gate.add_quorum(0, 1);
         let mut v = Vec::new();
         gate.push_to_quorum(0, (2, 0), (), &mut v).unwrap();
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_table_that_comes_later_begins_at_the_clock_that_is_open_for_it() {
-        let mut gate = Gate::<()>::new(3);
+        let mut gate = Gate::<()>::new(3, 0);
         let mut v = Vec::new();
         for clock in 0..3 {
             gate.mark(0, clock, &mut v).unwrap();
@@ -196,7 +196,7 @@ mod tests {
                 pushes.chain([Step::Finish]).collect()
             }).collect();
             let n = plans.len();
-            let mut gate = Gate::<Piece>::new(n as u32);
+            let mut gate = Gate::<Piece>::new(n as u32, 0);
             gate.add_quorum(0, quorum);
             let mut oracle = Oracle { quorum: quorum as usize, marked: vec![0; n], finished: vec![None; n] };
             let (mut next, mut waits) = (vec![0; n], vec![false; n]);

@@ -31,12 +31,13 @@ impl Core {
                     let taken = self.take_late(rank, held.place, held.header);
                     self.blame(taken.map_err(|m| (rank, m)));
                 }
-                Verdict::Close { expected, .. } => {
+                Verdict::Close { clock, expected } => {
                     self.fold(Some(Closing { table: None, workers: expected }));
                     if !self.failed {
                         self.applied.clear();
                         self.shard.close(expected, &mut self.applied);
                         self.links.iter_mut().flatten().for_each(Link::clock_closed);
+                        self.mark(clock + 1);
                     }
                 }
                 Verdict::CloseTable { table, counted, .. } => {

@@ -35,7 +35,7 @@ impl Rig {
         let pool = Pool::new(replies, |_| Ok(RegionId(1))).unwrap();
         let id = ShardId { server: 0, thread: 0 };
         let mut core =
-            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30, spare_bytes), staging, pool, 4);
+            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 30, spare_bytes), staging, pool, 4, 0);
         let spec = TableSpec::dense("w", &[64]).segment_bytes(64);
         core.create_table(0, &spec, |_| Ok(RegionId(2))).unwrap();
         core.create_table(SPARSE, &TableSpec::sparse("s", 1), |_| Ok(RegionId(2))).unwrap();

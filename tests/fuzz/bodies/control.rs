@@ -192,6 +192,7 @@ pub fn coordinator(data: &[u8]) {
                     FrameWriter::new(KEY).encode(&message, &mut Vec::new()).unwrap();
                 }
                 Output::Close { reason, .. } => assert!(!reason.is_empty()),
+                Output::Commit { commit, .. } => assert_eq!(commit.states.len(), 2),
             }
         }
     }

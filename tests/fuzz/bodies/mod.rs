@@ -2,6 +2,7 @@
 //!
 //! A body mends what random bytes never get right (CRC, MAC, sequence numbers), so that inputs reach the code behind.
 
+mod checkpoint;
 mod control;
 mod data_path;
 mod handshake;
@@ -45,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "address", body: tcp::address, seeds: tcp::address_seeds, runs: 1_000 },
     Target { name: "pairing", body: pairing::greet, seeds: pairing::greeting_seeds, runs: 20_000 },
     Target { name: "libsvm", body: text::libsvm, seeds: text::libsvm_seeds, runs: 5_000 },
+    Target { name: "checkpoint", body: checkpoint::file, seeds: checkpoint::file_seeds, runs: 5_000 },
     Target { name: "settings", body: text::settings, seeds: text::settings_seeds, runs: 10_000 },
 ];
 

@@ -79,7 +79,7 @@ impl Rig {
         let replies = Pool::new(&[(1024, 2)], |_| Ok(RegionId(1))).unwrap();
         let id = ShardId { server: 0, thread: 0 };
         let mut core =
-            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 20, 1 << 16), staging, replies, 3);
+            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 20, 1 << 16), staging, replies, 3, 0);
         let mut chains = Vec::new();
         for (id, spec) in (0..).zip(tables()) {
             core.create_table(id, &spec, |_| Ok(RegionId(2 + id))).unwrap();

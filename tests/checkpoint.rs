@@ -1,0 +1,257 @@
+//! Checkpoints of whole jobs: made, interrupted, resumed on other numbers of servers and threads.
+
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::proc::Role;
+use common::{Ended, PATIENCE, Process, kill, run, scratch, text, until, windlass};
+use rustix::process::Signal;
+use serde_json::Value;
+use windlass::checkpoint::{CutFile, Disk};
+
+/// SHA-256 of the weights that the default run of `train lr` learns, on any machine.
+const DEFAULT_WEIGHTS: &str = "c726a053ca5204cc18c6cc6004b33a58ff12eccc40fbfd6a4c941222c9f0807a";
+
+/// Whether `directory` has a committed cut of this number or a higher one.
+fn has_cut(directory: &Path, number: u64) -> bool {
+    let Ok(entries) = fs::read_dir(directory) else { return false };
+    entries.flatten().any(|entry| {
+        let name = entry.file_name().into_string().unwrap();
+        name.strip_prefix("cut-").is_some_and(|n| n.parse::<u64>().unwrap() >= number)
+            && entry.path().join("MANIFEST").exists()
+    })
+}
+
+/// Rows with a few of 200 features each, as a LIBSVM file.
+fn data(directory: &Path) -> String {
+    let row = |n: u64| {
+        let feature = |k: u64| 1 + k * 40 + (n * 7 + k * k * 13 + n / 5) % 40;
+        let features: Vec<String> = (0..5).map(|k| format!("{}:{}.5", feature(k), (n + k) % 3)).collect();
+        format!("{} {}\n", if (n / 3 + n % 4).is_multiple_of(2) { "+1" } else { "-1" }, features.join(" "))
+    };
+    let path = directory.join("data");
+    fs::write(&path, (0..300).map(row).collect::<String>()).unwrap();
+    text(&path).to_owned()
+}
+
+/// `train lr` with these arguments, and where it writes its report.
+struct Training {
+    arguments: Vec<String>,
+    report: PathBuf,
+}
+
+impl Training {
+    fn new(directory: &Path, arguments: &[&str]) -> Training {
+        let report = directory.join("report.json");
+        let mut all: Vec<String> = ["train", "lr", "--report", text(&report)].map(str::to_owned).to_vec();
+        all.extend(arguments.iter().map(|a| (*a).to_owned()));
+        Training { arguments: all, report }
+    }
+
+    fn start(&self, more: &[&str]) -> Process {
+        let mut command = windlass(self.arguments.iter().map(String::as_str).chain(more.iter().copied()));
+        command.env("WINDLASS_LOG", "windlass=info");
+        Process::start(command)
+    }
+
+    /// Runs it to its end. Gives what it learnt.
+    fn weights(&self, more: &[&str]) -> (String, Ended) {
+        let ended = self.start(more).end(PATIENCE).expect(0);
+        let report: Value = serde_json::from_slice(&fs::read(&self.report).unwrap()).unwrap();
+        (report["weights_sha256"].as_str().unwrap().to_owned(), ended)
+    }
+
+    /// Runs it until it has so many cuts, and kills it.
+    fn leaves(&self, folder: &Path, cuts: u64, more: &[&str]) {
+        let job = self.start(&[&["--checkpoint", text(folder)], more].concat());
+        until(PATIENCE, "checkpoints", || has_cut(folder, cuts));
+        job.signal(Signal::KILL);
+        job.end(PATIENCE);
+    }
+
+    /// Runs it until it has a cut, kills one of its processes, and runs it again from there, with other servers.
+    fn interrupted(&self, folder: &Path, (killed, rank): (Role, u32)) -> String {
+        let keeps = ["--checkpoint", text(folder), "--resume", "auto"];
+        let first = self.start(&[&keeps[..], &["--servers", "2", "--every", "10"]].concat());
+        until(PATIENCE, "a checkpoint", || has_cut(folder, 2));
+        match killed {
+            Role::Other => kill(first.pid(), Signal::KILL),
+            role => kill(first.member(role, rank), Signal::KILL),
+        }
+        let ended = first.end(PATIENCE);
+        assert_eq!(ended.code, 128 + 9, "{}", ended.stderr);
+        let (sha, ended) =
+            self.weights(&[&keeps[..], &["--servers", "3", "--threads", "2", "--every", "100"]].concat());
+        ended.says("goes on from cut");
+        sha
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_ends_with_the_weights_of_an_undisturbed_one() {
+    let kills = [(Role::Other, 0), (Role::Server, 1), (Role::Worker, 2), (Role::Server, 0)];
+    let mut kinds = Vec::new();
+    for table in ["dense", "sparse"] {
+        kinds.extend(["ftrl", "adam"].map(|optimizer| (table, optimizer)));
+    }
+    for ((table, optimizer), killed) in kinds.into_iter().zip(kills) {
+        let directory = scratch();
+        let data = data(directory.path());
+        let arguments =
+            ["--data", &data, "--table", table, "--optimizer", optimizer, "--segment-bytes", "64"];
+        let more = ["--workers", "3", "--batch", "2", "--epochs", "20", "--l1", "0.001"];
+        let training = Training::new(directory.path(), &[&arguments[..], &more].concat());
+        let (expected, _) = training.weights(&[]);
+        let found = training.interrupted(&directory.path().join("kept"), killed);
+        assert_eq!(found, expected, "{table}, {optimizer}, {killed:?} killed");
+    }
+}
+
+#[test]
+fn the_default_run_gives_its_digest_though_it_was_killed() {
+    let directory = scratch();
+    let training = Training::new(directory.path(), &[]);
+    let found = training.interrupted(&directory.path().join("a/b/kept"), (Role::Server, 1));
+    assert_eq!(found, DEFAULT_WEIGHTS);
+}
+
+/// An example's program, which cargo builds for `cargo test`, beside the folder of this test's own program.
+fn example(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    exe.parent().unwrap().parent().unwrap().join("examples").join(name)
+}
+
+fn sorted(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn a_job_that_is_told_to_end_saves_itself_and_goes_on() {
+    let directory = scratch();
+    let folder = directory.path().join("kept");
+    let program = example("preemptible");
+    let worker = ["--workers", "2", "--", text(&program)];
+    let expected = run(["run", "--servers", "1"].into_iter().chain(worker)).expect(0).stdout;
+    let keeps = ["run", "--checkpoint", text(&folder), "--resume", "auto"];
+    for (servers, signal) in [("1", Signal::TERM), ("2", Signal::USR1), ("3", Signal::TERM)] {
+        let job = Process::start(windlass(keeps.into_iter().chain(["--servers", servers]).chain(worker)));
+        job.until_line("begins at step"); // all have joined
+        job.signal(signal);
+        job.end(PATIENCE).expect(75).says("a last checkpoint within 30s").says("told to end: cut ");
+    }
+    let ended = run(keeps.into_iter().chain(["--servers", "2", "--threads", "2"]).chain(worker)).expect(0);
+    assert_eq!(sorted(&ended.stdout), sorted(&expected), "{}", ended.stderr);
+}
+
+/// A worker that never ends its clock keeps the job from being cut, and the grace ends.
+#[test]
+fn the_grace_is_an_end() {
+    let directory = scratch();
+    let folder = directory.path().join("kept");
+    let arguments =
+        ["run", "--servers", "1", "--workers", "1", "--checkpoint", text(&folder), "--grace", "1"];
+    let job = Process::start(windlass(arguments.into_iter().chain(["--", "sleep", "1000"])));
+    until(PATIENCE, "the worker", || job.members().iter().any(|m| m.role == Role::Worker));
+    job.signal(Signal::USR1);
+    // The worker has not joined, so there is nothing to save.
+    job.end(PATIENCE).expect(19).says("told to end");
+}
+
+fn checkpoint(arguments: &[&str]) -> Ended {
+    run(["checkpoint"].into_iter().chain(arguments.iter().copied()))
+}
+
+#[test]
+fn checkpoints_are_listed_inspected_verified_exported_and_imported() {
+    let directory = scratch();
+    let path = |name: &str| text(&directory.path().join(name)).to_owned();
+    let data = data(directory.path());
+    for table in ["dense", "sparse"] {
+        let folder = path(&format!("kept-{table}"));
+        let arguments = ["--data", &data, "--table", table, "--optimizer", "adam", "--segment-bytes", "64"];
+        let keeps = ["--every", "5", "--keep", "3", "--workers", "2", "--epochs", "100000"];
+        let training = Training::new(directory.path(), &[&arguments[..], &keeps].concat());
+        training.leaves(Path::new(&folder), 3, &[]);
+        let listed = checkpoint(&["list", &folder]).expect(0).stdout;
+        let whole: Vec<&str> = listed.lines().filter(|line| line.contains("clock ")).collect();
+        assert!(!whole.is_empty() && whole.len() <= 3, "{listed}");
+        let inspected = checkpoint(&["inspect", &folder]).expect(0).stdout;
+        for expected in
+            ["table 0  \"weights\"", "workers  2", "adam", "worker 1 in clock", "bucket 0, version"]
+        {
+            assert!(inspected.contains(expected), "{expected} is not in\n{inspected}");
+        }
+        let verified = checkpoint(&["verify", &folder]).expect(0).stdout;
+        assert_eq!(verified.lines().filter(|line| line.ends_with(": whole")).count(), whole.len());
+
+        for format in ["safetensors", "npz"] {
+            let (one, into) = (path("one"), path(&format!("into-{table}-{format}")));
+            checkpoint(&["export", &folder, "--format", format, "--out", &one]).expect(0);
+            let import = ["import", &one, "--format", format, "--like", &folder, "--into", &into];
+            let imported = checkpoint(&import).expect(0).stdout;
+            assert_eq!(imported, format!("{into}/cut-000001\n"));
+            checkpoint(&["verify", &into]).expect(0);
+            let again = path("again");
+            checkpoint(&["export", &into, "--format", format, "--out", &again]).expect(0);
+            assert_eq!(fs::read(&again).unwrap(), fs::read(&one).unwrap(), "{table}, {format}");
+            // A job begins from it.
+            let resumed = Training::new(directory.path(), &arguments);
+            let more = ["--checkpoint", &into, "--resume", "auto", "--workers", "2", "--epochs", "1"];
+            resumed.weights(&more).1.says("goes on from cut 1, clock 0");
+        }
+        let model = path("model");
+        checkpoint(&["export", &folder, "--format", "libsvm", "--out", &model]).expect(0);
+        let model = fs::read_to_string(&model).unwrap();
+        let (head, weights) = model.split_once("\nw\n").unwrap();
+        assert!(head.contains("nr_feature 200") && weights.lines().count() == 200, "{model}");
+        assert!(weights.lines().any(|w| w.parse::<f32>().unwrap() != 0.0));
+
+        let newest = whole.last().unwrap().split(' ').next().unwrap();
+        let shard = Path::new(&folder).join(newest).join("shard-0001-000");
+        let mut bytes = fs::read(&shard).unwrap();
+        let last = *CutFile::open(&Disk, &shard).unwrap().sections().last().unwrap();
+        bytes[last.offset as usize] ^= 1;
+        fs::write(&shard, &bytes).unwrap();
+        let refused = checkpoint(&["verify", &folder]).expect(24);
+        let refused = refused.says(&format!("{}: {} at byte {}", shard.display(), last.id, last.offset));
+        assert!(refused.stdout.lines().any(|line| line.ends_with(": whole")) || whole.len() == 1);
+    }
+}
+
+#[test]
+fn what_can_not_be_resumed_is_refused() {
+    let directory = scratch();
+    let folder = text(&directory.path().join("kept")).to_owned();
+    let data = data(directory.path());
+    let training = Training::new(directory.path(), &["--data", &data, "--workers", "2"]);
+    // Nothing is there yet: it begins.
+    let begins = ["--every", "20", "--batch", "5", "--resume", "auto", "--epochs", "100000"];
+    training.leaves(Path::new(&folder), 1, &begins);
+    let refused = |more: &[&str], why: &str| {
+        let resumes = ["--checkpoint", &folder, "--resume", "auto"];
+        let ended = training.start(&[&resumes, more].concat()).end(PATIENCE);
+        assert_ne!(ended.code, 0);
+        ended.says(why);
+    };
+    refused(&["--batch", "7"], "--resume: expected a checkpoint of");
+    refused(&["--batch", "5", "--optimizer", "sgd"], "asked for as");
+    let other = ["train", "lr", "--resume", "auto", "--checkpoint", &folder, "--workers", "3"];
+    run(other).expect(11).says("workers: expected 2, as in the checkpoint, found 3");
+    run(["train", "lr", "--resume", "auto"]).expect(11).says("--checkpoint");
+    run(["train", "lr", "--every", "10"]).expect(11).says("--checkpoint");
+    run(["train", "lr", "--every", "10x"]).expect(2);
+    let nowhere = text(&directory.path().join("cut-000009")).to_owned();
+    run(["train", "lr", "--resume", &nowhere]).expect(12).says("cut-000009/MANIFEST");
+    // The checkpoint alone is enough to go on from it.
+    let cuts = fs::read_dir(&folder).unwrap().flatten().map(|e| e.path());
+    let newest = cuts.filter(|path| path.join("MANIFEST").exists()).max().unwrap();
+    let alone =
+        ["--data", &data, "--workers", "2", "--epochs", "4", "--batch", "5", "--resume", text(&newest)];
+    Training::new(directory.path(), &alone).weights(&[]).1.says("goes on from cut");
+}

@@ -1,0 +1,338 @@
+//! Cuts of jobs in this process: what is in them under each consistency, and that nobody waits for a disk.
+
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, scratch, until};
+use windlass::checkpoint::{Cut, Disk, Folder, SectionId, SectionKind, Storage, decode_clocks};
+use windlass::config::ServerLimits;
+use windlass::config::settings::Every;
+use windlass::server::coordinator::{
+    Checkpoints, CoordinatorServer, CoordinatorServerConfig, Outcome, Resume, StopHandle,
+};
+use windlass::types::{Consistency, OptimizerSpec};
+use windlass::{
+    Client, ClientConfig, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, Table, TableSpec,
+};
+
+/// A job that makes checkpoints: its coordinator and servers.
+struct Job {
+    address: String,
+    secret: Secret,
+    workers: u32,
+    stop: StopHandle,
+    coordinator: JoinHandle<Result<Outcome>>,
+    servers: Vec<ServerHandle>,
+}
+
+impl Job {
+    fn start(folder: &Path, (servers, threads): (u32, u32), workers: u32, every: Option<Every>) -> Job {
+        Job::with(folder, (servers, threads), workers, every, ServerLimits::default())
+    }
+
+    fn with(
+        folder: &Path,
+        (servers, threads): (u32, u32),
+        workers: u32,
+        every: Option<Every>,
+        limits: ServerLimits,
+    ) -> Job {
+        let secret = Secret::generate().unwrap();
+        let mut config = CoordinatorServerConfig::new(secret.clone(), "", servers, Some(workers));
+        let folder = Some(folder.to_owned());
+        config.checkpoints =
+            Checkpoints { folder: folder.clone(), every, keep: 100, resume: Some(Resume::Auto) };
+        let coordinator = CoordinatorServer::bind(config).unwrap();
+        let (address, stop) = (coordinator.address().to_string(), coordinator.stop_handle());
+        let start = |_| {
+            let builder = Server::builder(&address, secret.clone()).threads(threads).limits(limits);
+            builder.checkpoints(folder.clone(), None).start().unwrap()
+        };
+        let servers = (0..servers).map(start).collect();
+        let coordinator = std::thread::spawn(move || coordinator.run());
+        Job { address, secret, workers, stop, coordinator, servers }
+    }
+
+    fn clients(&self) -> Vec<Client> {
+        let config = |rank| ClientConfig::new(&self.address, self.secret.clone(), rank, self.workers);
+        let join = |rank| std::thread::spawn(move || Client::connect(rank).unwrap());
+        let joining: Vec<_> = (0..self.workers).map(|rank| join(config(rank))).collect();
+        joining.into_iter().map(|thread| thread.join().unwrap()).collect()
+    }
+
+    /// Waits for the end; it is the workers' doing, or [`StopHandle::end`].
+    fn end(self) -> Result<Outcome> {
+        let outcome = self.coordinator.join().unwrap();
+        self.servers.into_iter().for_each(|server| drop(server.run()));
+        outcome
+    }
+}
+
+fn newest(folder: &Path) -> Option<(u64, Cut)> {
+    let storage: Arc<dyn Storage> = Arc::new(Disk);
+    Folder::new(storage, folder).latest().unwrap().cut
+}
+
+/// The newest cut, once there is one of this clock.
+fn cut_of(folder: &Path, clock: u64) -> Cut {
+    let mut found = None;
+    until(PATIENCE, "a cut", || {
+        found = newest(folder).map(|(_, cut)| cut).filter(|cut| cut.manifest().clock == clock);
+        found.is_some()
+    });
+    let cut = found.unwrap();
+    cut.verify().unwrap();
+    cut
+}
+
+fn floats(cut: &Cut, kind: SectionKind, table: u32, bucket: u32) -> Vec<f32> {
+    let (file, section) = cut.find(SectionId { kind, table, bucket }).unwrap();
+    file.read_floats(section).unwrap()
+}
+
+/// All of one worker's clocks but the last call of each: pushes `value`, and says what it is.
+fn step(client: &Client, table: &Table, value: f32) {
+    client.save_state(format!("{} before {value}", client.rank()).as_bytes()).unwrap();
+    drop(table.push_range(KeyRange::new(0, 4).unwrap(), &[value; 4]).unwrap());
+    client.clock().unwrap();
+}
+
+#[test]
+fn under_bsp_a_cut_holds_exactly_the_clocks_before_it_whoever_is_ahead() {
+    let directory = scratch();
+    let job = Job::start(directory.path(), (2, 2), 2, Some(Every::Clocks(3)));
+    let clients = job.clients();
+    let spec = TableSpec::dense("t", &[40]).segment_bytes(64).optimizer(OptimizerSpec::sum());
+    let tables = clients.each_ref_table(&spec);
+    // Worker 0 pulls nothing, and runs ahead; what it pushes in clock 3 and on waits in slots.
+    for clock in 0..5u8 {
+        step(&clients[0], &tables[0], f32::from(clock) + 1.0);
+    }
+    for clock in 0..3u8 {
+        step(&clients[1], &tables[1], f32::from(clock) + 1.0);
+    }
+    clients[1].save_state(b"1 at three").unwrap();
+    let cut = cut_of(directory.path(), 3);
+    // The mean of what both pushed in clocks 0 to 2 is 1 + 2 + 3.
+    assert_eq!(floats(&cut, SectionKind::Parameters, 0, 0)[..5], [6.0, 6.0, 6.0, 6.0, 0.0]);
+    let (_, section) = cut.find(SectionId { kind: SectionKind::Parameters, table: 0, bucket: 0 }).unwrap();
+    assert_eq!(section.version, 3);
+    assert_eq!(cut.states().unwrap(), [b"0 before 4".to_vec(), b"1 at three".to_vec()]);
+    assert_eq!((cut.manifest().workers, cut.manifest().tables.as_slice()), (2, &[spec.clone()][..]));
+    job.stop.stop();
+    drop(clients);
+    assert!(job.end().is_err());
+
+    // On another number of servers the clock, the states and the values are the same.
+    let job = Job::start(directory.path(), (3, 1), 2, None);
+    let clients = job.clients();
+    for (client, state) in clients.iter().zip([&b"0 before 4"[..], b"1 at three"]) {
+        assert_eq!(client.resumed(), Some((3, state.to_vec())));
+    }
+    let tables = clients.each_ref_table(&spec);
+    let mut values = [0.0; 5];
+    tables[1].pull_range(KeyRange::new(0, 5).unwrap(), &mut values).unwrap();
+    assert_eq!(values, [6.0, 6.0, 6.0, 6.0, 0.0]);
+    clients.iter().zip(&tables).for_each(|(client, table)| step(client, table, 4.0));
+    assert_eq!(tables[0].pull_range(KeyRange::new(0, 5).unwrap(), &mut values).unwrap(), 4);
+    assert_eq!(values, [10.0, 10.0, 10.0, 10.0, 0.0]);
+    let leave = |client: Client| std::thread::spawn(move || client.finalize().unwrap());
+    let leaving: Vec<_> = clients.into_iter().map(leave).collect();
+    leaving.into_iter().for_each(|thread| thread.join().unwrap());
+    job.end().unwrap();
+}
+
+trait Tables {
+    fn each_ref_table(&self, spec: &TableSpec) -> Vec<Table>;
+}
+
+impl Tables for Vec<Client> {
+    fn each_ref_table(&self, spec: &TableSpec) -> Vec<Table> {
+        self.iter().map(|client| client.table(spec).unwrap()).collect()
+    }
+}
+
+/// Each shard is cut when its slowest worker has come to the clock: all before it is there, and what the faster one has pushed since.
+#[test]
+fn under_asp_a_cut_holds_at_least_the_clocks_before_it() {
+    let directory = scratch();
+    let job = Job::start(directory.path(), (1, 1), 2, None);
+    let clients = job.clients();
+    let spec = TableSpec::dense("t", &[4]).optimizer(OptimizerSpec::sum()).consistency(Consistency::Asp);
+    let tables = clients.each_ref_table(&spec);
+    for _ in 0..3 {
+        step(&clients[0], &tables[0], 1.0);
+    }
+    let mut values = [0.0; 4];
+    tables[0].pull_range(KeyRange::new(0, 4).unwrap(), &mut values).unwrap(); // all three are applied
+    job.stop.end();
+    // Whatever clock was named, worker 1 gets there; it hears the end then.
+    let all = KeyRange::new(0, 4).unwrap();
+    while tables[1].push_range(all, &[1.0; 4]).and_then(|_| clients[1].clock()).is_ok() {
+        if clients[0].clock().is_err() {
+            break;
+        }
+    }
+    let (number, clock) = job.end().unwrap().saved.unwrap();
+    let (found, cut) = newest(directory.path()).unwrap();
+    assert_eq!((found, cut.manifest().clock), (number, clock));
+    let at_least = 3.0 + clock as f32;
+    assert!(floats(&cut, SectionKind::Parameters, 0, 0)[0] >= at_least.min(4.0), "{clock}");
+    let shard = cut.files().iter().find(|file| file.entry().name.starts_with("shard")).unwrap();
+    let section = shard.sections().iter().find(|s| s.id.kind == SectionKind::Clocks).unwrap();
+    let clocks = decode_clocks(&shard.read(section).unwrap());
+    assert!(clocks.iter().all(|at| at.clock >= clock && at.next_sequence > 0), "{clocks:?}");
+    drop(clients);
+}
+
+/// A disk on which nothing goes on: the file of the shard is a pipe that nobody reads.
+fn stuck(folder: &Path, cut: u64) -> PathBuf {
+    let directory = folder.join(format!("cut-{cut:06}"));
+    std::fs::create_dir_all(&directory).unwrap();
+    let pipe = directory.join("shard-0000-000.tmp");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    pipe
+}
+
+#[test]
+fn pushes_and_pulls_go_on_while_the_disk_does_not() {
+    let directory = scratch();
+    let job = Job::start(directory.path(), (1, 1), 1, Some(Every::Clocks(2)));
+    let pipe = stuck(directory.path(), 1);
+    let clients = job.clients();
+    let dense =
+        TableSpec::dense("d", &[1 << 16]).segment_bytes(4096).optimizer(OptimizerSpec::momentum(0.1, 0.9));
+    let sparse = TableSpec::sparse("s", 4).optimizer(OptimizerSpec::adagrad(0.1, 1e-8));
+    let (dense, sparse) = (clients[0].table(&dense).unwrap(), clients[0].table(&sparse).unwrap());
+    let keys: Vec<u64> = (0..1000).collect();
+    let keys = SortedKeys::new(&keys).unwrap();
+    let (all, ones, rows) = (KeyRange::new(0, 1 << 16).unwrap(), vec![1.0; 1 << 16], vec![1.0; 4000]);
+    let mut values = vec![0.0; 1 << 16];
+    let mut rounds = |count: u32| {
+        for _ in 0..count {
+            drop(dense.push_range(all, &ones).unwrap());
+            drop(sparse.push(keys, &rows).unwrap());
+            clients[0].clock().unwrap();
+            dense.pull_range(all, &mut values).unwrap();
+        }
+    };
+    rounds(20);
+    assert_eq!(newest(directory.path()).map(|(number, _)| number), None, "the first cut is stuck");
+    // Its reader comes, and the disk refuses what is not possible in a pipe; the next cut is made all the same.
+    let reader = std::thread::spawn(move || std::fs::read(pipe).map(drop));
+    until(PATIENCE, "the next cut", || {
+        rounds(1);
+        newest(directory.path()).is_some()
+    });
+    reader.join().unwrap().unwrap();
+    newest(directory.path()).unwrap().1.verify().unwrap();
+    clients.into_iter().for_each(|client| client.finalize().unwrap());
+    job.end().unwrap();
+}
+
+/// What is on its way to a stuck disk is bounded; a push beyond it waits, and goes on with the disk.
+#[test]
+fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
+    let directory = scratch();
+    let limits = ServerLimits { cut_bytes: 1 << 20, ..ServerLimits::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), limits);
+    let pipe = stuck(directory.path(), 1);
+    let client = job.clients().pop().unwrap();
+    let spec = TableSpec::dense("d", &[1 << 20]).optimizer(OptimizerSpec::sum());
+    let table = client.table(&spec).unwrap();
+    let (all, ones) = (KeyRange::new(0, 1 << 20).unwrap(), vec![1.0; 1 << 20]);
+    let pusher = {
+        let (client, table, ones) = (client.clone(), table.clone(), ones.clone());
+        std::thread::spawn(move || {
+            let mut values = vec![0.0; 1 << 20];
+            for clock in 1..=6u8 {
+                drop(table.push_range(all, &ones).unwrap());
+                client.clock().unwrap();
+                table.pull_range(all, &mut values).unwrap();
+                assert!(values.iter().all(|&v| v == f32::from(clock)), "clock {clock}");
+            }
+        })
+    };
+    // The third clock's end has to save 4 MiB, and 2 may be on their way: without a disk it does not come.
+    until(PATIENCE, "the third clock", || client.peers().unwrap()[0].clock == 3);
+    assert!(!pusher.is_finished());
+    std::fs::read(pipe).unwrap();
+    pusher.join().unwrap();
+    client.finalize().unwrap();
+    job.end().unwrap();
+}
+
+/// Measures how much longer a push_pull takes while a cut is being written. The sizes are those of the README with
+/// WINDLASS_TEST_CUT_MIB=1024 and a release build; on a busy machine times mean nothing, so only then is there a limit.
+#[test]
+fn a_push_pull_takes_hardly_longer_while_a_cut_is_written() {
+    let mib = std::env::var("WINDLASS_TEST_CUT_MIB").ok().map(|text| text.parse::<u64>().unwrap());
+    let elements = mib.unwrap_or(8) << 18;
+    let rows = mib.map_or(20_000, |_| 10_000_000u64);
+    for (name, spec) in [
+        ("dense", TableSpec::dense("t", &[elements]).optimizer(OptimizerSpec::sgd(0.1))),
+        ("sparse", TableSpec::sparse("t", 1).optimizer(OptimizerSpec::sgd(0.1))),
+    ] {
+        let directory = scratch();
+        let folder =
+            std::env::var_os("WINDLASS_TEST_CUT_DIR").map_or(directory.path().to_owned(), PathBuf::from);
+        // Behind the rounds without a cut.
+        let job = Job::start(&folder, (1, 1), 1, Some(Every::Clocks(1200)));
+        let client = job.clients().pop().unwrap();
+        let table = client.table(&spec).unwrap();
+        if name == "sparse" {
+            for start in (0..rows).step_by(100_000) {
+                let keys: Vec<u64> = (start..(start + 100_000).min(rows)).collect();
+                drop(table.push(SortedKeys::new(&keys).unwrap(), &vec![1.0; keys.len()]).unwrap());
+                client.clock().unwrap();
+            }
+        }
+        let mut values = vec![1.0; 1 << 14];
+        let mut at = 0;
+        let mut push_pull = |count: usize| -> Vec<Duration> {
+            let round = |_| {
+                let began = Instant::now();
+                let ticket = if name == "dense" {
+                    at = (at + (1 << 14)) % elements;
+                    table.push_pull_range(KeyRange::new(at, at + (1 << 14)).unwrap(), &values).unwrap()
+                } else {
+                    at += 1;
+                    let keys: Vec<u64> = (0..1000).map(|n| n * (rows / 1000) + at % (rows / 1000)).collect();
+                    table.push_pull(SortedKeys::new(&keys).unwrap(), &vec![1.0; 1000]).unwrap()
+                };
+                client.clock().unwrap();
+                ticket.wait_into(&mut values[..if name == "dense" { 1 << 14 } else { 1000 }]).unwrap();
+                began.elapsed()
+            };
+            (0..count).map(round).collect()
+        };
+        let mut without = push_pull(1000);
+        let mut with = Vec::new();
+        let began = Instant::now();
+        while newest(&folder).is_none() {
+            with.extend(push_pull(20));
+            assert!(began.elapsed() < PATIENCE);
+        }
+        without.sort_unstable();
+        with.sort_unstable();
+        let p99 = without[without.len() * 99 / 100];
+        let (most, p99_with) = (*with.last().unwrap(), with[with.len() * 99 / 100]);
+        eprintln!(
+            "{name}: p99 without a cut {p99:?}, with one {p99_with:?}, at most {most:?} ({})",
+            with.len()
+        );
+        assert!(mib.is_none() || most <= p99 + Duration::from_millis(50), "{name}");
+        let (_, cut) = newest(&folder).unwrap();
+        cut.verify().unwrap();
+        client.finalize().unwrap();
+        job.end().unwrap();
+        drop(std::fs::remove_dir_all(folder));
+    }
+}
