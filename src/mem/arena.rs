@@ -189,7 +189,7 @@ fn check(file: &OwnedFd, bytes: usize, peer: &str) -> Result<()> {
     if !seals.is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
         return refuse("a memfd that can't shrink", &format!("seals {seals:?}"));
     }
-    let magic = rustix::fs::fstatfs(file).map(|s| s.f_type as i64);
+    let magic = rustix::fs::fstatfs(file).map(|s| s.f_type);
     if magic != Ok(TMPFS_MAGIC) {
         return refuse("memory on ordinary pages", &format!("file system {magic:x?}"));
     }

@@ -310,6 +310,7 @@ fn is_closed(lines: &Lines<'_>) -> bool {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)] // in a test a failure is a panic
 mod tests {
     use super::*;
 

@@ -16,7 +16,7 @@ use crate::transport::{HEADER, Message, Payload};
 const SHORT: usize = 2048;
 /// The most bytes that one entry of the ring brings with it.
 const PART: usize = 8192;
-const _: () = assert!(PART % HEADER == 0 && PART <= u16::MAX as usize);
+const _: () = assert!(PART.is_multiple_of(HEADER) && PART <= u16::MAX as usize);
 /// Regions that one peer can be shown at a time. Part of the protocol: the peer shows no more either.
 pub(super) const MAX_SHOWN: usize = 128;
 
