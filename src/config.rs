@@ -80,14 +80,31 @@ pub mod variable {
     pub const CONFIG: &str = "WINDLASS_CONFIG";
     /// `scalar`, `avx2` or `avx512`: the instructions of the kernels; the best of the CPU when not given.
     pub const SIMD: &str = "WINDLASS_SIMD";
+    /// Number of this process among those that one launcher started together.
+    pub const TASK: &str = "WINDLASS_TASK";
+    /// How many processes that launcher started.
+    pub const TASKS: &str = "WINDLASS_TASKS";
+    /// A name that these processes share with no others.
+    pub const LAUNCH: &str = "WINDLASS_LAUNCH";
+    /// Seconds in which they must have found each other.
+    pub const LAUNCH_TIMEOUT: &str = "WINDLASS_LAUNCH_TIMEOUT";
+    /// File through which they find each other.
+    pub const RENDEZVOUS: &str = "WINDLASS_RENDEZVOUS";
+    /// Marks the processes of one supervisor, where a job has several.
+    pub const TREE: &str = "WINDLASS_TREE";
     /// Log filter, as in `info` or `windlass=debug`.
     pub const LOG: &str = "WINDLASS_LOG";
 }
+
+/// The variables that are read: our own, and those by which launchers tell a process who it is.
+const FAMILIES: [&str; 6] = ["WINDLASS_", "PMI_", "PMIX_", "OMPI_", "SLURM", "DMLC_"];
 
 /// Where a setting comes from. Each outdoes those before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
     File(String),
+    /// Another system's variable that means the same.
+    Alias(&'static str),
     Variable,
     Flag,
 }
@@ -99,7 +116,7 @@ struct Given {
 }
 
 /// A snapshot of all settings, taken once at start: the `WINDLASS_*` variables, with what flags say above and what a
-/// configuration file says below them.
+/// configuration file says below them; and the variables of launchers.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// By the name of the variable.
@@ -110,10 +127,37 @@ impl Environment {
     /// The process's present environment.
     pub fn capture() -> Environment {
         let ours = std::env::vars_os().filter_map(|(name, value)| {
-            let name = name.into_string().ok().filter(|n| n.starts_with("WINDLASS_"))?;
+            let name = name.into_string().ok().filter(|n| FAMILIES.iter().any(|f| n.starts_with(f)))?;
             Some((name, Given { text: value.into_string().ok()?, source: Source::Variable }))
         });
-        Environment { values: ours.collect() }
+        Environment { values: ours.collect() }.with_aliases()
+    }
+
+    /// Takes ps-lite's variables where our own don't say otherwise.
+    fn with_aliases(mut self) -> Environment {
+        let rank = match self.text("DMLC_ROLE") {
+            Some("server") => "DMLC_SERVER_ID",
+            _ => "DMLC_WORKER_ID",
+        };
+        let root = self.text("DMLC_PS_ROOT_URI").zip(self.text("DMLC_PS_ROOT_PORT"));
+        let mut found =
+            vec![(variable::COORDINATOR, "DMLC_PS_ROOT_URI", root.map(|(h, p)| format!("{h}:{p}")))];
+        for (ours, theirs) in [
+            (variable::SERVERS, "DMLC_NUM_SERVER"),
+            (variable::WORKERS, "DMLC_NUM_WORKER"),
+            (variable::INTERFACE, "DMLC_INTERFACE"),
+            (variable::RANK, rank),
+            (variable::RANK, "DMLC_TASK_ID"),
+        ] {
+            found.push((ours, theirs, self.text(theirs).map(str::to_owned)));
+        }
+        for (ours, theirs, text) in found {
+            if let Some(text) = text {
+                let given = || Given { text, source: Source::Alias(theirs) };
+                self.values.entry(ours.to_owned()).or_insert_with(given);
+            }
+        }
+        self
     }
 
     /// A snapshot made by hand.
@@ -153,6 +197,7 @@ impl Environment {
         match self.values.get(name).map(|given| &given.source) {
             Some(Source::Flag) => format!("--{}", key().replace('_', "-")),
             Some(Source::File(path)) => format!("{} in {path}", key()),
+            Some(Source::Alias(theirs)) => (*theirs).to_owned(),
             Some(Source::Variable) | None => name.to_owned(),
         }
     }
@@ -161,7 +206,7 @@ impl Environment {
     fn source_of(&self, name: &str) -> String {
         match self.values.get(name).map(|given| &given.source) {
             Some(Source::Flag) => format!("flag {}", self.name_of(name)),
-            Some(Source::Variable) => format!("environment {name}"),
+            Some(Source::Alias(_) | Source::Variable) => format!("environment {}", self.name_of(name)),
             Some(Source::File(path)) => format!("file {path}"),
             None => "default".to_owned(),
         }
@@ -403,6 +448,30 @@ mod tests {
         assert_eq!(environment.value::<u32>(variable::SERVERS, "a number").unwrap(), None);
         let error = environment.value::<u32>(variable::WORKERS, "a number").unwrap_err().to_string();
         assert_eq!(error, "WINDLASS_WORKERS: expected a number, found many");
+    }
+
+    #[test]
+    fn the_variables_of_ps_lite_mean_ours_where_these_are_not_given() {
+        let pairs = [
+            ("DMLC_ROLE", "worker"),
+            ("DMLC_PS_ROOT_URI", "10.0.0.1"),
+            ("DMLC_PS_ROOT_PORT", "8000"),
+            ("DMLC_NUM_SERVER", "2"),
+            ("DMLC_NUM_WORKER", "many"),
+            ("DMLC_TASK_ID", "5"),
+            ("DMLC_WORKER_ID", "3"),
+            (variable::SERVERS, "4"),
+        ];
+        let environment = Environment::from_pairs(pairs).with_aliases();
+        assert_eq!(environment.text(variable::COORDINATOR), Some("10.0.0.1:8000"));
+        assert_eq!(environment.text(variable::RANK), Some("3"));
+        assert_eq!(environment.text(variable::SERVERS), Some("4"));
+        let error = environment.value::<u32>(variable::WORKERS, "a number").unwrap_err().to_string();
+        assert_eq!(error, "DMLC_NUM_WORKER: expected a number, found many");
+        let server =
+            Environment::from_pairs([("DMLC_ROLE", "server"), ("DMLC_SERVER_ID", "1")]).with_aliases();
+        assert_eq!(server.text(variable::RANK), Some("1"));
+        assert_eq!(server.text(variable::COORDINATOR), None);
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod types;
 
 pub use client::{Buffer, Client, ClientConfig, ClientStats, Table, Ticket};
 pub use error::{Error, Result};
+pub use proto::bootstrap::Bootstrap;
 pub use proto::secret::Secret;
 pub use server::{Server, ServerBuilder, ServerHandle};
 pub use types::{Initializer, KeyRange, SortedKeys, TableSpec};

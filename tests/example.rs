@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{run, text};
+use common::{PATIENCE, Process, run, text};
 
 /// The file, without its own head comment.
 fn source() -> String {
@@ -51,6 +51,30 @@ fn outside_a_job_it_says_how_to_start_it() {
     assert!(!output.status.success());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("start this program with `windlass run`"), "{stderr}");
+}
+
+/// Its processes have an empty environment: all that they know of the job came through a pipe.
+#[test]
+fn a_blob_through_a_pipe_makes_a_job() {
+    let ended = Process::start(std::process::Command::new(program("bootstrap"))).end(PATIENCE).expect(0);
+    let mut lines: Vec<&str> = ended.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["worker 0: [-1.0, -1.5]", "worker 1: [-1.0, -1.5]"], "{}", ended.stderr);
+    // Another blob, or none, is refused.
+    for blob in [&[][..], &[7; 256]] {
+        use std::io::Write;
+        let mut command = std::process::Command::new(program("bootstrap"));
+        command
+            .arg("server")
+            .env_clear()
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        let mut server = command.spawn().unwrap();
+        server.stdin.take().unwrap().write_all(blob).unwrap();
+        let output = server.wait_with_output().unwrap();
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("blob"), "{output:?}");
+    }
 }
 
 /// The server's own rule steps by 0.5 where plain gradient descent would step by 5 and more, and comes to the middle of what

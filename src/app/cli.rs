@@ -6,14 +6,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use super::bench::{self, Verdict};
 use super::checkpoint;
 use super::info;
+use super::joining;
+use super::launched::{self, LaunchOptions};
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
+use super::pages;
 use super::run::{self, Plan};
 use super::settings::{CheckpointFlags, Flags, OfCheckpoints, OfCoordinator, OfLink, OfServer, OfWorker};
 use crate::config::{Environment, settings, variable};
@@ -46,8 +49,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start a job on this machine: a coordinator, servers, and CMD once for each worker
-    Run(RunOptions),
+    /// Start a job: a coordinator, servers, and CMD once for each worker
+    ///
+    /// Alone it starts them all on this machine. Under `srun` or `mpirun` every rank runs this same command line: some become
+    /// servers, the others CMD, and the coordinator is with rank 0.
+    Run(Box<RunOptions>),
     /// Train a model
     #[command(subcommand)]
     Train(Train),
@@ -67,6 +73,12 @@ enum Command {
     Server(ServerOptions),
     /// Make a job's secret and print it
     Secret,
+    /// Write man pages and completions below a folder, as `share` of an installation
+    #[command(hide = true)]
+    Pages {
+        /// The folder
+        share: PathBuf,
+    },
     #[command(hide = true)]
     Guard,
 }
@@ -85,9 +97,11 @@ struct RunOptions {
     /// Number of servers
     #[arg(long, default_value_t = 2)]
     servers: u32,
-    /// Number of workers
-    #[arg(long, default_value_t = 4)]
-    workers: u32,
+    /// Number of workers [default: 4; with a launcher all ranks that are no servers]
+    #[arg(long)]
+    workers: Option<u32>,
+    #[command(flatten)]
+    launch: LaunchOptions,
     /// Program that each server runs, in place of `windlass server`
     #[arg(long, value_name = "PROGRAM")]
     server_cmd: Option<OsString>,
@@ -111,16 +125,16 @@ struct RunOptions {
 
 #[derive(Debug, Args)]
 struct CoordinatorOptions {
-    /// Where to listen
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7077")]
-    listen: SocketAddr,
+    /// Where to listen [WINDLASS_COORDINATOR; default: 127.0.0.1:7077]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
     /// File with the job's secret: 64 hexadecimal digits, mode 0600 [else WINDLASS_SECRET]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Number of servers; the job begins when they are there
-    #[arg(long, default_value_t = 1)]
-    servers: u32,
-    /// Number of workers [default: what the first worker says]
+    /// Number of servers; the job begins when they are there [WINDLASS_SERVERS; default: 1]
+    #[arg(long)]
+    servers: Option<u32>,
+    /// Number of workers [WINDLASS_WORKERS; default: what the first worker says]
     #[arg(long)]
     workers: Option<u32>,
     #[command(flatten)]
@@ -185,7 +199,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
         tracing::warn!("{hint}");
     }
     match command {
-        Command::Run(options) => start(options, environment),
+        Command::Run(options) => start(*options, environment),
         Command::Train(Train::Lr(options)) => train(*options, environment),
         Command::Bench(options) => measure(&options, environment),
         Command::Checkpoint(command) => checkpoint::obey(&command).map(|()| 0),
@@ -200,6 +214,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
                 .map_err(|e| Error::io("write", "standard output", e))?;
             Ok(0)
         }
+        Command::Pages { share } => pages::write(Cli::command(), &share).map(|()| 0),
         Command::Guard => Ok(launch::guard_main() as u8),
     }
 }
@@ -214,13 +229,16 @@ fn start(options: RunOptions, environment: &Environment) -> Result<u8> {
     let plan = Plan {
         command: "windlass run".to_owned(),
         servers: options.servers,
-        workers: options.workers,
+        workers: options.workers.unwrap_or(4),
         settings,
         worker: options.worker,
         server: options.server_cmd.map(|program| vec![program]),
         prefix: true,
     };
-    Ok(run::run(&plan)?.code as u8)
+    match launched::run(&plan, options.workers, &options.launch)? {
+        Some(code) => Ok(code),
+        None => Ok(run::run(&plan)?.code as u8),
+    }
 }
 
 fn print_config(settings: &Environment) -> Result<()> {
@@ -239,8 +257,8 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
     if options.op.is_transport() {
         return bench::pair(options, environment).map(judged);
     }
-    if in_a_job(&options.node, environment) {
-        return bench::work(options, environment).map(judged);
+    if let Some(environment) = in_a_job(&options.node, environment)? {
+        return bench::work(options, &environment).map(judged);
     }
     options.check()?;
     let plan = Plan {
@@ -255,9 +273,12 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
     Ok(run::run(&plan)?.code as u8)
 }
 
-/// Whether this process was told of a job to take part in.
-fn in_a_job(node: &NodeOptions, environment: &Environment) -> bool {
-    node.coordinator.is_some() || environment.text(variable::COORDINATOR).is_some()
+/// The settings of a process that takes part in a job: one that was told of it, or that a launcher started beside servers.
+fn in_a_job(node: &NodeOptions, environment: &Environment) -> Result<Option<Environment>> {
+    if node.coordinator.is_some() || environment.text(variable::COORDINATOR).is_some() {
+        return Ok(Some(environment.clone()));
+    }
+    joining::as_worker(environment)
 }
 
 /// Our own command line, for the workers of a job that we start.
@@ -267,8 +288,8 @@ fn ourselves_again() -> Result<Vec<OsString>> {
 }
 
 fn train(options: lr::Options, environment: &Environment) -> Result<u8> {
-    if in_a_job(&options.node, environment) {
-        lr::train(&options, environment)?;
+    if let Some(environment) = in_a_job(&options.node, environment)? {
+        lr::train(&options, &environment)?;
         return Ok(0);
     }
     options.check()?;
@@ -290,9 +311,21 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     let node = NodeOptions { secret_file: options.secret_file.clone(), ..NodeOptions::default() };
     let secret = node.secret(environment)?;
     let job = environment.text(variable::JOB).unwrap_or_default();
-    let mut config = CoordinatorServerConfig::new(secret, job, options.servers, options.workers);
-    config.ip = options.listen.ip();
-    config.ports = (options.listen.port() != 0).then(|| options.listen.port()..=options.listen.port());
+    let number = |given: Option<u32>, name| match given {
+        Some(number) => Ok(Some(number)),
+        None => environment.value(name, "a number"),
+    };
+    let servers = number(options.servers, variable::SERVERS)?.unwrap_or(1);
+    let workers = number(options.workers, variable::WORKERS)?;
+    let listen = match options.listen {
+        Some(listen) => listen,
+        None => environment
+            .value(variable::COORDINATOR, "IP:PORT")?
+            .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7077))),
+    };
+    let mut config = CoordinatorServerConfig::new(secret, job, servers, workers);
+    config.ip = listen.ip();
+    config.ports = (listen.port() != 0).then(|| listen.port()..=listen.port());
     let settings = options.checkpoints.over(&options.own.over(&options.link.over(environment)));
     let settings = settings.with_file(options.config.as_deref())?;
     config.limited_by(&settings)?;
@@ -321,18 +354,23 @@ fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
     if options.print_config {
         return print_config(&settings);
     }
-    let coordinator = options.node.coordinator(environment)?;
-    if environment.text(variable::JOB).is_none() {
-        eprintln!("windlass server: joining the job at {coordinator}");
+    let serve = |settings: &Environment| {
+        let coordinator = options.node.coordinator(settings)?;
+        if settings.text(variable::JOB).is_none() {
+            eprintln!("windlass server: joining the job at {coordinator}");
+        }
+        let secret = options.node.secret(settings)?;
+        Server::configured(&coordinator, secret, settings)?.stop_on_sigterm().start()?.run()
+    };
+    match options.node.coordinator {
+        Some(_) => serve(&settings),
+        None => joining::as_server(&settings, serve),
     }
-    let secret = options.node.secret(environment)?;
-    Server::configured(&coordinator, secret, &settings)?.stop_on_sigterm().start()?.run()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -4,8 +4,11 @@ pub mod bench;
 mod checkpoint;
 pub mod cli;
 mod info;
+mod joining;
+mod launched;
 pub mod lr;
 mod node;
+mod pages;
 mod run;
 mod settings;
 

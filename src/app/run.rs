@@ -37,13 +37,11 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     };
     within("--servers", plan.servers, 1024)?;
     within("--workers", plan.workers, 4096)?;
-    let threads = plan.settings.number(&settings::THREADS)? as u32;
     let limits = ServerLimits::from_environment(&plan.settings)?;
     // The workers would refuse it, too, but later and each by itself.
     WorkerLimits::from_environment(&plan.settings)?;
     let network = network::from_environment(&plan.settings, 1)?;
     choice::offer(&network)?;
-    let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
     let secret = Secret::generate()?;
     let job = launch::new_job()?;
     let mut config = CoordinatorServerConfig::new(secret.clone(), &job, plan.servers, Some(plan.workers));
@@ -51,23 +49,12 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     config.ports = network.ports.clone();
     config.limited_by(&plan.settings)?;
     config.checkpoints = Checkpoints::from_environment(&plan.settings)?;
-    let saves = config.checkpoints.folder.is_some();
     let mut coordinator = CoordinatorServer::bind(config)?;
-    let children = children(plan, threads, &exe, &coordinator.address().to_string(), &secret);
-    let mut tree = TreeConfig::new(&plan.command, &job, vec![exe.into(), "guard".into()]);
-    tree.consequences = CONSEQUENCES.to_vec();
-    tree.grace = tree.grace.max(limits.stop_timeout + FAREWELL);
-    let mut tree = Tree::new(tree)?;
+    let children = children(plan, &coordinator.address().to_string(), &secret)?;
+    let mut tree = Tree::new(tree(plan, &job, limits)?)?;
     let handle = tree.handle();
     let stop = coordinator.stop_handle();
-    if saves {
-        let end = coordinator.stop_handle();
-        let saved = tree.handle();
-        coordinator.when_saved(move |cut, clock| {
-            saved.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
-        });
-        tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, move || end.end());
-    }
+    saves_itself(plan, &mut coordinator, &mut tree)?;
     let serving = thread::Builder::new()
         .name("wl-coord".to_owned())
         .spawn(move || match coordinator.run() {
@@ -84,9 +71,64 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     outcome
 }
 
+/// Whoever ends the tree ends the job with a last checkpoint, where it makes any.
+pub fn saves_itself(plan: &Plan, coordinator: &mut CoordinatorServer, tree: &mut Tree) -> Result<()> {
+    if plan.settings.chosen(&settings::CHECKPOINT).is_none() {
+        return Ok(());
+    }
+    let (end, saved) = (coordinator.stop_handle(), tree.handle());
+    coordinator.when_saved(move |cut, clock| {
+        saved.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
+    });
+    tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, move || end.end());
+    Ok(())
+}
+
 /// The exit code of a job that was told to end, and made a last checkpoint: started again with `--resume auto`, it goes on. It is
 /// the "temporary failure, try again" of sysexits.h.
 pub const SAVED: i32 = 75;
+impl Plan {
+    /// Threads of each server.
+    pub fn threads(&self) -> Result<u32> {
+        Ok(self.settings.number(&settings::THREADS)? as u32)
+    }
+
+    /// The command line of a process with this role.
+    pub fn program(&self, role: ChildRole) -> Result<Vec<OsString>> {
+        Ok(match (role, &self.server) {
+            (ChildRole::Worker, _) => self.worker.clone(),
+            (ChildRole::Server, Some(server)) => server.clone(),
+            (ChildRole::Server, None) => vec![own_program()?, "server".into()],
+        })
+    }
+
+    /// What every process of the job is told.
+    pub fn variables(&self, coordinator: &str, secret: &Secret) -> Result<Vec<(&'static str, String)>> {
+        let mut common = vec![
+            (variable::COORDINATOR, coordinator.to_owned()),
+            (variable::SECRET, secret.to_hex()),
+            (variable::THREADS, self.threads()?.to_string()),
+        ];
+        let handed_on = settings::all().map(|setting| setting.variable).chain([variable::CONFIG]);
+        for name in handed_on.filter(|name| *name != variable::THREADS) {
+            common.extend(self.settings.text(name).map(|value| (name, value.to_owned())));
+        }
+        Ok(common)
+    }
+}
+
+/// How a tree of this plan's processes is run.
+pub fn tree(plan: &Plan, name: &str, limits: ServerLimits) -> Result<TreeConfig> {
+    let mut tree = TreeConfig::new(&plan.command, name, vec![own_program()?, "guard".into()]);
+    tree.consequences = CONSEQUENCES.to_vec();
+    tree.grace = tree.grace.max(limits.stop_timeout + FAREWELL);
+    Ok(tree)
+}
+
+fn own_program() -> Result<OsString> {
+    let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
+    Ok(exe.into_os_string())
+}
 
 /// What a server may need besides `stop_timeout` when it is told to stop.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -101,32 +143,17 @@ pub fn exit_code(error: &Error) -> u8 {
     10 + error.code() as u8
 }
 
-fn children(
-    plan: &Plan,
-    threads: u32,
-    exe: &std::path::Path,
-    coordinator: &str,
-    secret: &Secret,
-) -> Vec<Child> {
-    let pollers = plan.servers * threads + plan.workers;
-    let mut common = vec![
-        (variable::COORDINATOR, coordinator.to_owned()),
-        (variable::SECRET, secret.to_hex()),
+fn children(plan: &Plan, coordinator: &str, secret: &Secret) -> Result<Vec<Child>> {
+    let pollers = plan.servers * plan.threads()? + plan.workers;
+    let mut common = plan.variables(coordinator, secret)?;
+    common.extend([
         (variable::WORKERS, plan.workers.to_string()),
         (variable::SERVERS, plan.servers.to_string()),
-        (variable::THREADS, threads.to_string()),
         (variable::POLLERS, pollers.to_string()),
-    ];
-    let handed_on = settings::all().map(|setting| setting.variable).chain([variable::CONFIG]);
-    for name in handed_on.filter(|name| *name != variable::THREADS) {
-        common.extend(plan.settings.text(name).map(|value| (name, value.to_owned())));
-    }
-    let own_server = || vec![OsString::from(exe), OsString::from("server")];
-    let server = plan.server.clone().unwrap_or_else(own_server);
+    ]);
     let mut children = Vec::new();
-    for (role, count, command) in
-        [(ChildRole::Server, plan.servers, &server), (ChildRole::Worker, plan.workers, &plan.worker)]
-    {
+    for (role, count) in [(ChildRole::Server, plan.servers), (ChildRole::Worker, plan.workers)] {
+        let command = plan.program(role)?;
         for rank in 0..count {
             let name = match role {
                 ChildRole::Server => format!("server {rank}"),
@@ -146,5 +173,5 @@ fn children(
             });
         }
     }
-    children
+    Ok(children)
 }

@@ -36,11 +36,12 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::mem::Pool;
+use crate::proto::bootstrap::Bootstrap;
 use crate::proto::control::{MAX_STATE, PeerStatus};
 use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
-use crate::transport::network;
+use crate::transport::{interface, network};
 use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
 use control::ControlThread;
 use cuts::Cuts;
@@ -79,13 +80,7 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// The worker that the launcher (`windlass run`) made this process: all from its `WINDLASS_*` variables, and from the
-    /// configuration file that `WINDLASS_CONFIG` names.
-    pub fn from_env() -> Result<ClientConfig> {
-        ClientConfig::from_environment(&Environment::capture().with_file(None)?)
-    }
-
-    /// The same from a snapshot of the environment.
+    /// The worker that the launcher (`windlass run`) made this process, from a snapshot of the environment.
     pub fn from_environment(environment: &Environment) -> Result<ClientConfig> {
         kernels::choose_by(environment)?;
         let missing =
@@ -106,6 +101,15 @@ impl ClientConfig {
         self.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
         self.limits = WorkerLimits::from_environment(environment)?;
         Ok(self)
+    }
+
+    /// Worker `rank` of `workers` of the job that `bootstrap` leads to, over the interface by which this host reaches it.
+    pub fn joining(bootstrap: &Bootstrap, rank: Rank, workers: u32) -> Result<ClientConfig> {
+        let (address, secret) = (bootstrap.address(), bootstrap.secret().clone());
+        let mut config = ClientConfig::new(&address.to_string(), secret, rank, workers);
+        config.job = bootstrap.job().to_owned();
+        config.network.interface = interface::facing(address)?;
+        Ok(config)
     }
 
     /// Worker `rank` of `workers` of the job whose Coordinator is at `coordinator`.

@@ -249,6 +249,14 @@ impl Coordinator {
         }
     }
 
+    /// The process that was to be this node has ended, as its launcher sees. Whoever has joined is watched by its link.
+    pub fn process_ended(&mut self, role: Role, rank: Rank, process: &str, out: &mut Vec<Output>) {
+        let links = if role == Role::Server { &self.server_links } else { &self.worker_links };
+        if self.state == State::Gathering && !links.contains_key(&rank) {
+            self.abort(&format!("{process}, {role} {rank}, ended before it joined"), out);
+        }
+    }
+
     /// Ends the job, for a reason of the caller's.
     pub fn abort(&mut self, why: &str, out: &mut Vec<Output>) {
         if matches!(self.state, State::Failed(_) | State::Done) {

@@ -203,7 +203,10 @@ impl Cuts {
         if let Stage::Pending(pending) = &mut self.stage {
             pending.states.entry(rank).or_insert(last);
             let number = pending.number;
-            return self.answered(Node::Worker(rank), number, None);
+            let mut actions = self.answered(Node::Worker(rank), number, None);
+            // It may have answered before, and only its state was missing.
+            actions.extend(self.commit());
+            return actions;
         }
         Vec::new()
     }

@@ -118,6 +118,7 @@ fn workers_that_have_finished_are_stood_for_by_their_last_state() {
     cuts.state(0, 1, vec![8]);
     cuts.answered(Node::Server(0), 1, None);
     cuts.written(0, 1, file("f"));
+    cuts.answered(Node::Worker(2), 1, None);
     let commit = cuts.worker_finished(2); // it never saved anything
     let [Action::Commit(commit)] = &commit[..] else { panic!("{commit:?}") };
     assert_eq!(commit.states, [vec![8], vec![7], vec![]]);

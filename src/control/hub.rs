@@ -322,6 +322,20 @@ impl Hub {
         self.finish_writing(id);
     }
 
+    /// Takes a link that is up out of the hub, as the bare connection that it was: nothing more is read from it or written to it
+    /// here. `None` when there is no such link, or when something still waits to be written.
+    pub fn take_stream(&mut self, id: LinkId) -> Option<std::net::TcpStream> {
+        let link = find(&mut self.links, id)?;
+        if link.flush().is_err() || !link.output.is_empty() || link.identity().is_none() {
+            return None;
+        }
+        let mut stream = link.stream.take()?;
+        // It is no longer polled even if the system refuses: the descriptor's place in the poll is that of a removed link.
+        let _ = self.poll.registry().deregister(&mut stream);
+        self.remove(id);
+        Some(std::net::TcpStream::from(std::os::fd::OwnedFd::from(stream)))
+    }
+
     /// Closes all links and waits, at most for `patience`, until what was queued is written and the peers have closed.
     pub fn shut_down(&mut self, patience: Duration) -> Result<()> {
         if let Some(mut listener) = self.listener.take() {

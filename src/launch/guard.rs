@@ -1,6 +1,6 @@
 //! The guard: a small process that outlives a supervisor that was killed, and ends what that left.
 //!
-//! The supervisor alone holds the other end of the guard's standard input. The first line tells the job; then each
+//! The supervisor alone holds the other end of the guard's standard input. The first line tells the mark; then each
 //! child, before it becomes its program, announces its process group: no moment is left in which the supervisor can be
 //! killed and a group be unknown. End of file means that the supervisor is gone. An orderly end needs no message:
 //! the supervisor cleans up itself and then kills the guard.
@@ -41,11 +41,11 @@ impl Guard {
         let Some((program, arguments)) = config.guard.split_first() else {
             return Err(Error::config("guard", "a command line", "nothing"));
         };
-        let mut guard = spawn(program, arguments)
+        let mut guard = spawn(program, arguments, config.marker)
             .map_err(|e| Error::io("start the guard", program.to_string_lossy(), e))?;
         guard.await_ready().map_err(|e| Error::io("start the guard", program.to_string_lossy(), e))?;
-        let job = format!("job {}\n", config.job);
-        guard.link.write_all(job.as_bytes()).map_err(|e| Error::io("tell", "the guard", e))?;
+        let mark = format!("mark {}\n", config.mark());
+        guard.link.write_all(mark.as_bytes()).map_err(|e| Error::io("tell", "the guard", e))?;
         Ok(guard)
     }
 
@@ -90,13 +90,14 @@ pub(super) fn announce(link: BorrowedFd<'_>, group: Pid) {
     let _ = send(link, &line, SendFlags::NOSIGNAL);
 }
 
-fn spawn(program: &OsString, arguments: &[OsString]) -> io::Result<Guard> {
+fn spawn(program: &OsString, arguments: &[OsString], marker: &str) -> io::Result<Guard> {
     // A socket and not a pipe: what writes to a guard that is gone gets an error and no SIGPIPE.
     let (link, its_end) = UnixStream::pair()?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         // Inside another job it would carry that one's marker, and be swept before it can clean up here.
+        .env_remove(marker)
         .env_remove(JOB_VARIABLE)
         .stdin(Stdio::from(OwnedFd::from(its_end)))
         .stdout(Stdio::piped())
@@ -130,11 +131,11 @@ pub fn guard_main() -> i32 {
     if output.write_all(READY).and_then(|()| output.flush()).is_err() {
         return 1;
     }
-    let (mut job, mut groups) = (None, Vec::new());
+    let (mut mark, mut groups) = (None, Vec::new());
     // A read error ends the loop like the end of file does: the tree can't be watched any longer.
     for line in BufReader::new(io::stdin()).lines().map_while(io::Result::ok) {
         match line.split_once(' ') {
-            Some(("job", name)) => job = Some(name.to_owned()),
+            Some(("mark", variable)) => mark = Some(variable.to_owned()),
             Some(("group", group)) => groups.extend(group.trim().parse().ok().and_then(Pid::from_raw)),
             _ => {}
         }
@@ -142,8 +143,8 @@ pub fn guard_main() -> i32 {
     for group in groups {
         let _ = kill_process_group(group, Signal::KILL);
     }
-    if let Some(job) = job {
-        sweep(&job);
+    if let Some(mark) = mark {
+        sweep(&mark);
     }
     0
 }

@@ -16,6 +16,7 @@
 //!
 //! `policy` decides what to do and is sans-io; `tree` owns the file descriptors and the loop.
 
+pub mod cluster;
 mod guard;
 mod output;
 mod policy;
@@ -56,7 +57,7 @@ pub struct Child {
     pub program: PathBuf,
     /// Its arguments, without the program itself.
     pub arguments: Vec<OsString>,
-    /// Variables set on top of our own environment. [`JOB_VARIABLE`] is added to them.
+    /// Variables set on top of our own environment. [`TreeConfig::marker`] is added to them.
     pub environment: Vec<(OsString, OsString)>,
     /// Write `[name] ` before each line of its output. Without it the bytes are passed on exactly as they are.
     pub prefix: bool,
@@ -69,8 +70,10 @@ pub struct Child {
 pub struct TreeConfig {
     /// What messages start with: `windlass run`.
     pub command: String,
-    /// The job's unique name; see [`new_job`].
+    /// The tree's unique name; see [`new_job`]. Mostly it is the job's.
     pub job: String,
+    /// The variable that marks its processes, as [`JOB_VARIABLE`] does unless a job has several trees on one host.
+    pub marker: &'static str,
     /// The command line of the guard process: a program whose `main` calls [`guard_main`].
     pub guard: Vec<OsString>,
     /// Exit codes by which a child says that it failed because another one did (a lost peer, an aborted job). They
@@ -86,11 +89,17 @@ pub struct TreeConfig {
 }
 
 impl TreeConfig {
+    /// What the environment of each of its processes contains.
+    fn mark(&self) -> String {
+        format!("{}={}", self.marker, self.job)
+    }
+
     /// A configuration with a grace of 5 s, 300 ms to settle on a cause, 2 s for reports and no `consequences`.
     pub fn new(command: impl Into<String>, job: impl Into<String>, guard: Vec<OsString>) -> TreeConfig {
         TreeConfig {
             command: command.into(),
             job: job.into(),
+            marker: JOB_VARIABLE,
             guard,
             consequences: Vec::new(),
             grace: Duration::from_secs(5),

@@ -9,7 +9,7 @@ use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::guard::{Guard, announce};
-use super::{Child, JOB_VARIABLE};
+use super::{Child, TreeConfig};
 use crate::error::{Error, Result};
 
 /// A started child and the reading ends of its output.
@@ -21,15 +21,15 @@ pub(super) struct Spawned {
     pub(super) stderr: Option<OwnedFd>,
 }
 
-/// Starts `child` as a part of `job`. It is killed when the calling *thread* ends.
-pub(super) fn spawn(child: &Child, job: &str, guard: &Guard) -> Result<Spawned> {
+/// Starts `child` as a part of `tree`. It is killed when the calling *thread* ends.
+pub(super) fn spawn(child: &Child, tree: &TreeConfig, guard: &Guard) -> Result<Spawned> {
     let subject = format!("{}: {}", child.name, child.program.display());
     let failed = |e| Error::io("start", &subject, e);
     let mut command = Command::new(&child.program);
     command
         .args(&child.arguments)
         .envs(child.environment.iter().map(|(name, value)| (name, value)))
-        .env(JOB_VARIABLE, job)
+        .env(tree.marker, &tree.job)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(if child.inherit_stderr { Stdio::inherit() } else { Stdio::piped() })

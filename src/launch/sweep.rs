@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
-use super::JOB_VARIABLE;
-
 /// How long a sweep goes on against processes that start others faster than it kills them.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Between two passes: what was killed needs a moment to lose its environment.
@@ -17,15 +15,14 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Passes in a row that must find nothing: in the middle of an exec a process shows no environment for a moment.
 const QUIET: u32 = 2;
 
-/// Kills every process that carries `WINDLASS_JOB=<job>`, until none is found.
+/// Kills every process that carries the variable `mark`, `WINDLASS_JOB=<job>` say, until none is found.
 ///
 /// Processes of other users are neither readable nor ours to kill, and are passed over.
-pub(super) fn sweep(job: &str) {
-    let marker = format!("{JOB_VARIABLE}={job}").into_bytes();
+pub(super) fn sweep(mark: &str) {
     let started = Instant::now();
     let mut quiet = 0;
     loop {
-        quiet = if pass(&marker) == 0 { quiet + 1 } else { 0 };
+        quiet = if pass(mark.as_bytes()) == 0 { quiet + 1 } else { 0 };
         if quiet == QUIET || started.elapsed() >= LIMIT {
             break;
         }

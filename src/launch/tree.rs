@@ -176,7 +176,7 @@ impl<'a> Running<'a> {
 
     fn add(&mut self, child: &Child) -> Result<()> {
         let Some(guard) = &self.guard else { return Ok(()) }; // the tree is at its end already
-        let spawned = spawn(child, &self.tree.config.job, guard)?;
+        let spawned = spawn(child, &self.tree.config, guard)?;
         self.policy.started(&child.name, child.role, spawned.process.id());
         let name = child.prefix.then_some(child.name.as_str());
         let stream =
@@ -343,7 +343,7 @@ impl<'a> Running<'a> {
     /// Ends what is left of every child, then the guard, then the zombies, whose ids are free only now.
     fn clean_up(&mut self) {
         self.signal_groups(Signal::KILL);
-        sweep(&self.tree.config.job);
+        sweep(&self.tree.config.mark());
         self.guard = None;
         let started = Instant::now();
         for member in &mut self.members {

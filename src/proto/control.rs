@@ -224,6 +224,38 @@ pub enum ControlMessage {
         /// The server thread.
         thread: u32,
     },
+
+    // Tasks that a launcher started, before they are nodes of a job.
+    /// A task to that with which the Coordinator is: here I am.
+    CheckIn {
+        /// Its number.
+        task: u32,
+        /// How many tasks there are.
+        tasks: u32,
+        /// What it is, if that is decided already.
+        role: Option<Role>,
+        /// Its node, as the launcher calls it.
+        node: String,
+        /// What names the running system: tasks that say the same share its CPUs.
+        machine: String,
+    },
+    /// Answers CheckIn once all are there.
+    Placed {
+        /// What the task is.
+        role: Role,
+        /// Its rank among those.
+        rank: Rank,
+        /// How many servers there are.
+        servers: u32,
+        /// How many workers there are.
+        workers: u32,
+        /// The Coordinator, `IP:PORT`.
+        coordinator: String,
+        /// Its number among the tasks of its machine, servers before workers.
+        local_index: u32,
+        /// Threads of the job that wait for the network on that machine.
+        pollers: u32,
+    },
     // Checkpoints. Coordinator to node:
     /// Before the View, of a job that is resumed: go on from this cut.
     Resume {
@@ -374,6 +406,8 @@ impl ControlMessage {
             ControlMessage::Offer { .. } => "Offer",
             ControlMessage::Agreed { .. } => "Agreed",
             ControlMessage::EndpointLost { .. } => "EndpointLost",
+            ControlMessage::CheckIn { .. } => "CheckIn",
+            ControlMessage::Placed { .. } => "Placed",
             ControlMessage::Resume { .. } => "Resume",
             ControlMessage::Cut { .. } => "Cut",
             ControlMessage::CancelCut { .. } => "CancelCut",
@@ -426,6 +460,16 @@ impl ControlMessage {
             ControlMessage::Stats { threads, clocks, .. } => {
                 within("threads", threads.len(), MAX_NODES)?;
                 within("clocks", clocks.len(), MAX_NODES)
+            }
+            ControlMessage::CheckIn { tasks, node, machine, .. } => {
+                within("tasks", *tasks as usize, MAX_NODES)?;
+                within("node", node.len(), MAX_NAME)?;
+                within("machine", machine.len(), MAX_NAME)
+            }
+            ControlMessage::Placed { servers, workers, coordinator, .. } => {
+                within("servers", *servers as usize, MAX_NODES)?;
+                within("workers", *workers as usize, MAX_NODES)?;
+                within("coordinator", coordinator.len(), MAX_NAME)
             }
             ControlMessage::Resume { state, .. } | ControlMessage::CutState { state, .. } => {
                 within("state", state.len(), MAX_STATE)
@@ -594,6 +638,28 @@ mod tests {
             }
         }
         assert_eq!((seen.as_slice(), at), (messages.as_slice(), bytes.len()));
+    }
+
+    #[test]
+    fn golden_check_in() {
+        let check_in = ControlMessage::CheckIn {
+            task: 3,
+            tasks: 6,
+            role: Some(Role::Server),
+            node: "n2".into(),
+            machine: "m".into(),
+        };
+        assert_eq!(hex(&postcard::to_stdvec(&check_in).unwrap()), "1c03060101026e32016d");
+        let placed = ControlMessage::Placed {
+            role: Role::Worker,
+            rank: 1,
+            servers: 2,
+            workers: 4,
+            coordinator: "10.0.0.1:7".into(),
+            local_index: 3,
+            pollers: 6,
+        };
+        assert_eq!(hex(&postcard::to_stdvec(&placed).unwrap()), "1d020102040a31302e302e302e313a370306");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What peers say to each other: the headers of the data path, and (later in this module) the control messages.
 
+pub mod bootstrap;
 pub mod control;
 pub mod filter;
 pub mod handshake;

@@ -36,30 +36,10 @@ impl Secret {
 
     /// From a file with 64 hexadecimal digits that belongs to us and that nobody else may read.
     pub fn from_file(path: &Path) -> Result<Secret> {
-        let shown = path.display();
-        let setting = || format!("secret file {shown}");
-        // Before opening: a FIFO would block.
-        if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-            return Err(Error::config(setting(), "a regular file", "something else"));
-        }
-        let mut file = std::fs::File::open(path).map_err(|e| Error::io("open", &shown, e))?;
-        // Asked of the open file, so that it can't be exchanged in between.
-        let metadata = file.metadata().map_err(|e| Error::io("stat", &shown, e))?;
-        let us = rustix::process::geteuid().as_raw();
-        if metadata.uid() != us {
-            let expected = format!("owner {us} (chown it, or make your own)");
-            return Err(Error::config(setting(), expected, format!("owner {}", metadata.uid())));
-        }
-        let mode = metadata.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            let expected = format!("mode 600 (chmod 600 {shown})");
-            return Err(Error::config(setting(), expected, format!("mode {mode:o}: others may use it")));
-        }
-        let mut text = String::new();
-        let read = file.by_ref().take(1024).read_to_string(&mut text);
-        read.map_err(|e| Error::io("read", &shown, e))?;
+        let text = private_text(path, "secret file")?;
         Secret::from_hex(&text).map_err(|_| {
-            Error::config(setting(), "64 hexadecimal digits", format!("{} bytes that are not", text.len()))
+            let setting = format!("secret file {}", path.display());
+            Error::config(setting, "64 hexadecimal digits", format!("{} bytes that are not", text.len()))
         })
     }
 
@@ -68,10 +48,46 @@ impl Secret {
         self.bytes.to_hex().to_string()
     }
 
+    /// From its bytes, as a [`super::bootstrap::Bootstrap`] carries them.
+    pub(super) fn from_bytes(bytes: [u8; 32]) -> Secret {
+        Secret { bytes: bytes.into() }
+    }
+
+    pub(super) fn to_bytes(&self) -> [u8; 32] {
+        *self.bytes.as_bytes()
+    }
+
     /// A key for one purpose.
     pub(super) fn derive(&self, context: &'static str) -> [u8; 32] {
         blake3::derive_key(context, self.bytes.as_bytes())
     }
+}
+
+/// The first KiB of a text file that belongs to us and that nobody else may read; `what` it is called in messages.
+pub fn private_text(path: &Path, what: &str) -> Result<String> {
+    let shown = path.display();
+    let setting = || format!("{what} {shown}");
+    // Before opening: a FIFO would block.
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(Error::config(setting(), "a regular file", "something else"));
+    }
+    let mut file = std::fs::File::open(path).map_err(|e| Error::io("open", &shown, e))?;
+    // Asked of the open file, so that it can't be exchanged in between.
+    let metadata = file.metadata().map_err(|e| Error::io("stat", &shown, e))?;
+    let us = rustix::process::geteuid().as_raw();
+    if metadata.uid() != us {
+        let expected = format!("owner {us} (chown it, or make your own)");
+        return Err(Error::config(setting(), expected, format!("owner {}", metadata.uid())));
+    }
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let expected = format!("mode 600 (chmod 600 {shown})");
+        return Err(Error::config(setting(), expected, format!("mode {mode:o}: others may use it")));
+    }
+    let mut text = String::new();
+    let read = file.by_ref().take(1024).read_to_string(&mut text);
+    read.map_err(|e| Error::io("read", &shown, e))?;
+    Ok(text)
 }
 
 impl Drop for Secret {

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam::channel::{Receiver, Sender};
+
 use crate::cluster::coordinator::{Coordinator, CoordinatorConfig, Input, Output, State};
 use crate::config::{Environment, LinkLimits, Network, settings};
-use crate::control::{Event, Hub, HubConfig, HubWaker, Limits, LinkId};
+use crate::control::{Event, Hub, HubConfig, HubWaker, Limits, LinkId, this_process};
 use crate::error::{Error, Result};
+use crate::proto::bootstrap::Bootstrap;
 use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
-use crate::types::{Clock, Identity, Role};
+use crate::types::{Clock, Identity, Rank, Role};
 
 use super::keeper::Keeper;
 pub use super::keeper::{Checkpoints, Resume};
@@ -90,18 +93,35 @@ pub struct Outcome {
     pub tables: usize,
 }
 
-/// Ends a running Coordinator from another thread.
+/// Ends a running Coordinator from another thread, or tells it of processes that ended.
 #[derive(Debug, Clone)]
 pub struct StopHandle {
     stop: Arc<AtomicBool>,
     end: Arc<AtomicBool>,
+    ended: Sender<Ended>,
     waker: HubWaker,
+}
+
+/// The process of a node has ended.
+#[derive(Debug)]
+struct Ended {
+    role: Role,
+    rank: Rank,
+    /// For messages.
+    process: String,
 }
 
 impl StopHandle {
     /// Ends the job, if it still runs, with a last checkpoint where it makes any. May be called again.
     pub fn end(&self) {
         self.end.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// The process that was to be this node has ended. Aborts the job if the node has not joined yet: nobody else would see it.
+    pub fn ended(&self, role: Role, rank: Rank, process: &str) {
+        // Fails only when the Coordinator is gone.
+        let _ = self.ended.send(Ended { role, rank, process: process.to_owned() });
         self.wake();
     }
 
@@ -129,6 +149,10 @@ pub struct CoordinatorServer {
     keeper: Keeper,
     when_saved: Option<Box<dyn FnOnce(u64, Clock) + Send>>,
     signals: Option<Watcher>,
+    /// One message for each process of the job at most.
+    ended: (Sender<Ended>, Receiver<Ended>),
+    secret: Secret,
+    job: String,
     clock: SystemTime,
     /// It has said that the job does not use the best transport.
     warned: bool,
@@ -144,12 +168,14 @@ impl CoordinatorServer {
         let incarnation = getrandom::u64()
             .map_err(|e| Error::io("getrandom", "incarnation", std::io::Error::other(e.to_string())))?;
         let identity = Identity { role: Role::Coordinator, rank: None, incarnation, process: config.process };
-        let mut hub_config = HubConfig::new(config.secret, &config.job, identity);
+        let mut hub_config = HubConfig::new(config.secret.clone(), &config.job, identity);
         hub_config.limits = config.limits;
         let mut hub = Hub::new(hub_config)?;
         let address = hub.listen(config.ip, config.ports)?;
         let stop = Arc::new(AtomicBool::new(false));
         let end = Arc::new(AtomicBool::new(false));
+        let ended = crossbeam::channel::unbounded();
+        let (secret, job) = (config.secret, config.job);
         Ok(CoordinatorServer {
             hub,
             core,
@@ -160,6 +186,9 @@ impl CoordinatorServer {
             keeper,
             when_saved: None,
             signals: None,
+            ended,
+            secret,
+            job,
             clock: SystemTime,
             warned: false,
         })
@@ -185,7 +214,19 @@ impl CoordinatorServer {
 
     /// A handle that ends [`CoordinatorServer::run`].
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle { stop: self.stop.clone(), end: self.end.clone(), waker: self.hub.waker() }
+        StopHandle {
+            stop: self.stop.clone(),
+            end: self.end.clone(),
+            ended: self.ended.0.clone(),
+            waker: self.hub.waker(),
+        }
+    }
+
+    /// What other processes need to take part, for a caller's own means to carry. The job's name takes at most 95 bytes.
+    pub fn bootstrap(&self) -> Result<Bootstrap> {
+        let this = this_process(Role::Coordinator, None)?.process;
+        let host = this.split(' ').next().unwrap_or_default();
+        Bootstrap::new(self.address, self.secret.clone(), &self.job, host)
     }
 
     /// Serves until the job is over: Ok when all workers have finished, [`Error::Aborted`] when a node was lost or gave up, or
@@ -207,6 +248,9 @@ impl CoordinatorServer {
             self.hub.poll(&mut events, patience)?;
             for event in events.drain(..) {
                 self.take(event, &mut out);
+            }
+            for Ended { role, rank, process } in self.ended.1.try_iter() {
+                self.core.process_ended(role, rank, &process, &mut out);
             }
             if self.stop.load(Ordering::Acquire) {
                 self.core.abort("the coordinator was stopped", &mut out);

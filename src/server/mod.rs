@@ -27,9 +27,10 @@ use crate::config::{Environment, Network, Pin, ServerLimits, TransportKind, sett
 use crate::control::{Hub, HubConfig, HubWaker, Limits, this_process};
 use crate::error::{Error, Result};
 use crate::kernels;
+use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
 use crate::store::{Optimizer, Optimizers};
-use crate::transport::{choice, cpus, network, park::Waker};
+use crate::transport::{choice, cpus, interface, network, park::Waker};
 use crate::types::{OptimizerSpec, Rank, Role, ShardId};
 use control::Control;
 use cuts::{Places, folder};
@@ -100,6 +101,13 @@ impl Server {
             sigterm: false,
             checkpoints: Places::default(),
         }
+    }
+
+    /// A server of the job that `bootstrap` leads to, over the interface by which this host reaches it.
+    pub fn joining(bootstrap: &Bootstrap) -> Result<ServerBuilder> {
+        let (address, secret) = (bootstrap.address(), bootstrap.secret().clone());
+        let network = Network { interface: interface::facing(address)?, ..Network::default() };
+        Ok(Server::builder(&address.to_string(), secret).job(bootstrap.job()).network(network))
     }
 
     /// The server that the launcher (`windlass run`) made this process: all from its `WINDLASS_*` variables, and from the

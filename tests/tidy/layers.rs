@@ -26,6 +26,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/kernels/lanes.rs", "what a vector of lanes is"),
     ("src/kernels/mod.rs", "calling a path that the CPU was asked for"),
     ("src/kernels/table.rs", "entering code for one instruction set"),
+    ("src/launch/cluster/inherited.rs", "a descriptor that the launcher left open"),
+    ("src/launch/cluster/pmix.rs", "a library that is opened at run time"),
     ("src/launch/guard.rs", "prctl in a new process"),
     ("src/launch/spawn.rs", "what a child does between fork and exec"),
     ("src/mem/arena.rs", "memory that peers write"),

@@ -1,0 +1,27 @@
+# Spack recipe: put it into a repository of yours as packages/windlass/package.py. Untried: Spack was not at hand.
+from spack.package import *
+
+
+class Windlass(CargoPackage):
+    """A parameter server for HPC clusters: exactly-once pushes, bit-reproducible BSP, over TCP and RDMA verbs."""
+
+    license("MIT OR Apache-2.0")
+
+    # No release yet: spack dev-build windlass@main, in the repository's folder.
+    version("main", branch="main", git="file:///path/to/windlass")
+
+    variant("verbs", default=False, description="Serve over InfiniBand and RoCE")
+
+    depends_on("c", type="build")
+    depends_on("rust@1.93:", type="build")
+    depends_on("rdma-core", when="+verbs")
+    depends_on("llvm+clang", type="build", when="+verbs")
+    depends_on("pkgconfig", type="build", when="+verbs")
+
+    @property
+    def build_args(self):
+        return ["--features", "verbs"] if self.spec.satisfies("+verbs") else []
+
+    @run_after("install")
+    def pages(self):
+        Executable(self.prefix.bin.windlass)("pages", self.prefix.share)

@@ -1,0 +1,82 @@
+//! Sees tasks end, by the connections that they leave open: the leader's end in a thread, the others' across `exec`.
+
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+
+use super::checkin::Lifeline;
+use crate::error::{Error, Result};
+
+/// Leaves the connection open for this process and whatever program it becomes.
+pub fn keep_open(stream: TcpStream) -> Result<()> {
+    fcntl_setfd(&stream, FdFlags::empty())
+        .map_err(|e| Error::io("keep open", "the connection to the leading rank", e.into()))?;
+    let _ = stream.into_raw_fd(); // nobody closes it any more
+    Ok(())
+}
+
+/// A thread that watches; dropping it ends the thread and closes the connections.
+pub struct Watch {
+    stop: Option<UnixStream>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Calls `ended` once for each task that ends.
+    pub fn over(lifelines: Vec<Lifeline>, ended: impl Fn(&Lifeline) + Send + 'static) -> Result<Watch> {
+        let (stop, stopped) = UnixStream::pair().map_err(|e| Error::io("socketpair", "lifelines", e))?;
+        let thread = std::thread::Builder::new()
+            .name("wl-lifelines".to_owned())
+            .spawn(move || watch(lifelines, &stopped, ended))
+            .map_err(|e| Error::io("start thread", "wl-lifelines", e))?;
+        Ok(Watch { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // It only panics if `ended` does, and has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(mut lifelines: Vec<Lifeline>, stopped: &UnixStream, ended: impl Fn(&Lifeline)) {
+    let mut scratch = [0; 256];
+    loop {
+        let sockets = lifelines.iter().map(|lifeline| lifeline.stream.as_fd());
+        let all: Vec<BorrowedFd<'_>> = std::iter::once(stopped.as_fd()).chain(sockets).collect();
+        let mut polled: Vec<PollFd<'_>> = all.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            // Nothing can be watched any more; the control links still show who is lost.
+            Err(error) => return tracing::warn!("lifelines: {error}"),
+        }
+        let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
+        if ready[0] {
+            return;
+        }
+        let mut at = 0;
+        lifelines.retain_mut(|lifeline| {
+            at += 1;
+            if !ready[at] {
+                return true;
+            }
+            match lifeline.stream.read(&mut scratch) {
+                Ok(1..) => true, // what it said before it became another program
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => true,
+                Ok(0) | Err(_) => {
+                    ended(lifeline);
+                    false
+                }
+            }
+        });
+    }
+}

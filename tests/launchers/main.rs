@@ -1,0 +1,199 @@
+//! Jobs under the real launchers: Slurm with virtual nodes, Open MPI, MPICH, and hosts in network namespaces.
+//!
+//! They need Debian packages (see the stage `cluster` of `.ci/run`), so they run only where `WINDLASS_TEST_LAUNCHERS` is 1.
+
+#![allow(clippy::unwrap_used)] // in a test a failure is a panic
+
+#[path = "../common/mod.rs"]
+mod common;
+mod hosts;
+mod slurm;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::proc::Role;
+use common::{Ended, PATIENCE, Process, kill, scratch, text, until};
+use rustix::process::Signal;
+
+/// What `windlass train lr` gives with its default options.
+const DEFAULT: &str = "c726a053ca5204cc18c6cc6004b33a58ff12eccc40fbfd6a4c941222c9f0807a";
+const WINDLASS: &str = env!("CARGO_BIN_EXE_windlass");
+/// How long after a death everything may last: the peer timeout, and what the launcher needs.
+const DEADLINE: Duration = Duration::from_secs(40);
+
+/// Whether these tests are wanted; says so if not.
+fn wanted() -> bool {
+    let wanted = std::env::var_os("WINDLASS_TEST_LAUNCHERS").is_some_and(|value| value == "1");
+    if !wanted {
+        let _ = writeln!(std::io::stderr(), "skipped: WINDLASS_TEST_LAUNCHERS is not 1");
+    }
+    wanted
+}
+
+/// A launcher with its arguments, up to the program, under a time limit of its own.
+#[derive(Clone)]
+pub struct Launcher {
+    command: Vec<String>,
+    environment: Vec<(String, String)>,
+    folder: PathBuf,
+}
+
+impl Launcher {
+    /// The launcher `command`, whose ranks write into `folder`.
+    pub fn new(command: &[&str], environment: &[(&str, &str)], folder: &Path) -> Launcher {
+        let pairs = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Launcher {
+            command: ["timeout", "-k", "5", "110"].iter().chain(command).map(|w| (*w).to_owned()).collect(),
+            environment: pairs.collect(),
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// Open MPI, with `ranks` ranks on this machine.
+    fn open_mpi(ranks: &str, folder: &Path) -> Launcher {
+        let command =
+            ["mpirun.openmpi", "--oversubscribe", "--bind-to", "none", "--mca", "oob_tcp_if_include", "lo"];
+        let root = [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")];
+        Launcher::new(&[&command[..], &["-n", ranks]].concat(), &root, folder)
+    }
+
+    /// MPICH.
+    fn mpich(ranks: &str, folder: &Path) -> Launcher {
+        Launcher::new(&["mpirun.mpich", "-n", ranks], &[], folder)
+    }
+
+    /// Starts it with a program to launch.
+    pub fn start(&self, arguments: &[&str]) -> Process {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]).args(arguments).current_dir(&self.folder);
+        for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("WINDLASS_")) {
+            command.env_remove(name);
+        }
+        command.envs(self.environment.iter().map(|(n, v)| (n, v)));
+        Process::start(command)
+    }
+
+    /// The same, to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        self.start(arguments).end(PATIENCE)
+    }
+
+    /// Runs the default training, which must give the bits that it gives on one machine.
+    pub fn train(&self, before: &[&str]) {
+        let report = self.folder.join("report.json");
+        let job = [before, &["train", "lr", "--report", text(&report)]].concat();
+        let ended = self.run(&job).expect(0);
+        let written = fs::read(&report).unwrap_or_else(|e| panic!("{e}: {}", ended.stderr));
+        let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!(written["weights_sha256"], DEFAULT, "{job:?}");
+        assert_eq!(written["settings"]["workers"], 4);
+        fs::remove_file(report).unwrap();
+        let left: Vec<_> = fs::read_dir(&self.folder).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".windlass")), "{left:?}");
+    }
+
+    /// Ends `victim`, a process of a training that does not end by itself: everything ends soon, with a failure, and nothing is left.
+    pub fn killed(&self, victim: impl Fn(&Process) -> i32) -> Ended {
+        let job = ["run", "--servers", "2", "--", WINDLASS, "train", "lr", "--epochs", "1000000"];
+        let process = self.start(&[&[WINDLASS], &job[..]].concat());
+        process.until_says(", clock ");
+        kill(victim(&process), Signal::KILL);
+        // Some launchers leave before the last of their ranks, so the ranks are asked first.
+        until(DEADLINE, "the end of all", || process.members().is_empty());
+        let ended = process.end(PATIENCE);
+        assert_ne!(ended.code, 0);
+        assert_ne!(ended.code, 124, "the time limit ended it: {}", ended.stderr);
+        ended
+    }
+}
+
+/// A worker's own process.
+pub fn worker(process: &Process) -> i32 {
+    process.member(Role::Worker, 2)
+}
+
+/// The leading rank's supervisor, which has the coordinator: the parent of server 0.
+pub fn leader(process: &Process) -> i32 {
+    let server = process.member(Role::Server, 0);
+    let stat = fs::read_to_string(format!("/proc/{server}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+const RUN: [&str; 6] = [WINDLASS, "run", "--servers", "2", "--", WINDLASS];
+
+#[test]
+fn open_mpi_gives_the_same_bits() {
+    if !wanted() {
+        return;
+    }
+    let directory = scratch();
+    Launcher::open_mpi("6", directory.path()).train(&RUN);
+    // Each program with a command line of its own.
+    Launcher::open_mpi("2", directory.path()).train(&[WINDLASS, "server", ":", "-n", "4", WINDLASS]);
+}
+
+#[test]
+fn mpich_gives_the_same_bits() {
+    if !wanted() {
+        return;
+    }
+    let directory = scratch();
+    Launcher::mpich("6", directory.path()).train(&RUN);
+    Launcher::mpich("2", directory.path()).train(&[WINDLASS, "server", ":", "-n", "4", WINDLASS]);
+}
+
+#[test]
+fn a_rank_killed_below_mpirun_ends_everything() {
+    if !wanted() {
+        return;
+    }
+    let directory = scratch();
+    for launcher in [Launcher::open_mpi, Launcher::mpich] {
+        let launcher = launcher("6", directory.path());
+        launcher.killed(worker);
+        launcher.killed(leader);
+    }
+}
+
+#[test]
+fn ranks_that_do_not_fit_are_told_at_once() {
+    if !wanted() {
+        return;
+    }
+    let directory = scratch();
+    let mpich = Launcher::mpich("4", directory.path());
+    let wrong = |flags: &[&str]| {
+        let started = Instant::now();
+        let ended = mpich.run(&[&[WINDLASS, "run"], flags, &["--", WINDLASS, "train", "lr"]].concat());
+        assert_ne!(ended.code, 0);
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        ended
+    };
+    // The first rank says it, and the others that it did.
+    let ended = wrong(&["--servers", "4"]);
+    let said = "--servers: expected 1 to 3, so that a worker is left of the 4 tasks on ";
+    assert_eq!(ended.stderr.matches(said).count(), 4, "{}", ended.stderr);
+    wrong(&["--servers", "1", "--workers", "4"]).says("--workers: expected 3: 4 tasks without 1 servers on ");
+    wrong(&["--servers", "2", "--servers-on", "3,9"])
+        .says("expected 2 ranks (--servers) of 0 to 3, found 3,9");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let ended = wrong(&["--interface", "lo", "--port-range", &port]);
+    let said = format!("bind (127.0.0.1:{port}, for rank 0 on ");
+    assert_eq!(ended.stderr.matches(&said).count(), 4, "{}", ended.stderr);
+    // Nobody serves.
+    let ended = mpich.run(&[WINDLASS, "train", "lr"]);
+    assert_eq!(ended.stderr.matches("found 4 workers and no server").count(), 4, "{}", ended.stderr);
+    // A program that is no node of the job.
+    wrong_program(&mpich);
+}
+
+fn wrong_program(mpich: &Launcher) {
+    let ended = mpich.run(&[WINDLASS, "run", "--servers", "1", "--", "true"]);
+    assert_ne!(ended.code, 0);
+    ended.says("ended before it joined");
+}
