@@ -7,7 +7,7 @@ use super::shard::DensePiece;
 use super::state::State;
 use crate::error::{Malformed, Result};
 use crate::kernels::{self, Gradient, Input, WAYS};
-use crate::mem::{Arena, Block, Blocks, Pin, Published, RegionId, Writing, align_up};
+use crate::mem::{Arena, Block, Blocks, Kind, Pin, Published, RegionId, Writing, align_up};
 use crate::types::{BucketId, Initial, TableSpec, Version};
 
 const NOT_OURS: u32 = u32::MAX;
@@ -48,10 +48,11 @@ impl Dense {
         spec: &TableSpec,
         buckets: &[BucketId],
         optimizer: &dyn Optimizer,
-        spare_bytes: u64,
+        (memory, spare_bytes): (Kind, u64),
         register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<Dense> {
-        let mut parameters = Published::new(longest(spec, buckets), buckets.len(), spare_bytes, register)?;
+        let longest = longest(spec, buckets);
+        let mut parameters = Published::of(memory, longest, buckets.len(), spare_bytes, register)?;
         let mut blocks = Blocks::for_lengths(buckets.iter().flat_map(|b| lengths(spec, *b, optimizer)))?;
         let initial = Initial::new(spec.initializer, &spec.name);
         let mut place = vec![NOT_OURS; spec.buckets() as usize];

@@ -9,7 +9,7 @@ use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::{self, Input};
-use crate::mem::{Arena, Pin, RegionId};
+use crate::mem::{Arena, Kind, Pin, RegionId};
 use crate::types::{
     Aggregate, BucketId, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind, TableSpec,
     Version,
@@ -152,6 +152,7 @@ pub struct Shard {
     /// What tables may take when they are made, and what they took.
     budget: u64,
     spare_bytes: u64,
+    memory: Kind,
     used: u64,
     pub(super) parameter_bytes: u64,
     /// The cut that is being saved.
@@ -171,10 +172,17 @@ impl Shard {
             non_finite: 0,
             budget,
             spare_bytes,
+            memory: Kind::Private,
             used: 0,
             parameter_bytes: 0,
             marked: None,
         }
+    }
+
+    /// With parameters of dense tables in memory of this kind.
+    pub fn in_memory(mut self, memory: Kind) -> Shard {
+        self.memory = memory;
+        self
     }
 
     /// Makes a table, of which this shard holds `buckets`. Making it again with the same spec changes nothing. `register` is
@@ -213,7 +221,8 @@ impl Shard {
             TableKind::Dense { .. } => {
                 // Spare segments only speed answers up, so they take what is left.
                 let spare_bytes = self.spare_bytes.min(self.budget - used);
-                Body::Dense(Dense::new(spec, buckets, optimizer.as_ref(), spare_bytes, register)?)
+                let memory = (self.memory, spare_bytes);
+                Body::Dense(Dense::new(spec, buckets, optimizer.as_ref(), memory, register)?)
             }
             TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets)),
         };

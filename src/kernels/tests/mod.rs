@@ -286,7 +286,7 @@ fn check_fused<R: Rule<P> + std::fmt::Debug, const P: usize>(
 
     let held: Vec<Held> = pieces.iter().map(|p| Held::new(p, data.shift)).collect();
     let inputs: Vec<Input<'_>> = held.iter().map(Held::input).collect();
-    for ((simd, table), is_fp16) in tables().into_iter().flat_map(|path| [(path, false), (path, true)]) {
+    for ((simd, table), is_fp16) in tables().flat_map(|path| [(path, false), (path, true)]) {
         let mut w = Shifted::new(&data.w, data.shift);
         let mut planes: [Vec<f32>; P] = std::array::from_fn(|p| data.planes[p].clone());
         let mut out = vec![0u16; data.w.len()];
