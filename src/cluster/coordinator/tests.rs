@@ -270,6 +270,9 @@ fn the_end_waits_for_the_servers_but_not_for_ever() {
         rig.down(0);
         rig.say(1, M::Finish);
         assert_eq!(*rig.core.state(), State::Leaving);
+        // Who tells it to end now comes too late to undo anything.
+        rig.core.end(&mut Vec::new());
+        assert_eq!(*rig.core.state(), State::Leaving);
         assert_eq!((rig.sent(100), rig.sent(101)), (vec![M::Shutdown], vec![M::Shutdown]));
         rig.down(1);
         rig.down(100);
