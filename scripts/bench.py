@@ -128,6 +128,9 @@ def measures():
     def tcp(rest, bar=None, figure=RATE):
         return Contender(f"{BARE}tcp {rest} --congestion {congestion}", figure, bar)
 
+    def shm(rest, bar=None, figure=RATE):
+        return Contender(f"{BARE}shm {rest}", figure, bar)
+
     small_table = 4 * mib
     return [
         Measure("write", ours("write --bytes 1M --table-bytes 4M"), tcp("stream"), Iperf(congestion)),
@@ -139,6 +142,9 @@ def measures():
         Measure("push-pull 16M", ours("push-pull --bytes 16M"), tcp(f"duplex --bytes {16 * mib}", ">= 0.8")),
         Measure("latency, spinning", ours("latency --bytes 64 --poll spin", LATENCY), tcp("pingpong --spin 1", "<= 1.3", LATENCY)),
         Measure("latency, blocking", ours("latency --bytes 64 --poll block", LATENCY), tcp("pingpong", "<= 1.3", LATENCY)),
+        Measure("shm push 16M", ours("push --bytes 16M --transport shm"), shm(f"add --bytes {16 * mib}", ">= 0.9")),
+        Measure("shm latency, spinning", ours("latency --bytes 64 --poll spin --transport shm", LATENCY), shm("pingpong --spin 1", None, LATENCY)),
+        Measure("shm latency, blocking", ours("latency --bytes 64 --poll block --transport shm", LATENCY), shm("pingpong", "<= 1.3", LATENCY), shm("pingpong --spin -1", None, LATENCY)),
     ]
 
 

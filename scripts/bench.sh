@@ -4,7 +4,7 @@
 #
 #   scripts/bench.sh [--rounds N] [--seconds S] [--only WORD]... [--record] [--smoke]
 #
-#   --only WORD   measures whose name has the word, of: kernels, push, pull, push-pull, latency, …; without it all
+#   --only WORD   measures whose name has the word, of: kernels, push, pull, push-pull, latency, shm, …; without it all
 #   --record      writes benches/record/DATE-CPU.json and .md, too
 #   --smoke       everything once and short, to see that it runs: the figures mean nothing
 #

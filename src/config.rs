@@ -235,17 +235,20 @@ pub enum TransportKind {
     Tcp,
     /// InfiniBand or RoCE, in builds with the feature `verbs`.
     Verbs,
+    /// Memory that processes of one user on one host share.
+    Shm,
 }
 
 impl TransportKind {
-    /// All of them, the best first.
-    pub const ALL: [TransportKind; 2] = [TransportKind::Verbs, TransportKind::Tcp];
+    /// All of them, the best that reaches other hosts first.
+    pub const ALL: [TransportKind; 3] = [TransportKind::Verbs, TransportKind::Tcp, TransportKind::Shm];
 
     /// As users, peers and reports call it.
     pub fn name(self) -> &'static str {
         match self {
             TransportKind::Tcp => "tcp",
             TransportKind::Verbs => "verbs",
+            TransportKind::Shm => "shm",
         }
     }
 }
@@ -259,7 +262,7 @@ impl fmt::Display for TransportKind {
 /// What a user says about what carries the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransportChoice {
-    /// Verbs where every node of the job has it, else TCP.
+    /// Shared memory between two nodes on one host; else verbs where every node of the job has it, else TCP.
     Auto,
     /// This one or none.
     Only(TransportKind),
@@ -282,7 +285,7 @@ impl FromStr for TransportChoice {
         match (text, kind) {
             ("auto", _) => Ok(TransportChoice::Auto),
             (_, Some(kind)) => Ok(TransportChoice::Only(kind)),
-            _ => Err(Error::config("transport", "auto, tcp or verbs", text)),
+            _ => Err(Error::config("transport", "auto, tcp, verbs or shm", text)),
         }
     }
 }

@@ -167,7 +167,7 @@ fn auto_falls_back_loudly_and_verbs_fails() {
         ("--rdma-mtu", "1500", "256, 512, 1024, 2048, 4096 or auto"),
         ("--rdma-retries", "7", "0 to 6"),
         ("--rdma-device", "mlx5_0:0", "ports from 1 to 255"),
-        ("--transport", "pigeon", "auto, tcp or verbs"),
+        ("--transport", "pigeon", "auto, tcp, verbs or shm"),
     ] {
         let ended = run(["train", "lr", flag, wrong]);
         assert_ne!(ended.code, 0);

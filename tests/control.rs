@@ -122,7 +122,10 @@ impl Node {
     /// The View, behind what the job's data travels by: nobody here offers anything but tcp.
     fn view(&mut self) -> View {
         let agreed = self.message();
-        assert_eq!(agreed, ControlMessage::Agreed { transport: TransportKind::Tcp, reason: String::new() });
+        assert_eq!(
+            agreed,
+            ControlMessage::Agreed { transport: TransportKind::Tcp, local: false, reason: String::new() }
+        );
         match self.message() {
             ControlMessage::View(view) => view,
             other => panic!("{other:?}"),

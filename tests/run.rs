@@ -57,6 +57,14 @@ fn a_killed_server_ends_the_run_and_is_named() {
 }
 
 #[test]
+fn a_node_that_shares_its_memory_and_is_killed_ends_the_run_and_is_named() {
+    for transport in ["shm", "auto"] {
+        killed(endless(&["--transport", transport]), Role::Worker, 1, "worker 1");
+        killed(endless(&["--transport", transport, "--table", "dense"]), Role::Server, 0, "server 0");
+    }
+}
+
+#[test]
 fn a_process_killed_in_a_run_with_prefixes_is_named_too() {
     let binary = env!("CARGO_BIN_EXE_windlass");
     let arguments = ["run", "--workers", "3", "--", binary, "train", "lr", "--epochs", "1000000"];

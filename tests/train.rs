@@ -142,6 +142,26 @@ fn the_built_in_set_gives_the_same_bits_everywhere() {
     same_bits_everywhere(&["--epochs", "1", "--batch", "2500", "--l1", "0.0001"]);
 }
 
+/// Over memory, and over tcp with memory within this host.
+#[test]
+fn every_transport_gives_the_same_bits() {
+    let short = ["--epochs", "1", "--batch", "2500", "--l1", "0.0001"];
+    for table in ["sparse", "dense"] {
+        let by = |transport: &str| {
+            let (_, report) = train(&[&short[..], &["--table", table, "--transport", transport]].concat());
+            (report["weights_sha256"].clone(), report["transport"].as_str().unwrap().to_owned())
+        };
+        let (bits, _) = by("tcp");
+        for (transport, says) in [("shm", "shm (memory of this host)"), ("auto", "2 of 2 endpoints by shm")] {
+            let (same, used) = by(transport);
+            assert_eq!(same, bits, "{transport}, {table}");
+            assert!(used.contains(says), "{used}");
+        }
+    }
+    let (_, report) = train(&["--transport", "shm"]);
+    assert_eq!(report["weights_sha256"], DEFAULT_WEIGHTS);
+}
+
 #[test]
 fn weights_that_are_read_one_sidedly_are_the_same_bits() {
     let common = ["--table", "dense", "--epochs", "1", "--batch", "1250", "--l1", "0.0001", "--threads", "2"];

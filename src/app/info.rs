@@ -30,7 +30,7 @@ fn build() -> Vec<Row> {
     vec![
         ("windlass", env!("CARGO_PKG_VERSION").to_owned()),
         ("features", features.to_owned()),
-        ("transports", if cfg!(feature = "verbs") { "tcp, verbs" } else { "tcp" }.to_owned()),
+        ("transports", if cfg!(feature = "verbs") { "tcp, verbs, shm" } else { "tcp, shm" }.to_owned()),
     ]
 }
 

@@ -12,7 +12,6 @@ use super::cuts::Cuts;
 use super::engine::Engine;
 use super::link::Link;
 use super::reopen::{Granted, Outcome, Reopener, Wish};
-use crate::config::TransportKind;
 use crate::control::{Event, Hub, HubConfig, Limits, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
@@ -58,7 +57,7 @@ struct Joining {
 
 /// By what the job's data travels, and why by nothing better.
 struct Agreed {
-    transport: TransportKind,
+    kind: choice::Agreed,
     reason: String,
 }
 
@@ -137,8 +136,10 @@ impl Joining {
         let is_agreed = |(_, m): &(LinkId, ControlMessage)| matches!(m, ControlMessage::Agreed { .. });
         let said = self.answers.iter().position(is_agreed).map(|at| self.answers.swap_remove(at).1);
         match said {
-            Some(ControlMessage::Agreed { transport, reason }) => Agreed { transport, reason },
-            _ => Agreed { transport: offer.kinds[0], reason: String::new() },
+            Some(ControlMessage::Agreed { transport, local, reason }) => {
+                Agreed { kind: choice::Agreed { kind: transport, local }, reason }
+            }
+            _ => Agreed { kind: offer.best(), reason: String::new() },
         }
     }
 
@@ -161,9 +162,9 @@ impl Joining {
         agreed: Agreed,
         shared: Arc<Shared>,
     ) -> Result<(Engine, Receiver<Wish>, Sender<Outcome>)> {
-        let mut transport = choice::build(&config.network, agreed.transport, false)?;
+        let mut transport = choice::build_agreed(&config.network, agreed.kind)?;
         let kind = transport.caps().name;
-        choice::warn_of_fallback(&config.network, agreed.transport, &agreed.reason);
+        choice::warn_of_fallback(&config.network, agreed.kind.kind, &agreed.reason);
         tracing::info!("worker {}: data travels by {}", config.rank, transport.caps().describe());
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();
         let limits = config.limits;
@@ -172,7 +173,8 @@ impl Joining {
         let ring_region = transport.register(ring.clone())?;
         let [short, middle, long] = buffers(limits.send_bytes, limits.payload_bytes);
         let batches = (limits.batch_bytes, (limits.send_bytes / 8).div_ceil(limits.batch_bytes));
-        let staging = Pool::new(&[short, middle, long, batches], |arena| transport.register(arena))?;
+        let staging =
+            Pool::of(transport.memory(), &[short, middle, long, batches], |arena| transport.register(arena))?;
         let receive = buffers(limits.receive_bytes, limits.payload_bytes);
         let receive = Pool::new(&receive, |arena| transport.register(arena))?;
         let mut links = Vec::new();

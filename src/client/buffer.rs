@@ -81,7 +81,8 @@ impl Client {
     /// [`Error::Config`] for none, [`Error::Limit`] for the 64th, and what the system says when it lacks the memory.
     pub fn buffer(&self, floats: usize) -> Result<Buffer> {
         let bytes = bytes_of(floats)?;
-        self.register(Arena::new(bytes)?, floats)
+        let memory = self.inner.driver.engine().memory();
+        self.register(memory.arena(bytes)?, floats)
     }
 
     /// Registers `floats` fp32 of the caller's own memory, for instance a C array's or a NumPy array's.

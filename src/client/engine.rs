@@ -15,7 +15,7 @@ use super::readable::Readable;
 use super::reopen::Reopener;
 use crate::config::{Polling, WorkerLimits};
 use crate::error::{Error, Result};
-use crate::mem::{Buf, Pool};
+use crate::mem::{Buf, Kind, Pool};
 use crate::proto::{Chain, Chains, HEADER, RequestKind};
 use crate::transport::{Completion, EndpointId, Transport};
 use crate::types::{Clock, PartitionMap, TableSpec, Version};
@@ -239,6 +239,11 @@ impl Engine {
     pub fn transport_name(&self) -> String {
         let used = self.transport.caps().describe();
         if self.fallback.is_empty() { used } else { format!("{used}, fallen back: {}", self.fallback) }
+    }
+
+    /// The kind of memory that its transport sends from without copying.
+    pub fn memory(&self) -> Kind {
+        self.transport.memory()
     }
 
     /// The longest body of a frame to any server thread, in bytes.

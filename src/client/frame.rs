@@ -39,6 +39,8 @@ pub struct Outgoing {
     pub marks: Clock,
     /// More may join, as long as it waits. It leaves when the server thread has nothing else to do, or another frame waits behind it.
     pub open: bool,
+    /// Its body is nothing but values, which may be read where they lie until the slot comes back.
+    pub lends: bool,
     /// Of those that wait, the higher one leaves first; see [`super::lane`].
     pub priority: i8,
     /// Marks that were queued before it.
@@ -60,6 +62,7 @@ impl Outgoing {
             pulls: 0,
             marks: 0,
             open: false,
+            lends: false,
             priority,
             segment: 0,
             body,
@@ -148,11 +151,12 @@ impl Outgoing {
         self.pulls -= dropped;
     }
 
-    /// Its body, as the transport knows it.
-    pub fn body(&self) -> Option<RegionSlice> {
+    /// Its body, as the transport takes it.
+    pub fn body(&self) -> Option<Payload> {
         let length = self.header.length as usize;
         let slice = self.body.as_ref().filter(|_| length > 0)?.slice();
-        Some(RegionSlice { offset: slice.offset + self.body_at, length, ..slice })
+        let slice = RegionSlice { offset: slice.offset + self.body_at, length, ..slice };
+        Some(if self.lends { Payload::Lent(slice) } else { Payload::Pinned(slice) })
     }
 
     /// `N` bytes of a staged body, from byte `at` on; nothing when it is not staged.

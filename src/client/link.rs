@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
 use crate::proto::control::RegionBytes;
 use crate::proto::{HEADER, ReplyHeader, RequestHeader, WorkerMessage};
-use crate::transport::{EndpointId, Message, Payload, Refusal, Side, Transport, Write};
+use crate::transport::{EndpointId, Message, Refusal, Side, Transport, Write};
 use crate::types::{MAX_TABLES, TableId};
 
 /// What a server thread granted.
@@ -365,7 +365,7 @@ impl Link {
         let Some(endpoint) = self.endpoint else { return Ok(false) };
         let write = Write {
             header: Some(frame.header.encode()),
-            body: frame.body().map(Payload::Pinned),
+            body: frame.body(),
             remote: self.grant.slots,
             offset: u64::from(slot) * u64::from(self.grant.slot_bytes),
             imm: Some(slot),

@@ -1,9 +1,16 @@
-//! One block of memory, shared by the threads and devices that were told of it: a mapping of ours, or a program's own.
+//! One block of memory, shared by the threads and devices that were told of it: a mapping of ours, a program's own, or a
+//! peer's that we may only read.
+//!
+//! Memory that other processes of this machine may be shown is a memfd, sealed as soon as it is mapped: it can't shrink, so that
+//! nobody who reads it is killed by SIGBUS, and no new mapping of it, nor a descriptor, can write to it. Who was given its
+//! descriptor can read all of it for as long as it likes, and change nothing.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::error::{Error, Result};
 
@@ -20,6 +27,10 @@ pub struct Arena {
 enum Memory {
     /// Anonymous, page-aligned, zeroed at first; unmapped with the arena.
     Ours(MmapRaw),
+    /// The same in a memfd.
+    Shared { map: MmapRaw, file: OwnedFd },
+    /// A peer's memfd, mapped for reading. It stays when the peer is gone.
+    Peers(MmapRaw),
     /// The program's: it outlives the arena.
     Lent { start: *mut u8, length: usize },
 }
@@ -43,6 +54,51 @@ impl Arena {
         Ok(Arc::new(Arena { memory: Memory::Ours(map) }))
     }
 
+    /// Maps `bytes` zeroed bytes (at least one page) that other processes can be shown, and can't write.
+    pub fn shared(bytes: usize) -> Result<Arc<Arena>> {
+        let (map, file) = memfd(bytes)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        seal(&file, seals)?;
+        // Only a hint, which most systems ignore for such memory.
+        let _ = map.advise(Advice::HugePage);
+        Ok(Arc::new(Arena { memory: Memory::Shared { map, file } }))
+    }
+
+    /// The same for two processes that both write it, with the descriptor by which the other one maps it.
+    pub(crate) fn both_write(bytes: usize) -> Result<(Arc<Arena>, OwnedFd)> {
+        let (map, file) = memfd(bytes)?;
+        seal(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok((Arc::new(Arena { memory: Memory::Ours(map) }), file))
+    }
+
+    /// Maps `bytes` of what a peer made by [`Arena::shared`]: for reading only, nothing may be copied in.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] when it is not a memfd of that size which can't shrink, and what the system says.
+    pub(crate) fn of_peer(file: &OwnedFd, bytes: usize, peer: &str) -> Result<Arc<Arena>> {
+        check(file, bytes, peer)?;
+        let map = MmapOptions::new().len(bytes).map_raw_read_only(file).map_err(|e| unmapped(bytes, e))?;
+        Ok(Arc::new(Arena { memory: Memory::Peers(map) }))
+    }
+
+    /// Maps `bytes` of what a peer made by [`Arena::both_write`].
+    ///
+    /// # Errors
+    /// As [`Arena::of_peer`].
+    pub(crate) fn with_peer(file: &OwnedFd, bytes: usize, peer: &str) -> Result<Arc<Arena>> {
+        check(file, bytes, peer)?;
+        let map = MmapOptions::new().len(bytes).map_raw(file).map_err(|e| unmapped(bytes, e))?;
+        Ok(Arc::new(Arena { memory: Memory::Ours(map) }))
+    }
+
+    /// By what other processes of this machine can be shown it; `None` when they can't.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.memory {
+            Memory::Shared { file, .. } => Some(file.as_fd()),
+            Memory::Ours(_) | Memory::Peers(_) | Memory::Lent { .. } => None,
+        }
+    }
+
     /// An arena over `length` bytes that somebody else owns.
     ///
     /// # Safety
@@ -56,7 +112,7 @@ impl Arena {
     #[allow(clippy::len_without_is_empty)] // never empty
     pub fn len(&self) -> usize {
         match &self.memory {
-            Memory::Ours(map) => map.len(),
+            Memory::Ours(map) | Memory::Shared { map, .. } | Memory::Peers(map) => map.len(),
             Memory::Lent { length, .. } => *length,
         }
     }
@@ -72,7 +128,7 @@ impl Arena {
             self.len()
         );
         let start = match &self.memory {
-            Memory::Ours(map) => map.as_mut_ptr(),
+            Memory::Ours(map) | Memory::Shared { map, .. } | Memory::Peers(map) => map.as_mut_ptr(),
             Memory::Lent { start, .. } => *start,
         };
         // SAFETY: the assertion keeps `offset` within the memory, so the result is inside the same allocation.
@@ -110,6 +166,54 @@ impl Arena {
     pub(crate) fn begin_words(&self) {
         fence(Ordering::Release);
     }
+
+    /// Copies `length` bytes at `from` of another arena to `offset`, which the caller owns. As with [`Arena::copy_out`] the source
+    /// may be changing.
+    pub(crate) fn copy_from(&self, offset: usize, source: &Arena, from: usize, length: usize) {
+        let (from, to) = (source.at(from, length), self.at(offset, length));
+        // SAFETY: `at` proved both ranges. They may be one and the same where a process talks to itself: `copy` allows that.
+        unsafe { std::ptr::copy(from, to, length) }
+    }
+}
+
+fn memfd(bytes: usize) -> Result<(MmapRaw, OwnedFd)> {
+    let bytes = bytes.max(4096);
+    let name = || format!("{bytes} bytes");
+    let file = rustix::fs::memfd_create("windlass", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(|e| Error::io("memfd_create", name(), e.into()))?;
+    rustix::fs::ftruncate(&file, bytes as u64).map_err(|e| Error::io("ftruncate", name(), e.into()))?;
+    let map = MmapOptions::new().len(bytes).map_raw(&file).map_err(|e| unmapped(bytes, e))?;
+    Ok((map, file))
+}
+
+fn seal(file: &OwnedFd, seals: SealFlags) -> Result<()> {
+    rustix::fs::fcntl_add_seals(file, seals).map_err(|e| Error::io("seal", "a memfd", e.into()))
+}
+
+fn unmapped(bytes: usize, e: std::io::Error) -> Error {
+    Error::io("mmap", format!("{bytes} bytes of a memfd"), e)
+}
+
+/// Refuses a descriptor whose mapping could fault. Only a memfd can carry the seal, and only those on ordinary pages are taken:
+/// a peer can take huge pages out of its file again.
+fn check(file: &OwnedFd, bytes: usize, peer: &str) -> Result<()> {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    let refuse = |expected: &str, found: &dyn std::fmt::Display| {
+        Err(Error::protocol(peer, "descriptor", expected, found))
+    };
+    let seals = rustix::fs::fcntl_get_seals(file);
+    if !seals.is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+        return refuse("a memfd that can't shrink", &format!("seals {seals:?}"));
+    }
+    let magic = rustix::fs::fstatfs(file).map(|s| s.f_type);
+    if magic != Ok(TMPFS_MAGIC) {
+        return refuse("memory on ordinary pages", &format!("file system {magic:x?}"));
+    }
+    let size = rustix::fs::fstat(file).map_or(0, |s| u64::try_from(s.st_size).unwrap_or(0));
+    if bytes == 0 || size < bytes as u64 {
+        return refuse(&format!("at least {} bytes", bytes.max(1)), &size);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -136,6 +240,66 @@ mod tests {
         arena.copy_in(98, b"hi");
         drop(arena);
         assert_eq!((lent[0], &lent[98..]), (7, &b"hi"[..]));
+    }
+
+    #[test]
+    fn what_is_shown_to_a_peer_can_be_read_and_nothing_else() {
+        let ours = Arena::shared(8192).unwrap();
+        let file = ours.file().unwrap().try_clone_to_owned().unwrap();
+        let theirs = Arena::of_peer(&file, 8192, "a peer").unwrap();
+        ours.copy_in(8187, b"hello");
+        let mut out = [0; 5];
+        theirs.copy_out(8187, &mut out);
+        assert_eq!(&out, b"hello");
+        assert!(theirs.file().is_none(), "it is not ours to hand on");
+        // Neither by the descriptor, nor by one that is opened anew.
+        assert!(MmapOptions::new().len(8192).map_raw(&file).is_err());
+        let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        if let Ok(writable) = std::fs::File::options().read(true).write(true).open(again) {
+            assert!(MmapOptions::new().len(8192).map_raw(&writable).is_err());
+            assert!(writable.set_len(0).is_err() && writable.set_len(1 << 20).is_err());
+        }
+        assert!(rustix::io::pwrite(&file, b"x", 0).is_err());
+        let punched = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        assert!(rustix::fs::fallocate(&file, punched, 0, 4096).is_err());
+        drop((ours, file));
+        theirs.copy_out(8187, &mut out);
+        assert_eq!(&out, b"hello", "it stays when its maker is gone");
+    }
+
+    #[test]
+    fn what_could_fault_is_not_mapped() {
+        let refused = |file: &OwnedFd, bytes| match Arena::of_peer(file, bytes, "server 3").unwrap_err() {
+            Error::Protocol { peer, field, .. } => {
+                assert_eq!((peer.as_str(), field), ("server 3", "descriptor"))
+            }
+            other => panic!("{other}"),
+        };
+        let memfd = rustix::fs::memfd_create("open", MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&memfd, 8192).unwrap();
+        refused(&memfd, 8192);
+        seal(&memfd, SealFlags::SHRINK).unwrap();
+        refused(&memfd, 8193);
+        refused(&memfd, 0);
+        assert!(Arena::of_peer(&memfd, 8192, "server 3").is_ok());
+        refused(&tempfile::tempfile().unwrap().into(), 1);
+        let (pipe, _) = std::io::pipe().unwrap();
+        refused(&pipe.into(), 1);
+    }
+
+    #[test]
+    fn both_write_what_is_theirs_together() {
+        let (ours, file) = Arena::both_write(4096).unwrap();
+        let theirs = Arena::with_peer(&file, 4096, "a peer").unwrap();
+        theirs.copy_in(7, b"there");
+        ours.copy_in(0, b"here");
+        let mut out = [0; 12];
+        ours.copy_out(0, &mut out);
+        assert_eq!(&out, b"here\0\0\0there");
+        let mine = Arena::new(4096).unwrap();
+        mine.copy_from(1, &theirs, 7, 5);
+        mine.copy_out(0, &mut out);
+        assert_eq!(&out[..6], b"\0there");
     }
 
     #[test]

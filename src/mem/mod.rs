@@ -1,6 +1,6 @@
 //! Memory that peers may reach: arenas, the handles by which transports know them, and the pool that lends pieces of them.
 //!
-//! An [`Arena`] is one anonymous, page-aligned mapping. A transport *registers* it and hands back a [`RegionId`]; a
+//! An [`Arena`] is one page-aligned mapping, anonymous or, where peers on this machine may be shown it, of a memfd. A transport *registers* it and hands back a [`RegionId`]; a
 //! [`RegionSlice`] names bytes of a registered arena. Arena bytes that a peer may write are never seen as `&[T]`:
 //! they are copied out (`Arena::copy_out`) or read through the raw pointer after their completion was acquired.
 
@@ -10,6 +10,7 @@ mod block;
 pub mod epochs;
 mod pool;
 mod published;
+pub(crate) mod ring;
 mod stack;
 mod values;
 
@@ -21,12 +22,34 @@ pub use values::{Floats, Halves, Room, Values};
 
 use std::sync::Arc;
 
+use crate::error::Result;
+
 /// The alignment of slots, payloads and pooled buffers, in bytes: one cache line.
 pub const ALIGNMENT: usize = 64;
 
 /// `bytes` rounded up to [`ALIGNMENT`].
 pub const fn align_up(bytes: usize) -> usize {
     (bytes + ALIGNMENT - 1) & !(ALIGNMENT - 1)
+}
+
+/// Who may be shown an arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// This process and its devices: anonymous memory, which reads faster where the system has huge pages.
+    #[default]
+    Private,
+    /// Peers on this machine as well: [`Arena::shared`].
+    Shared,
+}
+
+impl Kind {
+    /// Zeroed memory of this kind.
+    pub fn arena(self, bytes: usize) -> Result<Arc<Arena>> {
+        match self {
+            Kind::Private => Arena::new(bytes),
+            Kind::Shared => Arena::shared(bytes),
+        }
+    }
 }
 
 /// A registered arena, as one transport knows it. Only meaningful to the transport that gave it.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::stack::Stack;
-use super::{Arena, RegionId, RegionSlice, Room, align_up};
+use super::{Arena, Kind, RegionId, RegionSlice, Room, align_up};
 use crate::error::Result;
 
 /// Buffers of a few fixed sizes cut from one arena.
@@ -38,11 +38,20 @@ impl Pool {
         classes: &[(usize, usize)],
         register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<Pool> {
+        Pool::of(Kind::Private, classes, register)
+    }
+
+    /// The same in memory of a kind.
+    pub fn of(
+        kind: Kind,
+        classes: &[(usize, usize)],
+        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+    ) -> Result<Pool> {
         let mut sizes: Vec<(usize, usize)> =
             classes.iter().filter(|c| c.1 > 0).map(|&(bytes, count)| (align_up(bytes), count)).collect();
         sizes.sort_unstable();
         let total = sizes.iter().map(|&(bytes, count)| bytes * count).sum();
-        let arena = Arena::new(total)?;
+        let arena = kind.arena(total)?;
         let mut offset = 0;
         let mut built = Vec::with_capacity(sizes.len());
         for (bytes, count) in sizes {

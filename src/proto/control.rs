@@ -212,6 +212,8 @@ pub enum ControlMessage {
     Agreed {
         /// The best that all nodes offer.
         transport: TransportKind,
+        /// All nodes can share memory too, and do where they are on one host.
+        local: bool,
         /// Why nothing better, naming the node; empty when nobody offers or misses that.
         reason: String,
     },

@@ -13,7 +13,7 @@ use super::ServerThread;
 use super::cuts::{Cuts, Places, no_folder};
 use super::reactor::{Command, OpenRequest, Report};
 use crate::checkpoint::Cut;
-use crate::config::{Network, TransportKind};
+use crate::config::Network;
 use crate::control::{Event, Hub, LinkId};
 use crate::error::{Error, Result};
 use crate::mem::RemoteRegion;
@@ -44,7 +44,7 @@ pub struct Control {
     network: Network,
     offer: choice::Offer,
     /// What the job's data travels by: our best until the Coordinator has said it.
-    kind: TransportKind,
+    agreed: choice::Agreed,
     leaving: Option<Leaving>,
     view: Option<View>,
     workers: HashMap<LinkId, Worker>,
@@ -117,7 +117,7 @@ impl Control {
             stopping,
             stop_timeout,
             network,
-            kind: offer.kinds[0],
+            agreed: offer.best(),
             offer,
             leaving: None,
             view: None,
@@ -289,15 +289,15 @@ impl Control {
             ControlMessage::JoinRefused { reason } => {
                 return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });
             }
-            ControlMessage::Agreed { transport, reason } => {
+            ControlMessage::Agreed { transport, local, reason } => {
                 choice::warn_of_fallback(&self.network, transport, &reason);
-                self.kind = transport;
+                self.agreed = choice::Agreed { kind: transport, local };
             }
             ControlMessage::View(view) => {
                 info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);
                 let server = self.rank.unwrap_or(0);
-                let (kind, resumed) = (self.kind, self.resumed.take());
-                self.tell_all(|| Command::Begin(server, view.clone(), kind, resumed.clone()))?;
+                let (agreed, resumed) = (self.agreed, self.resumed.take());
+                self.tell_all(|| Command::Begin(server, view.clone(), agreed, resumed.clone()))?;
                 let strangers = self.links.iter().filter(|(rank, _)| **rank >= view.workers);
                 for link in strangers.map(|(_, link)| *link).collect::<Vec<_>>() {
                     self.lose(link, "there is no such worker in this job");
@@ -430,7 +430,7 @@ impl Control {
         if thread as usize >= self.threads.len() {
             return Err(format!("thread {thread}: there are {}", self.threads.len()));
         }
-        let ours = self.kind.name();
+        let ours = self.agreed.kind.name();
         if transport != ours {
             return Err(format!("transport {transport}: this server is reached by {ours}"));
         }

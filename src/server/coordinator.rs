@@ -304,7 +304,7 @@ impl CoordinatorServer {
 
     /// Says once that what carries the data is not the best that some node has or wants.
     fn warn_of_fallback(&mut self, output: &Output) {
-        let Output::Send { message: ControlMessage::Agreed { transport, reason }, .. } = output else {
+        let Output::Send { message: ControlMessage::Agreed { transport, reason, .. }, .. } = output else {
             return;
         };
         if !reason.is_empty() && !std::mem::replace(&mut self.warned, true) {

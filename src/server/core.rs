@@ -17,7 +17,7 @@ use crate::proto::{
     Chains, HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage,
 };
 use crate::store::{Applied, How, Intake, Rejection, Shard, SparsePiece};
-use crate::transport::Transport;
+use crate::transport::{Loan, Transport};
 use crate::types::{
     Aggregate, Clock, DirectoryEntry, Key, Late, NonFinite, PartitionMap, Rank, ShardId, TableId, TableKind,
     TableSpec, View,
@@ -29,6 +29,7 @@ mod drain;
 mod fold;
 mod staging;
 
+use staging::Loans;
 pub use staging::Staging;
 
 /// The most slots that one worker gets of one thread: one bit each in a reply's `freed`.
@@ -47,13 +48,20 @@ pub struct Held {
     arrival: u64,
 }
 
-/// Where a request lies: its slot, and its body within the staging memory.
+/// Where a request lies: its slot, and its body within the staging memory, or within what the worker has lent.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     slot: u32,
     body_at: usize,
     /// Nothing else lies in the slot.
     alone: bool,
+}
+
+impl Place {
+    /// The same of a worker.
+    fn of(self, rank: Rank) -> (Rank, u32, usize) {
+        (rank, self.slot, self.body_at)
+    }
 }
 
 /// A pull that waits for its clock or for room; its keys are a private copy.
@@ -104,6 +112,7 @@ pub struct Core {
     /// By rank, then slot: parts of the accepted request that are not done with.
     left: Vec<u32>,
     staging: Staging,
+    loans: Loans,
     replies: Pool,
     pull_credits: usize,
     stats: ThreadStats,
@@ -154,6 +163,7 @@ impl Core {
                 view.workers as usize
             ],
             left: vec![0; view.workers as usize * staging.slots],
+            loans: Loans::new(view.workers as usize, staging.slots),
             shard: shard.of_generation(view.epoch),
             view,
             chains: HashMap::new(),
@@ -322,20 +332,23 @@ impl Core {
         }
     }
 
-    /// A worker filled a slot. What may be folded now is folded by [`Core::settle`], all that came meanwhile together. An error is
+    /// A worker filled a slot, but for the body where it has lent that. What may be folded now is folded by [`Core::settle`], all that came meanwhile together. An error is
     /// the worker's fault, and the job ends: done again it would fail again.
-    pub fn request(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
+    pub fn request(&mut self, rank: Rank, slot: u32, length: u32, body: Option<Loan>) -> Result<()> {
         if self.failed {
             return Ok(());
         }
-        let served = self.serve(rank, slot, length);
+        let served = self.serve(rank, slot, length, body);
         self.failed |= served.is_err();
         served
     }
 
-    fn serve(&mut self, rank: Rank, slot: u32, length: u32) -> Result<()> {
+    fn serve(&mut self, rank: Rank, slot: u32, length: u32, body: Option<Loan>) -> Result<()> {
         let Some(link) = &mut self.links[rank as usize] else { return Ok(()) };
         let header = self.staging.header(rank, slot, length).map_err(|m| m.by(&link.peer))?;
+        if let Some(loan) = &body {
+            check_loan(&self.shard, &header, loan).map_err(|m| m.by(&link.peer))?;
+        }
         let session = &mut self.sessions[rank as usize];
         if header.sequence > session.next_sequence {
             let expected = format!("at most {}", session.next_sequence);
@@ -345,6 +358,7 @@ impl Core {
             return Ok(()); // the worker still waits for this slot to come back
         }
         if header.sequence < session.next_sequence {
+            // What it lent before stays lent, if it is still held.
             return self.replayed(rank, slot, header);
         }
         session.next_sequence += 1;
@@ -360,6 +374,11 @@ impl Core {
         }
         let left = if header.kind == RequestKind::Batch { header.count } else { 1 };
         *self.left(rank, slot) = left;
+        if let Some(Loan { offset, .. }) = body {
+            self.loans.set(rank, slot, body);
+            let place = Place { slot, body_at: offset, alone: true };
+            return self.part(rank, place, header).map_err(|m| m.by(self.peer(rank)));
+        }
         self.each_part(rank, slot, header, Core::part)
     }
 
@@ -475,7 +494,7 @@ impl Core {
         let chain = self.chains(&header)?.push;
         chain.expect(header.chain)?;
         if dense {
-            let piece = self.staging.dense(place.body_at, &header, chain)?;
+            let piece = self.loans.dense(&self.staging, place.of(rank), &header, chain)?;
             self.shard.check_dense(header.table, &piece)?;
         }
         if by_rank {
@@ -534,7 +553,7 @@ impl Core {
         let how = if header.kind == RequestKind::Set { How::Set } else { How::Push };
         let (pieces, rejection) = match self.known(header.table)?.kind {
             TableKind::Dense { .. } => {
-                let piece = self.staging.dense(body_at, &header, chain)?;
+                let piece = self.loans.dense(&self.staging, place.of(rank), &header, chain)?;
                 (1, self.shard.write_dense(header.table, how, piece, intake, &mut self.applied)?)
             }
             TableKind::Sparse { dim, .. } => {
@@ -559,6 +578,7 @@ impl Core {
         self.stats.stale_rejected += u64::from(rejection.stale);
         self.stats.non_finite_rejected += u64::from(rejection.non_finite);
         *self.left(rank, slot) = 0; // it is alone in its slot
+        self.loans.set(rank, slot, None);
         let session = &mut self.sessions[rank as usize];
         session.occupied &= !(1 << slot);
         session.rejected[slot as usize] =
@@ -628,6 +648,7 @@ impl Core {
         if *left > 0 {
             return;
         }
+        self.loans.set(rank, slot, None);
         self.sessions[rank as usize].occupied &= !(1 << slot);
         if let Some(link) = &mut self.links[rank as usize] {
             link.free(slot);
@@ -644,6 +665,21 @@ impl Waiting {
     fn piece(&self) -> SparsePiece<'_> {
         SparsePiece { directory: &self.directory, keys: &self.keys, values: Input::from(&[][..]) }
     }
+}
+
+/// Refuses a lent body that could not be read in place: only values of a dense table are, and where fp32 can lie.
+fn check_loan(shard: &Shard, header: &RequestHeader, loan: &Loan) -> Result<(), Malformed> {
+    let dense = shard.spec(header.table).is_some_and(|spec| matches!(spec.kind, TableKind::Dense { .. }));
+    if !dense || !matches!(header.kind, RequestKind::Push | RequestKind::Set) {
+        return Err(Malformed::new("body", "in its slot, of all but dense pushes", "a loan"));
+    }
+    if loan.length != header.length as usize {
+        return Err(Malformed::new("length", format!("{} as lent", loan.length), header.length));
+    }
+    if !loan.offset.is_multiple_of(size_of::<f32>()) {
+        return Err(Malformed::new("source", "a multiple of 4", loan.offset));
+    }
+    Ok(())
 }
 
 fn unknown(table: TableId) -> Malformed {

@@ -13,13 +13,14 @@ use super::core::{Core, MAX_SLOTS, Staging};
 use super::cut::{CutFile, Saver, Written};
 use super::link::Link;
 use crate::checkpoint::{Cut, Disk, FileKind, Header, shard_name};
-use crate::config::{Polling, ServerLimits, TransportKind};
+use crate::config::{Polling, ServerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
 use crate::store::{Optimizers, Shard};
+use crate::transport::choice::{self, Agreed};
 use crate::transport::park::{Waker, park};
-use crate::transport::{Completion, EndpointId, SessionKey, Side, Transport};
+use crate::transport::{Completion, EndpointId, Loan, SessionKey, Side, Transport};
 use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
 
 /// Completions taken before other work gets its turn.
@@ -30,7 +31,7 @@ const NAP: Duration = Duration::from_secs(1);
 /// What the control thread asks a server thread for. Answers go to `reply`, then the asker is woken.
 pub enum Command {
     /// The job begins, and this server's rank is given; with what it goes on from, if it is resumed.
-    Begin(Rank, View, TransportKind, Option<Arc<Cut>>),
+    Begin(Rank, View, Agreed, Option<Arc<Cut>>),
     /// Make this shard's part of a table.
     CreateTable(TableId, TableSpec),
     /// Open an endpoint to a worker.
@@ -211,11 +212,10 @@ impl Reactor {
         for completion in completions.drain(..) {
             match completion {
                 Completion::Written { endpoint, imm, length } => {
-                    if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
-                        && let Err(error) = core.request(rank, imm, length)
-                    {
-                        self.failed.push((rank, error));
-                    }
+                    self.request(endpoint, imm, length, None);
+                }
+                Completion::Lent { endpoint, imm, length, body } => {
+                    self.request(endpoint, imm, length, Some(body));
                 }
                 Completion::Received { endpoint, message } => {
                     if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
@@ -244,6 +244,14 @@ impl Reactor {
             }
         }
         self.completions = completions;
+    }
+
+    fn request(&mut self, endpoint: EndpointId, imm: u32, length: u32, body: Option<Loan>) {
+        if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
+            && let Err(error) = core.request(rank, imm, length, body)
+        {
+            self.failed.push((rank, error));
+        }
     }
 
     /// True when a pull was answered, so that there may be more to do.
@@ -310,9 +318,9 @@ impl Reactor {
         let mut obeyed = false;
         while !self.stop.load(Ordering::Acquire) {
             match self.commands.try_recv() {
-                Ok(Command::Begin(rank, view, kind, resumed)) => {
+                Ok(Command::Begin(rank, view, agreed, resumed)) => {
                     self.id.server = rank;
-                    self.settle_on(kind);
+                    self.settle_on(agreed)?;
                     self.resumed = resumed;
                     self.begin(view)?;
                 }
@@ -354,13 +362,17 @@ impl Reactor {
         Ok(obeyed)
     }
 
-    /// Keeps the transport that the job has agreed on, and lets go of the others. No endpoint is open yet.
-    fn settle_on(&mut self, kind: TransportKind) {
+    /// Keeps what the job has agreed on, and lets go of the others. No endpoint is open yet.
+    fn settle_on(&mut self, agreed: Agreed) -> Result<()> {
         for other in std::mem::take(&mut self.others) {
-            if other.caps().name == kind.name() {
+            if other.caps().name == agreed.kind.name() {
                 self.transport = other;
             }
         }
+        if agreed.local {
+            choice::add_memory(&mut self.transport, true)?;
+        }
+        Ok(())
     }
 
     fn create_table(&mut self, id: TableId, spec: &TableSpec) -> Result<()> {
@@ -402,8 +414,10 @@ impl Reactor {
             (self.limits.payload_bytes, self.limits.reply_buffers),
             (4096, self.limits.reply_buffers.div_ceil(4) * 4),
         ];
-        let replies = Pool::new(&classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes);
+        let memory = self.transport.memory();
+        let replies = Pool::of(memory, &classes, |arena| self.transport.register(arena))?;
+        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes)
+            .in_memory(memory);
         let first = self.resumed.as_ref().map_or(0, |cut| cut.manifest().clock);
         let credits = self.limits.pull_credits;
         self.core = Some(Core::new(self.id, view, shard, staging, replies, credits, first));

@@ -14,6 +14,7 @@ use crate::proto::ThreadStats;
 use crate::proto::control::ControlMessage;
 use crate::proto::handshake::derive_endpoint_key;
 use crate::store::Optimizers;
+use crate::transport::choice::Agreed;
 use crate::transport::park::Waker;
 use crate::transport::{SessionKey, Transport};
 use crate::types::{Rank, ShardId, TableId, TableSpec, View};
@@ -108,7 +109,8 @@ pub(crate) fn serve(
 
 impl Wires {
     pub fn begin(&self, server: Rank, view: &View, tables: &[TableSpec]) {
-        self.tell(Command::Begin(server, view.clone(), TransportKind::Tcp, None));
+        let agreed = Agreed { kind: TransportKind::Tcp, local: false };
+        self.tell(Command::Begin(server, view.clone(), agreed, None));
         for (id, spec) in (0..).zip(tables) {
             let id: TableId = id;
             self.tell(Command::CreateTable(id, spec.clone()));

@@ -40,12 +40,18 @@ impl Arenas {
             limit: u32::MAX.into(),
             asked: place as u64 + 1,
         })?;
+        self.register_as(RegionId(id), arena);
+        Ok(RegionId(id))
+    }
+
+    /// The same by a number that another transport gave it.
+    pub fn register_as(&mut self, region: RegionId, arena: Arc<Arena>) {
         trace(&arena, "registered");
-        if place == self.registered.len() {
-            self.registered.push(None);
+        let place = region.0 as usize;
+        if self.registered.len() <= place {
+            self.registered.resize(place + 1, None);
         }
         self.registered[place] = Some(arena);
-        Ok(RegionId(id))
     }
 
     /// Lets go of an arena that no grant and no operation uses.
@@ -68,6 +74,25 @@ impl Arenas {
         (offset, length): (usize, usize),
         rights: Rights,
     ) -> Result<RemoteRegion> {
+        // One counter for all endpoints; it skips what is in use here when it comes round after 2^32 grants.
+        while grants.has(self.next_key) {
+            self.next_key = self.next_key.wrapping_add(1);
+        }
+        let key = self.next_key;
+        let remote = self.grant_as(grants, region, (offset, length), rights, key)?;
+        self.next_key = key.wrapping_add(1);
+        Ok(remote)
+    }
+
+    /// The same by a key that another transport gave it, and that is not in use here.
+    pub fn grant_as(
+        &mut self,
+        grants: &mut Grants,
+        region: RegionId,
+        (offset, length): (usize, usize),
+        rights: Rights,
+        key: u32,
+    ) -> Result<RemoteRegion> {
         let Some(Some(arena)) = self.registered.get(region.0 as usize) else {
             let reason = "the region was not registered with this transport".to_owned();
             return Err(Error::Misuse { call: "authorise", reason });
@@ -79,12 +104,6 @@ impl Arenas {
                 asked: (offset as u64).saturating_add(length as u64),
             });
         }
-        // One counter for all endpoints; it skips what is in use here when it comes round after 2^32 grants.
-        while grants.has(self.next_key) {
-            self.next_key = self.next_key.wrapping_add(1);
-        }
-        let key = self.next_key;
-        self.next_key = key.wrapping_add(1);
         grants.add(Grant { key, region, arena: arena.clone(), offset, length, rights });
         Ok(RemoteRegion { address: 0, length: length as u64, key, rights })
     }
@@ -93,7 +112,7 @@ impl Arenas {
     pub fn admit_write(&self, write: &Write) -> Result<Target, Refusal> {
         match &write.body {
             None => {}
-            Some(Payload::Pinned(slice)) => self.admit_local(slice)?,
+            Some(Payload::Pinned(slice) | Payload::Lent(slice)) => self.admit_local(slice)?,
             Some(Payload::Owned(buf)) => self.admit_local(&buf.slice())?,
             Some(Payload::Published(pin)) => self.admit_local(pin.slice())?,
         }

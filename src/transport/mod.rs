@@ -15,13 +15,18 @@
 mod arenas;
 pub mod choice;
 pub mod cpus;
+mod endpoints;
 mod grants;
 pub mod interface;
 pub mod network;
 pub mod pairing;
 pub mod park;
+mod preamble;
+pub mod several;
+pub mod shm;
 pub mod sim;
 pub mod tcp;
+mod timer;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 
@@ -30,7 +35,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::mem::{Arena, Buf, Pin, RegionId, RegionSlice, RemoteRegion, Rights};
+use crate::mem::{Arena, Buf, Kind, Pin, RegionId, RegionSlice, RemoteRegion, Rights};
 
 /// Length of the header that may precede a body in one write, in bytes.
 pub const HEADER: usize = 64;
@@ -62,7 +67,7 @@ pub type SessionKey = [u8; 32];
 /// What a transport can do by itself, what it emulates, and its limits.
 #[derive(Debug, Clone)]
 pub struct Caps {
-    /// `tcp`, `verbs`.
+    /// `tcp`, `verbs`, `shm`.
     pub name: &'static str,
     /// Remote reads and writes need no CPU of the peer.
     pub one_sided: bool,
@@ -138,6 +143,9 @@ pub enum Payload {
     Owned(Buf),
     /// Memory that its owner does not change until the write is done.
     Pinned(RegionSlice),
+    /// Memory that its owner does not change until the peer has said, by messages that the transport does not know, that it needs it
+    /// no longer. Where both ends can reach it, it is left where it lies ([`Completion::Lent`]).
+    Lent(RegionSlice),
     /// A published version. Dropped (so that its memory may be changed) when the write is done.
     Published(Pin),
 }
@@ -147,7 +155,7 @@ impl Payload {
     pub fn length(&self) -> usize {
         match self {
             Payload::Owned(buf) => buf.len(),
-            Payload::Pinned(slice) => slice.length,
+            Payload::Pinned(slice) | Payload::Lent(slice) => slice.length,
             Payload::Published(pin) => pin.slice().length,
         }
     }
@@ -156,7 +164,7 @@ impl Payload {
     pub fn region(&self) -> RegionId {
         match self {
             Payload::Owned(buf) => buf.region(),
-            Payload::Pinned(slice) => slice.region,
+            Payload::Pinned(slice) | Payload::Lent(slice) => slice.region,
             Payload::Published(pin) => pin.slice().region,
         }
     }
@@ -165,7 +173,7 @@ impl Payload {
     pub fn slice(&self) -> RegionSlice {
         match self {
             Payload::Owned(buf) => buf.slice(),
-            Payload::Pinned(slice) => slice.clone(),
+            Payload::Pinned(slice) | Payload::Lent(slice) => slice.clone(),
             Payload::Published(pin) => pin.slice().clone(),
         }
     }
@@ -246,6 +254,9 @@ pub struct Message {
 }
 
 impl Message {
+    /// No bytes.
+    pub const NOTHING: Message = Message { length: 0, bytes: [0; MAX_SEND] };
+
     /// Copies `bytes`; `None` when there are more than [`MAX_SEND`].
     pub fn new(bytes: &[u8]) -> Option<Message> {
         let mut out = Message { length: u16::try_from(bytes.len()).ok()?, bytes: [0; MAX_SEND] };
@@ -265,6 +276,17 @@ impl fmt::Debug for Message {
     }
 }
 
+/// Where a body lies that its owner has lent us. It stays readable, whatever becomes of the endpoint or of the peer.
+#[derive(Debug, Clone)]
+pub struct Loan {
+    /// The owner's memory, for reading only.
+    pub arena: Arc<Arena>,
+    /// First byte within it.
+    pub offset: usize,
+    /// Number of bytes.
+    pub length: usize,
+}
+
 /// What [`Transport::poll`] reports.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // filled into a vector that is reused, never boxed
@@ -282,6 +304,18 @@ pub enum Completion {
         imm: u32,
         /// Header + body, in bytes.
         length: u32,
+    },
+    /// As `Written`, but only the header lies in our memory: the body, of `length` bytes less the header's, lies where the peer
+    /// has it. It may be read until we tell the peer otherwise, and the peer may be changing it.
+    Lent {
+        /// Which endpoint.
+        endpoint: EndpointId,
+        /// The number that came with the write.
+        imm: u32,
+        /// Header + body, in bytes.
+        length: u32,
+        /// Where the body lies.
+        body: Loan,
     },
     /// The peer sent a message.
     Received {
@@ -313,6 +347,11 @@ pub enum Completion {
 pub trait Transport: Send {
     /// What it can do.
     fn caps(&self) -> &Caps;
+
+    /// The memory that it sends from without copying, when that is registered.
+    fn memory(&self) -> Kind {
+        Kind::Private
+    }
 
     /// Makes an arena known, for use in local slices and in [`Transport::authorise`]. It lives as long as the transport, or
     /// until [`Transport::unregister`].

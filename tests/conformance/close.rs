@@ -106,7 +106,7 @@ pub fn death_at_every_step(fabric: &dyn Fabric) {
         assert_eq!(count_closed(&p.net), [1], "step {step}: and no second time");
         assert!(p.net.closed(0, p.a).is_some(), "step {step}: with a reason");
         assert_eq!(std::iter::from_fn(|| pool.lease(1)).collect::<Vec<_>>().len(), 2, "step {step}");
-        p.net.ends.push(crate::rig::End::new(fabric.transport()));
+        p.net.ends.push(fabric.end());
         let (a, b) = p.net.join(0, 1);
         p.net.ping((0, a), (1, b));
     }

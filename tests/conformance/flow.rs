@@ -32,7 +32,7 @@ pub fn full_gives_the_operation_back(fabric: &dyn Fabric) {
     let mut returned = [0; 256];
     match refused.operation.body.as_ref().unwrap() {
         Payload::Owned(buf) => buf.copy_out(0, &mut returned),
-        Payload::Pinned(_) | Payload::Published(_) => panic!("another body came back"),
+        Payload::Pinned(_) | Payload::Lent(_) | Payload::Published(_) => panic!("another body came back"),
     }
     assert_eq!(returned, [posted as u8; 256]);
     p.net.write(0, p.a, refused.operation);

@@ -12,6 +12,7 @@ mod read;
 mod rig;
 mod rights;
 mod send;
+mod shm;
 mod sim;
 mod tcp;
 #[cfg(feature = "verbs")]
@@ -40,7 +41,7 @@ macro_rules! all_cases {
             write: header_and_body_with_imm, every_shape, longest, silent_before_the_next_imm,
                 keeps_order_across_kinds, imm_values, done_gives_the_body_back, published_bodies,
                 refused_locally,
-                body_changed_after_posting, slot_changed_after_written;
+                body_changed_after_posting, slot_changed_after_written, lent_bodies;
             send: every_length, many_in_order, both_ways_at_once;
             read: brings_the_bytes, many_outstanding, many_large_outstanding, sees_an_earlier_write, refused_locally,
                 races_a_writer;
@@ -59,6 +60,24 @@ mod on_tcp {
 
 mod on_tcp_over_ipv6 {
     all_cases!(crate::tcp::Loopback::v6());
+}
+
+mod on_shm {
+    all_cases!(Some(crate::shm::Loopback { shown: true }));
+}
+
+/// In memory that can't be shown to peers.
+mod on_shm_by_copies {
+    all_cases!(Some(crate::shm::Loopback { shown: false }));
+}
+
+mod on_several {
+    all_cases!(Some(crate::shm::Both::here()));
+}
+
+/// Between processes of which each takes the other to be on another host.
+mod on_several_across_hosts {
+    all_cases!(Some(crate::shm::Both::apart()));
 }
 
 mod on_sim {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use windlass::mem::{Arena, Pool, RegionId, RegionSlice, RemoteRegion, Rights};
+use windlass::mem::{Arena, Kind, Pool, RegionId, RegionSlice, RemoteRegion, Rights};
 use windlass::transport::park::park;
 use windlass::transport::{
     Completion, EndpointId, HEADER, Message, Payload, Read, Refusal, SessionKey, Side, Transport, Write,
@@ -17,6 +17,11 @@ pub const ARENA: usize = 24 << 20;
 /// Makes transports that can reach each other.
 pub trait Fabric {
     fn transport(&self) -> Box<dyn Transport>;
+
+    /// One end, in the memory that its transport likes best.
+    fn end(&self) -> End {
+        End::new(self.transport())
+    }
 }
 
 /// One transport with one registered arena, and what it has reported so far.
@@ -26,13 +31,19 @@ pub struct End {
     pub region: RegionId,
     pub seen: Vec<Completion>,
     pub budget: usize,
+    memory: Kind,
 }
 
 impl End {
-    pub fn new(mut transport: Box<dyn Transport>) -> End {
-        let arena = Arena::new(ARENA).unwrap();
+    pub fn new(transport: Box<dyn Transport>) -> End {
+        let memory = transport.memory();
+        End::in_memory(transport, memory)
+    }
+
+    pub fn in_memory(mut transport: Box<dyn Transport>, memory: Kind) -> End {
+        let arena = memory.arena(ARENA).unwrap();
         let region = transport.register(arena.clone()).unwrap();
-        End { transport, arena, region, seen: Vec::new(), budget: 64 }
+        End { transport, arena, region, seen: Vec::new(), budget: 64, memory }
     }
 
     pub fn slice(&self, offset: usize, length: usize) -> RegionSlice {
@@ -44,7 +55,7 @@ impl End {
     }
 
     pub fn pool(&mut self, bytes: usize, count: usize) -> Pool {
-        Pool::new(&[(bytes, count)], |arena| self.transport.register(arena)).unwrap()
+        Pool::of(self.memory, &[(bytes, count)], |arena| self.transport.register(arena)).unwrap()
     }
 
     pub fn fill(&self, offset: usize, bytes: &[u8]) {
@@ -93,7 +104,7 @@ pub fn pair(fabric: &dyn Fabric) -> Pair {
 
 impl Net {
     pub fn new(fabric: &dyn Fabric, ends: usize) -> Net {
-        Net::of((0..ends).map(|_| End::new(fabric.transport())).collect())
+        Net::of((0..ends).map(|_| fabric.end()).collect())
     }
 
     pub fn of(ends: Vec<End>) -> Net {

@@ -234,6 +234,46 @@ pub fn body_changed_after_posting(fabric: &dyn Fabric) {
     p.net.ping((0, p.a), (1, p.b));
 }
 
+/// A lent body may stay where it lies, and is read from there; its header never does. What can't be lent is written.
+pub fn lent_bodies(fabric: &dyn Fabric) {
+    let mut p = pair(fabric);
+    let remote = p.net.ends[1].grant(p.b, 0, 1 << 20, Rights::Write);
+    let mut loans = Vec::new();
+    for (round, length) in [0usize, 4, 2048, 2052, 100_000, 262_144].into_iter().enumerate() {
+        let body = Random(round as u64).bytes(length);
+        let at = round * 300_000 + 4 * round;
+        p.net.ends[0].fill(at, &body);
+        let lent = Some(Payload::Lent(p.net.ends[0].slice(at, length)));
+        let (head, imm) = (header(round as u8), round as u32);
+        p.net.write(0, p.a, Write { header: Some(head), body: lent, imm: Some(imm), ..write_to(remote, 64) });
+        let (id, total) = (p.b, (HEADER + length) as u32);
+        let loan = p.net.wait(1, "Written or Lent", |c| match c {
+            Completion::Written { endpoint, imm: i, length } if *endpoint == id => {
+                assert_eq!((*i, *length), (imm, total));
+                Some(None)
+            }
+            Completion::Lent { endpoint, imm: i, length, body } if *endpoint == id => {
+                assert_eq!((*i, *length), (imm, total));
+                Some(Some(body.clone()))
+            }
+            _ => None,
+        });
+        assert_eq!(p.net.ends[1].bytes(64, HEADER), head);
+        match loan {
+            None => assert!(p.net.ends[1].bytes(64 + HEADER, length) == body),
+            Some(loan) => loans.push((loan, body)),
+        }
+    }
+    // Loans outlive the endpoint, and the transport that gave them.
+    drop(p.net.ends.remove(0));
+    for (loan, body) in loans {
+        assert_eq!(loan.length, body.len());
+        let from = loan.arena.at(loan.offset, loan.length);
+        // SAFETY: `at` proved the range; its owner is gone.
+        assert!(unsafe { std::slice::from_raw_parts(from, loan.length) } == body);
+    }
+}
+
 /// A peer writes over a slot that it has announced: its bytes change under the reader, nobody is told, and not a byte beside
 /// the slot changes. Whoever decides by them has to copy them first.
 pub fn slot_changed_after_written(fabric: &dyn Fabric) {

@@ -74,7 +74,7 @@ impl End {
     fn new(network: &Network, side: Side, bytes: u64) -> Result<(End, Vec<u8>)> {
         let kind = choice::offer(network)?.kinds[0];
         let mut transport = choice::build(network, kind, side == Side::Passive)?;
-        let arena = Arena::new(bytes as usize)?;
+        let arena = transport.memory().arena(bytes as usize)?;
         let region = transport.register(arena.clone())?;
         let (endpoint, address) = transport.open(side, PEER)?;
         let end = End {
@@ -389,7 +389,7 @@ impl Race<'_> {
                     self.one_done();
                 }
                 Completion::Closed { reason, .. } => return Err(lost(reason)),
-                Completion::Connected { .. } | Completion::Written { .. } => {}
+                Completion::Connected { .. } | Completion::Written { .. } | Completion::Lent { .. } => {}
             }
         }
         self.end.completions = completions;
@@ -486,7 +486,7 @@ fn serve(end: &mut End) -> Result<u64> {
         let mut ended = None;
         for completion in end.completions.drain(..) {
             match completion {
-                Completion::Written { .. } => come += 1,
+                Completion::Written { .. } | Completion::Lent { .. } => come += 1,
                 Completion::Received { message, .. } => ended = Some(number(&message)?),
                 Completion::Closed { reason, .. } => return Err(lost(reason)),
                 Completion::Connected { .. } | Completion::Done { .. } => {}

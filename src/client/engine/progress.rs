@@ -93,10 +93,15 @@ impl Engine {
                     self.lost(link, reason)?;
                 }
             }
-            Completion::Received { endpoint, .. } => {
+            Completion::Received { endpoint, .. } | Completion::Lent { endpoint, .. } => {
                 if let Some(link) = self.link_at(endpoint) {
                     let peer = &self.links[link].peer;
-                    return Err(Error::protocol(peer, "message", "none from a server", "one"));
+                    return Err(Error::protocol(
+                        peer,
+                        "message",
+                        "neither one nor a loan from a server",
+                        "one",
+                    ));
                 }
             }
             Completion::Done { endpoint, context } => {

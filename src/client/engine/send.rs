@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::mem::Buf;
 use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
 use crate::transport::Payload;
-use crate::types::{Key, SortedKeys, TableId, Version};
+use crate::types::{Key, SortedKeys, TableId, TableKind, Version};
 
 /// Where the values of a push lie.
 #[derive(Clone, Copy)]
@@ -235,7 +235,8 @@ impl Engine {
         }
         let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
         let (owner, priority) = (Owner::Push(ticket), self.pending[ticket].priority);
-        let outgoing = Outgoing::alone(header, Some(body), owner, priority);
+        let mut outgoing = Outgoing::alone(header, Some(body), owner, priority);
+        outgoing.lends = true;
         self.enqueue(frame.shard, ticket, outgoing, false);
         self.count_push(frame.shard, ticket, header);
         Ok(true)
@@ -347,7 +348,10 @@ impl Engine {
             self.bytes_copied += u64::from(header.length);
             body = Some(Payload::Owned(buf));
         }
-        self.enqueue(link, ticket, Outgoing::alone(header, body, owner, priority), may_overtake);
+        let mut frame = Outgoing::alone(header, body, owner, priority);
+        let dense = matches!(self.pending[ticket].spec.kind, TableKind::Dense { .. });
+        frame.lends = dense && header.kind != RequestKind::Pull;
+        self.enqueue(link, ticket, frame, may_overtake);
         true
     }
 

@@ -38,6 +38,11 @@ impl Coordinator {
         Err(format!("it offers the transport {ours}, but {theirs}: give all nodes the same --transport"))
     }
 
+    /// Whether all nodes can share memory where they are on one host, beside the transport that they use otherwise.
+    pub(super) fn share_memory(&self, transport: TransportKind) -> bool {
+        transport != TransportKind::Shm && self.common(u64::MAX).contains(&TransportKind::Shm)
+    }
+
     /// What the job uses, and why nothing better when somebody offers that, or would like to.
     pub(super) fn agreed(&self) -> (TransportKind, String) {
         // Nobody's link: those that have joined are all there are. They have one in common, or would not have joined.

@@ -19,13 +19,15 @@ pub struct Resumed {
 
 impl Coordinator {
     /// The job is told to end, with a last checkpoint where it makes any. [`State::Failed`] follows, and [`Coordinator::saved`]
-    /// tells what is left of it.
+    /// tells what is left of it; unless its workers were done before.
     pub fn end(&mut self, out: &mut Vec<Output>) {
         match &mut self.cuts {
             Some(cuts) if self.state == State::Running => {
                 let actions = cuts.end();
                 self.act(actions, out);
             }
+            // It ends already, with all its work done.
+            _ if matches!(self.state, State::Leaving | State::Done) => {}
             _ => self.abort("the job was told to end", out),
         }
     }

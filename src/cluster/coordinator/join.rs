@@ -142,8 +142,9 @@ impl Coordinator {
         self.resume(out);
         let view = View { epoch: 1, servers: self.servers.values().cloned().collect(), workers };
         let (transport, reason) = self.agreed();
+        let local = self.share_memory(transport);
         for &link in self.server_links.values().chain(self.worker_links.values()) {
-            let agreed = ControlMessage::Agreed { transport, reason: reason.clone() };
+            let agreed = ControlMessage::Agreed { transport, local, reason: reason.clone() };
             out.push(Output::Send { link, message: agreed });
             out.push(Output::Send { link, message: ControlMessage::View(view.clone()) });
         }

@@ -100,7 +100,7 @@ fn the_view_waits_for_the_last_and_lists_the_servers_by_rank() {
     let address = Some("0.0.0.0:7".to_owned());
     rig.say(100, M::Join { role: Role::Server, rank: None, workers: None, address, threads: 3 });
     let [M::Joined { rank: 0 }, agreed, M::View(view)] = &rig.sent(100)[..] else { panic!() };
-    assert_eq!(*agreed, M::Agreed { transport: TransportKind::Tcp, reason: String::new() });
+    assert_eq!(*agreed, M::Agreed { transport: TransportKind::Tcp, local: false, reason: String::new() });
     let server = |rank, address: &str, threads| ServerInfo { rank, address: address.into(), threads };
     // A server that listens everywhere is listed where the coordinator sees it.
     assert_eq!(view.servers, [server(0, "10.0.0.9:7", 3), server(1, "127.0.0.1:4000", 1)]);
@@ -119,7 +119,11 @@ fn agreed(
         rig.say(link, join(role, Some(0), Some(1)));
     }
     match &rig.sent(0)[..] {
-        [M::Joined { .. }, M::Agreed { transport, reason }, M::View(_)] => Ok((*transport, reason.clone())),
+        [M::Joined { .. }, M::Agreed { transport, local, reason }, M::View(_)] => {
+            let both_share = [server.0, worker.0].iter().all(|kinds| kinds.contains(&TransportKind::Shm));
+            assert_eq!(*local, both_share && *transport != TransportKind::Shm);
+            Ok((*transport, reason.clone()))
+        }
         [M::JoinRefused { reason }] => Err(reason.clone()),
         other => panic!("{other:?}"),
     }
@@ -127,7 +131,7 @@ fn agreed(
 
 #[test]
 fn data_travels_by_the_best_that_all_offer_and_a_fallback_has_a_reason() {
-    use TransportKind::{Tcp, Verbs};
+    use TransportKind::{Shm, Tcp, Verbs};
     let (both, no_device) = ((&[Verbs, Tcp][..], ""), (&[Tcp][..], "this machine has no RDMA device"));
     let (tcp, verbs) = ((&[Tcp][..], ""), (&[Verbs][..], ""));
     let name = |role| identity(role, Some(0), if role == Role::Server { 100 } else { 0 }).to_string();
@@ -139,6 +143,10 @@ fn data_travels_by_the_best_that_all_offer_and_a_fallback_has_a_reason() {
     assert_eq!(agreed(no_device, both), Ok((Tcp, missing(Role::Server))));
     assert_eq!(agreed(no_device, no_device).unwrap().0, Tcp);
     assert_eq!(agreed(tcp, both), Ok((Tcp, format!("{} offers tcp alone", name(Role::Server)))));
+    let (local, only) = ((&[Tcp, Shm][..], ""), (&[Shm][..], ""));
+    assert_eq!(agreed(local, local), Ok((Tcp, String::new())));
+    assert_eq!(agreed(local, tcp), Ok((Tcp, String::new())));
+    assert_eq!(agreed(only, local), Ok((Shm, String::new())));
     let refused = agreed(verbs, no_device).unwrap_err();
     assert!(refused.contains("offers the transport tcp") && refused.contains("offers verbs"), "{refused}");
 }
@@ -261,6 +269,9 @@ fn the_end_waits_for_the_servers_but_not_for_ever() {
         rig.say(0, M::Finish);
         rig.down(0);
         rig.say(1, M::Finish);
+        assert_eq!(*rig.core.state(), State::Leaving);
+        // Who tells it to end now comes too late to undo anything.
+        rig.core.end(&mut Vec::new());
         assert_eq!(*rig.core.state(), State::Leaving);
         assert_eq!((rig.sent(100), rig.sent(101)), (vec![M::Shutdown], vec![M::Shutdown]));
         rig.down(1);

@@ -59,7 +59,7 @@ impl Core {
 
     /// Has a piece folded at the end of the turn, unless it is rejected.
     fn make_ready(&mut self, rank: Rank, held: Held) {
-        match self.examine(&held) {
+        match self.examine(rank, &held) {
             Ok(None) => self.ready.push((rank, held)),
             Ok(Some(rejection)) => self.reject(rank, held.place.slot, held.header, rejection),
             Err(malformed) => self.blame(Err((rank, malformed))),
@@ -67,12 +67,12 @@ impl Core {
     }
 
     /// The rejection of a piece whose values are not finite. [`Core::take`] looks at those that are not fused.
-    fn examine(&mut self, held: &Held) -> Result<Option<Rejection>, Malformed> {
+    fn examine(&mut self, rank: Rank, held: &Held) -> Result<Option<Rejection>, Malformed> {
         if !held.examined {
             return Ok(None);
         }
         let chain = self.chains(&held.header)?.push;
-        let piece = self.staging.dense(held.place.body_at, &held.header, chain)?;
+        let piece = self.loans.dense(&self.staging, held.place.of(rank), &held.header, chain)?;
         Ok(self.shard.examine_dense(held.header.table, &piece))
     }
 
@@ -117,8 +117,9 @@ impl Core {
         while let Some(part) = rest.next() {
             let nothing = DensePiece { bucket: 0, first: 0, values: Input::from(&[][..]) };
             let mut views = [nothing; WAYS];
-            for (view, (_, held)) in views.iter_mut().zip(part) {
-                *view = self.staging.dense(held.place.body_at, &held.header, chain)?;
+            for (view, (rank, held)) in views.iter_mut().zip(part) {
+                let at = held.place.of(*rank);
+                *view = self.loans.dense(&self.staging, at, &held.header, chain)?;
             }
             let views = &views[..part.len()];
             match closing.filter(|_| rest.peek().is_none()) {

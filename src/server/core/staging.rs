@@ -6,6 +6,7 @@ use crate::error::Malformed;
 use crate::mem::{Arena, RegionId};
 use crate::proto::{Chain, HEADER, RequestHeader, SparseBody};
 use crate::store::DensePiece;
+use crate::transport::Loan;
 use crate::types::{DirectoryEntry, Key, Rank};
 
 /// The memory that workers write their requests into: for each rank `slots` slots of `slot_bytes`.
@@ -48,23 +49,6 @@ impl Staging {
         Ok(header)
     }
 
-    /// What a dense push or set brought, in place from byte `body_at` on; refused when the body is not as long as the header
-    /// and the table's chain say.
-    pub(super) fn dense(
-        &self,
-        body_at: usize,
-        header: &RequestHeader,
-        chain: Chain,
-    ) -> Result<DensePiece<'_>, Malformed> {
-        let bytes = u64::from(header.count) * chain.value_bytes() as u64;
-        if u64::from(header.length) != bytes {
-            let expected = format!("{bytes} for {} values", header.count);
-            return Err(Malformed::new("length", expected, header.length));
-        }
-        let values = chain.view(&self.arena, body_at, header.count as usize);
-        Ok(DensePiece { bucket: header.bucket, first: header.first, values })
-    }
-
     /// Private copies of a sparse body's directory and keys; how many bytes that are. `body` fits the slot.
     pub(super) fn keys(
         &self,
@@ -80,5 +64,45 @@ impl Staging {
         keys.resize(body.keys, 0);
         self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(keys));
         (size_of_val(&directory[..]) + size_of_val(&keys[..])) as u64
+    }
+}
+
+/// Bodies that workers have lent instead of filling their slots with them.
+#[derive(Debug)]
+pub(super) struct Loans {
+    /// By rank, then slot.
+    of: Vec<Option<Loan>>,
+    slots: usize,
+}
+
+impl Loans {
+    /// None of any worker.
+    pub fn new(workers: usize, slots: usize) -> Loans {
+        Loans { of: vec![None; workers * slots], slots }
+    }
+
+    /// What fills a slot from now on.
+    pub fn set(&mut self, rank: Rank, slot: u32, loan: Option<Loan>) {
+        self.of[rank as usize * self.slots + slot as usize] = loan;
+    }
+
+    /// What a dense push or set brought, in place from byte `body_at` on, be that of its slot or of a loan; refused when the body is
+    /// not as long as the header and the table's chain say.
+    pub fn dense<'a>(
+        &'a self,
+        staging: &'a Staging,
+        (rank, slot, body_at): (Rank, u32, usize),
+        header: &RequestHeader,
+        chain: Chain,
+    ) -> Result<DensePiece<'a>, Malformed> {
+        let bytes = u64::from(header.count) * chain.value_bytes() as u64;
+        if u64::from(header.length) != bytes {
+            let expected = format!("{bytes} for {} values", header.count);
+            return Err(Malformed::new("length", expected, header.length));
+        }
+        let loan = &self.of[rank as usize * self.slots + slot as usize];
+        let arena = loan.as_ref().map_or(&staging.arena, |loan| &loan.arena);
+        let values = chain.view(arena, body_at, header.count as usize);
+        Ok(DensePiece { bucket: header.bucket, first: header.first, values })
     }
 }

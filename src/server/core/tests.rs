@@ -102,7 +102,7 @@ impl Rig {
 
     fn frame(&mut self, (rank, slot): (u32, u32), header: RequestHeader) -> Result<()> {
         self.core.staging.arena.copy_in(self.core.staging.slot_at(rank, slot), &header.encode());
-        self.core.request(rank, slot, HEADER as u32 + header.length)
+        self.core.request(rank, slot, HEADER as u32 + header.length, None)
     }
 }
 
@@ -139,7 +139,7 @@ impl Rig {
         let mut header = RequestHeader { kind, sequence, count, length, ..RequestHeader::new(clock, 1) };
         change(&mut header);
         self.core.staging.arena.copy_in(at, &header.encode());
-        self.core.request(rank, slot, HEADER as u32 + header.length)?;
+        self.core.request(rank, slot, HEADER as u32 + header.length, None)?;
         self.core.obey();
         Ok(())
     }
@@ -271,6 +271,63 @@ fn keys_that_change_while_they_are_held_are_their_workers_fault() {
         "{:?}",
         rig.core.faults
     );
+}
+
+/// A body of `values` in memory of the worker's.
+fn loan(values: &[f32; 16], offset: usize) -> Loan {
+    let arena = Arena::new(4096).unwrap();
+    arena.copy_in(offset, bytemuck::cast_slice(values));
+    Loan { arena, offset, length: 64 }
+}
+
+impl Rig {
+    /// A worker fills a slot's header and lends the body.
+    fn lend(&mut self, (rank, slot): (u32, u32), header: RequestHeader, body: Loan) -> Result<()> {
+        let header = RequestHeader { sequence: self.sequences[rank as usize], ..header };
+        self.sequences[rank as usize] += 1;
+        self.core.staging.arena.copy_in(self.core.staging.slot_at(rank, slot), &header.encode());
+        self.core.request(rank, slot, HEADER as u32 + header.length, Some(body))
+    }
+}
+
+#[test]
+fn lent_values_are_folded_where_they_lie_and_given_back_with_the_slot() {
+    let mut rig = Rig::new(2);
+    let (held, slotted) = (loan(&[3.0; 16], 20), part(RequestKind::Push, 0, 1));
+    let memory = held.arena.clone();
+    rig.lend((1, 0), part(RequestKind::Push, 0, 0), held).unwrap();
+    rig.put((1, 1), slotted, bytemuck::cast_slice(&[5.0f32; 16])).unwrap();
+    rig.core.obey();
+    assert_eq!(Arc::strong_count(&memory), 2, "the gate holds it");
+    // The worker's endpoint is lost, and its frames come again over another: what was lent first is still what counts.
+    rig.attach(1);
+    let again = RequestHeader { sequence: 0, ..part(RequestKind::Push, 0, 0) };
+    rig.core.staging.arena.copy_in(rig.core.staging.slot_at(1, 0), &again.encode());
+    rig.core.request(1, 0, 128, Some(loan(&[3.0; 16], 0))).unwrap();
+    rig.frame((1, 1), RequestHeader { sequence: 1, ..slotted }).unwrap();
+    rig.send((0, 0), RequestKind::Mark, 0, 0).unwrap();
+    rig.core.obey();
+    assert_eq!(Arc::strong_count(&memory), 1, "it was folded");
+    rig.core.links[1].as_mut().unwrap().forget_freed();
+    rig.send((1, 0), RequestKind::Mark, 0, 0).unwrap();
+    rig.core.obey();
+    let step = |rig: &Rig, bucket| rig.values(bucket)[15];
+    assert_eq!(step(&rig, 0) / step(&rig, 1), 3.0 / 5.0);
+}
+
+#[test]
+fn only_values_of_dense_tables_can_be_lent() {
+    let refused = |header: RequestHeader, body: Loan, field: &str| {
+        let error = Rig::new(2).lend((1, 0), header, body).unwrap_err().to_string();
+        assert!(error.contains("worker 1") && error.contains(field), "{error}");
+    };
+    let push = part(RequestKind::Push, 0, 0);
+    refused(RequestHeader { table: SPARSE, ..push }, loan(&[1.0; 16], 0), "body");
+    refused(RequestHeader { table: 77, ..push }, loan(&[1.0; 16], 0), "body");
+    refused(RequestHeader { kind: RequestKind::Pull, ..push }, loan(&[1.0; 16], 0), "body");
+    refused(RequestHeader { kind: RequestKind::Batch, ..push }, loan(&[1.0; 16], 0), "body");
+    refused(push, Loan { length: 60, ..loan(&[1.0; 16], 0) }, "length");
+    refused(push, loan(&[1.0; 16], 2), "source");
 }
 
 #[test]

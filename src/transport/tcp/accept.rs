@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
-use super::preamble::{self, DIAL, NONCE, Secret};
 use super::socket;
+use crate::transport::preamble::{self, DIAL, NONCE, Secret};
 use crate::transport::{EndpointId, Side};
 
 /// How long a connection keeps its place in a crowd: many times what the preamble takes. Without it a fast flood would
@@ -75,7 +75,7 @@ impl Pending {
             return self.endpoint.map_or(Progress::Gone, Progress::Proved);
         }
         self.dial = self.input;
-        self.endpoint = preamble::dialled(&self.dial);
+        self.endpoint = preamble::dialled(preamble::TCP, &self.dial);
         self.endpoint.map_or(Progress::Gone, Progress::Dialled)
     }
 

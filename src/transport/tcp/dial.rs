@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 
-use super::preamble::{self, DIAL, NONCE, Secret};
 use super::socket;
 use crate::error::{Error, Result};
+use crate::transport::preamble::{self, DIAL, NONCE, Secret};
 use crate::transport::{EndpointId, SessionKey, Side};
 
 /// What the dialler waits for.
@@ -48,7 +48,7 @@ impl Dialer {
             until,
             address,
             key: Secret(*key),
-            dial: preamble::dial(endpoint, &preamble::nonce()?),
+            dial: preamble::dial(preamble::TCP, endpoint, &preamble::nonce()?),
             waiting: Waiting::Connect,
             input: [0; NONCE],
             got: 0,

@@ -6,9 +6,9 @@
 //! | `config` | settings and limits |
 //! | `frame` | the 32 bytes before every payload |
 //! | `address` | what `open` hands out |
-//! | `preamble`, `accept`, `dial` | authentication: the bytes, the passive side, the active side |
+//! | `accept`, `dial` | authentication (`transport::preamble` has the bytes): the passive side, the active side |
 //! | `rx`, `tx` | moving frames |
-//! | `endpoint` | state, and the table |
+//! | `endpoint` | state |
 //! | `progress` | what `poll` does |
 //! | `socket` | system calls |
 //!
@@ -25,7 +25,6 @@ mod dial;
 mod endpoint;
 mod frame;
 mod post;
-mod preamble;
 mod progress;
 mod rx;
 mod socket;
@@ -45,12 +44,13 @@ use mio::{Events, Interest, Poll, Token};
 
 use accept::Lobby;
 use dial::Dialer;
-use endpoint::{Endpoints, PendingRead, State};
-use preamble::Secret;
+use endpoint::{Endpoints, State};
 use progress::{LISTENER, TIMER};
-use socket::Timer;
 
 use super::arenas::Arenas;
+use super::endpoints::PendingRead;
+use super::preamble::Secret;
+use super::timer::Timer;
 use super::{Caps, Completion, EndpointId, Message, Read, Rejected, SessionKey, Side, Transport, Write};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
@@ -206,9 +206,11 @@ impl Transport for Tcp {
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
         match (side, self.local) {
-            (Side::Active, _) => Ok((self.endpoints.open(side, peer), address::ACTIVE.to_vec())),
+            (Side::Active, _) => {
+                Ok((self.endpoints.open(side, peer, State::Opened), address::ACTIVE.to_vec()))
+            }
             (Side::Passive, Some(local)) => {
-                let id = self.endpoints.open(side, peer);
+                let id = self.endpoints.open(side, peer, State::Opened);
                 Ok((id, address::encode(self.config.advertise.unwrap_or(local), id)))
             }
             (Side::Passive, None) => Self::misuse(

@@ -2,10 +2,11 @@
 
 #![allow(clippy::result_large_err)] // a rejected operation is given back whole, without an allocation
 
-use super::endpoint::{Connection, PendingRead};
+use super::endpoint::Connection;
 use super::frame::Frame;
 use super::{MAX_READS, Tcp};
 use crate::transport::arenas::Target;
+use crate::transport::endpoints::PendingRead;
 use crate::transport::{EndpointId, Message, Read, Refusal, Rejected, Write};
 
 type Posted<T> = Result<(), Rejected<T>>;

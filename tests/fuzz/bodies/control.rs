@@ -110,7 +110,7 @@ fn examples() -> Vec<ControlMessage> {
             threads: 2,
         },
         ControlMessage::Offer { transports: TransportKind::ALL.to_vec(), lacks: "no device".into() },
-        ControlMessage::Agreed { transport: TransportKind::Tcp, reason: "no device".into() },
+        ControlMessage::Agreed { transport: TransportKind::Tcp, local: true, reason: "no device".into() },
         ControlMessage::EndpointLost { thread: 1 },
         ControlMessage::Heartbeat { clock: 9, status: vec![1; 8] },
         ControlMessage::OpenTable { request: 3, spec: dense.clone() },

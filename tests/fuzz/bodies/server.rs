@@ -167,7 +167,7 @@ impl Rig {
         let place = slot as usize % SLOTS;
         self.write(rank, place, 0, &header);
         self.write(rank, place, HEADER, body);
-        self.core.request(rank, slot, (HEADER + body.len()) as u32)
+        self.core.request(rank, slot, (HEADER + body.len()) as u32, None)
     }
 
     fn header(&self, rank: u32, how: u8, input: &mut Bytes<'_>) -> RequestHeader {

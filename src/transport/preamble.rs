@@ -1,7 +1,7 @@
 //! How two ends prove to each other that they hold the same session key, before any frame. Bytes only; no sockets.
 //!
 //! ```text
-//! active ── dial   magic "WLTC", version u16, reserved u16, endpoint index u32, generation u32, nonce 32 ─▶ passive
+//! active ── dial   magic u8 × 4, version u16, reserved u16, endpoint index u32, generation u32, nonce 32 ─▶ passive
 //!        ◀─ nonce  32 bytes ──────────────────────────────────────────────────────────────────────────────
 //!        ── proof  32 bytes ─────────────────────────────────────────────────────────────────────────────▶
 //!        ◀─ proof  32 bytes ──────────────────────────────────────────────────────────────────────────────
@@ -20,7 +20,13 @@ pub(super) const DIAL: usize = 48;
 /// Size of a nonce and of a proof in bytes.
 pub(super) const NONCE: usize = 32;
 
-const MAGIC: [u8; 4] = *b"WLTC";
+/// What a dial begins with, by what the connection is.
+pub(super) type Magic = [u8; 4];
+/// Over TCP.
+pub(super) const TCP: Magic = *b"WLTC";
+/// Over shared memory.
+pub(super) const SHM: Magic = *b"WLSH";
+
 const VERSION: u16 = 1;
 
 /// A session key that no debug output shows.
@@ -42,9 +48,9 @@ pub(super) fn nonce() -> Result<[u8; NONCE]> {
 }
 
 /// The first message, for `endpoint` of the passive side.
-pub(super) fn dial(endpoint: EndpointId, nonce: &[u8; NONCE]) -> [u8; DIAL] {
+pub(super) fn dial(magic: Magic, endpoint: EndpointId, nonce: &[u8; NONCE]) -> [u8; DIAL] {
     let mut out = [0; DIAL];
-    out[0..4].copy_from_slice(&MAGIC);
+    out[0..4].copy_from_slice(&magic);
     out[4..6].copy_from_slice(&VERSION.to_le_bytes());
     out[8..12].copy_from_slice(&endpoint.index.to_le_bytes());
     out[12..16].copy_from_slice(&endpoint.generation.to_le_bytes());
@@ -53,11 +59,11 @@ pub(super) fn dial(endpoint: EndpointId, nonce: &[u8; NONCE]) -> [u8; DIAL] {
 }
 
 /// Which endpoint a first message is for; `None` when it is not a dial of this version.
-pub(super) fn dialled(bytes: &[u8; DIAL]) -> Option<EndpointId> {
+pub(super) fn dialled(magic: Magic, bytes: &[u8; DIAL]) -> Option<EndpointId> {
     let [m0, m1, m2, m3, v0, v1, 0, 0, i0, i1, i2, i3, g0, g1, g2, g3, ..] = *bytes else {
         return None;
     };
-    if [m0, m1, m2, m3] != MAGIC || u16::from_le_bytes([v0, v1]) != VERSION {
+    if [m0, m1, m2, m3] != magic || u16::from_le_bytes([v0, v1]) != VERSION {
         return None;
     }
     Some(EndpointId {
@@ -85,28 +91,30 @@ mod tests {
 
     #[test]
     fn golden_dial() {
-        let bytes = dial(ID, &[9; 32]);
+        let bytes = dial(TCP, ID, &[9; 32]);
         assert_eq!(bytes[..16], [b'W', b'L', b'T', b'C', 1, 0, 0, 0, 1, 2, 0, 0, 3, 0, 0, 0]);
         assert_eq!(bytes[16..], [9; 32]);
-        assert_eq!(dialled(&bytes), Some(ID));
+        assert_eq!(dialled(TCP, &bytes), Some(ID));
+        assert_eq!(dialled(SHM, &bytes), None);
         for at in 0..8 {
             let mut other = bytes;
             other[at] ^= 1;
-            assert_eq!(dialled(&other), None, "byte {at}");
+            assert_eq!(dialled(TCP, &other), None, "byte {at}");
         }
     }
 
     #[test]
     fn a_proof_depends_on_everything() {
-        let (key, first, second) = (Secret([1; 32]), dial(ID, &[2; 32]), [3; 32]);
+        let (key, first, second) = (Secret([1; 32]), dial(TCP, ID, &[2; 32]), [3; 32]);
         let proved = proof(&key, Side::Active, &first, &second);
         assert_eq!(proved, proof(&key, Side::Active, &first, &second));
         let other = EndpointId { generation: 4, ..ID };
         for different in [
             proof(&Secret([9; 32]), Side::Active, &first, &second),
             proof(&key, Side::Passive, &first, &second),
-            proof(&key, Side::Active, &dial(ID, &[9; 32]), &second),
-            proof(&key, Side::Active, &dial(other, &[2; 32]), &second),
+            proof(&key, Side::Active, &dial(TCP, ID, &[9; 32]), &second),
+            proof(&key, Side::Active, &dial(TCP, other, &[2; 32]), &second),
+            proof(&key, Side::Active, &dial(SHM, ID, &[2; 32]), &second),
             proof(&key, Side::Active, &first, &[9; 32]),
         ] {
             assert_ne!(proved, different);

@@ -1,0 +1,115 @@
+/* What two processes of this machine do with memory that they share, in loops as plain as they come.
+ *
+ *   shm OP [--bytes 16777216] [--table 268435456] [--spin 0] [--seconds 1]
+ *
+ *   add         table += values, where the values lie in a memfd of --bytes that another process has filled: the best that a server
+ *               can do with a push
+ *   pingpong    64 bytes each way through two flags and two lines of a memfd; each side spins (--spin 1), or blocks on an eventfd (0)
+ *               or on a futex (--spin -1)
+ */
+#define _GNU_SOURCE
+#include "bare.h"
+
+#include <linux/futex.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PIECE = 256 << 10, ROUNDS = 10000000 };
+
+struct line {
+    _Alignas(64) _Atomic uint32_t count;
+    _Alignas(64) char bytes[64];
+};
+
+static void *shared(size_t bytes) {
+    int fd = memfd_create("bare", 0);
+    if (fd < 0 || ftruncate(fd, bytes)) fail("memfd");
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED) fail("mmap");
+    return at;
+}
+
+static void add_from(size_t bytes, size_t table_bytes, double limit) {
+    float *values = shared(bytes), *table = memory(table_bytes);
+    if (fork() == 0) {
+        for (size_t i = 0; i < bytes / sizeof(float); i++) values[i] = 1;
+        _exit(0);
+    }
+    wait(NULL);
+    double total = 0, start = now();
+    size_t at = 0, step = PIECE / sizeof(float);
+    while (now() - start < limit)
+        for (size_t from = 0; from + step <= bytes / sizeof(float); from += step, total += PIECE) {
+            add(table + at, values + from, step);
+            at = (at + 2 * step) * sizeof(float) <= table_bytes ? at + step : 0;
+        }
+    print_rate("add", total, now() - start);
+}
+
+static long futex(_Atomic uint32_t *word, int operation, uint32_t value) {
+    return syscall(SYS_futex, word, operation, value, NULL, NULL, 0);
+}
+
+static void await(struct line *line, uint32_t count, int spin, int fd) {
+    uint32_t found;
+    uint64_t rung;
+    while ((found = atomic_load_explicit(&line->count, memory_order_acquire)) != count) {
+        if (spin > 0) _mm_pause();
+        else if (spin < 0) futex(&line->count, FUTEX_WAIT, found);
+        else if (read(fd, &rung, sizeof rung) < 0) fail("read");
+    }
+}
+
+static void tell(struct line *line, const char *bytes, uint32_t count, int spin, int fd) {
+    uint64_t ring = 1;
+    memcpy(line->bytes, bytes, sizeof line->bytes);
+    atomic_store_explicit(&line->count, count, memory_order_release);
+    if (spin < 0) futex(&line->count, FUTEX_WAKE, 1);
+    else if (spin == 0 && write(fd, &ring, sizeof ring) < 0) fail("write");
+}
+
+static void pingpong(int spin, double limit) {
+    struct line *lines = shared(2 * sizeof *lines);
+    int fds[2] = {eventfd(0, 0), eventfd(0, 0)};
+    char bytes[64] = {0};
+    pid_t child = fork();
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (uint32_t count = 1;; count++) {
+            await(&lines[0], count, spin, fds[0]);
+            memcpy(bytes, lines[0].bytes, sizeof bytes);
+            tell(&lines[1], bytes, count, spin, fds[1]);
+        }
+    }
+    double *taken = malloc(ROUNDS * sizeof *taken), end = now() + limit;
+    uint32_t count = 0;
+    for (double start = now(), next; count < ROUNDS && start < end; start = next) {
+        bytes[0] = (char)count;
+        tell(&lines[0], bytes, count + 1, spin, fds[0]);
+        await(&lines[1], count + 1, spin, fds[1]);
+        if (lines[1].bytes[0] != (char)count) fail("another message");
+        next = now();
+        taken[count++] = next - start;
+    }
+    kill(child, SIGKILL);
+    print_latencies("pingpong", taken, count);
+}
+
+int main(int count, char **arguments) {
+    const char *op = count > 1 ? arguments[1] : "";
+    double limit = flag(count, arguments, "--seconds", 1);
+    if (strcmp(op, "add") == 0)
+        add_from(flag(count, arguments, "--bytes", 16 << 20), flag(count, arguments, "--table", 256 << 20), limit);
+    else if (strcmp(op, "pingpong") == 0)
+        pingpong(flag(count, arguments, "--spin", 0), limit);
+    else {
+        fprintf(stderr, "shm: expected add or pingpong\n");
+        return 2;
+    }
+    return 0;
+}

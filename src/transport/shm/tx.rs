@@ -1,0 +1,290 @@
+//! The send side of one connection: operations that wait for room in the ring, and those that the peer has not taken yet.
+//!
+//! Short bodies are copied into the ring. Longer ones stay where they are and the peer takes them from there, if their arena can be
+//! shown to it; else they go through the ring in parts.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use super::frame::{Frame, Kind, Source};
+use super::socket;
+use crate::mem::ring::{OutOfStep, Producer, cells};
+use crate::mem::{RegionId, RegionSlice};
+use crate::transport::{HEADER, Message, Payload};
+
+/// The longest body that is copied into the ring, in bytes, when it could be taken from where it lies.
+const SHORT: usize = 2048;
+/// The most bytes that one entry of the ring brings with it.
+const PART: usize = 8192;
+const _: () = assert!(PART.is_multiple_of(HEADER) && PART <= u16::MAX as usize);
+/// Regions that one peer can be shown at a time. Part of the protocol: the peer shows no more either.
+pub(super) const MAX_SHOWN: usize = 128;
+
+/// What an operation is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// The caller posted it.
+    Posted,
+    /// The answer to a read, from this grant.
+    Answer(u32),
+    /// The peer forgets the region in this place.
+    Forget(usize),
+}
+
+/// An operation that has not gone into the ring whole.
+#[derive(Debug)]
+struct Op {
+    what: What,
+    kind: Kind,
+    /// A write's header, or a message.
+    head: Message,
+    body: Option<Payload>,
+    context: Option<u64>,
+    /// Its entry is in the ring, and so much of the body.
+    begun: Option<usize>,
+}
+
+/// An operation in the ring.
+#[derive(Debug)]
+struct Flying {
+    what: What,
+    /// It is done when the peer has taken this many cells.
+    end: u64,
+    /// What the peer takes from where it lies.
+    body: Option<Payload>,
+    context: Option<u64>,
+}
+
+/// A number by which the peer knows one of our regions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Free,
+    Shown(RegionId),
+    /// The peer has not taken the word that it may forget it.
+    Leaving,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Tx {
+    pub producer: Producer,
+    queue: VecDeque<Op>,
+    flying: VecDeque<Flying>,
+    shown: Vec<Place>,
+    /// Operations of the caller's, and answers, that are not done.
+    posted: usize,
+    answers: usize,
+    /// Something was published since the peer was last asked whether it sleeps.
+    unrung: bool,
+}
+
+impl Tx {
+    /// Into a ring, with room for `depth` operations.
+    pub fn new(producer: Producer, depth: usize) -> Tx {
+        Tx {
+            producer,
+            queue: VecDeque::new(),
+            flying: VecDeque::with_capacity(depth),
+            shown: Vec::new(),
+            posted: 0,
+            answers: 0,
+            unrung: false,
+        }
+    }
+
+    /// Operations of the caller's that are not done.
+    pub fn posted(&self) -> usize {
+        self.posted
+    }
+
+    /// Answers that the peer has not taken.
+    pub fn answers(&self) -> usize {
+        self.answers
+    }
+
+    /// Queues a message, a write or a request.
+    pub fn post(&mut self, kind: Kind, head: Message, body: Option<Payload>, context: Option<u64>) {
+        self.posted += 1;
+        self.queue.push_back(Op { what: What::Posted, kind, head, body, context, begun: None });
+    }
+
+    /// Queues the answer to a read from grant `key`.
+    pub fn answer(&mut self, kind: Kind, from: RegionSlice, key: u32) {
+        self.answers += 1;
+        let (head, body) = (Message::NOTHING, Some(Payload::Pinned(from)));
+        self.queue.push_back(Op { what: What::Answer(key), kind, head, body, context: None, begun: None });
+    }
+
+    /// Lets the peer forget a region that no operation uses.
+    pub fn forget(&mut self, region: RegionId) {
+        let Some(place) = self.shown.iter().position(|p| *p == Place::Shown(region)) else { return };
+        self.shown[place] = Place::Leaving;
+        let kind = Kind::Forget { region: place as u32 };
+        let (what, head) = (What::Forget(place), Message::NOTHING);
+        self.queue.push_back(Op { what, kind, head, body: None, context: None, begun: None });
+    }
+
+    fn bodies(&self) -> impl Iterator<Item = (What, &Payload)> {
+        let queued = self.queue.iter().map(|op| (op.what, op.body.as_ref()));
+        let flying = self.flying.iter().map(|op| (op.what, op.body.as_ref()));
+        queued.chain(flying).filter_map(|(what, body)| Some((what, body?)))
+    }
+
+    /// Whether an operation that is not done takes its body from this region.
+    pub fn sends_from(&self, region: RegionId) -> bool {
+        self.bodies().any(|(_, body)| body.region() == region)
+    }
+
+    /// Whether an answer from this grant has not been taken.
+    pub fn answers_from(&self, key: u32) -> bool {
+        self.bodies().any(|(what, _)| what == What::Answer(key))
+    }
+
+    /// Whether somebody may wait for what the peer takes: for room, a completion, or a body to be given back.
+    pub fn matters(&self) -> bool {
+        let held = |body: &Payload| matches!(body, Payload::Owned(_) | Payload::Published(_));
+        let flying = |op: &Flying| op.context.is_some() || op.body.as_ref().is_some_and(held);
+        !self.queue.is_empty() || self.flying.iter().any(flying)
+    }
+
+    /// Whether it is worth asking what the peer has taken: to ask costs a cache line that both sides write.
+    pub fn is_due(&self) -> bool {
+        self.matters() || self.answers > 0 || self.flying.len() >= self.flying.capacity() / 2
+    }
+
+    /// Lets go of what the peer has taken; `done` is told the contexts.
+    pub fn retire(&mut self, mut done: impl FnMut(u64)) -> Result<(), OutOfStep> {
+        if self.flying.is_empty() {
+            return Ok(());
+        }
+        let taken = self.producer.taken()?;
+        while let Some(op) = self.flying.pop_front_if(|op| op.end <= taken) {
+            match op.what {
+                What::Posted => self.posted -= 1,
+                What::Answer(_) => self.answers -= 1,
+                What::Forget(place) => self.shown[place] = Place::Free,
+            }
+            op.context.into_iter().for_each(&mut done);
+        }
+        Ok(())
+    }
+
+    /// Moves operations into the ring while there is room.
+    pub fn pump(&mut self, socket: &OwnedFd) -> Result<(), OutOfStep> {
+        while let Some(op) = self.queue.front_mut() {
+            let slice = op.body.as_ref().map(Payload::slice);
+            let length = slice.as_ref().map_or(0, |s| s.length);
+            let head = if op.begun.is_some() { &[] } else { op.head.bytes() };
+            let mut source = None;
+            if let Some(slice) = slice.as_ref().filter(|_| op.begun.is_none() && length > SHORT) {
+                let lent = matches!(op.body, Some(Payload::Lent(_)));
+                source = show(&mut self.shown, slice, socket).map(|place| Source {
+                    region: place as u32,
+                    offset: slice.offset as u64,
+                    // A loan that nobody is told of can't be given back.
+                    lent: lent && matches!(op.kind, Kind::Write { imm: Some(_), .. }),
+                });
+            }
+            let sent = op.begun.unwrap_or(0);
+            let part = if source.is_some() { 0 } else { (length - sent).min(PART - head.len()) };
+            let needed = 1 + cells(head.len() + part);
+            if !self.producer.has_room(needed)? {
+                return Ok(());
+            }
+            let kind = if op.begun.is_some() { Kind::Part } else { op.kind };
+            // At most PART.
+            let frame = Frame { kind, inline: (head.len() + part) as u16, source };
+            self.producer.put(0, &frame.encode());
+            self.producer.put(1, head);
+            if let Some(slice) = &slice {
+                // With a body the head is nothing, or the header: one cell.
+                self.producer.put_from(1 + cells(head.len()), &slice.arena, slice.offset + sent, part);
+            }
+            self.producer.publish(needed);
+            self.unrung = true;
+            op.begun = Some(sent + part);
+            if source.is_some() || sent + part == length {
+                let Some(Op { what, body, context, .. }) = self.queue.pop_front() else { break };
+                let body = body.filter(|_| source.is_some());
+                self.flying.push_back(Flying { what, end: self.producer.published(), body, context });
+            }
+        }
+        Ok(())
+    }
+
+    /// Rings once for all that was published since, if the peer sleeps.
+    pub fn ring(&mut self, socket: &OwnedFd) {
+        if std::mem::take(&mut self.unrung) && self.producer.must_wake() {
+            socket::ring(socket);
+        }
+    }
+}
+
+impl Drop for Tx {
+    /// The peer must not believe what it reads from here on: bodies go back to their owners.
+    fn drop(&mut self) {
+        self.producer.close();
+    }
+}
+
+/// The number by which the peer knows the region of a slice. `None` when it can't be shown, or not now.
+fn show(shown: &mut Vec<Place>, slice: &RegionSlice, socket: &OwnedFd) -> Option<usize> {
+    if let Some(place) = shown.iter().position(|p| *p == Place::Shown(slice.region)) {
+        return Some(place);
+    }
+    let file = slice.arena.file()?;
+    let place = shown.iter().position(|p| *p == Place::Free).unwrap_or(shown.len());
+    if place >= MAX_SHOWN {
+        return None;
+    }
+    let packet = Showing { place: place as u32, bytes: slice.arena.len() as u64 }.encode();
+    socket::send(socket, &packet, Some(file)).ok()?;
+    if place == shown.len() {
+        shown.push(Place::Free);
+    }
+    shown[place] = Place::Shown(slice.region);
+    Some(place)
+}
+
+/// The packet that brings the descriptor of a region.
+///
+/// ```text
+/// 0  1 kind   1 (0 is the doorbell)
+/// 1  4 place  the number by which entries name the region
+/// 5  8 bytes  its length
+/// ```
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Showing {
+    pub place: u32,
+    pub bytes: u64,
+}
+
+impl Showing {
+    fn encode(&self) -> [u8; 13] {
+        let mut out = [1; 13];
+        out[1..5].copy_from_slice(&self.place.to_le_bytes());
+        out[5..].copy_from_slice(&self.bytes.to_le_bytes());
+        out
+    }
+
+    /// The inverse of `encode`; `None` for anything else.
+    pub fn decode(packet: &[u8]) -> Option<Showing> {
+        let (place, bytes) = packet.strip_prefix(&[1])?.split_first_chunk::<4>()?;
+        Some(Showing { place: u32::from_le_bytes(*place), bytes: u64::from_le_bytes(bytes.try_into().ok()?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_showing() {
+        let showing = Showing { place: 0x0403_0201, bytes: 5 };
+        assert_eq!(showing.encode(), [1, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Showing::decode(&showing.encode()), Some(showing));
+        for wrong in [&[][..], &[0], &[1; 12], &[1; 14], &[0; 13]] {
+            assert_eq!(Showing::decode(wrong), None);
+        }
+    }
+}
