@@ -386,6 +386,37 @@ impl FromStr for Progress {
     }
 }
 
+/// Who moves the values of a worker's pulls, of tables that are published in epochs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PullMode {
+    /// The server, when they are asked for.
+    #[default]
+    Push,
+    /// The worker reads them one-sidedly.
+    Read,
+}
+
+impl fmt::Display for PullMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PullMode::Push => "push",
+            PullMode::Read => "read",
+        })
+    }
+}
+
+impl FromStr for PullMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<PullMode> {
+        match text {
+            "push" => Ok(PullMode::Push),
+            "read" => Ok(PullMode::Read),
+            _ => Err(Error::config("pull", "push or read", text)),
+        }
+    }
+}
+
 /// Which network, and where on it.
 #[derive(Debug, Clone)]
 pub struct Network {

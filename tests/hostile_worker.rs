@@ -16,8 +16,10 @@ use windlass::proto::handshake::{SessionKey, derive_endpoint_key};
 use windlass::proto::{HEADER, NO_BASE, ReplyHeader, ReplyKind, RequestHeader, RequestKind};
 use windlass::server::ServerHandle;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
-use windlass::transport::{Completion, EndpointId, Message, Payload, Side, Transport, Write, choice};
-use windlass::types::{Aggregate, Identity, OptimizerSpec, PartitionMap, Role, ServerInfo, ShardId, View};
+use windlass::transport::{Completion, EndpointId, Message, Payload, Read, Side, Transport, Write, choice};
+use windlass::types::{
+    Aggregate, Identity, OptimizerSpec, PartitionMap, Publish, Role, ServerInfo, ShardId, View,
+};
 use windlass::{Secret, Server, TableSpec};
 
 /// Longer than anything here takes; reaching it is a failure.
@@ -367,6 +369,58 @@ fn keys_changed_while_the_gate_holds_the_push_are_checked_and_end_the_job_by_nam
         assert!(reason.contains(part), "{reason}");
     }
     assert!(matches!(job.server.run().unwrap_err(), Error::Protocol { .. }));
+}
+
+/// What is published may be read, and not a byte behind it, nor written at all.
+#[test]
+fn a_reader_reaches_what_is_published_and_nothing_else() {
+    let spec = TableSpec::dense("w", &[64]).segment_bytes(64).publish(Publish::epochs(2));
+    let record = spec.epochs().unwrap().record();
+    for hostile in [Harm::None, Harm::Behind, Harm::Write] {
+        let (_job, [mut first, _second], _) = two_with(&spec);
+        let told = loop {
+            let reply = first.reply();
+            if reply.kind == ReplyKind::Published {
+                break reply;
+            }
+        };
+        let published = u64::from(told.bucket) * record;
+        assert!(told.tag == 0 && (1..=4).contains(&told.bucket), "{told:?}");
+        let forged = RemoteRegion {
+            address: told.version,
+            length: 1 << 20,
+            key: told.count,
+            rights: Rights::ReadWrite,
+        };
+        let local =
+            RegionSlice { arena: first.arena.clone(), region: first.region, offset: SENT, length: 64 };
+        let offset = if hostile == Harm::Behind { published - 63 } else { published - 64 };
+        let Data { transport, endpoint, .. } = &mut first;
+        if hostile == Harm::Write {
+            let body = Some(Payload::Pinned(local));
+            let write = Write { header: None, body, remote: forged, offset, imm: None, context: None };
+            transport.write(*endpoint, write).unwrap();
+        } else {
+            transport.read(*endpoint, Read { remote: forged, offset, local, context: 9 }).unwrap();
+        }
+        let (mut completions, end) = (Vec::new(), Instant::now() + PATIENCE);
+        let over = |c: &Completion| match hostile {
+            Harm::None => matches!(c, Completion::Done { context: 9, .. }),
+            _ => matches!(c, Completion::Closed { .. }),
+        };
+        while !completions.iter().any(over) {
+            assert!(Instant::now() < end, "{hostile:?}: {completions:?}");
+            transport.flush();
+            transport.poll(&mut completions, 16);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Harm {
+    None,
+    Behind,
+    Write,
 }
 
 #[test]

@@ -163,6 +163,37 @@ fn every_transport_gives_the_same_bits() {
 }
 
 #[test]
+fn weights_that_are_read_one_sidedly_are_the_same_bits() {
+    let common = ["--table", "dense", "--epochs", "1", "--batch", "1250", "--l1", "0.0001", "--threads", "2"];
+    let (_, pushed) = train(&common);
+    let (ended, read) = train(&[&common[..], &["--pull", "read"]].concat());
+    assert_eq!(read["weights_sha256"], pushed["weights_sha256"]);
+    assert_eq!((&pushed["pull"], &read["pull"]), (&"push".into(), &"read".into()));
+    assert_eq!(pushed["pulls_read"], 0);
+    // 16 segments; four batches, and the weights at the end.
+    assert!(read["pulls_read"].as_u64().unwrap() >= 48, "{read}");
+    assert!(
+        ended.stdout.lines().any(|line| line.starts_with("pull ") && line.contains("worker 0 read")),
+        "{}",
+        ended.stdout
+    );
+}
+
+/// What is restored is published before anybody may read it.
+#[test]
+fn a_resumed_job_reads_what_was_restored() {
+    let directory = scratch();
+    let folder = directory.path().join("checkpoints");
+    let common = ["--table", "dense", "--batch", "1250", "--l1", "0.0001", "--pull", "read"];
+    let with = |more: &[&str]| train(&[&common[..], more].concat()).1;
+    let whole = with(&["--epochs", "2"]);
+    with(&["--epochs", "1", "--checkpoint", text(&folder), "--every", "2"]);
+    let resumed = with(&["--epochs", "2", "--checkpoint", text(&folder), "--every", "3", "--resume", "auto"]);
+    assert_eq!(resumed["weights_sha256"], whole["weights_sha256"]);
+    assert!(resumed["pulls_read"].as_u64() < whole["pulls_read"].as_u64(), "{resumed}");
+}
+
+#[test]
 fn every_simd_path_gives_the_same_bits() {
     for simd in ["scalar", "avx2", "avx512"] {
         let directory = scratch();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::engine::ReadStats;
 use super::engine::{Engine, Span};
 use super::{Client, Inner};
 use crate::error::{Error, Result};
@@ -69,6 +70,8 @@ pub struct ClientStats {
     pub registered_bytes: u64,
     /// Calls that wait at the moment, of all threads.
     pub waiting_calls: u32,
+    /// What pulls of published tables read one-sidedly.
+    pub reads: ReadStats,
 }
 
 impl Client {
@@ -118,6 +121,7 @@ impl Client {
             bytes_copied: engine.bytes_copied(),
             registered_bytes: engine.registered_bytes(),
             waiting_calls: self.inner.driver.waiting(),
+            reads: engine.read_stats(),
         }
     }
 }

@@ -11,6 +11,7 @@ use super::control::Shared;
 use super::frame::{Outgoing, Spare};
 use super::link::Link;
 use super::plan::SparsePlan;
+use super::readable::Readable;
 use super::reopen::Reopener;
 use crate::config::{Polling, WorkerLimits};
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ mod after;
 mod buffers;
 mod clocks;
 mod progress;
+mod reads;
 mod rejected;
 mod send;
 mod tickets;
@@ -30,6 +32,8 @@ mod tickets;
 pub use after::After;
 use buffers::Registered;
 pub use buffers::{Span, Uses};
+pub use reads::ReadStats;
+use reads::Reads;
 pub use send::Source;
 
 const BUDGET: usize = 256;
@@ -61,6 +65,8 @@ pub struct Target<'a> {
     pub after: Option<&'a Arc<After>>,
     /// Of its frames that wait for a slot.
     pub priority: i8,
+    /// Where its pulls may read.
+    pub readable: Option<&'a Arc<Readable>>,
 }
 
 /// The lists of an operation. Those of one that has ended are used again.
@@ -103,6 +109,8 @@ pub struct Pending {
     /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
     after: Option<Arc<After>>,
     priority: i8,
+    /// Where it may read, if it is a pull.
+    readable: Option<Arc<Readable>>,
     stalled: Vec<(usize, Outgoing, bool)>,
 }
 
@@ -152,6 +160,7 @@ pub struct Engine {
     bytes_copied: u64,
     asked: Slab<Asked>,
     accepted: Slab<Accepted>,
+    reads: Reads,
     /// Tickets and pull requests so far.
     numbers: u64,
     /// Tickets that have stalled frames, in order.
@@ -201,6 +210,7 @@ impl Engine {
             bytes_copied: 0,
             asked: Slab::new(),
             accepted: Slab::new(),
+            reads: Reads::default(),
             numbers: 0,
             stalled: Vec::new(),
             half_queued: 0,

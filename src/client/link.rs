@@ -1,6 +1,6 @@
 //! One server thread, as a worker sees it: slots to fill, replies to read, and what waits for room.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::frame::{Fill, Outgoing, Owner};
@@ -12,6 +12,7 @@ use crate::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
 use crate::proto::control::RegionBytes;
 use crate::proto::{HEADER, ReplyHeader, RequestHeader, WorkerMessage};
 use crate::transport::{EndpointId, Message, Refusal, Side, Transport, Write};
+use crate::types::{MAX_TABLES, TableId};
 
 /// What a server thread granted.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +29,14 @@ pub struct Opening {
     pub address: Vec<u8>,
     pub ring: RegionBytes,
     pub receive: RegionBytes,
+}
+
+/// Where a server thread lets this worker read.
+#[derive(Debug, Clone, Copy)]
+pub struct Published {
+    pub address: u64,
+    pub key: u32,
+    pub records: u32,
 }
 
 /// One server thread.
@@ -49,6 +58,8 @@ pub struct Link {
     pub closed: u64,
     /// What it knows of the worker's registered buffers.
     pub regions: Regions,
+    /// What can be read of each table, as the server thread told over this endpoint: the region, and its records.
+    pub published: HashMap<TableId, Published>,
     grant: Grant,
     free: u64,
     /// Frames that were sent and whose slots have not come back; their bodies stay as they are until then.
@@ -91,6 +102,7 @@ impl Link {
             connected: false,
             closed: 0,
             regions: Regions::new(),
+            published: HashMap::new(),
             grant: Grant { slots: nothing, slot_count: 0, slot_bytes: 0, pull_credits: 0 },
             free: 0,
             filled: Vec::new(),
@@ -121,6 +133,7 @@ impl Link {
         let ring = grant(ring, self.ring_offset, ring_bytes)?;
         let receive = grant(receive.region(), 0, receive.arena().len())?;
         self.regions.open(transport, endpoint)?;
+        self.published.clear();
         Ok(Opening { address, ring, receive })
     }
 
@@ -393,6 +406,16 @@ impl Link {
         self.closed = header.closed;
         self.take_back(header.freed, returned)?;
         Ok(header)
+    }
+
+    /// The server thread told where it publishes a table.
+    pub fn published(&mut self, header: &ReplyHeader) -> Result<()> {
+        let place = Published { address: header.version, key: header.count, records: header.bucket };
+        if header.tag >= MAX_TABLES || self.published.insert(header.tag, place).is_some() {
+            let expected = format!("a table below {MAX_TABLES}, told of once");
+            return Err(Error::protocol(&self.peer, "tag", expected, header.tag));
+        }
+        Ok(())
     }
 
     /// A pull was answered.

@@ -13,6 +13,7 @@ mod frame;
 mod lane;
 mod link;
 mod plan;
+mod readable;
 mod regions;
 mod reopen;
 #[cfg(test)]
@@ -26,12 +27,13 @@ use std::time::{Duration, Instant};
 
 pub use buffer::{Buffer, ClientStats};
 pub use control::ServerStats;
+pub use engine::ReadStats;
 pub use table::Table;
 pub use ticket::Ticket;
 
 use crate::config::{
-    DEFAULT_JOIN_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Environment, Network, Progress, WorkerLimits, settings,
-    variable,
+    DEFAULT_JOIN_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Environment, Network, Progress, PullMode, WorkerLimits,
+    settings, variable,
 };
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -42,12 +44,14 @@ use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::transport::{interface, network};
-use crate::types::{Clock, PartitionMap, Rank, TableSpec, View};
+use crate::types::{Clock, PartitionMap, Publish, Rank, TableKind, TableSpec, View};
 use control::ControlThread;
 use cuts::Cuts;
 use driver::{Driver, ProgressThread};
 use engine::Engine;
 
+/// Versions of each bucket that [`Client::publishing`] has servers keep.
+const EPOCHS: u32 = 2;
 /// How long before its deadline a wait asks who is behind, at most.
 const ASK_AHEAD: Duration = Duration::from_secs(1);
 /// How long after its deadline the answer may still come.
@@ -75,6 +79,8 @@ pub struct ClientConfig {
     pub wait_timeout: Duration,
     /// Who sends and receives while no call waits.
     pub progress: Progress,
+    /// Who moves the values of pulls, of tables that are published in epochs.
+    pub pull: PullMode,
     /// Bounds of memory and queues.
     pub limits: WorkerLimits,
 }
@@ -99,6 +105,7 @@ impl ClientConfig {
         self.connect_timeout = environment.seconds(&settings::JOIN_TIMEOUT)?;
         self.wait_timeout = environment.seconds(&settings::WAIT_TIMEOUT)?;
         self.progress = environment.value(variable::PROGRESS, Progress::EXPECTED)?.unwrap_or_default();
+        self.pull = environment.parsed(&settings::PULL)?;
         self.limits = WorkerLimits::from_environment(environment)?;
         Ok(self)
     }
@@ -124,6 +131,7 @@ impl ClientConfig {
             connect_timeout: DEFAULT_JOIN_TIMEOUT,
             wait_timeout: DEFAULT_WAIT_TIMEOUT,
             progress: Progress::default(),
+            pull: PullMode::default(),
             limits: WorkerLimits::default(),
         }
     }
@@ -196,6 +204,21 @@ impl Client {
     /// Number of workers in the job.
     pub fn workers(&self) -> u32 {
         self.inner.config.workers
+    }
+
+    /// Who moves the values of its pulls, of tables that are published in epochs.
+    pub fn pull_mode(&self) -> PullMode {
+        self.inner.config.pull
+    }
+
+    /// The table, published in epochs where this client reads its pulls (`PullMode::Read`) and tables like it can be. All workers have
+    /// to say the same.
+    pub fn publishing(&self, spec: TableSpec) -> TableSpec {
+        let dense = matches!(spec.kind, TableKind::Dense { .. });
+        match self.inner.config.pull == PullMode::Read && dense && spec.pull_filters.is_empty() {
+            true => spec.publish(Publish::epochs(EPOCHS)),
+            false => spec,
+        }
     }
 
     /// What the data travels by.

@@ -1,5 +1,6 @@
 //! A worker over a simulated network: the real engine, tables and tickets. Only the control link is played by the test.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::engine::Engine;
 use super::link::Link;
 use super::reopen::{Granted, Outcome, Reopener, Wish};
 use super::{Client, ClientConfig, Inner, Table};
-use crate::config::{Polling, WorkerLimits};
+use crate::config::{Polling, PullMode, WorkerLimits};
 use crate::control::HubWaker;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
@@ -27,6 +28,20 @@ use crate::types::{PartitionMap, Rank, TableId, TableSpec, View};
 const BUFFERS: [(usize, usize); 2] = [(256, 64), (4096, 64)];
 /// Wall time that no simulation reaches: what ends a wait there is virtual.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
+
+thread_local! {
+    static BELIEVES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this node takes whatever it reads one-sidedly, to show that a test would find what is torn.
+pub(crate) fn believe_everything(believes: bool) {
+    BELIEVES.set(believes);
+}
+
+/// See [`believe_everything`].
+pub(super) fn believes_everything() -> bool {
+    BELIEVES.get()
+}
 
 /// A worker whose endpoints are not open yet.
 pub(crate) struct Joining {
@@ -90,6 +105,8 @@ pub(crate) fn prepare(
         Engine::new(transport, (Polling::Block, limits), links, memory, view.epoch, shared.clone(), reopener);
     let mut config = ClientConfig::new("", Secret::generate()?, rank, view.workers);
     config.wait_timeout = NEVER;
+    // Only of tables that are published in epochs.
+    config.pull = PullMode::Read;
     let joining = Joining { engine, config, view: view.clone(), shared, waker };
     Ok((joining, Wires { wishes, outcomes, export }))
 }

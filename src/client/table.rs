@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::engine::{After, Engine, Source, Span, Target};
 use super::plan::{self, DenseFrame, SparsePlan};
+use super::readable::Readable;
 use super::{Buffer, Inner, Ticket};
+use crate::config::PullMode;
 use crate::error::{Error, Result};
 use crate::proto::{Chain, Chains, NO_BASE, RequestKind};
 use crate::types::{KeyRange, NonFinite, PartitionMap, SortedKeys, TableId, TableSpec, Version};
@@ -80,6 +82,8 @@ pub struct Table {
     /// What its pushes and pulls begin after.
     after: Option<Arc<After>>,
     priority: i8,
+    /// Where its pulls may read, if they may.
+    readable: Option<Arc<Readable>>,
 }
 
 impl std::fmt::Debug for Table {
@@ -96,7 +100,18 @@ impl Table {
         chains: Chains,
         map: PartitionMap,
     ) -> Table {
-        Table { inner, id, spec: Arc::new(spec), map: Arc::new(map), chains, after: None, priority: 0 }
+        let reads = inner.config.pull == PullMode::Read;
+        let readable = Readable::of(&spec, &map).filter(|_| reads).map(Arc::new);
+        Table {
+            inner,
+            id,
+            spec: Arc::new(spec),
+            map: Arc::new(map),
+            chains,
+            after: None,
+            priority: 0,
+            readable,
+        }
     }
 
     /// What the table is.
@@ -532,6 +547,7 @@ impl Table {
             chains: self.chains,
             after: self.after.as_ref(),
             priority: self.priority,
+            readable: self.readable.as_ref(),
         }
     }
 

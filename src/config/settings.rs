@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::limits::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, DEFAULT_WAIT_TIMEOUT};
 use super::rdma::{Devices, Mtu, Rdma, Switch};
 use super::{
-    Environment, LinkLimits, Network, Pin, PollChoice, Progress, ServerLimits, TransportChoice, WorkerLimits,
-    parse_bytes,
+    Environment, LinkLimits, Network, Pin, PollChoice, Progress, PullMode, ServerLimits, TransportChoice,
+    WorkerLimits, parse_bytes,
 };
 use crate::error::{Error, Result};
 
@@ -269,6 +269,9 @@ settings! {
     WORKER {
         PROGRESS, "WHO", Kind::Word(|text| text.parse::<Progress>().map(drop)), Progress::default();
         "Who sends and receives while no call waits: caller or thread"
+        PULL, "HOW", Kind::Word(|text| text.parse::<PullMode>().map(drop)), PullMode::default();
+        "How values of dense tables without pull filters are pulled: push (the servers answer) or read (workers read them one-sidedly; \
+         the other tables are answered all the same)"
         WAIT_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), DEFAULT_WAIT_TIMEOUT.as_secs();
         "Seconds that any one wait may last while all nodes are alive"
         SEND_BYTES, "BYTES", Kind::Bytes(4 << 20..=1 << 40), WorkerLimits::default().send_bytes;

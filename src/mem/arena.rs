@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -149,6 +150,21 @@ impl Arena {
         let to = self.at(offset, bytes.len());
         // SAFETY: `at` proved the target range; `bytes` is a shared slice elsewhere, so they cannot overlap.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+    }
+
+    /// Stores a word, little-endian, at `offset`, a multiple of 8, for peers that read it: whoever sees it sees all that this
+    /// thread copied in before. Only one thread writes that range.
+    pub(crate) fn store_word(&self, offset: usize, word: u64) {
+        let at = self.at(offset, 8).cast::<u64>();
+        assert!(at.is_aligned(), "a word at byte {offset}");
+        // SAFETY: `at` proved the range and the assertion the alignment; in this process it is only reached through raw
+        // pointers, and written by this thread alone.
+        unsafe { AtomicU64::from_ptr(at) }.store(word.to_le(), Ordering::Release);
+    }
+
+    /// Comes between a word that was stored and bytes that are copied in behind it: whoever sees some of these sees the word.
+    pub(crate) fn begin_words(&self) {
+        fence(Ordering::Release);
     }
 
     /// Copies `length` bytes at `from` of another arena to `offset`, which the caller owns. As with [`Arena::copy_out`] the source

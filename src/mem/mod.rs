@@ -7,6 +7,7 @@
 mod arena;
 mod atomic;
 mod block;
+pub mod epochs;
 mod pool;
 mod published;
 pub(crate) mod ring;

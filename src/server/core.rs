@@ -6,18 +6,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::link::Link;
+use super::link::{Link, Published};
 #[cfg(test)]
 use super::simulated::Fault;
 use crate::cluster::{Gate, OutOfOrder, Verdict};
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::Input;
-use crate::mem::{Arena, Pool, RegionId};
+use crate::mem::{Arena, Pool, RegionId, Rights};
 use crate::proto::{
     Chains, HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage,
 };
 use crate::store::{Applied, How, Intake, Rejection, Shard, SparsePiece};
-use crate::transport::Loan;
+use crate::transport::{Loan, Transport};
 use crate::types::{
     Aggregate, Clock, DirectoryEntry, Key, Late, NonFinite, PartitionMap, Rank, ShardId, TableId, TableKind,
     TableSpec, View,
@@ -102,6 +102,8 @@ pub struct Core {
     view: View,
     shard: Shard,
     chains: HashMap<TableId, Chains>,
+    /// Tables that workers may read one-sidedly.
+    published: Vec<TableId>,
     gate: Gate<Held>,
     /// By rank.
     links: Vec<Option<Link>>,
@@ -162,9 +164,10 @@ impl Core {
             ],
             left: vec![0; view.workers as usize * staging.slots],
             loans: Loans::new(view.workers as usize, staging.slots),
+            shard: shard.of_generation(view.epoch),
             view,
-            shard,
             chains: HashMap::new(),
+            published: Vec::new(),
             staging,
             replies,
             pull_credits,
@@ -192,7 +195,7 @@ impl Core {
         &mut self,
         id: TableId,
         spec: &TableSpec,
-        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+        register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<()> {
         spec.validate_for(self.view.workers)?;
         let chains = Chains::of(spec)?;
@@ -201,6 +204,36 @@ impl Core {
         self.chains.insert(id, chains);
         if let Some(quorum) = spec.quorum {
             self.gate.add_quorum(id, quorum.workers);
+        }
+        Ok(())
+    }
+
+    /// Lets all workers read what is published of a table that was made and filled, where it is.
+    pub fn let_read_table(&mut self, id: TableId, transport: &mut dyn Transport) -> Result<()> {
+        if self.published.contains(&id) || self.shard.readable(id).is_none() {
+            return Ok(());
+        }
+        self.shard.publish_table(id, (self.gate.closed_of(id), self.gate.closed()));
+        self.published.push(id);
+        (0..self.links.len()).try_for_each(|rank| self.let_read(rank, id, transport))
+    }
+
+    /// Lets a worker that has a new endpoint read what is published.
+    pub fn let_read_all(&mut self, rank: Rank, transport: &mut dyn Transport) -> Result<()> {
+        (0..self.published.len()).try_for_each(|n| self.let_read(rank as usize, self.published[n], transport))
+    }
+
+    /// Lets a worker read what is published of a table, and tells it so; unless it has no endpoint, or its endpoint is closed.
+    fn let_read(&mut self, rank: usize, id: TableId, transport: &mut dyn Transport) -> Result<()> {
+        let (Some(link), Some(epochs)) = (&mut self.links[rank], self.shard.readable(id)) else {
+            return Ok(());
+        };
+        let (region, records) = epochs.region();
+        match transport.authorise(link.endpoint, region, 0, epochs.length(), Rights::Read) {
+            Ok(remote) => link.publish(Published { table: id, remote, records: records as u32 }),
+            // The endpoint is closed, and `Closed` is on its way: its successor is told all anew.
+            Err(Error::Misuse { .. }) => {}
+            Err(error) => return Err(error),
         }
         Ok(())
     }

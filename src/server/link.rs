@@ -7,10 +7,22 @@ use crate::error::{Error, Result};
 use crate::mem::RemoteRegion;
 use crate::proto::{HEADER, MAX_REGIONS, ReplyHeader, ReplyKind};
 use crate::transport::{EndpointId, Refusal, Transport, Write};
+use crate::types::TableId;
 
 /// What a transport reports done: a header, while this server drains; or values that lay in a long reply buffer.
 const HEADER_LEFT: u64 = 0;
 pub const BUFFER_BACK: u64 = 1;
+
+/// What a worker may read one-sidedly, and is to be told of.
+#[derive(Debug, Clone, Copy)]
+pub struct Published {
+    /// Of which table.
+    pub table: TableId,
+    /// Where, and by which key.
+    pub remote: RemoteRegion,
+    /// One for each bucket that this thread holds.
+    pub records: u32,
+}
 
 /// What a worker granted, and what it was granted.
 pub struct Link {
@@ -35,6 +47,8 @@ pub struct Link {
     filled: u64,
     /// Slots, among `filled`, of pushes whose rejection has to be told.
     rejected: u64,
+    /// What the worker is still to be told of.
+    published: VecDeque<Published>,
     /// Something besides a pull has to be announced.
     credit_due: bool,
     /// A reply whose values are on their way but whose header found no room.
@@ -69,6 +83,7 @@ impl Link {
             freed: 0,
             filled: 0,
             rejected: 0,
+            published: VecDeque::new(),
             credit_due: false,
             stuck: None,
             lent: 0,
@@ -155,6 +170,11 @@ impl Link {
         self.freed = 0;
     }
 
+    /// The worker may read something one-sidedly, and is told with the next [`Link::settle`].
+    pub fn publish(&mut self, published: Published) {
+        self.published.push_back(published);
+    }
+
     /// A clock closed.
     pub fn clock_closed(&mut self) {
         self.credit_due = true;
@@ -214,12 +234,9 @@ impl Link {
         }
     }
 
-    /// Announces credit that no reply took along.
+    /// Tells what can be read, and announces credit that no reply took along.
     pub fn settle(&mut self, closed: u64, epoch: u32, transport: &mut dyn Transport) -> Result<()> {
-        if !self.credit_due || !self.has_room() {
-            return Ok(());
-        }
-        let header = ReplyHeader {
+        let credit = ReplyHeader {
             kind: ReplyKind::Credit,
             chain: 0,
             sequence: 0,
@@ -232,7 +249,18 @@ impl Link {
             bucket: 0,
             withdrawn: 0,
         };
-        self.reply(header, transport)
+        while self.has_room()
+            && let Some(Published { table, remote, records }) = self.published.pop_front()
+        {
+            let (kind, version) = (ReplyKind::Published, remote.address);
+            let header =
+                ReplyHeader { kind, version, count: remote.key, tag: table, bucket: records, ..credit };
+            self.reply(header, transport)?;
+        }
+        if !self.credit_due || !self.has_room() {
+            return Ok(());
+        }
+        self.reply(credit, transport)
     }
 
     fn write_header(&mut self, header: ReplyHeader, transport: &mut dyn Transport) -> Result<()> {

@@ -325,7 +325,10 @@ impl Reactor {
                     self.begin(view)?;
                 }
                 Ok(Command::CreateTable(id, spec)) => {
-                    let made = self.create_table(id, &spec);
+                    let made = self.create_table(id, &spec).and_then(|()| match &mut self.core {
+                        Some(core) => core.let_read_table(id, self.transport.as_mut()),
+                        None => Ok(()),
+                    });
                     self.report(Report::TableCreated(id, made));
                 }
                 Ok(Command::Cut(number, clock, folder)) => match self.cut(number, clock, &folder) {
@@ -451,6 +454,7 @@ impl Reactor {
         self.transport.connect(endpoint, &request.address, &request.key)?;
         let link = Link::new(endpoint, request.peer, request.ring, request.ring_entries, request.receive);
         core.attach(request.rank, request.incarnation, link);
+        core.let_read_all(request.rank, self.transport.as_mut())?;
         self.ranks.insert(endpoint, request.rank);
         Ok(opened)
     }

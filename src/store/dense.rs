@@ -7,8 +7,9 @@ use super::shard::DensePiece;
 use super::state::State;
 use crate::error::{Malformed, Result};
 use crate::kernels::{self, Gradient, Input, WAYS};
+use crate::mem::epochs::Epochs;
 use crate::mem::{Arena, Block, Blocks, Kind, Pin, Published, RegionId, Writing, align_up};
-use crate::types::{BucketId, Initial, TableSpec, Version};
+use crate::types::{BucketId, Clock, Initial, Publish, TableSpec, Version};
 
 const NOT_OURS: u32 = u32::MAX;
 
@@ -19,6 +20,16 @@ pub struct Dense {
     segments: Vec<Segment>,
     /// Their parameters, in the same order. The last segment of a table may be shorter than its block.
     parameters: Published,
+    epochs: Option<Readable>,
+}
+
+/// What workers read one-sidedly: a record for each segment.
+struct Readable {
+    epochs: Epochs,
+    /// How many updates under Ssp and Asp make a new version.
+    every: u32,
+    /// All clocks < closed have closed, and the one that the slowest worker is in.
+    clocks: (Clock, Clock),
 }
 
 struct Segment {
@@ -33,6 +44,8 @@ struct Segment {
     /// What the open clock set.
     sets: Option<Box<Sets>>,
     version: Version,
+    /// Updates that are not published yet, where they are; its beginning counts as one.
+    unpublished: u32,
 }
 
 /// Values that replace parameters when the clock closes, where `there` says so.
@@ -49,10 +62,11 @@ impl Dense {
         buckets: &[BucketId],
         optimizer: &dyn Optimizer,
         (memory, spare_bytes): (Kind, u64),
-        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+        generation: u32,
+        mut register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<Dense> {
         let longest = longest(spec, buckets);
-        let mut parameters = Published::of(memory, longest, buckets.len(), spare_bytes, register)?;
+        let mut parameters = Published::of(memory, longest, buckets.len(), spare_bytes, &mut register)?;
         let mut blocks = Blocks::for_lengths(buckets.iter().flat_map(|b| lengths(spec, *b, optimizer)))?;
         let initial = Initial::new(spec.initializer, &spec.name);
         let mut place = vec![NOT_OURS; spec.buckets() as usize];
@@ -66,9 +80,24 @@ impl Dense {
             let length = elements(spec, *bucket);
             let first = spec.segment_range(*bucket).map_or(0, |range| range.start());
             initial.fill_range(first, &mut parameters.write(segments.len()).to[..length]);
-            segments.push(Segment { length, state, sum, pushed: false, sets: None, version: 0 });
+            segments.push(Segment {
+                length,
+                state,
+                sum,
+                pushed: false,
+                sets: None,
+                version: 0,
+                unpublished: 1,
+            });
         }
-        Ok(Dense { place, segments, parameters })
+        let epochs = match (spec.epochs(), spec.publish) {
+            (Some(layout), Publish::Epochs { every, .. }) => {
+                let epochs = Epochs::new(layout, segments.len(), generation, register)?;
+                Some(Readable { epochs, every, clocks: (0, 0) })
+            }
+            _ => None,
+        };
+        Ok(Dense { place, segments, parameters, epochs })
     }
 
     /// Bytes that [`Dense::new`] would take, bookkeeping included, without spare segments.
@@ -76,7 +105,12 @@ impl Dense {
         let parameters = Published::bytes(longest(spec, buckets), buckets.len());
         let blocks = buckets.iter().flat_map(|b| lengths(spec, *b, optimizer));
         let floats: u64 = blocks.map(|n| align_up(n * 4) as u64).sum();
-        parameters + floats + (buckets.len() * size_of::<Segment>()) as u64 + u64::from(spec.buckets()) * 4
+        let epochs = spec.epochs().map_or(0, |layout| Epochs::bytes(&layout, buckets.len()));
+        parameters
+            + epochs
+            + floats
+            + (buckets.len() * size_of::<Segment>()) as u64
+            + u64::from(spec.buckets()) * 4
     }
 
     /// Whether a piece lies in a bucket of ours.
@@ -124,6 +158,7 @@ impl Dense {
         let to = self.parameters.write(place).whole();
         kernels::widen(&mut to[first as usize..first as usize + values.len()], values);
         self.segments[place].version += 1;
+        self.stepped(place);
         Ok(self.segments[place].version)
     }
 
@@ -169,6 +204,7 @@ impl Dense {
             }
         }
         segment.version += 1;
+        segment.unpublished = segment.unpublished.saturating_add(1);
         Ok(Some(segment.version))
     }
 
@@ -196,7 +232,45 @@ impl Dense {
         };
         state.step(optimizer, &mut to[first..end], old, gradient);
         segment.version += 1;
-        Ok(segment.version)
+        self.stepped(place);
+        Ok(self.segments[place].version)
+    }
+
+    /// A segment took a step outside the closes of clocks.
+    fn stepped(&mut self, place: usize) {
+        let Some(Readable { every, .. }) = &self.epochs else { return };
+        let segment = &mut self.segments[place];
+        segment.unpublished = segment.unpublished.saturating_add(1);
+        if segment.unpublished >= *every {
+            self.publish(place);
+        }
+    }
+
+    fn publish(&mut self, place: usize) {
+        let Some(Readable { epochs, clocks, .. }) = &mut self.epochs else { return };
+        let segment = &mut self.segments[place];
+        epochs.publish(place, &self.parameters.read(place)[..segment.length], segment.version, *clocks);
+        segment.unpublished = 0;
+    }
+
+    /// All clocks < `clocks.0` have closed, and what they brought is in the parameters; the slowest worker is in `clocks.1`.
+    /// Publishes what one-sided readers have not seen, and after that, for each segment, that it has seen these clocks.
+    pub fn publish_closed(&mut self, clocks: (Clock, Clock)) {
+        let Some(readable) = &mut self.epochs else { return };
+        readable.clocks = clocks;
+        for place in 0..self.segments.len() {
+            if self.segments[place].unpublished > 0 {
+                self.publish(place);
+            }
+            if let Some(Readable { epochs, .. }) = &mut self.epochs {
+                epochs.closed(place, clocks.0);
+            }
+        }
+    }
+
+    /// What workers may read one-sidedly.
+    pub fn readable(&self) -> Option<&Epochs> {
+        self.epochs.as_ref().map(|readable| &readable.epochs)
     }
 
     /// `count` parameters of a bucket from `first` on, and its version.
@@ -233,6 +307,7 @@ impl Dense {
         self.parameters.write(place).whole()[..parameters.len()].copy_from_slice(parameters);
         segment.state.copy_from_slice(state);
         segment.version = version;
+        segment.unpublished = 1;
         Ok(())
     }
 

@@ -9,10 +9,11 @@ use super::optimizer::{Optimizer, Optimizers};
 use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::{self, Input};
+use crate::mem::epochs::Epochs;
 use crate::mem::{Arena, Kind, Pin, RegionId};
 use crate::types::{
-    Aggregate, BucketId, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind, TableSpec,
-    Version,
+    Aggregate, BucketId, Clock, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind,
+    TableSpec, Version,
 };
 
 /// Values for part of one dense bucket.
@@ -152,6 +153,8 @@ pub struct Shard {
     /// What tables may take when they are made, and what they took.
     budget: u64,
     spare_bytes: u64,
+    /// Of what is published for one-sided readers.
+    generation: u32,
     memory: Kind,
     used: u64,
     pub(super) parameter_bytes: u64,
@@ -172,11 +175,18 @@ impl Shard {
             non_finite: 0,
             budget,
             spare_bytes,
+            generation: 0,
             memory: Kind::Private,
             used: 0,
             parameter_bytes: 0,
             marked: None,
         }
+    }
+
+    /// The same with the generation, the View's epoch, that one-sided readers find with what is published.
+    pub fn of_generation(mut self, generation: u32) -> Shard {
+        self.generation = generation;
+        self
     }
 
     /// With parameters of dense tables in memory of this kind.
@@ -186,13 +196,13 @@ impl Shard {
     }
 
     /// Makes a table, of which this shard holds `buckets`. Making it again with the same spec changes nothing. `register` is
-    /// called with the arena that answers may be sent from, where there is one.
+    /// called with the arena that answers may be sent from, and with the one that workers may read, where there are such.
     pub fn create_table(
         &mut self,
         id: TableId,
         spec: &TableSpec,
         buckets: &[BucketId],
-        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+        register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<()> {
         if let Some(table) = self.tables.get(&id) {
             return if table.spec == *spec {
@@ -222,7 +232,8 @@ impl Shard {
                 // Spare segments only speed answers up, so they take what is left.
                 let spare_bytes = self.spare_bytes.min(self.budget - used);
                 let memory = (self.memory, spare_bytes);
-                Body::Dense(Dense::new(spec, buckets, optimizer.as_ref(), memory, register)?)
+                let (optimizer, generation) = (optimizer.as_ref(), self.generation);
+                Body::Dense(Dense::new(spec, buckets, optimizer, memory, generation, register)?)
             }
             TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets)),
         };
@@ -417,6 +428,31 @@ impl Shard {
         let mut step = |bucket| table.step(id, bucket, counted, self.marked.as_mut());
         applied.extend(touched.drain(..).filter_map(&mut step));
         table.touched = touched;
+    }
+
+    /// All clocks < `clocks.0` have closed for a table, and the slowest worker is in `clocks.1`: one-sided readers see what these
+    /// brought.
+    pub fn publish_table(&mut self, id: TableId, clocks: (Clock, Clock)) {
+        if let Some(Table { body: Body::Dense(dense), .. }) = self.tables.get_mut(&id) {
+            dense.publish_closed(clocks);
+        }
+    }
+
+    /// The same for all tables without a quorum, after [`Shard::close`].
+    pub fn publish(&mut self, closed: Clock) {
+        for table in self.tables.values_mut().filter(|table| table.spec.quorum.is_none()) {
+            if let Body::Dense(dense) = &mut table.body {
+                dense.publish_closed((closed, closed));
+            }
+        }
+    }
+
+    /// What workers may read one-sidedly of a table, if anything.
+    pub fn readable(&self, table: TableId) -> Option<&Epochs> {
+        match &self.tables.get(&table)?.body {
+            Body::Dense(dense) => dense.readable(),
+            Body::Sparse(_) => None,
+        }
     }
 
     /// Reads part of a dense bucket.

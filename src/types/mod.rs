@@ -16,6 +16,6 @@ pub use key::{Key, KeyRange, SortedKeys, mix64};
 pub use node::{Identity, Rank, Role, ServerInfo, View};
 pub use partition::{PartitionMap, ShardId};
 pub use table::{
-    Aggregate, BucketId, DEFAULT_SEGMENT_BYTES, DEFAULT_SPARSE_BUCKETS, DirectoryEntry, NonFinite,
-    OptimizerSpec, TableId, TableKind, TableSpec,
+    Aggregate, BucketId, DEFAULT_SEGMENT_BYTES, DEFAULT_SPARSE_BUCKETS, DirectoryEntry, MAX_TABLES,
+    NonFinite, OptimizerSpec, Publish, TableId, TableKind, TableSpec,
 };

@@ -8,9 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::filter::{self, FilterSpec, Shown, Wire};
 use super::{Consistency, Initializer, Key, KeyRange, Quorum, Stale, mix64};
 use crate::error::{Error, Result};
+use crate::mem::epochs::Layout;
 
 /// A table's number in the catalogue.
 pub type TableId = u32;
+
+/// Tables are numbered below this.
+pub const MAX_TABLES: TableId = 1 << 20;
 
 /// A bucket's number within its table, from 0.
 pub type BucketId = u32;
@@ -20,6 +24,9 @@ pub const DEFAULT_SEGMENT_BYTES: u32 = 256 * 1024;
 
 /// The most dimensions of a dense table.
 pub const MAX_DIMENSIONS: usize = 16;
+
+/// The most versions of a bucket that are kept for one-sided readers.
+pub const MAX_EPOCHS: u32 = 64;
 
 /// Default number of hash buckets of a sparse table.
 pub const DEFAULT_SPARSE_BUCKETS: u32 = 256;
@@ -97,6 +104,40 @@ impl FromStr for NonFinite {
         let known = [NonFinite::Accept, NonFinite::Count, NonFinite::Reject];
         let named = known.into_iter().find(|choice| choice.to_string() == text);
         named.ok_or_else(|| Error::config("non-finite values", "accept, count or reject", text))
+    }
+}
+
+/// How what workers pull is kept for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Publish {
+    /// Servers answer pulls from the parameters.
+    #[default]
+    InPlace,
+    /// Servers copy each dense bucket, besides, to where workers can read it one-sidedly, without the server's CPU: when a clock
+    /// closes that touched it, and under Ssp and Asp after every `every` updates of it, too.
+    Epochs {
+        /// How many versions of a bucket are kept: a reader has that many, less one, publications' time to read one.
+        buffers: u32,
+        /// 1 publishes each update at once, so that a worker sees its own; ignored by the closes of clocks.
+        every: u32,
+    },
+}
+
+impl Publish {
+    /// So many versions of each bucket, each update published at once.
+    pub fn epochs(buffers: u32) -> Publish {
+        Publish::Epochs { buffers, every: 1 }
+    }
+}
+
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Publish::InPlace => f.write_str("in place"),
+            Publish::Epochs { buffers, every } => {
+                write!(f, "published in {buffers} epoch buffers every {every} updates")
+            }
+        }
     }
 }
 
@@ -203,6 +244,9 @@ pub struct TableSpec {
     pub push_filters: Vec<FilterSpec>,
     /// What is done to values on their way back, in this order.
     pub pull_filters: Vec<FilterSpec>,
+    /// Whether dense buckets are kept for one-sided readers, too.
+    #[serde(default)]
+    pub publish: Publish,
 }
 
 impl TableSpec {
@@ -230,6 +274,7 @@ impl TableSpec {
             initializer: Initializer::Zeros,
             push_filters: Vec::new(),
             pull_filters: Vec::new(),
+            publish: Publish::InPlace,
         }
     }
 
@@ -293,6 +338,24 @@ impl TableSpec {
         self.push_filters(wire.filters()).pull_filters(wire.filters())
     }
 
+    /// The same with another way to keep what is pulled. Sparse tables, and those with pull filters, can't be published in epochs.
+    pub fn publish(mut self, publish: Publish) -> TableSpec {
+        self.publish = publish;
+        self
+    }
+
+    /// Where a published bucket's parts lie; nothing where the table is not published in epochs.
+    pub fn epochs(&self) -> Option<Layout> {
+        match self.publish {
+            Publish::InPlace => None,
+            Publish::Epochs { buffers, .. } => {
+                // `validate` keeps a segment below 2^18 values.
+                let length = u64::from(self.segment_length()).min(self.elements()) as usize;
+                Some(Layout { length, buffers: u64::from(buffers) })
+            }
+        }
+    }
+
     /// The same with segments of `bytes` bytes (dense tables only).
     pub fn segment_bytes(mut self, bytes: u32) -> TableSpec {
         if let TableKind::Dense { segment, .. } = &mut self.kind {
@@ -329,6 +392,7 @@ impl TableSpec {
         self.initializer.validate(&field("initializer"))?;
         filter::validate(|| field("push filters"), &self.push_filters)?;
         filter::validate(|| field("pull filters"), &self.pull_filters)?;
+        self.validate_publish()?;
         match &self.kind {
             TableKind::Dense { shape, segment } => {
                 if shape.len() > MAX_DIMENSIONS {
@@ -358,6 +422,25 @@ impl TableSpec {
                     return Err(Error::config(field("buckets"), "1 to 2^20", buckets));
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn validate_publish(&self) -> Result<()> {
+        let Publish::Epochs { buffers, every } = self.publish else { return Ok(()) };
+        let setting = format!("table \"{}\": publish", self.name);
+        let refuse = |expected: &str, found: String| Err(Error::config(&*setting, expected, found));
+        if matches!(self.kind, TableKind::Sparse { .. }) {
+            return refuse("in place for a sparse table", self.publish.to_string());
+        }
+        if !self.pull_filters.is_empty() {
+            return refuse("in place beside pull filters", self.publish.to_string());
+        }
+        if !(2..=MAX_EPOCHS).contains(&buffers) {
+            return refuse("2 to 64 epoch buffers", buffers.to_string());
+        }
+        if every == 0 {
+            return refuse("every 1 or more updates", every.to_string());
         }
         Ok(())
     }
@@ -451,6 +534,9 @@ impl fmt::Display for TableSpec {
         }
         if self.stale != Stale::Accept {
             write!(f, ", {}", self.stale)?;
+        }
+        if self.publish != Publish::InPlace {
+            write!(f, ", {}", self.publish)?;
         }
         match self.non_finite {
             NonFinite::Accept => {}

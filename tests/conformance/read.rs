@@ -1,9 +1,10 @@
 //! Reads.
 
 use windlass::mem::Rights;
+use windlass::mem::epochs::{Epochs, HEAD, Judgement, Layout, Seen, judge};
 use windlass::transport::{Read, Refusal, Write};
 
-use crate::rig::{ARENA, Fabric, Random, pair, write_to};
+use crate::rig::{ARENA, Fabric, Pair, Random, pair, write_to};
 
 pub fn brings_the_bytes(fabric: &dyn Fabric) {
     let mut p = pair(fabric);
@@ -88,4 +89,65 @@ pub fn refused_locally(fabric: &dyn Fabric) {
         assert_eq!(rejected.operation.context, 8);
     }
     p.net.ping((0, p.a), (1, p.b));
+}
+
+/// A writer publishes while the peer reads: whatever arrives in between, no value that the check takes is of another epoch.
+pub fn races_a_writer(fabric: &dyn Fabric) {
+    const LENGTH: usize = 16 << 10;
+    let mut p = pair(fabric);
+    let layout = Layout { length: LENGTH, buffers: 2 };
+    let mut epochs = Epochs::new(layout, 1, 1, |arena| p.net.ends[1].transport.register(arena)).unwrap();
+    let (region, length) = (epochs.region().0, epochs.length());
+    let remote = p.net.ends[1].transport.authorise(p.b, region, 0, length, Rights::Read).unwrap();
+    let (mut version, mut random, mut values) = (0u16, Random(5), vec![0.0f32; LENGTH]);
+    let mut publish = |random: &mut Random| {
+        if version == 0 || version < 60_000 && random.below(4) == 0 {
+            version += 1;
+            values.fill(f32::from(version));
+            epochs.publish(0, &values, version.into(), (0, 0));
+        }
+    };
+    publish(&mut random);
+    let (mut whole, mut again, mut torn) = (0, 0, 0);
+    while whole < 1000 {
+        let head = |p: &mut Pair, at: usize| {
+            let local = p.net.ends[0].slice(at, HEAD);
+            p.net.read(0, p.a, Read { remote, offset: 0, local, context: 1 });
+            p.net.done(0, p.a);
+            Seen::decode(&p.net.ends[0].bytes(at, HEAD).try_into().unwrap())
+        };
+        let before = head(&mut p, 0);
+        let parts =
+            [(layout.stamp(before.epoch), HEAD, HEAD), (layout.value(before.epoch, 0), 4096, LENGTH * 4)];
+        for (offset, at, length) in parts {
+            let local = p.net.ends[0].slice(at, length);
+            p.net.read(0, p.a, Read { remote, offset, local, context: 2 });
+        }
+        let mut here = 0;
+        p.net.until("stamp and values", |net| {
+            publish(&mut random);
+            let done = |c: &windlass::transport::Completion| {
+                matches!(c, windlass::transport::Completion::Done { .. })
+            };
+            let seen = net.ends[0].seen.len();
+            net.ends[0].seen.retain(|c| !done(c));
+            here += seen - net.ends[0].seen.len();
+            here == 2
+        });
+        let after = head(&mut p, 2 * HEAD);
+        let stamp = p.net.ends[0].bytes(HEAD, HEAD).try_into().unwrap();
+        let read = p.net.ends[0].bytes(4096, LENGTH * 4);
+        let first: [u8; 4] = read[..4].try_into().unwrap();
+        let one_value = read.chunks_exact(4).all(|v| v == first);
+        torn += u32::from(!one_value);
+        match judge(&layout, (&before, &after), &stamp, (1, 0, LENGTH as u32)).unwrap() {
+            Judgement::Whole(version) => {
+                assert!(one_value && f32::from_le_bytes(first) == version as f32, "version {version}");
+                whole += 1;
+            }
+            Judgement::Again => again += 1,
+        }
+    }
+    println!("{whole} whole, {again} read again, of which {torn} were torn");
+    assert!(again > 0, "the writer never came in between");
 }

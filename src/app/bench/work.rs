@@ -90,7 +90,8 @@ impl<'a> Worker<'a> {
     fn new(client: &'a Client, options: &'a Options) -> Result<Worker<'a>> {
         let stats = client.server_stats()?;
         let shards: usize = stats.iter().map(|s| s.threads.len()).sum();
-        let load = Load::new(client, options, client.table(&options.spec())?, shards as u64)?;
+        let load =
+            Load::new(client, options, client.table(&client.publishing(options.spec()))?, shards as u64)?;
         Ok(Worker {
             client,
             options,

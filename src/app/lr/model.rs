@@ -51,7 +51,7 @@ impl Weights {
             Keys::Below(features) => features,
             Keys::Any => 1, // of no meaning to a sparse table, and the options allow no other
         };
-        let table = client.table(&options.spec(features))?;
+        let table = client.table(&client.publishing(options.spec(features)))?;
         Ok(Weights { table, keys, kind: options.table })
     }
 

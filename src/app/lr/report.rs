@@ -39,6 +39,12 @@ pub struct Report {
     /// Whether the weights are the same bits on any number of servers and threads, whatever arrives when.
     pub reproducible: bool,
     pub transport: String,
+    /// `push` or `read`.
+    pub pull: String,
+    /// Of worker 0: pulls of a bucket that it read one-sidedly, values that it had to read again, and pulls that it could not read.
+    pub pulls_read: u64,
+    pub reads_again: u64,
+    pub reads_asked: u64,
     /// SHA-256 of the weights as little-endian fp32 in key order.
     pub weights_sha256: String,
     pub non_zero_weights: u64,
@@ -146,6 +152,17 @@ impl Report {
         }
     }
 
+    /// How values were pulled, and what worker 0 could read.
+    fn pull(&self) -> String {
+        match self.pulls_read + self.reads_asked {
+            0 => self.pull.clone(),
+            _ => {
+                let (read, again, asked) = (self.pulls_read, self.reads_again, self.reads_asked);
+                format!("{}: worker 0 read {read}, {again} of them again, and asked for {asked}", self.pull)
+            }
+        }
+    }
+
     /// A table for people.
     pub fn print(&self) {
         let auc = self.auc.map_or("undefined (one class)".to_owned(), |a| format!("{a:.4}"));
@@ -166,6 +183,7 @@ impl Report {
             ("max clock lag", self.max_clock_lag.to_string()),
             ("reproducible", self.reproducible.to_string()),
             ("transport", self.transport.clone()),
+            ("pull", self.pull()),
             ("weights", format!("{} of {} not zero", self.non_zero_weights, self.settings.features)),
             ("weights sha256", self.weights_sha256.clone()),
         ];

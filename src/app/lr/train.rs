@@ -142,6 +142,7 @@ impl Worker<'_> {
         let (test, measured_on) = source::test_set(options)?;
         let Quality { accuracy, auc, logloss } = judge(&test, &learnt)
             .ok_or_else(|| Error::config(measured_on, "at least one example", "none"))?;
+        let reads = self.client.stats().reads;
         let threads = || servers.iter().flat_map(|s| &s.threads);
         let report = Report {
             accuracy,
@@ -165,6 +166,10 @@ impl Worker<'_> {
             max_clock_lag: threads().map(|t| t.max_clock_lag).max().unwrap_or(0),
             reproducible: options.spec(1).reproducible(self.client.workers()),
             transport: self.client.transport(),
+            pull: self.client.pull_mode().to_string(),
+            pulls_read: reads.read,
+            reads_again: reads.again,
+            reads_asked: reads.asked,
             weights_sha256: weights_sha256(&learnt.weights),
             non_zero_weights: learnt.weights.iter().filter(|w| **w != 0.0).count() as u64,
             planted: source::distance(options, &learnt.weights)

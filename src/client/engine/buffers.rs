@@ -24,6 +24,13 @@ pub struct Registered {
     dropped: bool,
 }
 
+impl Registered {
+    /// Its memory, as the transport knows it.
+    pub fn memory(&self) -> (Arc<Arena>, RegionId) {
+        (self.arena.clone(), self.region)
+    }
+}
+
 /// Elements of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {

@@ -104,7 +104,12 @@ impl Engine {
                     ));
                 }
             }
-            Completion::Done { .. } => {}
+            Completion::Done { endpoint, context } => {
+                // Writes are posted without a context.
+                if self.link_at(endpoint).is_some() {
+                    self.read_done(context as usize)?;
+                }
+            }
         }
         Ok(())
     }
@@ -125,6 +130,9 @@ impl Engine {
         }
         self.returned = returned;
         self.links[link].acknowledged(header.withdrawn, self.transport.as_mut())?;
+        if header.kind == ReplyKind::Published {
+            self.links[link].published(&header)?;
+        }
         if header.kind == ReplyKind::Pulled {
             let asked = self.asked.get(header.tag as usize).filter(|a| a.link == link);
             let expected = asked.map(|a| a.floats);
@@ -185,6 +193,7 @@ impl Engine {
             None => "closed".to_owned(),
         };
         tracing::info!("{peer}: {reason}; reconnecting");
+        self.ask_for_reads(link);
         let ring = self.reopener.ring();
         let opening = self.links[link].open(self.transport.as_mut(), ring, &self.receive)?;
         self.index_endpoint(link);
@@ -230,6 +239,9 @@ impl Engine {
 
     /// Fills slots with what waits, and rings the doorbell once.
     pub fn kick(&mut self) {
+        if let Err(error) = self.post_reads() {
+            self.fail(error);
+        }
         for link in 0..self.links.len() {
             if let Err(error) = self.links[link].pump(self.transport.as_mut()) {
                 self.fail(error);

@@ -135,7 +135,7 @@ impl Engine {
     ) -> Result<bool> {
         let chain = self.pending[ticket].chain;
         while let Some(frame) = frames.peek() {
-            if self.links[frame.shard].queued() >= self.limits.queued_frames {
+            if self.links[frame.shard].queued() >= self.limits.queued_frames || self.reads_are_full() {
                 return Ok(false);
             }
             let floats = frame.count as usize;
@@ -144,7 +144,7 @@ impl Engine {
                 self.announce(frame.shard, &into)?;
                 header.region = into.buffer;
                 header.argument = (into.start + frame.at) as u64 * 4;
-                self.queue_pull(frame.shard, ticket, header, &mut |_, _| {}, (floats, None))
+                self.queue_pull(frame.shard, ticket, header, &mut |_, _| {}, (floats, None))?
             } else {
                 let pending = &self.pending[ticket];
                 let more_comes = pending.open > 0 && !(pending.under_bsp() && pending.after_push);
@@ -273,14 +273,14 @@ impl Engine {
         };
         header.argument = buf.offset() as u64;
         let taken_by_caller = !matches!(places, Places::Buffer(_));
-        let queued = self.queue_pull(link, ticket, header, fill, (floats, Some(Part { buf, places })));
+        let queued = self.queue_pull(link, ticket, header, fill, (floats, Some(Part { buf, places })))?;
         if queued && taken_by_caller {
             self.pending[ticket].floats += floats;
         }
         Ok(queued)
     }
 
-    /// Queues one frame of a pull, which says where the values go; `part` is what receives them unless the server thread writes
+    /// Queues one frame of a pull, or reads its values, and says where these go; `part` is what receives them unless the server thread writes
     /// them to a registered buffer.
     fn queue_pull(
         &mut self,
@@ -289,7 +289,7 @@ impl Engine {
         mut header: RequestHeader,
         fill: &mut Fill<'_>,
         (floats, part): (usize, Option<Part>),
-    ) -> bool {
+    ) -> Result<bool> {
         let pending = &self.pending[ticket];
         header.after_push = pending.after_push;
         header.chain = pending.chain.check();
@@ -297,18 +297,25 @@ impl Engine {
         let number = self.number();
         let tag = self.asked.insert(Asked { number, ticket, link, floats, part, accepted: None });
         header.tag = tag as u32;
+        let readable = self.may_read(link, ticket, header.table)?;
         let owner = Owner::Pull { tag: header.tag, number };
-        let staged = self.stage(link, ticket, header, fill, (owner, may_overtake));
+        let staged = match readable {
+            Some(readable) => {
+                self.read((link, ticket), header, readable);
+                true
+            }
+            None => self.stage(link, ticket, header, fill, (owner, may_overtake)),
+        };
         if staged {
             self.pending[ticket].open += 1;
         } else {
             self.asked.remove(tag);
         }
-        staged
+        Ok(staged)
     }
 
     /// Writes a request's body into staging memory and queues it: with others where it is small. False when there is none.
-    fn stage(
+    pub(super) fn stage(
         &mut self,
         link: usize,
         ticket: usize,
@@ -390,7 +397,8 @@ impl Engine {
 
     /// Refuses a wait for staging memory, or room in a queue, that only the end of the caller's own clock can give.
     pub fn may_wait_for_room(&self) -> Result<()> {
-        if !self.accepted.is_empty() || !self.stalled.is_empty() || !self.links.iter().all(Link::rests) {
+        let under_way = !self.accepted.is_empty() || !self.reads.is_empty();
+        if under_way || !self.stalled.is_empty() || !self.links.iter().all(Link::rests) {
             return Ok(());
         }
         let limit = self.staging.arena().len() as u64;

@@ -9,6 +9,7 @@ use super::*;
 use crate::client::driver::{Driver, ProgressThread};
 use crate::client::link::Grant;
 use crate::client::plan::DenseFrame;
+use crate::client::readable::Readable;
 use crate::control::{Hub, HubConfig};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
 use crate::proto::secret::Secret;
@@ -16,7 +17,9 @@ use crate::proto::{Chains, ReplyHeader, ReplyKind, RequestHeader, RequestKind};
 use crate::time::Deadline;
 use crate::transport::park::Waker;
 use crate::transport::{Caps, Message, Read, Refusal, Rejected, SessionKey, Side, Write};
-use crate::types::{Consistency, Identity, OptimizerSpec, Role, ServerInfo, TableSpec, View};
+use crate::types::{
+    Consistency, Identity, MAX_TABLES, OptimizerSpec, Publish, Role, ServerInfo, TableSpec, View,
+};
 
 /// What was written: the slot, the request and its body.
 type Written = Arc<Mutex<Vec<(u32, RequestHeader, Vec<u8>)>>>;
@@ -225,6 +228,27 @@ impl Rig {
         self.deliver(Completion::Written { endpoint, imm, length: HEADER as u32 });
     }
 
+    /// The server thread tells where it publishes a table. The engine has not heard it yet.
+    fn publish(&mut self, table: u32, records: u32) {
+        let header = ReplyHeader {
+            chain: 0,
+            bucket: records,
+            kind: ReplyKind::Published,
+            sequence: self.replies,
+            closed: 0,
+            version: 0,
+            freed: 0,
+            withdrawn: 0,
+            epoch: 1,
+            count: 3,
+            tag: table,
+        };
+        let (imm, endpoint) = (self.replies as u32, self.endpoint());
+        self.ring.copy_in(imm as usize * HEADER, &header.encode());
+        self.replies += 1;
+        self.inbox.lock().unwrap().push(Completion::Written { endpoint, imm, length: HEADER as u32 });
+    }
+
     fn push(&mut self, floats: usize, value: f32) -> usize {
         let ticket = self.queue_push(None, floats, value);
         self.engine.kick();
@@ -233,7 +257,8 @@ impl Rig {
 
     fn queue_push(&mut self, after: Option<&Arc<After>>, floats: usize, value: f32) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after, priority: 0 };
+        let table =
+            Target { spec: &spec, map: &map, chains: Chains::default(), after, priority: 0, readable: None };
         let values = vec![value; floats];
         let source = Source::Slice(&values);
         let ticket = self.engine.new_push(RequestKind::Push, &table, source, None).unwrap();
@@ -245,7 +270,14 @@ impl Rig {
 
     fn pull(&mut self, floats: usize) -> usize {
         let (spec, map) = (self.spec.clone(), self.map.clone());
-        let table = Target { spec: &spec, map: &map, chains: Chains::default(), after: None, priority: 0 };
+        let table = Target {
+            spec: &spec,
+            map: &map,
+            chains: Chains::default(),
+            after: None,
+            priority: 0,
+            readable: None,
+        };
         let ticket = self.engine.new_pull(&table, false, None).unwrap();
         let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: floats as u32, at: 0 };
         assert!(self.engine.pull_dense((ticket, 0), &mut [frame].into_iter().peekable()).unwrap());
@@ -471,4 +503,47 @@ fn the_progress_thread_forgets_a_wake_that_nobody_waited_for() {
     }
     drop(thread);
     assert!(!shared.waker.drain(), "the wake is still there");
+}
+
+/// What a server thread says of what it publishes is held against what it must be.
+#[test]
+fn a_server_that_publishes_nonsense_is_named() {
+    let told = |table, records| {
+        let mut rig = Rig::new(Consistency::Bsp, 8);
+        rig.publish(table, records);
+        rig
+    };
+    let blamed = |rig: &mut Rig| match rig.engine.progress().unwrap_err() {
+        Error::Protocol { peer, field, .. } => (peer, field),
+        other => panic!("{other}"),
+    };
+    // The same table twice over one endpoint, but anew over the next.
+    let mut rig = told(0, 16);
+    rig.engine.progress().unwrap();
+    rig.publish(0, 16);
+    assert_eq!(blamed(&mut rig), ("server 0".to_owned(), "tag"));
+    let mut rig = told(0, 16);
+    rig.engine.progress().unwrap();
+    rig.reconnect();
+    rig.publish(0, 16);
+    rig.engine.progress().unwrap();
+    assert_eq!(blamed(&mut told(MAX_TABLES, 16)), ("server 0".to_owned(), "tag"));
+    // 2^20 elements are 16 buckets, and all are this thread's.
+    for (records, right) in [(16, true), (15, false)] {
+        let mut rig = told(0, records);
+        rig.engine.progress().unwrap();
+        let spec = Arc::new((*rig.spec).clone().publish(Publish::epochs(2)));
+        let readable = Readable::of(&spec, &rig.map).map(Arc::new);
+        let (chains, readable) = (Chains::default(), readable.as_ref());
+        let table = Target { spec: &spec, map: &rig.map, chains, after: None, priority: 0, readable };
+        let ticket = rig.engine.new_pull(&table, false, None).unwrap();
+        let frame = DenseFrame { shard: 0, bucket: 0, first: 0, count: 16, at: 0 };
+        let asked = rig.engine.pull_dense((ticket, 0), &mut [frame].into_iter().peekable());
+        match asked {
+            Ok(all) => assert!(all && right),
+            Err(error) => {
+                assert!(!right && matches!(error, Error::Protocol { field: "records", .. }), "{error}")
+            }
+        }
+    }
 }

@@ -34,6 +34,7 @@ impl Engine {
             dropped: false,
             after,
             priority: table.priority,
+            readable: table.readable.filter(|_| kind == RequestKind::Pull).cloned(),
             stalled: Vec::new(),
         })
     }

@@ -36,15 +36,17 @@ impl Core {
                     if !self.failed {
                         self.applied.clear();
                         self.shard.close(expected, &mut self.applied);
+                        self.shard.publish(clock + 1);
                         self.links.iter_mut().flatten().for_each(Link::clock_closed);
                         self.mark(clock + 1);
                     }
                 }
-                Verdict::CloseTable { table, counted, .. } => {
+                Verdict::CloseTable { table, clock, counted } => {
                     self.fold(Some(Closing { table: Some(table), workers: counted }));
                     if !self.failed {
                         self.applied.clear();
                         self.shard.close_table(table, counted, &mut self.applied);
+                        self.shard.publish_table(table, (clock + 1, self.gate.closed().min(clock + 1)));
                     }
                 }
             }
