@@ -114,18 +114,18 @@ impl Library {
 
 /// The session itself, on its thread.
 struct Session {
-    library: Library,
+    pmix: Library,
     us: Proc,
     size: u32,
 }
 
 impl Session {
-    fn start(library: Library) -> Result<Session> {
+    fn start(pmix: Library) -> Result<Session> {
         let mut us = Proc { namespace: [0; 256], rank: 0 };
         // SAFETY: `us` is a whole `pmix_proc_t` to be written, and no information is given.
-        check("PMIx_Init", unsafe { (library.init)(&mut us, std::ptr::null_mut(), 0) })?;
+        check("PMIx_Init", unsafe { (pmix.init)(&mut us, std::ptr::null_mut(), 0) })?;
         us.namespace[255] = 0;
-        let mut session = Session { library, us, size: 0 };
+        let mut session = Session { pmix, us, size: 0 };
         session.size = match session.value(WILDCARD, "pmix.job.size")? {
             // SAFETY: the type says which member is meant.
             Value { kind: UINT32, data } => unsafe { data.number },
@@ -138,7 +138,7 @@ impl Session {
         let (of, key) = (Proc { rank, ..self.us }, text(key)?);
         let mut found: *mut Value = std::ptr::null_mut();
         // SAFETY: `of` and `key` live across the call; `found` is where it writes the address of a value, which is never freed.
-        let code = unsafe { (self.library.get)(&of, key.as_ptr(), std::ptr::null(), 0, &mut found) };
+        let code = unsafe { (self.pmix.get)(&of, key.as_ptr(), std::ptr::null(), 0, &mut found) };
         check("PMIx_Get", code)?;
         if found.is_null() {
             return Err(Error::protocol(PEER, "value", "one", "none"));
@@ -154,9 +154,9 @@ impl Session {
                 let (key, value) = (text(key)?, text(value)?);
                 let mut value = Value { kind: STRING, data: Data { text: value.as_ptr() } };
                 // SAFETY: key and value live across the call, which copies them.
-                check("PMIx_Put", unsafe { (self.library.put)(GLOBAL, key.as_ptr(), &mut value) })?;
+                check("PMIx_Put", unsafe { (self.pmix.put)(GLOBAL, key.as_ptr(), &mut value) })?;
                 // SAFETY: takes nothing.
-                check("PMIx_Commit", unsafe { (self.library.commit)() })?;
+                check("PMIx_Commit", unsafe { (self.pmix.commit)() })?;
                 Ok(String::new())
             }
             Command::Fence => {
@@ -171,7 +171,7 @@ impl Session {
                 }
                 collect.value.data.flag = true;
                 // SAFETY: one process and one piece of information, which live across the call.
-                check("PMIx_Fence", unsafe { (self.library.fence)(&all, 1, &collect, 1) })?;
+                check("PMIx_Fence", unsafe { (self.pmix.fence)(&all, 1, &collect, 1) })?;
                 Ok(String::new())
             }
             Command::Get(rank, key) => match self.value(*rank, key)? {
@@ -188,7 +188,7 @@ impl Session {
             },
             Command::Finish => {
                 // SAFETY: no information is given.
-                check("PMIx_Finalize", unsafe { (self.library.finalize)(std::ptr::null(), 0) })?;
+                check("PMIx_Finalize", unsafe { (self.pmix.finalize)(std::ptr::null(), 0) })?;
                 Ok(String::new())
             }
         }
