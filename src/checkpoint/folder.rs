@@ -125,7 +125,9 @@ impl Folder {
         for Found { number, .. } in self.found()?.into_iter().rev().filter(|f| f.committed) {
             match Cut::open(&self.storage, &self.cut(number)) {
                 Ok(cut) => return Ok(Latest { cut: Some((number, cut)), flaws }),
-                Err(flaw) => flaws.push(flaw),
+                Err(flaw) if is_damage(&flaw) => flaws.push(flaw),
+                // The cut may be well, and what keeps us from it may pass: to begin without it would throw it away.
+                Err(error) => return Err(error),
             }
         }
         Ok(Latest { cut: None, flaws })
@@ -190,5 +192,14 @@ impl Folder {
             }
         }
         self.storage.remove_directory(&path).map_err(failed(&path))
+    }
+}
+
+/// Whether an error says what a cut is, and not only that it could not be read now.
+fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::Checkpoint { .. } => true,
+        Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
     }
 }

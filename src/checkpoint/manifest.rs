@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::format::HEADER;
 use crate::types::{Clock, TableSpec};
 
+/// Bounds on what a manifest may claim: more is damage, and memory would be taken for it.
+const MOST_WORKERS: u32 = 1 << 16;
+const MOST_CLOCK: u64 = 1 << 62;
+
 /// The list of a checkpoint's files. Without it they mean nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -61,6 +65,12 @@ impl Manifest {
         let manifest: Manifest = serde_json::from_slice(text).map_err(|e| e.to_string())?;
         for spec in &manifest.tables {
             spec.validate().map_err(|e| e.to_string())?;
+        }
+        if !(1..=MOST_WORKERS).contains(&manifest.workers) {
+            return Err(format!("{} workers where 1 to {MOST_WORKERS} can be", manifest.workers));
+        }
+        if manifest.clock > MOST_CLOCK {
+            return Err(format!("clock {} where at most {MOST_CLOCK} can be", manifest.clock));
         }
         match manifest.files.iter().find(|file| !file.is_plain()) {
             Some(file) => Err(format!("a file named {:?}", file.name)),

@@ -545,6 +545,13 @@ fn manifests_that_lead_elsewhere_or_do_not_come_back_are_refused() {
     };
     assert!(manifest("shard-0000-000", 0.1).to_json().is_some());
     assert!(manifest("shard-0000-000", f32::NAN).to_json().is_none());
+    // Memory would be taken for each worker that it claims.
+    for (field, value) in [("workers", 0), ("workers", u64::from(u32::MAX)), ("clock", u64::MAX)] {
+        let mut lies = serde_json::to_value(manifest("f", 0.1)).unwrap();
+        lies[field] = value.into();
+        let why = Manifest::from_json(lies.to_string().as_bytes()).unwrap_err();
+        assert!(why.contains(&value.to_string()), "{field}: {why}");
+    }
     for name in ["", "../x", "/etc/passwd", ".hidden", "a/b", "a\\b", &"x".repeat(65)] {
         assert!(manifest(name, 0.1).to_json().is_none(), "{name}");
     }

@@ -274,7 +274,7 @@ impl Cuts {
 
     fn propose(&mut self) -> Action {
         let ahead = (1u64 << self.attempts.min(32)) - 1;
-        let soonest = self.front.saturating_add(ahead).max(self.last + u64::from(!self.ending));
+        let soonest = self.front.saturating_add(ahead).max(self.last.saturating_add(u64::from(!self.ending)));
         let clock = match self.every {
             Some(Every::Clocks(every)) if !self.ending => soonest.div_ceil(every).saturating_mul(every),
             _ => soonest,

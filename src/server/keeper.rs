@@ -67,7 +67,14 @@ impl Keeper {
         let folder = checkpoints.folder.as_deref().map(|path| Folder::new(storage.clone(), path));
         if let Some(folder) = &folder {
             folder.make()?;
-            let first = 1 + folder.found()?.last().map_or(0, |newest| newest.number);
+            let newest = folder.found()?.last().map_or(0, |newest| newest.number);
+            let first = newest.checked_add(1).ok_or_else(|| {
+                Error::config(
+                    folder.cut(newest).display().to_string(),
+                    "a cut with a number below 2^64 - 1",
+                    newest,
+                )
+            })?;
             cluster.cuts = Some(CutPlan { every: checkpoints.every, first });
         } else if checkpoints.every.is_some() || checkpoints.resume == Some(Resume::Auto) {
             return Err(super::cuts::no_folder());
@@ -120,7 +127,11 @@ impl Keeper {
 
 fn newest(folder: Option<&Folder>) -> Result<Option<(u64, Cut)>> {
     let Some(folder) = folder else { return Ok(None) };
-    let Latest { cut, flaws } = folder.latest()?;
+    let Latest { cut, mut flaws } = folder.latest()?;
+    if cut.is_none() && !flaws.is_empty() {
+        // To begin anew would in time remove what somebody may still mend.
+        return Err(flaws.swap_remove(0));
+    }
     for flaw in flaws {
         tracing::warn!("coordinator: {flaw}; an older checkpoint is taken");
     }
