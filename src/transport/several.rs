@@ -79,8 +79,6 @@ pub struct Several {
     wide_open: usize,
     polls: u32,
     inbox: Vec<Completion>,
-    /// `Closed` of what could not be connected at all.
-    outbox: Vec<Completion>,
 }
 
 impl Several {
@@ -116,7 +114,6 @@ impl Several {
             wide_open: 0,
             polls: 0,
             inbox: Vec::new(),
-            outbox: Vec::new(),
         })
     }
 
@@ -414,7 +411,6 @@ impl Transport for Several {
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {
-        completions.append(&mut self.outbox);
         self.memory.poll(&mut self.inbox, budget);
         self.pass_on(Way::Memory, completions);
         self.polls += 1;
@@ -432,7 +428,7 @@ impl Transport for Several {
     fn arm(&mut self) -> bool {
         self.polls = SELDOM;
         let by_memory = self.memory.arm();
-        self.wide.arm() && by_memory && self.outbox.is_empty()
+        self.wide.arm() && by_memory
     }
 
     fn close(&mut self, endpoint: EndpointId) {

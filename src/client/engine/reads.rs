@@ -196,11 +196,14 @@ impl Engine {
         if self.reads.is_empty() {
             return Ok(());
         }
+        // Where none is ready for one place, none is for the next.
+        let mut more = true;
         for place in 0..self.reads.active.len() {
-            if self.reads.active[place].is_none() {
+            if more && self.reads.active[place].is_none() {
                 let links = &self.links;
                 let ready = |r: &Reading| !r.hears || links[r.link].closed >= r.needed;
                 let next = self.reads.waiting.iter().position(ready);
+                more = next.is_some();
                 self.reads.active[place] = next.and_then(|next| self.reads.waiting.remove(next));
             }
             self.post_read(place)?;

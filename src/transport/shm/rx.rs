@@ -17,6 +17,9 @@ use crate::transport::endpoints::PendingRead;
 use crate::transport::grants::{Access, Grants};
 use crate::transport::{Completion, EndpointId, HEADER, Loan, MAX_SEND, Message};
 
+/// Packets that are heard at most for the sake of one entry.
+const MOST_HEARD: usize = 4096;
+
 /// Most bytes that one turn copies, but for the operation that passes it. 256 KiB stay in L2 for whoever reads them next.
 const TURN_BYTES: usize = 256 << 10;
 /// Most operations of one turn, so that a fast sender of small ones leaves room for the others.
@@ -262,7 +265,12 @@ impl Rx {
     /// A region of the peer's. It was shown before the entry that names it was published.
     fn region(&mut self, region: u32, to: &Context<'_>) -> Result<&Arc<Arena>> {
         let place = region as usize;
-        while self.shown.get(place).is_none_or(Option::is_none) && self.hear(to.socket, to.peer)? {}
+        // A peer may ring for ever instead: no more is heard than an honest socket can hold.
+        for _ in 0..MOST_HEARD {
+            if self.shown.get(place).is_some_and(Option::is_some) || !self.hear(to.socket, to.peer)? {
+                break;
+            }
+        }
         let shown = self.shown.get(place).and_then(Option::as_ref);
         shown.ok_or_else(|| to.fault("region", "one that was shown", region))
     }
