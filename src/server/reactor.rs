@@ -19,7 +19,7 @@ use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
 use crate::store::{Optimizers, Shard};
 use crate::transport::choice::{self, Agreed};
-use crate::transport::park::{Waker, park};
+use crate::transport::park::{Waker, park, pause};
 use crate::transport::{Completion, EndpointId, Loan, SessionKey, Side, Transport};
 use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
 
@@ -463,8 +463,9 @@ impl Reactor {
     fn idle(&mut self, idle_since: &mut Option<Instant>) -> Result<()> {
         if let Polling::Spin(time) = self.polling {
             let since = *idle_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < time {
-                std::hint::spin_loop();
+            let idle = since.elapsed();
+            if idle < time {
+                pause(idle);
                 return Ok(());
             }
         }

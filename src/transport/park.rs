@@ -1,4 +1,4 @@
-//! Sleeping until a descriptor is readable, and waking a sleeper from another thread.
+//! Waiting: sleeping until a descriptor is readable, waking a sleeper from another thread, and looking again and again without sleep.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -8,6 +8,16 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::error::{Error, Result};
+
+/// How long a thread that looks again and again keeps its CPU to itself.
+const ALONE: Duration = Duration::from_micros(50);
+
+/// The pause between two looks of a thread that has found nothing for `idle` and does not sleep. At first it is a moment; then the CPU
+/// goes to whoever else wants it. Where threads outnumber CPUs that may be the peer, or the kernel thread of an emulated device,
+/// which would otherwise get it only when the scheduler takes it from us, milliseconds later.
+pub fn pause(idle: Duration) {
+    if idle < ALONE { std::hint::spin_loop() } else { std::thread::yield_now() }
+}
 
 /// Wakes a thread that sleeps in [`park`] on [`Waker::fd`]. Clones share one eventfd.
 #[derive(Debug, Clone)]
