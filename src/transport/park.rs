@@ -69,6 +69,40 @@ pub fn park<const N: usize>(fds: &[RawFd; N], timeout: Duration) -> Result<()> {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::transport::cpus;
+
+    /// Two threads on one CPU take turns, and neither sleeps. One that kept the CPU while it waits would look in vain until the scheduler
+    /// takes it away: tens of thousands of times in each turn.
+    #[test]
+    fn whoever_looks_in_vain_gives_its_cpu_to_whom_it_waits_for() {
+        const TURNS: u64 = 100;
+        let cpu = cpus::allowed().unwrap()[0];
+        let turn = Arc::new(AtomicU64::new(0));
+        let players = [0, 1].map(|player| {
+            let turn = turn.clone();
+            std::thread::spawn(move || {
+                cpus::pin_to(cpu).unwrap();
+                let mut looks = 0u64;
+                for mine in (player..TURNS).step_by(2) {
+                    while turn.load(Ordering::Acquire) != mine {
+                        pause(ALONE);
+                        looks += 1;
+                    }
+                    turn.store(mine + 1, Ordering::Release);
+                }
+                looks
+            })
+        });
+        let looks: u64 = players.into_iter().map(|player| player.join().unwrap()).sum();
+        assert!(looks < TURNS * 1000, "{looks} looks for {TURNS} turns");
+    }
+}
+
 /// Sleeping and waking as a model, with an eventfd made of loom's lock: whoever announces something does so before it wakes, and
 /// whoever was woken forgets the wake before it looks. Then nothing is slept through.
 #[cfg(all(test, loom))]
