@@ -109,7 +109,7 @@ pub fn races_a_writer(fabric: &dyn Fabric) {
     };
     publish(&mut random);
     let (mut whole, mut again, mut torn) = (0, 0, 0);
-    while whole < 1000 {
+    while whole < 2000 {
         let head = |p: &mut Pair, at: usize| {
             let local = p.net.ends[0].slice(at, HEAD);
             p.net.read(0, p.a, Read { remote, offset: 0, local, context: 1 });

@@ -12,6 +12,21 @@ use crate::transport::{MAX_SEND, Message, Payload, Read, Refusal, Write};
 /// Operations between two that are signalled.
 const SIGNAL_EVERY: u32 = 32;
 
+/// Keeps reads in their place: the bytes of one may be fetched after what was posted behind it took effect, unless that waits.
+#[derive(Debug, Default)]
+pub(super) struct Fence {
+    /// The last request is a read.
+    read: bool,
+}
+
+impl Fence {
+    /// Whether the next request has to wait for the reads before it. What is posted behind that one waits for it anyway.
+    fn before(&mut self, next: Verb) -> bool {
+        let read = std::mem::replace(&mut self.read, next == Verb::Read);
+        read && !self.read
+    }
+}
+
 impl Endpoint {
     /// Queues a message.
     pub fn send(&mut self, shared: &Shared, message: &Message) -> std::result::Result<(), Refusal> {
@@ -171,9 +186,7 @@ impl Endpoint {
             self.unsignalled += 1;
             self.holding |= payload.is_some();
         }
-        // A read may be served after what was posted behind it, unless that waits for it.
-        let fenced = self.fence && verb != Verb::Read;
-        self.fence = verb == Verb::Read || (self.fence && !fenced);
+        let fenced = self.fence.before(verb);
         let id = self.work_id(Work::Send, sequence);
         self.queued.push(SendRequest { id, verb, pieces, remote, signalled, fenced });
         self.operations.push_back(Operation { sequence, context, payload, read_into: None });
@@ -215,4 +228,27 @@ impl Endpoint {
 /// Lengths were checked against [`Shared::max_write`], or are those of a message.
 fn length_u32(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_request_behind_reads_waits_for_them() {
+        let mut fence = Fence::default();
+        let verbs = [
+            (Verb::Write(Some(1)), false),
+            (Verb::Read, false),
+            (Verb::Read, false),
+            (Verb::Write(None), true),
+            (Verb::Write(Some(2)), false),
+            (Verb::Read, false),
+            (Verb::Send(None), true),
+            (Verb::Send(None), false),
+        ];
+        for (n, (verb, waits)) in verbs.into_iter().enumerate() {
+            assert_eq!(fence.before(verb), waits, "request {n}, {verb:?}");
+        }
+    }
 }
