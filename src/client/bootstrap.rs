@@ -168,7 +168,8 @@ impl Joining {
         let mut transport = choice::build_agreed(&config.network, agreed.kind, false)?;
         let kind = transport.caps().name;
         choice::warn_of_fallback(&config.network, agreed.kind.kind, &agreed.reason);
-        tracing::info!("worker {}: data travels by {}", config.rank, transport.caps().describe());
+        let (used, polling) = (transport.caps().describe(), config.network.polling);
+        tracing::info!("worker {}: data travels by {used}, poll {polling}", config.rank);
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();
         let limits = config.limits;
         let ring_bytes = limits.ring_entries as usize * HEADER;

@@ -362,7 +362,7 @@ impl Reactor {
         Ok(obeyed)
     }
 
-    /// Keeps what the job has agreed on, and lets go of the others. No endpoint is open yet.
+    /// Keeps what the job has agreed on, says so, and lets go of the others. No endpoint is open yet.
     fn settle_on(&mut self, agreed: Agreed) -> Result<()> {
         for other in std::mem::take(&mut self.others) {
             if other.caps().name == agreed.kind.name() {
@@ -372,6 +372,8 @@ impl Reactor {
         if agreed.local {
             choice::add_memory(&mut self.transport, true)?;
         }
+        let (ShardId { server, thread }, used) = (self.id, self.transport.caps().describe());
+        info!("server {server} thread {thread}: data travels by {used}, poll {}", self.polling);
         Ok(())
     }
 
