@@ -232,7 +232,13 @@ fn length_u32(length: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::mem::{Arena, Rights};
+    use crate::transport::verbs::device::available;
+    use crate::transport::verbs::{Verbs, VerbsConfig};
+    use crate::transport::{Completion, HEADER, Side, Transport};
 
     #[test]
     fn the_first_request_behind_reads_waits_for_them() {
@@ -249,6 +255,59 @@ mod tests {
         ];
         for (n, (verb, waits)) in verbs.into_iter().enumerate() {
             assert_eq!(fence.before(verb), waits, "request {n}, {verb:?}");
+        }
+    }
+
+    /// On a device: of many writes every 32nd makes a completion, and the last of a batch that holds memory.
+    #[test]
+    fn few_writes_are_signalled() {
+        if !available().unwrap().iter().any(|d| d.active) {
+            println!("skipped: no RDMA device");
+            return;
+        }
+        let mut ends = [(); 2].map(|()| Verbs::new(&VerbsConfig::default()).unwrap());
+        let opened = [0, 1].map(|n| ends[n].open([Side::Active, Side::Passive][n], "the other").unwrap());
+        let arenas = [(); 2].map(|()| Arena::new(1 << 16).unwrap());
+        let regions = [0, 1].map(|n| ends[n].register(arenas[n].clone()).unwrap());
+        let remote = ends[1].authorise(opened[1].0, regions[1], 0, 1 << 16, Rights::Write).unwrap();
+        for n in [1, 0] {
+            ends[n].connect(opened[n].0, &opened[1 - n].1, &[3; 32]).unwrap();
+        }
+        let until = |ends: &mut [Verbs; 2], wanted: &dyn Fn(&Completion) -> bool, mut count: usize| {
+            let (limit, mut seen) = (Instant::now() + Duration::from_secs(30), Vec::new());
+            while count > 0 {
+                assert!(Instant::now() < limit, "{seen:?}");
+                ends.iter_mut().for_each(|end| end.poll(&mut seen, 256));
+                count -= seen.iter().filter(|c| wanted(c)).count().min(count);
+                seen.clear();
+            }
+        };
+        until(&mut ends, &|c| matches!(c, Completion::Connected { .. }), 2);
+        let id = opened[0].0;
+        let write =
+            |body| Write { header: Some([1; HEADER]), body, remote, offset: 0, imm: Some(1), context: None };
+        let signalled = |end: &mut Verbs| -> Vec<usize> {
+            let endpoint = end.places[id.index as usize].endpoint.as_deref().unwrap();
+            (0..).zip(&endpoint.queued).filter(|(_, r)| r.signalled).map(|(n, _)| n).collect()
+        };
+        for _ in 0..70 {
+            ends[0].write(id, write(None)).unwrap();
+        }
+        assert_eq!(signalled(&mut ends[0]), [31, 63]);
+        ends[0].flush();
+        until(&mut ends, &|c| matches!(c, Completion::Written { .. }), 70);
+        // What holds a body is signalled when it leaves, since nothing may follow it.
+        let slice = RegionSlice { arena: arenas[0].clone(), region: regions[0], offset: 0, length: 64 };
+        ends[0].write(id, write(Some(Payload::Pinned(slice)))).unwrap();
+        assert!(signalled(&mut ends[0]).is_empty());
+        let under_way =
+            |end: &Verbs| end.places[id.index as usize].endpoint.as_deref().unwrap().operations.len();
+        assert_eq!(under_way(&ends[0]), 7);
+        ends[0].flush();
+        let limit = Instant::now() + Duration::from_secs(30);
+        while under_way(&ends[0]) > 0 {
+            assert!(Instant::now() < limit);
+            ends.iter_mut().for_each(|end| end.poll(&mut Vec::new(), 256));
         }
     }
 }
