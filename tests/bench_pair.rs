@@ -5,7 +5,7 @@
 mod common;
 
 use common::job::Job;
-use common::{PATIENCE, Process, run, windlass};
+use common::{PATIENCE, Process, windlass};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -45,7 +45,9 @@ fn over_each_transport() {
         for op in ["write", "read"] {
             let job = ["run", "--workers", "2", "--servers", "1", "--transport", transport, "--"];
             let worker = [PROGRAM, "bench", op, "--bytes", "64K"];
-            let ended = run([&job[..], &worker, &SHORT].concat()).expect(0);
+            let mut command = windlass([&job[..], &worker, &SHORT].concat());
+            command.env("WINDLASS_LOG", "info");
+            let ended = Process::start(command).end(PATIENCE).expect(0);
             let figures = figures(&ended.stdout);
             assert_sane(&figures, op, 65536);
             assert_eq!(figures["transport"], used, "{figures}");

@@ -38,8 +38,10 @@ use crate::transport::{
     Completion, EndpointId, Message, Payload, Read, Refusal, SessionKey, Side, Transport, Write,
 };
 
-/// After so much silence the other end counts as lost.
+/// After so much silence the other end counts as lost, unless it has more to do.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest sleep: a bound on how late a lost wake-up could be noticed.
+const NAP: Duration = Duration::from_secs(1);
 const BUDGET: usize = 256;
 /// Memory of this process that reads may fill at a time, in bytes.
 const READ_BYTES: u64 = 256 << 20;
@@ -105,6 +107,8 @@ struct End {
     completions: Vec<Completion>,
     idle_since: Option<Instant>,
     heard: Instant,
+    /// After so much silence the other end counts as lost.
+    patience: Duration,
 }
 
 impl End {
@@ -123,8 +127,15 @@ impl End {
             completions: Vec::with_capacity(BUDGET),
             idle_since: None,
             heard: Instant::now(),
+            patience: PATIENCE,
         };
         Ok((end, address))
+    }
+
+    /// Begins to connect; what was said before took its own time.
+    fn connect(&mut self, address: &[u8], key: &SessionKey) -> Result<()> {
+        self.heard = Instant::now();
+        self.transport.connect(self.endpoint, address, key)
     }
 
     /// Waits until something has come.
@@ -136,14 +147,14 @@ impl End {
                 (self.idle_since, self.heard) = (None, now);
                 return Ok(());
             }
-            if now - self.heard > PATIENCE {
-                return Err(Error::Timeout { waited_for: PEER.to_owned(), after: PATIENCE });
+            if now - self.heard > self.patience {
+                return Err(Error::Timeout { waited_for: PEER.to_owned(), after: self.patience });
             }
             let idle = now - *self.idle_since.get_or_insert(now);
             if matches!(self.polling, Polling::Spin(time) if idle < time) {
                 pause(idle);
             } else if self.transport.arm() {
-                park(&[self.transport.waitable()], PATIENCE)?;
+                park(&[self.transport.waitable()], NAP)?;
             }
         }
     }
@@ -267,7 +278,7 @@ fn measure(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Ve
     let nonce: [u32; 8] = bytemuck::cast(fresh_key()?);
     say(words, &Hello { nonce, address, task: course.task() })?;
     let answer: Answer = hear(words)?;
-    end.transport.connect(end.endpoint, &answer.address, &endpoint_key(words.root(), &nonce))?;
+    end.connect(&answer.address, &endpoint_key(words.root(), &nonce))?;
     end.until_connected()?;
     let transport = end.transport.caps().describe();
     tracing::info!("bench: connected by {transport}");
@@ -467,8 +478,12 @@ fn respond(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Ve
         }
     }
     let key = endpoint_key(words.root(), &hello.nonce);
-    end.transport.connect(end.endpoint, &hello.address, &key)?;
+    end.connect(&hello.address, &key)?;
     say(words, &Answer { address, region: region.encode().to_vec() })?;
+    if course.op == Op::Read {
+        // Whoever is read from hears nothing meanwhile.
+        end.patience += 2 * options.duration();
+    }
     let total = serve(&mut end)?;
     let wrong = if course.op == Op::Write { unwritten(&end, &course, total) } else { 0 };
     say(words, &Judged { wrong })?;
