@@ -118,6 +118,7 @@ impl Joining {
             workers: Some(config.workers),
             address: None,
             threads: 0,
+            first: 0,
         };
         self.hub.send(coordinator, &join)?;
         let waited_for =
@@ -184,8 +185,8 @@ impl Joining {
             for thread in 0..server.threads {
                 // A server may have shaken hands before it knew its rank; the View knows it.
                 let peer = format!("server {} ({}) thread {thread}", server.rank, identity.process);
-                let mut link =
-                    Link::new((place, thread), peer, (ring.clone(), links.len() * ring_bytes), &limits);
+                let at = (place, thread, server.first.saturating_add(thread));
+                let mut link = Link::new(at, peer, (ring.clone(), links.len() * ring_bytes), &limits);
                 let opening = link.open(transport.as_mut(), ring_region, &receive)?;
                 let wish = Wish::new(links.len(), &link, kind, opening);
                 self.hub.send(control, &wish.message(links.len() as u32))?;

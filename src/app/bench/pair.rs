@@ -73,7 +73,8 @@ impl End {
     /// An end with `bytes` of memory, and its address.
     fn new(network: &Network, side: Side, bytes: u64) -> Result<(End, Vec<u8>)> {
         let kind = choice::offer(network)?.kinds[0];
-        let mut transport = choice::build(network, kind, side == Side::Passive)?;
+        let seat = if side == Side::Passive { choice::Seat::Listens(0) } else { choice::Seat::Dials };
+        let mut transport = choice::build(network, kind, seat)?;
         let arena = transport.memory().arena(bytes as usize)?;
         let region = transport.register(arena.clone())?;
         let (endpoint, address) = transport.open(side, PEER)?;
