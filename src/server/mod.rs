@@ -297,7 +297,7 @@ impl ServerBuilder {
             tracing::warn!("not all server threads run next to their NICs: {far}");
         }
         for thread in 0..self.threads {
-            let (rail, vector) = choice::place(first + thread, rails.len());
+            let (rail, vector) = choice::place(first.saturating_add(thread), rails.len());
             let Some(port) = rails.get(rail) else { break };
             let cpu = cpus.get(thread as usize).map_or_else(
                 || "any CPU".to_owned(),

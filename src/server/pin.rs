@@ -101,7 +101,7 @@ fn nearest(threads: usize, allowed: &[usize], near: &[&[usize]]) -> Vec<usize> {
 /// Which of a server's threads, the first of which has the number `first`, run on a CPU that is not next to its rail, and why.
 pub fn far(cpus: &[usize], first: u32, allowed: &[usize], near: &[&[usize]]) -> Option<String> {
     let far = |(thread, cpu): (u32, &usize)| {
-        let (rail, _) = choice::place(first + thread, near.len());
+        let (rail, _) = choice::place(first.saturating_add(thread), near.len());
         let ours = near.get(rail).filter(|near| !near.is_empty() && !near.contains(cpu))?;
         let usable = ours.iter().any(|cpu| allowed.contains(cpu));
         let why = if usable { "are not enough" } else { "are outside the affinity mask" };

@@ -23,8 +23,8 @@ pub trait Rail: Transport {
 /// See the module's head.
 pub struct Rails<R> {
     rails: Vec<R>,
-    /// Endpoints of each.
-    open: Vec<usize>,
+    /// Endpoints that are connected.
+    connected: Vec<EndpointId>,
     caps: Caps,
     epoll: OwnedFd,
 }
@@ -44,17 +44,21 @@ impl<R: Rail> Rails<R> {
         }
         let descriptors: Vec<RawFd> = rails.iter().map(Transport::waitable).collect();
         let epoll = park::any_of(&descriptors)?;
-        let mut rails = Rails { open: vec![0; rails.len()], rails, caps, epoll };
+        let mut rails = Rails { rails, connected: Vec::new(), caps, epoll };
         rails.describe();
         Ok(rails)
     }
 
     /// Says in the caps what there is, and how much it is used.
     fn describe(&mut self) {
-        let rail = |(number, (rail, open)): (usize, (&R, &usize))| {
-            format!("rail {number}: {}, {open} endpoints", rail.caps().detail)
+        let connected = |number| {
+            let there = |id: &&EndpointId| id.index as usize % self.rails.len() == number;
+            self.connected.iter().filter(there).count()
         };
-        let all: Vec<String> = self.rails.iter().zip(&self.open).enumerate().map(rail).collect();
+        let rail = |(number, rail): (usize, &R)| {
+            format!("rail {number}: {}, {} endpoints", rail.caps().detail, connected(number))
+        };
+        let all: Vec<String> = self.rails.iter().enumerate().map(rail).collect();
         self.caps.detail = all.join("; ");
     }
 
@@ -104,8 +108,6 @@ impl<R: Rail> Transport for Rails<R> {
     fn open_on(&mut self, number: u32, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
         let rail = number as usize % self.rails.len();
         let (theirs, address) = self.rails[rail].open(side, peer)?;
-        self.open[rail] += 1;
-        self.describe();
         Ok((self.ours(rail, theirs), address))
     }
 
@@ -153,20 +155,22 @@ impl<R: Rail> Transport for Rails<R> {
     fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {
         // An equal part for each, so that none starves another.
         let part = budget.div_ceil(self.rails.len());
-        let mut closed = false;
+        let mut changed = false;
         for rail in 0..self.rails.len() {
             let known = completions.len();
             self.rails[rail].poll(completions, part);
             for completion in &mut completions[known..] {
                 let id = completion.endpoint_mut();
                 *id = self.ours(rail, *id);
-                if matches!(completion, Completion::Closed { .. }) {
-                    self.open[rail] -= 1;
-                    closed = true;
+                match *completion {
+                    Completion::Connected { endpoint } => self.connected.push(endpoint),
+                    Completion::Closed { endpoint, .. } => self.connected.retain(|&other| other != endpoint),
+                    _ => continue,
                 }
+                changed = true;
             }
         }
-        if closed {
+        if changed {
             self.describe();
         }
     }

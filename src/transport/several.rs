@@ -66,8 +66,6 @@ pub struct Several {
     memory: Shm,
     wide: Box<dyn Transport>,
     caps: Caps,
-    /// The other transport's detail.
-    detail: String,
     epoll: OwnedFd,
     places: Vec<Place>,
     free: Vec<u32>,
@@ -92,13 +90,11 @@ impl Several {
             max_write: a.max_write.min(b.max_write),
             detail: String::new(),
         };
-        let detail = b.detail.clone();
-        caps.detail = format!("{detail}; shm to peers on this host");
+        caps.detail = format!("{}; shm to peers on this host", b.detail);
         Ok(Several {
             memory,
             wide,
             caps,
-            detail,
             epoll,
             places: Vec::new(),
             free: Vec::new(),
@@ -131,7 +127,8 @@ impl Several {
     fn describe(&mut self) {
         let open = || self.places.iter().filter_map(|p| p.endpoint.as_ref());
         let by_memory = open().filter(|e| e.chosen == Some(Way::Memory)).count();
-        self.caps.detail = format!("{}; {by_memory} of {} endpoints by shm", self.detail, open().count());
+        let wide = &self.wide.caps().detail;
+        self.caps.detail = format!("{wide}; {by_memory} of {} endpoints by shm", open().count());
     }
 
     fn transport(&mut self, way: Way) -> &mut dyn Transport {
