@@ -167,7 +167,8 @@ impl<const N: usize> Job<N> {
     fn open(&mut self, rank: usize, thread: u32) -> Data {
         let worker = &mut self.workers[rank].0;
         let link = worker.dial(&self.address);
-        let mut transport = choice::build(&Network::default(), TransportKind::Tcp, false).unwrap();
+        let mut transport =
+            choice::build(&Network::default(), TransportKind::Tcp, choice::Seat::Dials).unwrap();
         let arena = Arena::new(1 << 20).unwrap();
         let region = transport.register(arena.clone()).unwrap();
         let (endpoint, address) = transport.open(Side::Active, "the server").unwrap();

@@ -98,7 +98,10 @@ impl<R: Rail> Transport for Rails<R> {
         if self.rails.iter().any(|rail| rail.uses(region)) {
             return false;
         }
-        self.rails.iter_mut().fold(true, |gone, rail| rail.unregister(region) && gone)
+        for rail in &mut self.rails {
+            rail.unregister(region);
+        }
+        true
     }
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
@@ -181,7 +184,11 @@ impl<R: Rail> Transport for Rails<R> {
 
     fn arm(&mut self) -> bool {
         // Each, whatever the others say.
-        self.rails.iter_mut().fold(true, |idle, rail| rail.arm() && idle)
+        let mut idle = true;
+        for rail in &mut self.rails {
+            idle &= rail.arm();
+        }
+        idle
     }
 
     fn close(&mut self, endpoint: EndpointId) {

@@ -202,10 +202,13 @@ mod tests {
         root
     }
 
+    /// How many nodes, the devices, and the CPUs next to each of these.
+    type Case<'a> = (usize, &'a [&'a str], &'a [&'a [usize]]);
+
     #[test]
     fn one_and_two_sockets_with_one_to_four_devices() {
         let (first, second) = ([0, 1, 2, 3], [4, 5, 6, 7]);
-        let cases: [(usize, &[&str], &[&[usize]]); 9] = [
+        let cases: [Case<'_>; 9] = [
             (1, &["0"], &[&first]),
             (1, &["-1"], &[&[]]),
             (1, &[""], &[&[]]),

@@ -98,10 +98,10 @@ pub struct DeviceInfo {
 /// The ports that `rdma` makes rails of: each of a list that can be used, of `any` the first. And why others of a list can't be.
 pub fn rails(rdma: &Rdma) -> Result<(Vec<RailPort>, Vec<Error>)> {
     let any = rdma.device.is_any();
-    let (found, failures) = Port::find(rdma, if any { 1 } else { usize::MAX })?;
+    let Found { ports, failures } = Port::search(rdma, if any { 1 } else { usize::MAX })?;
     let rail =
         |(context, port): &(Arc<Context>, Port)| RailPort { device: context.name.clone(), port: port.number };
-    Ok((found.iter().map(rail).collect(), if any { Vec::new() } else { failures }))
+    Ok((ports.iter().map(rail).collect(), if any { Vec::new() } else { failures }))
 }
 
 /// Every port of every device that can be opened. Empty where there is no RDMA at all.
@@ -330,6 +330,13 @@ pub(super) struct Port {
     pub global: bool,
 }
 
+/// What a search for ports came to.
+struct Found {
+    ports: Vec<(Arc<Context>, Port)>,
+    /// Why others can't be used.
+    failures: Vec<Error>,
+}
+
 impl Port {
     /// The address of a queue pair here.
     pub fn address(&self, side: Side, number: u32, psn: u32, reads: u8) -> Address {
@@ -346,9 +353,16 @@ impl Port {
         }
     }
 
-    /// Opens the allowed ports that can be used as `rdma` says, `most` of them, in the order of its list. Gives why others
-    /// can't be used, too. Without one the error says it.
-    pub fn find(rdma: &Rdma, most: usize) -> Result<(Vec<(Arc<Context>, Port)>, Vec<Error>)> {
+    /// Opens the first allowed port that can be used as `rdma` says.
+    pub fn find(rdma: &Rdma) -> Result<(Arc<Context>, Port)> {
+        let mut found = Port::search(rdma, 1)?;
+        // Never without one.
+        found.ports.pop().ok_or_else(|| device_error("open", "any", "no port can be used"))
+    }
+
+    /// Opens the allowed ports that can be used as `rdma` says, in the order of its list, at least one and at most `most`. Without one the
+    /// error names all that were looked at.
+    fn search(rdma: &Rdma, most: usize) -> Result<Found> {
         let names = device_names()?;
         if names.is_empty() {
             return Err(device_error("open", "any", "this machine has no RDMA device"));
@@ -378,7 +392,7 @@ impl Port {
             }
         }
         if !found.is_empty() {
-            return Ok((found, failures));
+            return Ok(Found { ports: found, failures });
         }
         match failures.len() {
             0 => {

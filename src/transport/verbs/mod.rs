@@ -104,7 +104,7 @@ impl VerbsConfig {
 pub fn check(network: &Network) -> Result<()> {
     check_layouts()?;
     network.rdma.check()?;
-    Port::find(&network.rdma, 1).map(drop)
+    Port::find(&network.rdma).map(drop)
 }
 
 fn check_layouts() -> Result<()> {
@@ -151,9 +151,7 @@ impl Verbs {
     pub fn new(config: &VerbsConfig) -> Result<Verbs> {
         check_layouts()?;
         check_bounds(config)?;
-        let Some((context, port)) = Port::find(&config.rdma, 1)?.0.pop() else {
-            return Err(Error::Misuse { call: "open", reason: "no port, and no reason".to_owned() });
-        };
+        let (context, port) = Port::find(&config.rdma)?;
         let vector = config.vector % context.vectors();
         let settings = settings(config, &context);
         let (endpoints, completions) = completion_queue(config, &context, &settings, vector)?;
