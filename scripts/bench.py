@@ -60,6 +60,8 @@ def measures():
         Measure("write", ours("write --bytes 1M --table-bytes 4M"), tcp("stream"), Iperf()),
         Measure("push", ours("push --bytes 1M"), tcp("add", ">= 0.9"), Iperf(">= 0.7")),
         Measure("push 16M", ours("push --bytes 16M"), tcp(f"add --bytes {16 * mib}", ">= 0.9")),
+        Measure("push, table of 64 MiB", ours("push --bytes 1M --table-bytes 64M"), tcp(f"add --table {64 * mib}")),
+        Measure("push, table of 1 GiB", ours("push --bytes 1M --table-bytes 1G"), tcp(f"add --table {1024 * mib}")),
         Measure("push, table of 4 MiB", ours("push --bytes 1M --table-bytes 4M"), tcp(f"add --table {small_table}"), Iperf()),
         Measure("pull", ours("pull --bytes 1M"), tcp("source", ">= 0.9"), Iperf(">= 0.7")),
         Measure("pull, table of 4 MiB", ours("pull --bytes 1M --table-bytes 4M"), tcp(f"source --table {small_table}"), Iperf()),
