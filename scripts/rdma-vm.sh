@@ -2,7 +2,7 @@
 # Runs a command inside a small virtual machine that has a soft-RoCE device, or in two that are joined by a network, for the
 # tests of the verbs transport.
 #
-#   scripts/rdma-vm.sh [--timeout SECONDS] [--mtu BYTES] [--guests 1|2] COMMAND [ARGUMENT…]
+#   scripts/rdma-vm.sh [--timeout SECONDS] [--mtu BYTES] [--guests 1|2] [--rails 1|2] COMMAND [ARGUMENT…]
 #   scripts/rdma-vm.sh --check      say what is missing
 #   scripts/rdma-vm.sh --install    apt-get update, then install what is missing (as root, on Debian)
 #   scripts/rdma-vm.sh --help       print this
@@ -13,6 +13,7 @@
 # The device is rxe0 (10.9.0.1, GID index 1 is RoCE v2 over IPv4), on the network interface $WINDLASS_VM_INTERFACE.
 # With --guests 2 the same command runs in both at once: WINDLASS_VM_NODE is 1 or 2, the addresses are 10.9.0.1 and 10.9.0.2,
 # $WINDLASS_VM_OUT is one folder for both, and the exit status is the first that is not 0.
+# With --rails 2 the one guest has a second device, rxe1 (10.9.1.1), and two NUMA nodes of one CPU and half of the memory each.
 #
 # Exit status: the command's; 124 after the timeout (--timeout or WINDLASS_VM_TIMEOUT, 600 s); 125 when the machine
 # could not be started or ended without a result.
@@ -118,6 +119,12 @@ if [[ $guests == 1 ]]; then
     nic=veth0
     ip link add veth0 type veth peer name veth1
     ip link set veth1 mtu $mtu up
+    if [[ $rails == 2 ]]; then
+        ip link add veth2 type veth peer name veth3
+        ip link set veth3 mtu $mtu up
+        ip link set veth2 mtu $mtu up
+        ip addr add 10.9.1.$node/24 dev veth2
+    fi
 else
     modprobe -d $(printf %q "$cache/kernel") virtio_net
     for nic in \$(ls /sys/class/net); do [[ \$nic == lo ]] || break; done
@@ -125,10 +132,13 @@ fi
 ip link set \$nic mtu $mtu up
 ip addr add 10.9.0.$node/24 dev \$nic
 rdma link add rxe0 type rxe netdev \$nic || { echo device >/run/vm/failed; exit; }
+[[ $rails == 1 ]] || rdma link add rxe1 type rxe netdev veth2 || { echo device >/run/vm/failed; exit; }
 # The GID table fills a moment after the device appears.
-for i in \$(seq 100); do
-    grep -qs '[1-9a-f]' /sys/class/infiniband/rxe0/ports/1/gids/1 && break
-    sleep 0.1
+for device in /sys/class/infiniband/rxe*; do
+    for i in \$(seq 100); do
+        grep -qs '[1-9a-f]' \$device/ports/1/gids/1 && break
+        sleep 0.1
+    done
 done
 ulimit -l unlimited
 ulimit -c 0
@@ -161,10 +171,15 @@ start_guest() { # start_guest NODE
             -device "virtio-net-pci,netdev=net,mac=52:54:00:00:00:0$node")
         cpus=1
     fi
+    local memory=()
+    if [[ $rails == 2 ]]; then
+        memory=(-object memory-backend-ram,id=near,size=1G -numa node,nodeid=0,cpus=0,memdev=near
+            -object memory-backend-ram,id=far,size=1G -numa node,nodeid=1,cpus=1,memdev=far)
+    fi
     kernel=$(ls "$cache"/kernel/boot/vmlinuz-*)
     # When this script is killed outright, timeout gets a TERM and takes QEMU with it.
     setpriv --pdeathsig TERM timeout -k 5 "$timeout" qemu-system-x86_64 \
-        -accel tcg,thread=multi -cpu max -smp $cpus -m 2048 -display none -nodefaults -no-reboot "${network[@]}" \
+        -accel tcg,thread=multi -cpu max -smp $cpus -m 2048 -display none -nodefaults -no-reboot "${network[@]}" "${memory[@]}" \
         -kernel "$kernel" -initrd "$cache/initramfs.gz" \
         -append "console=ttyS0 quiet panic=-1 tsc=unstable windlass_node=$node" \
         -serial "file:$run/console$node.log" \
@@ -194,7 +209,7 @@ finish() {
     exit "$status"
 }
 
-timeout=${WINDLASS_VM_TIMEOUT:-600} mtu=4200 guests=1
+timeout=${WINDLASS_VM_TIMEOUT:-600} mtu=4200 guests=1 rails=1
 while [[ ${1:-} == --* ]]; do
     case $1 in
         --help)
@@ -216,12 +231,14 @@ while [[ ${1:-} == --* ]]; do
         --timeout) timeout=${2:?seconds} && shift 2 ;;
         --mtu) mtu=${2:?bytes} && shift 2 ;;
         --guests) guests=${2:?1 or 2} && shift 2 ;;
+        --rails) rails=${2:?1 or 2} && shift 2 ;;
         --) shift && break ;;
         *) fail "unknown option $1" ;;
     esac
 done
 [[ $guests == [12] ]] || fail "--guests: expected 1 or 2, found $guests"
-[[ $# -gt 0 ]] || fail "usage: $0 [--timeout SECONDS] [--mtu BYTES] [--guests 1|2] COMMAND… | --check | --install | --help"
+[[ $rails == [12] && $((guests * rails)) != 4 ]] || fail "--rails: expected 1, or 2 in one guest, found $rails"
+[[ $# -gt 0 ]] || fail "usage: $0 [--timeout SECONDS] [--mtu BYTES] [--guests 1|2] [--rails 1|2] COMMAND… | --check | --install | --help"
 missing=$(missing_packages)
 [[ $missing ]] && fail "missing: apt-get install" $missing
 

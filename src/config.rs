@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 pub use limits::{
     DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, DEFAULT_WAIT_TIMEOUT, LinkLimits, ServerLimits, WorkerLimits,
 };
-pub use pin::{MAX_CPUS, Pin};
+pub use pin::{MAX_CPUS, Pin, ranges};
 pub use rdma::Rdma;
 pub use settings::Setting;
 
@@ -92,6 +92,8 @@ pub mod variable {
     pub const RENDEZVOUS: &str = "WINDLASS_RENDEZVOUS";
     /// Marks the processes of one supervisor, where a job has several.
     pub const TREE: &str = "WINDLASS_TREE";
+    /// Where this machine's devices and CPUs are described, instead of `/sys`; for tests.
+    pub const SYSFS: &str = "WINDLASS_SYSFS";
     /// Log filter, as in `info` or `windlass=debug`.
     pub const LOG: &str = "WINDLASS_LOG";
 }

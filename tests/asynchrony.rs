@@ -104,7 +104,7 @@ fn segment(number: u64) -> KeyRange {
 
 /// The segments of each server of two.
 fn by_server(spec: &TableSpec, segments: u64, workers: u32) -> [Vec<u64>; 2] {
-    let server = |rank| ServerInfo { rank, address: String::new(), threads: 1 };
+    let server = |rank| ServerInfo { rank, address: String::new(), threads: 1, first: 0 };
     let view = View { epoch: 1, servers: vec![server(0), server(1)], workers };
     let map = PartitionMap::new(&view, spec);
     [0, 1].map(|owner| (0..segments).filter(|&s| map.owner(s as u32) == owner).collect())

@@ -213,7 +213,16 @@ fn info_says_what_is_here() {
     let output = windlass(&["info"]).output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    for name in ["features", "kernels", "allowed cores", "interfaces", "rdma ports", "locked memory"] {
+    for name in [
+        "features",
+        "kernels",
+        "allowed cores",
+        "interfaces",
+        "rdma ports",
+        "rdma gids",
+        "rdma rails",
+        "locked memory",
+    ] {
         let line = stdout.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
         assert!(line.len() > 21, "{line}");
     }

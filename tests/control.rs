@@ -108,7 +108,14 @@ impl Node {
         node.up();
         let server = role == Role::Server;
         let address = server.then(|| "127.0.0.1:4000".to_owned());
-        node.send(ControlMessage::Join { role, rank, workers, address, threads: u32::from(server) });
+        node.send(ControlMessage::Join {
+            role,
+            rank,
+            workers,
+            address,
+            threads: u32::from(server),
+            first: 0,
+        });
         node
     }
 
@@ -292,6 +299,7 @@ fn a_silent_node_is_lost() {
         workers: Some(1),
         address: None,
         threads: 0,
+        first: 0,
     };
     let mut frame = Vec::new();
     FrameWriter::new(established.send_key).encode(&join, &mut frame).unwrap();

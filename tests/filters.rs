@@ -185,6 +185,7 @@ impl Stranger {
             workers: Some(1),
             address: None,
             threads: 0,
+            first: 0,
         };
         stranger.hub.send(link, &join).unwrap();
         while !matches!(stranger.event(), Event::Message { message: ControlMessage::View(_), .. }) {}

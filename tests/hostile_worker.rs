@@ -69,7 +69,8 @@ impl Worker {
     fn join(&mut self, coordinator: &str, rank: u32, workers: u32) -> LinkId {
         let link = self.dial(coordinator);
         let (rank, workers) = (Some(rank), Some(workers));
-        let join = ControlMessage::Join { role: Role::Worker, rank, workers, address: None, threads: 0 };
+        let join =
+            ControlMessage::Join { role: Role::Worker, rank, workers, address: None, threads: 0, first: 0 };
         self.hub.send(link, &join).unwrap();
         link
     }
@@ -166,7 +167,8 @@ impl<const N: usize> Job<N> {
     fn open(&mut self, rank: usize, thread: u32) -> Data {
         let worker = &mut self.workers[rank].0;
         let link = worker.dial(&self.address);
-        let mut transport = choice::build(&Network::default(), TransportKind::Tcp, false).unwrap();
+        let mut transport =
+            choice::build(&Network::default(), TransportKind::Tcp, choice::Seat::Dials).unwrap();
         let arena = Arena::new(1 << 20).unwrap();
         let region = transport.register(arena.clone()).unwrap();
         let (endpoint, address) = transport.open(Side::Active, "the server").unwrap();
@@ -299,7 +301,7 @@ fn two_with(spec: &TableSpec) -> (Job<2>, [Data; 2], u32) {
     let (worker, link) = &mut job.workers[0];
     worker.hub.send(*link, &ControlMessage::OpenTable { request: 1, spec: spec.clone() }).unwrap();
     assert!(matches!(worker.message(), ControlMessage::TableOpened { table: 0, .. }));
-    let servers = vec![ServerInfo { rank: 0, address: String::new(), threads: 2 }];
+    let servers = vec![ServerInfo { rank: 0, address: String::new(), threads: 2, first: 0 }];
     let map = PartitionMap::new(&View { epoch: 1, servers, workers: 2 }, spec);
     let bucket = map.buckets_of(ShardId { server: 0, thread: 0 })[0];
     let ends = [0, 1].map(|rank| job.open(rank, 0));

@@ -6,11 +6,14 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use common::proc::Role;
 use common::{PATIENCE, Process, run, until, windlass};
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use windlass::mem::Arena;
+use windlass::transport::topology::{SYSFS, Topology};
 
 /// The CPUs that this thread may use.
 fn mask() -> Vec<usize> {
@@ -74,7 +77,19 @@ impl Waiting {
 
     /// A server as the launcher of a host with so many pollers would start it.
     fn server(&self, local_index: &str, pollers: usize, extra: &[&str]) -> Process {
+        self.server_with(local_index, pollers, extra, &[])
+    }
+
+    /// The same with more variables.
+    fn server_with(
+        &self,
+        local_index: &str,
+        pollers: usize,
+        extra: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Process {
         let mut command = windlass(["server"].into_iter().chain(extra.iter().copied()));
+        command.envs(variables.iter().copied());
         command.env("WINDLASS_COORDINATOR", &self.address).env("WINDLASS_SECRET", &self.secret);
         command.env("WINDLASS_LOCAL_INDEX", local_index).env("WINDLASS_POLLERS", pollers.to_string());
         command.env("WINDLASS_LOG", "info");
@@ -184,4 +199,123 @@ fn a_list_outside_the_mask_is_refused_and_one_inside_it_is_used_by_run() {
     assert_eq!(pinned(process.member(Role::Server, 0), "wl-srv-0"), inside);
     process.signal(Signal::INT);
     process.end(PATIENCE).expect(130);
+}
+
+/// On which NUMA node each page of an arena lies; a negative number where there is no page yet.
+fn nodes_of(arena: &Arena) -> BTreeSet<i32> {
+    let pages: Vec<*mut u8> = (0..arena.len()).step_by(4096).map(|offset| arena.at(offset, 1)).collect();
+    let mut nodes = vec![i32::MIN; pages.len()];
+    let nowhere = std::ptr::null::<i32>();
+    // SAFETY: with no nodes to move to the call only tells where each of these pages is, in our own vector of as many numbers.
+    let outcome = unsafe {
+        libc::syscall(libc::SYS_move_pages, 0, pages.len(), pages.as_ptr(), nowhere, nodes.as_mut_ptr(), 0)
+    };
+    assert_eq!(outcome, 0, "{}", std::io::Error::last_os_error());
+    nodes.into_iter().collect()
+}
+
+/// What server threads rely on: they are pinned before they make any memory. One node shows that making an arena touches nothing, two
+/// (`scripts/rdma-vm.sh --rails 2`) that it comes from the node of whoever does.
+#[test]
+fn memory_lies_on_the_node_of_the_thread_that_first_touches_it() {
+    let topology = Topology::read(Path::new(SYSFS));
+    let mask = mask();
+    let mut seen = 0;
+    for (node, cpus) in topology.nodes {
+        let Some(&cpu) = cpus.iter().find(|cpu| mask.contains(cpu)) else { continue };
+        seen += 1;
+        // Made elsewhere, by a thread that may run anywhere.
+        let arena = Arena::new(4 << 20).unwrap();
+        assert!(nodes_of(&arena).iter().all(|&node| node < 0), "an arena is touched when it is made");
+        let touched = arena.clone();
+        let touch = move || {
+            windlass::transport::cpus::pin_to(cpu).unwrap();
+            let start = touched.at(0, touched.len());
+            // SAFETY: `at` proved the range, and nobody else knows the arena.
+            unsafe { start.write_bytes(1, touched.len()) };
+        };
+        std::thread::spawn(touch).join().unwrap();
+        assert_eq!(nodes_of(&arena), BTreeSet::from([node as i32]), "CPU {cpu}");
+    }
+    assert!(seen > 0, "this machine tells of no NUMA node");
+}
+
+#[cfg(feature = "verbs")]
+mod near_a_nic {
+    use super::*;
+    use windlass::config::Rdma;
+    use windlass::mem::Rights;
+    use windlass::transport::verbs::{Verbs, VerbsConfig, available};
+    use windlass::transport::{Side, Transport};
+
+    fn devices() -> Option<String> {
+        let active = available().unwrap().into_iter().find(|d| d.active).map(|d| d.name);
+        if active.is_none() {
+            println!("skipped: no RDMA device");
+        }
+        active
+    }
+
+    /// Registering is what touches slots first.
+    #[test]
+    fn registered_memory_lies_on_the_node_of_the_thread_that_registers_it() {
+        let Some(_) = devices() else { return };
+        let mask = mask();
+        for (node, cpus) in Topology::read(Path::new(SYSFS)).nodes {
+            let Some(&cpu) = cpus.iter().find(|cpu| mask.contains(cpu)) else { continue };
+            let register = move || {
+                windlass::transport::cpus::pin_to(cpu).unwrap();
+                let config = VerbsConfig { rdma: Rdma::default(), endpoints: 1, ..VerbsConfig::default() };
+                let mut verbs = Verbs::new(&config).unwrap();
+                let arena = Arena::new(4 << 20).unwrap();
+                let region = verbs.register(arena.clone()).unwrap();
+                let (endpoint, _) = verbs.open(Side::Passive, "nobody").unwrap();
+                verbs.authorise(endpoint, region, 0, arena.len(), Rights::Write).unwrap();
+                nodes_of(&arena)
+            };
+            assert_eq!(std::thread::spawn(register).join().unwrap(), BTreeSet::from([node as i32]));
+        }
+    }
+
+    /// A server on a machine whose only NIC is said to be next to the last CPU, and then next to one that it may not use.
+    #[test]
+    fn a_server_thread_runs_next_to_its_nic_within_the_mask() {
+        let (Some(device), Some(mask)) = (devices(), several()) else { return };
+        let (near, outside) = (*mask.last().unwrap(), (0..).find(|cpu| !mask.contains(cpu)).unwrap());
+        let sysfs = common::scratch();
+        let tell = |cpu: usize| {
+            let folder = sysfs.path().join(format!("class/infiniband/{device}/device"));
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("numa_node"), "7\n").unwrap();
+            fs::write(folder.join("local_cpulist"), format!("{cpu}\n")).unwrap();
+            let node = sysfs.path().join("devices/system/node/node7");
+            fs::create_dir_all(&node).unwrap();
+            fs::write(node.join("cpulist"), format!("{cpu}\n")).unwrap();
+        };
+        let job = Waiting::start("2");
+        let start = |index: &str| {
+            job.server_with(
+                index,
+                2,
+                &["--transport", "verbs"],
+                &[("WINDLASS_SYSFS", common::text(sysfs.path()))],
+            )
+        };
+        tell(near);
+        let first = start("0");
+        first.until_line(&format!("server threads are pinned to CPUs {near}"));
+        first.until_line(&format!(
+            "over verbs server thread 0 has rail 0, {device}:1 (NUMA node 7), completion vector 0, CPU {near} (NUMA node 7)"
+        ));
+        assert_eq!(pinned(first.pid(), "wl-srv-0"), near);
+        tell(outside);
+        let second = start("1");
+        let far = second.until_says("not all server threads run next to their NICs: ");
+        assert!(
+            far.ends_with(&format!("(those next to rail 0, {outside}, are outside the affinity mask)")),
+            "{far}"
+        );
+        assert!(mask.contains(&pinned(second.pid(), "wl-srv-0")));
+        job.end([first, second]);
+    }
 }

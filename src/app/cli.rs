@@ -206,7 +206,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
         Command::Bench(options) => measure(&options, environment),
         Command::Checkpoint(command) => checkpoint::obey(&command).map(|()| 0),
         Command::Info => {
-            print!("{}", info::text());
+            print!("{}", info::text(&environment.clone().with_file(None)?)?);
             Ok(0)
         }
         Command::Coordinator(options) => coordinate(&options, environment),

@@ -4,15 +4,23 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
-/// The figures of this machine, a line each, as `name  value`.
-pub fn text() -> String {
+use crate::config::rdma::Devices;
+use crate::config::{Environment, Rdma, ranges, variable};
+use crate::error::Result;
+use crate::transport::topology::{self, Gid, RailPort, Topology, numbered, show};
+
+/// The figures of this machine, a line each, as `name  value`; of RDMA as the settings would have it used.
+pub fn text(environment: &Environment) -> Result<String> {
+    let devices = Rdma::from_environment(environment)?.device;
     let mut rows = build();
     rows.push(("kernels", kernels()));
     rows.extend(machine(Path::new("/")));
     rows.push(("interfaces", interfaces()));
-    rows.extend(rdma(Path::new("/"), cfg!(feature = "verbs")));
+    let topology = Topology::read(Path::new(environment.text(variable::SYSFS).unwrap_or(topology::SYSFS)));
+    rows.extend(rdma(&topology, &devices, cfg!(feature = "verbs")));
     let mut out = String::new();
     for (name, value) in rows {
         for (number, line) in value.lines().enumerate() {
@@ -20,7 +28,7 @@ pub fn text() -> String {
             let _ = writeln!(out, "{:<20} {line}", if number == 0 { name } else { "" });
         }
     }
-    out
+    Ok(out)
 }
 
 type Row = (&'static str, String);
@@ -123,29 +131,45 @@ fn interfaces() -> String {
     if lines.is_empty() { "none".to_owned() } else { lines.join("\n") }
 }
 
-/// The RDMA ports under `root`; and, in a build that can't use one, how to make one that can.
-fn rdma(root: &Path, usable: bool) -> Vec<Row> {
-    let mut lines = Vec::new();
-    for device in rdma_devices(root) {
-        let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let node = read(device.join("device/numa_node"));
-        let node = node.trim().parse::<u32>().map_or(String::new(), |n| format!(", numa node {n}"));
-        for (number, port) in numbered(&device.join("ports"), "") {
-            let state = state_of(&port);
-            let layer = read(port.join("link_layer"));
-            let rate = read(port.join("rate"));
-            lines.push(format!("{name}:{number}: {state}, {}, {}{node}", layer.trim(), rate.trim()));
+/// The RDMA ports, what leads to them, and which would be rails; and, in a build that can't use one, how to make one that can.
+fn rdma(topology: &Topology, devices: &Devices, usable: bool) -> Vec<Row> {
+    let (mut ports, mut gids, mut active) = (Vec::new(), Vec::new(), Vec::new());
+    for device in &topology.devices {
+        let node = device
+            .node
+            .map_or(String::new(), |node| format!(", numa node {node}, cores {}", show(&device.cpus)));
+        for port in &device.ports {
+            let name = format!("{}:{}", device.name, port.number);
+            ports.push(format!("{name}: {}, {}, {}{node}", port.state, port.link_layer, port.rate));
+            let gid = |gid: &Gid| {
+                let address = gid.value.parse().ok().and_then(|value: Ipv6Addr| value.to_ipv4_mapped());
+                let address = address.map_or_else(String::new, |address| format!(" ({address})"));
+                format!("{name}: {} {} {}{address}", gid.index, gid.kind, gid.value)
+            };
+            gids.extend(port.gids.iter().map(gid));
+            if port.state == ACTIVE {
+                active.push(RailPort { device: device.name.clone(), port: port.number });
+            }
         }
     }
-    let mut rows = vec![("rdma ports", if lines.is_empty() { "none".to_owned() } else { lines.join("\n") })];
-    rows.extend(hint(root, usable).map(|hint| ("hint", hint.to_owned())));
+    let mut rails = devices.select(active, |rail| (&rail.device, rail.port));
+    rails.truncate(if devices.is_any() { 1 } else { usize::MAX });
+    let rails: Vec<String> =
+        rails.iter().enumerate().map(|(number, rail)| format!("{number}: {rail}")).collect();
+    let row = |name, lines: Vec<String>| {
+        (name, if lines.is_empty() { "none".to_owned() } else { lines.join("\n") })
+    };
+    let mut rows = vec![row("rdma ports", ports), row("rdma gids", gids), row("rdma rails", rails)];
+    rows.extend(hint(topology, usable).map(|hint| ("hint", hint.to_owned())));
     rows
 }
 
-/// What a build that can't use an active RDMA port under `root` says about it.
-fn hint(root: &Path, usable: bool) -> Option<&'static str> {
-    let ports = || rdma_devices(root).into_iter().flat_map(|device| entries(&device.join("ports")));
-    let wasted = !usable && ports().any(|port| state_of(&port) == "ACTIVE");
+const ACTIVE: &str = "ACTIVE";
+
+/// What a build that can't use an active RDMA port says about it.
+fn hint(topology: &Topology, usable: bool) -> Option<&'static str> {
+    let mut ports = topology.devices.iter().flat_map(|device| &device.ports);
+    let wasted = !usable && ports.any(|port| port.state == ACTIVE);
     wasted.then_some(
         "an RDMA port is active, but this build has no verbs: cargo build --release --features verbs",
     )
@@ -153,18 +177,7 @@ fn hint(root: &Path, usable: bool) -> Option<&'static str> {
 
 /// The same of this build and this machine.
 pub fn hint_here() -> Option<&'static str> {
-    hint(Path::new("/"), cfg!(feature = "verbs"))
-}
-
-fn rdma_devices(root: &Path) -> Vec<PathBuf> {
-    let mut devices = entries(&root.join("sys/class/infiniband"));
-    devices.sort();
-    devices
-}
-
-/// `ACTIVE`, from a file that says `4: ACTIVE`.
-fn state_of(port: &Path) -> String {
-    after_colon(&read(port.join("state")))
+    hint(&Topology::read(Path::new(topology::SYSFS)), cfg!(feature = "verbs"))
 }
 
 fn unknown() -> String {
@@ -182,31 +195,10 @@ fn field(text: &str, name: &str) -> Option<String> {
     Some(rest.trim_start_matches([' ', '\t', ':']).trim().to_owned())
 }
 
-/// `4: ACTIVE` → `ACTIVE`.
-fn after_colon(text: &str) -> String {
-    text.split_once(':').map_or(text, |(_, word)| word).trim().to_owned()
-}
-
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    fs::read_dir(folder).map_or_else(|_| Vec::new(), |all| all.flatten().map(|e| e.path()).collect())
-}
-
-/// Entries called `prefix` + a number, in the order of the numbers.
-fn numbered(folder: &Path, prefix: &str) -> Vec<(u32, PathBuf)> {
-    let number = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix(prefix)?.parse::<u32>().ok();
-    let mut found: Vec<_> = entries(folder).into_iter().filter_map(|p| Some((number(&p)?, p))).collect();
-    found.sort();
-    found
-}
-
 /// How many numbers a list such as `0-3,8` names.
-fn count_list(list: &str) -> u64 {
-    let parts = list.split(',').filter_map(|part| {
-        let (low, high) = part.split_once('-').unwrap_or((part, part));
-        let (low, high): (u64, u64) = (low.trim().parse().ok()?, high.trim().parse().ok()?);
-        (high + 1).checked_sub(low)
-    });
-    parts.sum()
+fn count_list(list: &str) -> usize {
+    let size = |range: std::ops::RangeInclusive<usize>| (range.end() - range.start()).saturating_add(1);
+    ranges(list).unwrap_or_default().into_iter().map(size).fold(0, usize::saturating_add)
 }
 
 #[cfg(test)]
@@ -224,31 +216,57 @@ mod tests {
     }
 
     #[test]
-    fn rdma_ports_and_the_hint() {
+    fn rdma_ports_rails_and_the_hint() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(rdma(root.path(), false), [("rdma ports", "none".to_owned())]);
+        let any = Devices::default();
+        let row = |name, value: &str| (name, value.to_owned());
+        let none = [row("rdma ports", "none"), row("rdma gids", "none"), row("rdma rails", "none")];
+        let read = || Topology::read(root.path());
+        assert_eq!(rdma(&read(), &any, false), none);
         let port = |path: &str, state: &str, layer: &str, rate: &str| {
             for (file, text) in [("state", state), ("link_layer", layer), ("rate", rate)] {
-                write(root.path(), &format!("sys/class/infiniband/{path}/{file}"), &format!("{text}\n"));
+                write(root.path(), &format!("class/infiniband/{path}/{file}"), &format!("{text}\n"));
             }
         };
         port("mlx5_0/ports/2", "1: DOWN", "Ethernet", "40 Gb/sec (4X QDR)");
         port("mlx5_0/ports/10", "2: INIT", "InfiniBand", "200 Gb/sec (4X HDR)");
-        assert_eq!(rdma(root.path(), false).len(), 1);
-        assert_eq!(hint(root.path(), false), None);
+        assert_eq!(rdma(&read(), &any, false).len(), 3);
+        assert_eq!(hint(&read(), false), None);
         port("mlx5_1/ports/1", "4: ACTIVE", "InfiniBand", "400 Gb/sec (4X NDR)");
-        write(root.path(), "sys/class/infiniband/mlx5_1/device/numa_node", "1\n");
-        let rows = rdma(root.path(), false);
+        port("mlx5_2/ports/1", "4: ACTIVE", "Ethernet", "100 Gb/sec (4X EDR)");
+        for (file, text) in [
+            ("mlx5_1/device/numa_node", "1\n"),
+            ("mlx5_1/device/local_cpulist", "16-31\n"),
+            ("mlx5_2/device/numa_node", "-1\n"),
+            ("mlx5_2/ports/1/gids/1", "0000:0000:0000:0000:0000:ffff:0a09:0001\n"),
+            ("mlx5_2/ports/1/gids/2", "0000:0000:0000:0000:0000:0000:0000:0000\n"),
+            ("mlx5_2/ports/1/gid_attrs/types/1", "RoCE v2\n"),
+        ] {
+            write(root.path(), &format!("class/infiniband/{file}"), text);
+        }
+        let rows = rdma(&read(), &any, false);
         assert_eq!(
             value(&rows, "rdma ports"),
             "mlx5_0:2: DOWN, Ethernet, 40 Gb/sec (4X QDR)\n\
              mlx5_0:10: INIT, InfiniBand, 200 Gb/sec (4X HDR)\n\
-             mlx5_1:1: ACTIVE, InfiniBand, 400 Gb/sec (4X NDR), numa node 1"
+             mlx5_1:1: ACTIVE, InfiniBand, 400 Gb/sec (4X NDR), numa node 1, cores 16-31\n\
+             mlx5_2:1: ACTIVE, Ethernet, 100 Gb/sec (4X EDR)"
         );
+        let gid = "mlx5_2:1: 1 RoCE v2 0000:0000:0000:0000:0000:ffff:0a09:0001 (10.9.0.1)";
+        assert_eq!(value(&rows, "rdma gids"), gid);
+        assert_eq!(value(&rows, "rdma rails"), "0: mlx5_1:1");
+        for (list, rails) in [
+            ("=mlx5_2,mlx5_1", "0: mlx5_2:1\n1: mlx5_1:1"),
+            ("mlx5", "0: mlx5_1:1\n1: mlx5_2:1"),
+            ("^mlx5_1", "0: mlx5_2:1"),
+            ("rxe0", "none"),
+        ] {
+            assert_eq!(value(&rdma(&read(), &list.parse().unwrap(), true), "rdma rails"), rails, "{list}");
+        }
         assert!(value(&rows, "hint").contains("--features verbs"));
-        assert_eq!(rdma(root.path(), true).len(), 1, "a build with verbs needs no hint");
-        assert_eq!(hint(root.path(), true), None);
-        assert!(hint(root.path(), false).unwrap().contains("--features verbs"));
+        assert_eq!(rdma(&read(), &any, true).len(), 3, "a build with verbs needs no hint");
+        assert_eq!(hint(&read(), true), None);
+        assert!(hint(&read(), false).unwrap().contains("--features verbs"));
     }
 
     #[test]
@@ -294,7 +312,15 @@ mod tests {
 
     #[test]
     fn lists_of_cores() {
-        for (list, count) in [("0", 1), ("0-3", 4), ("0-3,8,10-11", 7), ("", 0), ("unknown", 0), ("3-1", 0)] {
+        for (list, count) in [
+            ("0", 1),
+            ("0-3", 4),
+            ("0-3,8,10-11", 7),
+            ("", 0),
+            ("unknown", 0),
+            ("3-1", 0),
+            ("0-18446744073709551615", usize::MAX),
+        ] {
             assert_eq!(count_list(list), count, "{list}");
         }
     }

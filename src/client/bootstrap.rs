@@ -121,6 +121,7 @@ impl Joining {
             workers: Some(config.workers),
             address: None,
             threads: 0,
+            first: 0,
         };
         self.hub.send(coordinator, &join)?;
         let waited_for =
@@ -165,7 +166,7 @@ impl Joining {
         agreed: Agreed,
         shared: Arc<Shared>,
     ) -> Result<(Engine, Receiver<Wish>, Sender<Outcome>)> {
-        let mut transport = choice::build_agreed(&config.network, agreed.kind, false)?;
+        let mut transport = choice::build_agreed(&config.network, agreed.kind, choice::Seat::Dials)?;
         let kind = transport.caps().name;
         choice::warn_of_fallback(&config.network, agreed.kind.kind, &agreed.reason);
         let (used, polling) = (transport.caps().describe(), config.network.polling);
@@ -188,8 +189,8 @@ impl Joining {
             for thread in 0..server.threads {
                 // A server may have shaken hands before it knew its rank; the View knows it.
                 let peer = format!("server {} ({}) thread {thread}", server.rank, identity.process);
-                let mut link =
-                    Link::new((place, thread), peer, (ring.clone(), links.len() * ring_bytes), &limits);
+                let at = (place, thread, server.first.saturating_add(thread));
+                let mut link = Link::new(at, peer, (ring.clone(), links.len() * ring_bytes), &limits);
                 let opening = link.open(transport.as_mut(), ring_region, &receive)?;
                 let wish = Wish::new(links.len(), &link, kind, opening);
                 self.hub.send(control, &wish.message(links.len() as u32))?;

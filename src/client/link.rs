@@ -49,6 +49,8 @@ pub struct Link {
     /// Its server's place in the View, and the thread within it.
     pub server: usize,
     pub thread: u32,
+    /// The thread's number among the server threads of its host, which says which of several rails leads there.
+    number: u32,
     /// The present endpoint; none before the first.
     pub endpoint: Option<EndpointId>,
     /// Server, thread and address, for messages.
@@ -86,9 +88,9 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link to a thread of a server, whose ring lies in `ring` from that byte on.
+    /// A link to a thread of a server, the `number`th server thread of its host. The ring lies in `ring` from that byte on.
     pub fn new(
-        (server, thread): (usize, u32),
+        (server, thread, number): (usize, u32, u32),
         peer: String,
         (ring, ring_offset): (Arc<Arena>, usize),
         limits: &WorkerLimits,
@@ -97,6 +99,7 @@ impl Link {
         Link {
             server,
             thread,
+            number,
             endpoint: None,
             peer,
             connected: false,
@@ -123,7 +126,7 @@ impl Link {
 
     /// Makes a new endpoint in place of the one before.
     pub fn open(&mut self, transport: &mut dyn Transport, ring: RegionId, receive: &Pool) -> Result<Opening> {
-        let (endpoint, address) = transport.open(Side::Active, &self.peer)?;
+        let (endpoint, address) = transport.open_on(self.number, Side::Active, &self.peer)?;
         self.endpoint = Some(endpoint);
         self.connected = false;
         let ring_bytes = self.ring_entries as usize * HEADER;

@@ -169,7 +169,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn view() -> View {
-        let server = |rank| ServerInfo { rank, address: String::new(), threads: 2 };
+        let server = |rank| ServerInfo { rank, address: String::new(), threads: 2, first: 0 };
         View { epoch: 1, servers: (0..3).map(server).collect(), workers: 1 }
     }
 

@@ -92,8 +92,8 @@ pub(crate) fn prepare(
     for (place, server) in view.servers.iter().enumerate() {
         for thread in 0..server.threads {
             let peer = format!("server {} thread {thread}", server.rank);
-            let mut link =
-                Link::new((place, thread), peer.clone(), (ring.clone(), links.len() * ring_bytes), &limits);
+            let at = (place, thread, server.first.saturating_add(thread));
+            let mut link = Link::new(at, peer.clone(), (ring.clone(), links.len() * ring_bytes), &limits);
             let opening = link.open(transport.as_mut(), ring_region, &receive)?;
             let reason = "it never had an endpoint".to_owned();
             reopener.ask(links.len(), &link, opening, Error::PeerLost { peer, reason })?;

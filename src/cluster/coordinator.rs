@@ -298,8 +298,8 @@ impl Coordinator {
     ) -> Result<(), Fault> {
         match message {
             ControlMessage::Offer { transports, lacks } => self.offered(link, transports, lacks),
-            ControlMessage::Join { role, rank, workers, address, threads } => {
-                self.join(link, (role, rank, workers, address, threads), now, out)
+            ControlMessage::Join { role, rank, workers, address, threads, first } => {
+                self.join(link, (role, rank, workers, address, (threads, first)), now, out)
             }
             ControlMessage::Heartbeat { clock, status } => {
                 let (role, rank) = self.joined(link)?;

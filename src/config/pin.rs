@@ -1,6 +1,7 @@
 //! Which CPUs the threads of a server run on.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
@@ -46,17 +47,30 @@ impl FromStr for Pin {
         let expected = format!("auto, none, or CPUs below {MAX_CPUS}, each once, as in 0,2-5");
         let refuse = || Error::config("pin", expected.as_str(), text);
         let mut cpus = Vec::new();
-        for part in text.split(',') {
-            let (low, high) = part.split_once('-').unwrap_or((part, part));
-            let low: usize = low.parse().map_err(|_| refuse())?;
-            let high: usize = high.parse().map_err(|_| refuse())?;
-            if low > high || high >= MAX_CPUS || (low..=high).any(|cpu| cpus.contains(&cpu)) {
+        for range in ranges(text).ok_or_else(refuse)? {
+            if *range.end() >= MAX_CPUS || range.clone().any(|cpu| cpus.contains(&cpu)) {
                 return Err(refuse());
             }
-            cpus.extend(low..=high);
+            cpus.extend(range);
         }
         Ok(Pin::List(cpus))
     }
+}
+
+/// What a list such as `0-3,8` names, as users and the kernel write it; `None` when it is none. Nothing is expanded here, so that a
+/// list may claim any number of CPUs.
+pub fn ranges(list: &str) -> Option<Vec<RangeInclusive<usize>>> {
+    let number = |digits: &str| {
+        // `parse` would take a sign.
+        let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        digits.parse().ok().filter(|_| plain)
+    };
+    let range = |part: &str| {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (low, high) = (number(low)?, number(high)?);
+        (low <= high).then_some(low..=high)
+    };
+    list.split(',').map(range).collect()
 }
 
 #[cfg(test)]
@@ -71,7 +85,7 @@ mod tests {
         assert_eq!(parse("0,2-5").unwrap(), Pin::List(vec![0, 2, 3, 4, 5]));
         assert_eq!(parse("7,1").unwrap(), Pin::List(vec![7, 1]));
         assert_eq!(parse("7,1-3").unwrap().to_string(), "7,1,2,3");
-        for bad in ["", "all", "1,", "3-1", "0,0", "1-3,2", "1024", "-1", "0-99999999999", "0 1"] {
+        for bad in ["", "all", "1,", "3-1", "0,0", "1-3,2", "1024", "-1", "+1", "0-99999999999", "0 1"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }

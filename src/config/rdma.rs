@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// What the verbs transport is to use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rdma {
-    /// Which devices and ports may be used; the first of them that is up is.
+    /// Which devices and ports may be used. Of a list each that is up is a rail; of `any` the first that is up is the only one.
     pub device: Devices,
     /// Index in the port's GID table; without one, RoCE v2 over IPv4 is preferred, then v2 over IPv6, then v1.
     pub gid_index: Option<u8>,
@@ -176,13 +176,37 @@ impl Devices {
     /// The form, for messages.
     pub const EXPECTED: &str = "any, or [^][=]NAME[:PORT],… with ports from 1 to 255";
 
+    /// `port` of `device` and nothing else.
+    pub fn only(device: &str, port: u8) -> Devices {
+        Devices { excluded: false, exact: true, named: vec![(device.to_owned(), Some(port))] }
+    }
+
     /// Whether `port` of `device` may be used.
     pub fn allow(&self, device: &str, port: u8) -> bool {
-        let named = |(name, number): &(String, Option<u8>)| {
-            let fits = if self.exact { device == name } else { device.starts_with(name.as_str()) };
-            fits && number.is_none_or(|number| number == port)
-        };
+        let named = |entry: &(String, Option<u8>)| self.fits(entry, device, port);
         self.named.is_empty() || self.named.iter().any(named) != self.excluded
+    }
+
+    /// Those of `all` that may be used: in the order of the list, where that names what to use; else, and among those that one entry
+    /// stands for, in the order of `all`.
+    pub fn select<T>(&self, mut all: Vec<T>, port_of: impl Fn(&T) -> (&str, u8)) -> Vec<T> {
+        all.retain(|one| {
+            let (device, port) = port_of(one);
+            self.allow(device, port)
+        });
+        if !self.excluded {
+            // Stable: what is equal stays in order.
+            all.sort_by_key(|one| {
+                let (device, port) = port_of(one);
+                self.named.iter().position(|entry| self.fits(entry, device, port))
+            });
+        }
+        all
+    }
+
+    fn fits(&self, (name, number): &(String, Option<u8>), device: &str, port: u8) -> bool {
+        let named = if self.exact { device == name } else { device.starts_with(name.as_str()) };
+        named && number.is_none_or(|number| number == port)
     }
 
     /// Whether nothing is ruled out.
@@ -254,6 +278,26 @@ mod tests {
             let error = wrong.parse::<Devices>().unwrap_err().to_string();
             assert!(error.contains(Devices::EXPECTED), "{wrong}: {error}");
         }
+    }
+
+    #[test]
+    fn rails_come_in_the_order_of_the_list() {
+        let all = [("mlx5_0", 1), ("mlx5_0", 2), ("mlx5_1", 1), ("mlx5_10", 1), ("rxe0", 1)];
+        let selected = |text: &str| -> Vec<String> {
+            let devices: Devices = text.parse().unwrap();
+            let selected = devices.select(all.to_vec(), |&(device, port)| (device, port));
+            selected.into_iter().map(|(device, port)| format!("{device}:{port}")).collect()
+        };
+        assert_eq!(selected("=rxe0,mlx5_0:2"), ["rxe0:1", "mlx5_0:2"]);
+        assert_eq!(selected("mlx5_1,mlx5_0"), ["mlx5_1:1", "mlx5_10:1", "mlx5_0:1", "mlx5_0:2"]);
+        assert_eq!(selected("=mlx5_0:2,mlx5_1,mlx5_0:1"), ["mlx5_0:2", "mlx5_1:1", "mlx5_0:1"]);
+        assert_eq!(selected("mlx5_0,mlx5"), ["mlx5_0:1", "mlx5_0:2", "mlx5_1:1", "mlx5_10:1"]);
+        assert_eq!(selected("^rxe0,mlx5_0:2"), ["mlx5_0:1", "mlx5_1:1", "mlx5_10:1"]);
+        assert_eq!(selected("any").len(), 5);
+        assert!(selected("none0").is_empty());
+        let only = Devices::only("mlx5_1", 1);
+        assert_eq!(only.to_string(), "=mlx5_1:1");
+        assert_eq!(only.select(all.to_vec(), |&(device, port)| (device, port)), [("mlx5_1", 1)]);
     }
 
     #[test]

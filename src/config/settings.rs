@@ -292,8 +292,8 @@ settings! {
     /// How RDMA devices are used.
     RDMA {
         RDMA_DEVICE, "LIST", Kind::Word(|text| text.parse::<Devices>().map(drop)), Rdma::default().device;
-        "RDMA devices and ports, as in mlx5_0:1,mlx5_2: the first active one is used; =LIST takes names as they are and not as \
-         beginnings, ^LIST all but these; `any` rules nothing out"
+        "RDMA devices and ports, as in mlx5_0:1,mlx5_2: each active one is a rail, over which server threads are spread; =LIST takes \
+         names as they are and not as beginnings, ^LIST all but these; `any` is the first active one"
         RDMA_GID_INDEX, "N", Kind::Choice(Rdma::GID_INDEX), AUTO;
         "Index in the port's GID table, or auto: RoCE v2 over IPv4, then IPv6, then v1"
         RDMA_SERVICE_LEVEL, "N", Kind::Count(Rdma::SERVICE_LEVEL), Rdma::default().service_level;
@@ -320,7 +320,8 @@ settings! {
         THREADS, "N", Kind::Count(1..=256), 1;
         "Threads of each server, each with a shard of its own"
         PIN, "auto|none|LIST", Kind::Word(|text| text.parse::<Pin>().map(drop)), Pin::default();
-        "CPUs that server threads are pinned to: auto (one each, where there are enough), none, or a list such as 0,2-5"
+        "CPUs that server threads are pinned to: auto (one each, where there are enough, next to the RDMA device), none, or a list such as \
+         0,2-5"
         STAGING_BYTES, "BYTES", Kind::Bytes(1 << 16..=1 << 40), ServerLimits::default().staging_bytes;
         "Memory of each server thread for requests that wait, with K, M or G for powers of 1024"
         TABLE_BYTES, "BYTES", Kind::Bytes(0..=1 << 62), ServerLimits::default().table_bytes;

@@ -55,6 +55,8 @@ pub enum ControlMessage {
         address: Option<String>,
         /// A server's number of threads; 0 from a worker.
         threads: u32,
+        /// The number of a server's first thread among the server threads of its host; 0 from a worker.
+        first: u32,
     },
     /// I am alive, and so far.
     Heartbeat {
@@ -493,7 +495,7 @@ fn check_view(
 ) -> Result<()> {
     within("servers", view.servers.len(), MAX_NODES)?;
     within("workers", view.workers as usize, MAX_NODES)?;
-    for (place, ServerInfo { rank, address, threads }) in view.servers.iter().enumerate() {
+    for (place, ServerInfo { rank, address, threads, first: _ }) in view.servers.iter().enumerate() {
         if *rank as usize != place {
             return Err(Error::protocol(peer, "server rank", place.to_string(), rank));
         }
@@ -740,7 +742,7 @@ mod tests {
 
     #[test]
     fn a_view_with_misplaced_ranks_is_refused() {
-        let server = ServerInfo { rank: 1, address: "127.0.0.1:1".into(), threads: 1 };
+        let server = ServerInfo { rank: 1, address: "127.0.0.1:1".into(), threads: 1, first: 0 };
         let view = View { epoch: 1, servers: vec![server], workers: 1 };
         assert_eq!(field(ControlMessage::View(view).check("p").unwrap_err()), "server rank");
     }

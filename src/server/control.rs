@@ -38,6 +38,8 @@ pub struct Control {
     rank: Option<Rank>,
     address: SocketAddr,
     threads: Vec<ServerThread>,
+    /// The number of the first of them among the server threads of this host.
+    first: u32,
     reports: Receiver<(u32, Report)>,
     stopping: Arc<AtomicBool>,
     stop_timeout: Duration,
@@ -101,7 +103,7 @@ impl Control {
         coordinator: LinkId,
         rank: Option<Rank>,
         address: SocketAddr,
-        threads: Vec<ServerThread>,
+        (threads, first): (Vec<ServerThread>, u32),
         reports: Receiver<(u32, Report)>,
         (stopping, stop_timeout): (Arc<AtomicBool>, Duration),
         (network, offer): (Network, choice::Offer),
@@ -113,6 +115,7 @@ impl Control {
             rank,
             address,
             threads,
+            first,
             reports,
             stopping,
             stop_timeout,
@@ -222,6 +225,7 @@ impl Control {
                     workers: None,
                     address: Some(self.address.to_string()),
                     threads: self.threads.len() as u32,
+                    first: self.first,
                 };
                 match self.hub.send(link, &offer).and_then(|()| self.hub.send(link, &join)) {
                     // Behind this event come the link's end and, before it, why the job is over.

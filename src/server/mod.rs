@@ -30,7 +30,9 @@ use crate::kernels;
 use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
 use crate::store::{Optimizer, Optimizers};
-use crate::transport::{choice, cpus, interface, network, park::Waker};
+use crate::transport::choice::{self, Seat};
+use crate::transport::topology::{self, RailPort, Topology};
+use crate::transport::{cpus, interface, network, park::Waker};
 use crate::types::{OptimizerSpec, Rank, Role, ShardId};
 use control::Control;
 use cuts::{Places, folder};
@@ -56,6 +58,7 @@ pub struct ServerBuilder {
     limits: ServerLimits,
     pin: Pin,
     place: Place,
+    sysfs: PathBuf,
     sigterm: bool,
     checkpoints: Places,
 }
@@ -98,6 +101,7 @@ impl Server {
             limits: ServerLimits::default(),
             pin: Pin::default(),
             place: Place::default(),
+            sysfs: topology::SYSFS.into(),
             sigterm: false,
             checkpoints: Places::default(),
         }
@@ -148,7 +152,8 @@ impl Server {
                 folder(environment.chosen(&settings::CHECKPOINT)),
                 folder(environment.chosen(&settings::RESUME).filter(|&text| text != settings::AUTO)),
             )
-            .pin(pin, place))
+            .pin(pin, place)
+            .sysfs(environment.text(variable::SYSFS).unwrap_or(topology::SYSFS)))
     }
 }
 
@@ -191,6 +196,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Where this machine's devices and CPUs are described, by which threads are pinned near their NICs; `/sys` by default.
+    pub fn sysfs(mut self, root: impl Into<PathBuf>) -> ServerBuilder {
+        self.sysfs = root.into();
+        self
+    }
+
     /// Where checkpoints are: the directory that they are written to (`--checkpoint`), and the one that this job goes on from, where
     /// that is not one of the first. Whether and when there are any the Coordinator says.
     pub fn checkpoints(mut self, folder: Option<PathBuf>, resume: Option<PathBuf>) -> ServerBuilder {
@@ -221,8 +232,9 @@ impl ServerBuilder {
             return Err(Error::config("threads", "1 to 256", self.threads));
         }
         let signals = if self.sigterm { Some(signal::catch()?) } else { None };
-        let cpus = self.cpus()?;
         let offer = choice::offer(&self.network)?;
+        let cpus = self.cpus(&choice::rails(&self.network, &offer.kinds)?)?;
+        let first = self.place.first(self.threads);
         let identity = this_process(Role::Server, self.rank)?;
         let mut config = HubConfig::new(self.secret.clone(), &self.job, identity);
         config.limits = Limits::of(&self.network);
@@ -237,7 +249,7 @@ impl ServerBuilder {
             let cpu = cpus.get(thread as usize).copied();
             threads.push(self.spawn_reactor(
                 thread,
-                &offer.kinds,
+                offer.kinds.clone(),
                 cpu,
                 reports_in.clone(),
                 hub_waker.clone(),
@@ -250,7 +262,7 @@ impl ServerBuilder {
             coordinator,
             self.rank,
             address,
-            threads,
+            (threads, first),
             reports,
             ends,
             (self.network.clone(), offer),
@@ -265,31 +277,48 @@ impl ServerBuilder {
         Ok(ServerHandle { stopping, waker: hub_waker, thread: Mutex::new(Some(handle)), _sigterm: sigterm })
     }
 
-    /// The CPU of each thread; none where they are not pinned, which the log explains.
-    fn cpus(&self) -> Result<Vec<usize>> {
-        match pin::plan(&self.pin, self.threads, self.place, cpus::allowed().as_deref())? {
+    /// The CPU of each thread; none where they are not pinned. The log says where each sits, and why.
+    fn cpus(&self, rails: &[RailPort]) -> Result<Vec<usize>> {
+        let topology = Topology::read(&self.sysfs);
+        let near: Vec<&[usize]> = rails.iter().map(|rail| topology.cpus_near(&rail.device)).collect();
+        let allowed = cpus::allowed();
+        let cpus = match pin::plan(&self.pin, self.threads, self.place, allowed.as_deref(), &near)? {
             Plan::Pinned(cpus) => {
                 tracing::info!("server threads are pinned to CPUs {}", Pin::List(cpus.clone()));
-                Ok(cpus)
+                cpus
             }
             Plan::Free(why) => {
                 tracing::info!("server threads are not pinned: {why}");
-                Ok(Vec::new())
+                Vec::new()
             }
+        };
+        let first = self.place.first(self.threads);
+        if let Some(far) = pin::far(&cpus, first, &allowed.unwrap_or_default(), &near) {
+            tracing::warn!("not all server threads run next to their NICs: {far}");
         }
+        for thread in 0..self.threads {
+            let (rail, vector) = choice::place(first.saturating_add(thread), rails.len());
+            let Some(port) = rails.get(rail) else { break };
+            let cpu = cpus.get(thread as usize).map_or_else(
+                || "any CPU".to_owned(),
+                |&cpu| format!("CPU {cpu} (NUMA node {})", known(topology.node_of(cpu))),
+            );
+            let node = known(topology.device(&port.device).and_then(|device| device.node));
+            tracing::info!(
+                "over verbs server thread {thread} has rail {rail}, {port} (NUMA node {node}), completion vector {vector}, {cpu}"
+            );
+        }
+        Ok(cpus)
     }
 
     fn spawn_reactor(
         &self,
         thread: u32,
-        kinds: &[TransportKind],
+        kinds: Vec<TransportKind>,
         cpu: Option<usize>,
         reports: Sender<(u32, reactor::Report)>,
         hub: HubWaker,
     ) -> Result<ServerThread> {
-        let build = |&kind: &TransportKind| choice::build(&self.network, kind, true);
-        let mut transports = kinds.iter().map(build).collect::<Result<Vec<_>>>()?;
-        let transport = transports.remove(0);
         let (commands, inbox) = bounded(COMMANDS);
         let waker = Waker::new()?;
         // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
@@ -299,25 +328,47 @@ impl ServerBuilder {
             let _ = hub.wake();
         });
         let stop = Arc::new(AtomicBool::new(false));
-        let reactor = Reactor::new(
-            id,
-            transport,
-            transports,
-            self.network.polling,
-            self.limits,
-            self.optimizers.clone(),
-            inbox,
-            stop.clone(),
-            waker.clone(),
-            Reports::new(thread, reports, asker),
-        );
-        // Pinned first, so that its memory is first touched, and so placed, where it runs.
-        let handle = spawn(&format!("wl-srv-{thread}"), move || match cpu.map_or(Ok(()), cpus::pin_to) {
-            Ok(()) => reactor.run(),
-            Err(error) => reactor.fail(error),
+        let (network, limits, optimizers) = (self.network.clone(), self.limits, self.optimizers.clone());
+        let (stopped, woken) = (stop.clone(), waker.clone());
+        let seat = Seat::Listens(self.place.first(self.threads).saturating_add(thread));
+        let (told, made) = bounded(1);
+        // Pinned first, so that all of its memory, its transport's queues included, is first touched, and so placed, where it runs.
+        let handle = spawn(&format!("wl-srv-{thread}"), move || {
+            let build = |&kind: &TransportKind| choice::build(&network, kind, seat);
+            let transports = cpu
+                .map_or(Ok(()), cpus::pin_to)
+                .and_then(|()| kinds.iter().map(build).collect::<Result<Vec<_>>>());
+            let mut transports = match transports {
+                Ok(transports) => transports,
+                // Whoever starts this thread waits for the outcome.
+                Err(error) => return drop(told.send(Err(error))),
+            };
+            let _ = told.send(Ok(()));
+            let reactor = Reactor::new(
+                id,
+                transports.remove(0),
+                transports,
+                network.polling,
+                limits,
+                optimizers,
+                inbox,
+                stopped,
+                woken,
+                Reports::new(thread, reports, asker),
+            );
+            reactor.run();
         })?;
-        Ok(ServerThread { commands, stop, waker, handle: Some(handle) })
+        let server = ServerThread { commands, stop, waker, handle: Some(handle) };
+        match made.recv() {
+            Ok(outcome) => outcome.map(|()| server),
+            Err(_) => Err(Error::Aborted { reason: format!("server thread {thread} panicked at its start") }),
+        }
     }
+}
+
+/// A NUMA node, for messages.
+fn known(node: Option<u32>) -> String {
+    node.map_or_else(|| "unknown".to_owned(), |node| node.to_string())
 }
 
 fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {

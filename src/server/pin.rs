@@ -1,7 +1,9 @@
-//! On which CPU each thread of a server runs.
+//! On which CPU each thread of a server runs: near its rail's NIC, where that is known.
 
 use crate::config::Pin;
 use crate::error::{Error, Result};
+use crate::transport::choice;
+use crate::transport::topology::show;
 
 /// What the launcher says of a host: who this process is there, and how many wait for the network beside it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -13,6 +15,13 @@ pub struct Place {
     pub pollers: Option<usize>,
 }
 
+impl Place {
+    /// The number of this server's first thread among the server threads of its host.
+    pub fn first(&self, threads: u32) -> u32 {
+        self.local_index.unwrap_or(0).saturating_mul(threads)
+    }
+}
+
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
@@ -22,10 +31,17 @@ pub enum Plan {
     Free(String),
 }
 
-/// The plan for a server of so many threads in a process that may use `allowed`; `None` when that can't be known.
-pub fn plan(pin: &Pin, threads: u32, place: Place, allowed: Option<&[usize]>) -> Result<Plan> {
+/// The plan for a server of so many threads in a process that may use `allowed`; `None` when that can't be known. `near` has the CPUs
+/// next to each rail, none where they are not known; it is empty where there are no rails.
+pub fn plan(
+    pin: &Pin,
+    threads: u32,
+    place: Place,
+    allowed: Option<&[usize]>,
+    near: &[&[usize]],
+) -> Result<Plan> {
+    let first = place.first(threads) as usize;
     let threads = threads as usize;
-    let first = place.local_index.unwrap_or(0) as usize * threads;
     match pin {
         Pin::None => Ok(Plan::Free("`none` was asked for".to_owned())),
         Pin::List(list) => {
@@ -39,11 +55,17 @@ pub fn plan(pin: &Pin, threads: u32, place: Place, allowed: Option<&[usize]>) ->
             let ours = ours.ok_or_else(|| Error::config("pin", expected(), pin))?;
             Ok(Plan::Pinned(ours.to_vec()))
         }
-        Pin::Auto => Ok(automatic(threads, first, place, allowed)),
+        Pin::Auto => Ok(automatic(threads, first, place, allowed, near)),
     }
 }
 
-fn automatic(threads: usize, first: usize, place: Place, allowed: Option<&[usize]>) -> Plan {
+fn automatic(
+    threads: usize,
+    first: usize,
+    place: Place,
+    allowed: Option<&[usize]>,
+    near: &[&[usize]],
+) -> Plan {
     let Some(allowed) = allowed else {
         return Plan::Free("the affinity mask of this host can't be read".to_owned());
     };
@@ -51,13 +73,42 @@ fn automatic(threads: usize, first: usize, place: Place, allowed: Option<&[usize
         return Plan::Free("no launcher says which of the servers on this host this is".to_owned());
     }
     let pollers = place.pollers.unwrap_or(threads).max(first + threads);
-    match allowed.get(first..first + threads) {
-        Some(ours) if pollers <= allowed.len() => Plan::Pinned(ours.to_vec()),
-        _ => Plan::Free(format!(
+    if pollers > allowed.len() {
+        return Plan::Free(format!(
             "{pollers} threads wait for the network on this host, and this process may use {} CPUs",
             allowed.len()
-        )),
+        ));
     }
+    Plan::Pinned(nearest(first + threads, allowed, near).split_off(first))
+}
+
+/// A CPU for each of the first server threads of a host, of which there are enough. What a thread gets depends on those before it
+/// alone, so that all servers of the host, which know no more than their own place, find the same.
+fn nearest(threads: usize, allowed: &[usize], near: &[&[usize]]) -> Vec<usize> {
+    let mut free = allowed.to_vec();
+    let to_any = |cpu: &usize| near.iter().any(|near| near.contains(cpu));
+    let choose = |thread: usize| {
+        let (rail, _) = choice::place(thread as u32, near.len());
+        let ours = near.get(rail).copied().unwrap_or_default();
+        let at = free.iter().position(|cpu| ours.contains(cpu));
+        // Else one that is nobody's; else the last, which others come to last.
+        let at = at.or_else(|| free.iter().position(|cpu| !to_any(cpu)));
+        free.remove(at.unwrap_or(free.len() - 1))
+    };
+    (0..threads).map(choose).collect()
+}
+
+/// Which of a server's threads, the first of which has the number `first`, run on a CPU that is not next to its rail, and why.
+pub fn far(cpus: &[usize], first: u32, allowed: &[usize], near: &[&[usize]]) -> Option<String> {
+    let far = |(thread, cpu): (u32, &usize)| {
+        let (rail, _) = choice::place(first.saturating_add(thread), near.len());
+        let ours = near.get(rail).filter(|near| !near.is_empty() && !near.contains(cpu))?;
+        let usable = ours.iter().any(|cpu| allowed.contains(cpu));
+        let why = if usable { "are not enough" } else { "are outside the affinity mask" };
+        Some(format!("thread {thread} on CPU {cpu} (those next to rail {rail}, {}, {why})", show(ours)))
+    };
+    let all: Vec<String> = (0..).zip(cpus).filter_map(far).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 #[cfg(test)]
@@ -71,7 +122,7 @@ mod tests {
     }
 
     fn cpus(pin: &Pin, threads: u32, place: Place) -> Result<Option<Vec<usize>>> {
-        Ok(match plan(pin, threads, place, Some(ALLOWED))? {
+        Ok(match plan(pin, threads, place, Some(ALLOWED), &[])? {
             Plan::Pinned(cpus) => Some(cpus),
             Plan::Free(_) => None,
         })
@@ -87,7 +138,7 @@ mod tests {
 
     #[test]
     fn auto_pins_nothing_where_it_would_do_harm_and_says_why() {
-        let why = |threads, place, allowed| match plan(&Pin::Auto, threads, place, allowed).unwrap() {
+        let why = |threads, place, allowed| match plan(&Pin::Auto, threads, place, allowed, &[]).unwrap() {
             Plan::Free(why) => why,
             Plan::Pinned(cpus) => panic!("{cpus:?}"),
         };
@@ -115,5 +166,100 @@ mod tests {
             "pin: expected a CPU for each of the first 4 server threads, found 1,4"
         );
         assert_eq!(cpus(&Pin::None, 1, place(0, 1)).unwrap(), None);
+    }
+
+    /// The CPUs of two sockets.
+    const SOCKETS: [&[usize]; 2] = [&[0, 1, 2, 3], &[4, 5, 6, 7]];
+    const UNKNOWN: &[usize] = &[];
+
+    /// What server threads get on a host whose every CPU may be used.
+    fn whole(threads: usize, near: &[&[usize]]) -> Vec<usize> {
+        nearest(threads, &[0, 1, 2, 3, 4, 5, 6, 7], near)
+    }
+
+    #[test]
+    fn threads_run_next_to_their_rails() {
+        let [first, second] = SOCKETS;
+        for (near, expected) in [
+            // No rails, or nothing is known of them: in order.
+            (&[][..], [0, 1, 2, 3]),
+            (&[UNKNOWN], [0, 1, 2, 3]),
+            // One socket has all the NICs.
+            (&[first], [0, 1, 2, 3]),
+            (&[second], [4, 5, 6, 7]),
+            (&[second, second], [4, 5, 6, 7]),
+            // A rail on each: whole buckets, which belong to threads, go round.
+            (&[first, second], [0, 4, 1, 5]),
+            (&[second, first], [4, 0, 5, 1]),
+            (&[first, first, second, second], [0, 1, 4, 5]),
+            (&[first, second, first], [0, 4, 1, 2]),
+            // Of one rail nothing is known: its threads take what is nobody's, else the last.
+            (&[first, UNKNOWN], [0, 4, 1, 5]),
+            (&[first, second, UNKNOWN], [0, 4, 7, 1]),
+        ] {
+            assert_eq!(whole(4, near), expected, "{near:?}");
+        }
+        // More threads than a socket has CPUs.
+        assert_eq!(whole(6, &[second]), [4, 5, 6, 7, 0, 1]);
+        assert_eq!(whole(8, &[first]), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn the_mask_wins_over_the_nic_and_a_far_thread_is_named_once() {
+        let near = [SOCKETS[1]];
+        let pinned = |allowed: &[usize]| match plan(&Pin::Auto, 2, place(0, 2), Some(allowed), &near).unwrap()
+        {
+            Plan::Pinned(cpus) => (cpus.clone(), far(&cpus, 0, allowed, &near)),
+            Plan::Free(why) => panic!("{why}"),
+        };
+        assert_eq!(pinned(&[2, 3, 6, 7]), (vec![6, 7], None));
+        let outside = "thread 0 on CPU 2 (those next to rail 0, 4-7, are outside the affinity mask); \
+                       thread 1 on CPU 3 (those next to rail 0, 4-7, are outside the affinity mask)";
+        assert_eq!(pinned(&[2, 3]), (vec![2, 3], Some(outside.to_owned())));
+        let scarce = "thread 1 on CPU 2 (those next to rail 0, 4-7, are not enough)";
+        assert_eq!(pinned(&[2, 5]), (vec![5, 2], Some(scarce.to_owned())));
+        // Of what is not known nothing is said, and a list of the user's is judged, too.
+        assert_eq!(far(&[0, 1], 0, &[0, 1], &[UNKNOWN]), None);
+        assert_eq!(far(&[0, 1], 0, &[0, 1], &[]), None);
+        assert!(
+            far(&[0, 5], 1, ALL, &SOCKETS)
+                .unwrap()
+                .starts_with("thread 0 on CPU 0 (those next to rail 1, 4-7")
+        );
+    }
+
+    const ALL: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7];
+
+    proptest::proptest! {
+        /// Every thread of a host gets one CPU of the mask that no other has, whichever server finds it out, and a CPU next to its rail
+        /// while there is one.
+        #[test]
+        fn servers_of_one_host_agree(
+            allowed in proptest::collection::btree_set(0usize..16, 1..17),
+            rails in proptest::collection::vec(proptest::collection::btree_set(0usize..16, 0..8), 0..5),
+            threads in 1u32..4,
+        ) {
+            let allowed: Vec<usize> = allowed.into_iter().collect();
+            let rails: Vec<Vec<usize>> = rails.into_iter().map(|cpus| cpus.into_iter().collect()).collect();
+            let near: Vec<&[usize]> = rails.iter().map(Vec::as_slice).collect();
+            let servers = allowed.len() / threads as usize;
+            let mut all = Vec::new();
+            for index in 0..servers {
+                let place = place(index as u32, servers * threads as usize);
+                match plan(&Pin::Auto, threads, place, Some(&allowed), &near).unwrap() {
+                    Plan::Pinned(cpus) => {
+                        proptest::prop_assert_eq!(cpus.len(), threads as usize);
+                        all.extend(cpus);
+                    }
+                    Plan::Free(why) => panic!("{why}"),
+                }
+            }
+            for (thread, cpu) in all.iter().enumerate() {
+                proptest::prop_assert!(allowed.contains(cpu) && !all[..thread].contains(cpu));
+                let Some(ours) = near.get(thread % near.len().max(1)) else { continue };
+                let left = |cpu: &&usize| allowed.contains(cpu) && !all[..thread].contains(cpu);
+                proptest::prop_assert!(ours.contains(cpu) || ours.iter().find(left).is_none());
+            }
+        }
     }
 }

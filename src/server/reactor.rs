@@ -196,7 +196,7 @@ impl Reactor {
     }
 
     /// Ends for a reason that is no peer's fault.
-    pub fn fail(self, error: Error) {
+    fn fail(self, error: Error) {
         self.report(Report::Failed(error));
     }
 

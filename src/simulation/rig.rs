@@ -62,7 +62,7 @@ impl Job {
         let hub = Hub::new(HubConfig::new(Secret::generate().unwrap(), "", identity)).unwrap();
         let servers = (0..self.servers).map(|rank| {
             let address = String::new();
-            ServerInfo { rank, address, threads: self.threads }
+            ServerInfo { rank, address, threads: self.threads, first: 0 }
         });
         let view = View { epoch: 1, servers: servers.collect(), workers: self.workers };
         let (job, work) = (Arc::new(self.clone()), Arc::new(work));

@@ -3,8 +3,13 @@
 //! All connections of a job are of one kind, but for those within one host, which share memory where all nodes can. Each node offers what it can use, the Coordinator takes the best of what all of them offer
 //! and says so with the View. A node that is told to use one kind offers nothing else, and fails at once where it can't.
 
+#[cfg(feature = "verbs")]
+use super::rails::Rails;
 use super::several::Several;
 use super::shm::{self, Shm, ShmConfig};
+use super::topology::RailPort;
+#[cfg(feature = "verbs")]
+use super::verbs::{self, Verbs, VerbsConfig};
 use super::{Transport, tcp};
 use crate::config::{Network, TransportChoice, TransportKind};
 #[cfg(any(test, not(feature = "verbs")))]
@@ -71,11 +76,44 @@ fn check(network: &Network, kind: TransportKind) -> Result<()> {
     }
 }
 
-/// What a job has agreed on, for one thread; `listen` when peers are to dial it.
-pub fn build_agreed(network: &Network, agreed: Agreed, listen: bool) -> Result<Box<dyn Transport>> {
-    let mut transport = build(network, agreed.kind, listen)?;
+/// For whom a transport is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seat {
+    /// Who dials: it reaches every rail.
+    Dials,
+    /// A server thread, which is dialled, by its number among those of its host: it sits on one rail.
+    Listens(u32),
+}
+
+/// Where a server thread with this number among those of its host sits when there are so many rails: on which one, and which completion
+/// vector of its device it has, which is its number among those on that rail.
+pub fn place(number: u32, rails: usize) -> (usize, u32) {
+    let rails = rails.max(1);
+    (number as usize % rails, (number as usize / rails) as u32)
+}
+
+/// The rails of this process: what verbs would use, where it offers verbs. Warns of ports of the user's list that can't be one.
+pub fn rails(network: &Network, kinds: &[TransportKind]) -> Result<Vec<RailPort>> {
+    if !kinds.contains(&TransportKind::Verbs) {
+        return Ok(Vec::new());
+    }
+    #[cfg(feature = "verbs")]
+    {
+        let (rails, unusable) = verbs::rails(&network.rdma)?;
+        for error in unusable {
+            tracing::warn!("rdma_device {}: one is no rail: {error}", network.rdma.device);
+        }
+        Ok(rails)
+    }
+    #[cfg(not(feature = "verbs"))]
+    without_verbs(network)
+}
+
+/// What a job has agreed on, for one thread.
+pub fn build_agreed(network: &Network, agreed: Agreed, seat: Seat) -> Result<Box<dyn Transport>> {
+    let mut transport = build(network, agreed.kind, seat)?;
     if agreed.local {
-        add_memory(&mut transport, listen)?;
+        add_memory(&mut transport, seat != Seat::Dials)?;
     }
     Ok(transport)
 }
@@ -88,17 +126,36 @@ pub fn add_memory(transport: &mut Box<dyn Transport>, listen: bool) -> Result<()
     Ok(())
 }
 
-/// A transport of `kind` for one thread; `listen` when peers are to dial it.
-pub fn build(network: &Network, kind: TransportKind, listen: bool) -> Result<Box<dyn Transport>> {
+/// A transport of `kind` for one thread.
+pub fn build(network: &Network, kind: TransportKind, seat: Seat) -> Result<Box<dyn Transport>> {
+    let listen = seat != Seat::Dials;
     match kind {
         TransportKind::Shm => Ok(Box::new(Shm::new(ShmConfig::default(), listen)?)),
         TransportKind::Tcp => Ok(Box::new(tcp::Tcp::new(tcp::TcpConfig::of(network, listen))?)),
         #[cfg(feature = "verbs")]
-        TransportKind::Verbs => {
-            Ok(Box::new(super::verbs::Verbs::new(&super::verbs::VerbsConfig::of(network))?))
-        }
+        TransportKind::Verbs => build_verbs(network, seat),
         #[cfg(not(feature = "verbs"))]
         TransportKind::Verbs => without_verbs(network),
+    }
+}
+
+#[cfg(feature = "verbs")]
+fn build_verbs(network: &Network, seat: Seat) -> Result<Box<dyn Transport>> {
+    let on = |rail: &RailPort, vector| Verbs::new(&VerbsConfig::of(network, rail, vector));
+    match seat {
+        Seat::Listens(number) => {
+            let (ports, _) = verbs::rails(&network.rdma)?;
+            let (rail, vector) = place(number, ports.len());
+            Ok(Box::new(on(&ports[rail], vector)?))
+        }
+        Seat::Dials => {
+            let ports = rails(network, &[TransportKind::Verbs])?;
+            if let [only] = &ports[..] {
+                return Ok(Box::new(on(only, 0)?));
+            }
+            let rails = ports.iter().map(|rail| on(rail, 0)).collect::<Result<Vec<_>>>()?;
+            Ok(Box::new(Rails::new(rails)?))
+        }
     }
 }
 

@@ -23,11 +23,13 @@ pub mod network;
 pub mod pairing;
 pub mod park;
 mod preamble;
+pub mod rails;
 pub mod several;
 pub mod shm;
 pub mod sim;
 pub mod tcp;
 mod timer;
+pub mod topology;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 
@@ -341,6 +343,20 @@ pub enum Completion {
     },
 }
 
+impl Completion {
+    /// Whom it is about, for a transport that gives another's completions its own names.
+    fn endpoint_mut(&mut self) -> &mut EndpointId {
+        match self {
+            Completion::Connected { endpoint }
+            | Completion::Written { endpoint, .. }
+            | Completion::Lent { endpoint, .. }
+            | Completion::Received { endpoint, .. }
+            | Completion::Done { endpoint, .. }
+            | Completion::Closed { endpoint, .. } => endpoint,
+        }
+    }
+}
+
 /// A network, as one thread uses it. Nothing in here blocks.
 ///
 /// Operations of one endpoint take effect at the peer in the order in which they were posted; a write's bytes lie in
@@ -365,6 +381,13 @@ pub trait Transport: Send {
 
     /// Prepares an endpoint to `peer` (a name for messages) and gives the address bytes that its other end needs.
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)>;
+
+    /// The same to the server thread that has this number among those of its host. Where there are several rails, the number says which
+    /// one; both ends count the same way.
+    fn open_on(&mut self, number: u32, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
+        let _ = number;
+        self.open(side, peer)
+    }
 
     /// Lets this endpoint's peer, and no other, reach `length` bytes at `offset` of a registered arena.
     fn authorise(

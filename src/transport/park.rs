@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 
 use crate::error::{Error, Result};
 
@@ -49,6 +49,19 @@ impl Waker {
     pub fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// A descriptor that is readable while one of `fds` is. Those are their owners' for as long as it is used.
+pub fn any_of(fds: &[RawFd]) -> Result<OwnedFd> {
+    let failed = |e: rustix::io::Errno| Error::io("epoll_create", "several transports", e.into());
+    let all = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+    for &fd in fds {
+        // SAFETY: the callers own these descriptors (their transports') for the length of this call; one that is closed later leaves
+        // the set by itself.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        epoll::add(&all, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN).map_err(failed)?;
+    }
+    Ok(all)
 }
 
 /// Sleeps until one of `fds` is readable, or for `timeout`. Wakes early on a signal.

@@ -11,14 +11,12 @@
 #![allow(clippy::result_large_err)] // a rejected operation is given back whole, without an allocation
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-
-use rustix::event::epoll;
 
 use super::shm::Shm;
 use super::{
-    Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
+    Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write, park,
 };
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Kind, RegionId, RemoteRegion, Rights};
@@ -68,8 +66,6 @@ pub struct Several {
     memory: Shm,
     wide: Box<dyn Transport>,
     caps: Caps,
-    /// The other transport's detail.
-    detail: String,
     epoll: OwnedFd,
     places: Vec<Place>,
     free: Vec<u32>,
@@ -84,13 +80,7 @@ pub struct Several {
 impl Several {
     /// Of two transports without endpoints and arenas.
     pub fn new(memory: Shm, wide: Box<dyn Transport>) -> Result<Several> {
-        let failed = |e: rustix::io::Errno| Error::io("epoll_create", "several", e.into());
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
-        for fd in [memory.waitable(), wide.waitable()] {
-            // SAFETY: each is its transport's for as long as that lives, which is longer than this call.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            epoll::add(&epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN).map_err(failed)?;
-        }
+        let epoll = park::any_of(&[memory.waitable(), wide.waitable()])?;
         let (a, b) = (memory.caps(), wide.caps());
         let mut caps = Caps {
             name: b.name,
@@ -100,13 +90,11 @@ impl Several {
             max_write: a.max_write.min(b.max_write),
             detail: String::new(),
         };
-        let detail = b.detail.clone();
-        caps.detail = format!("{detail}; shm to peers on this host");
+        caps.detail = format!("{}; shm to peers on this host", b.detail);
         Ok(Several {
             memory,
             wide,
             caps,
-            detail,
             epoll,
             places: Vec::new(),
             free: Vec::new(),
@@ -139,7 +127,8 @@ impl Several {
     fn describe(&mut self) {
         let open = || self.places.iter().filter_map(|p| p.endpoint.as_ref());
         let by_memory = open().filter(|e| e.chosen == Some(Way::Memory)).count();
-        self.caps.detail = format!("{}; {by_memory} of {} endpoints by shm", self.detail, open().count());
+        let wide = &self.wide.caps().detail;
+        self.caps.detail = format!("{wide}; {by_memory} of {} endpoints by shm", open().count());
     }
 
     fn transport(&mut self, way: Way) -> &mut dyn Transport {
@@ -183,9 +172,9 @@ impl Several {
     fn pass_on(&mut self, way: Way, completions: &mut Vec<Completion>) {
         let mut inbox = std::mem::take(&mut self.inbox);
         for mut completion in inbox.drain(..) {
-            let theirs = *id_of(&mut completion);
+            let theirs = *completion.endpoint_mut();
             let Some(&id) = self.ours.get(&(way == Way::Memory, theirs)) else { continue };
-            *id_of(&mut completion) = id;
+            *completion.endpoint_mut() = id;
             match &completion {
                 Completion::Connected { .. } => {
                     let other = if way == Way::Memory { Way::Wide } else { Way::Memory };
@@ -228,18 +217,6 @@ impl Several {
     }
 }
 
-/// Whom a completion is about.
-fn id_of(completion: &mut Completion) -> &mut EndpointId {
-    match completion {
-        Completion::Connected { endpoint }
-        | Completion::Written { endpoint, .. }
-        | Completion::Lent { endpoint, .. }
-        | Completion::Received { endpoint, .. }
-        | Completion::Done { endpoint, .. }
-        | Completion::Closed { endpoint, .. } => endpoint,
-    }
-}
-
 fn misuse<T>(call: &'static str) -> Result<T> {
     Err(Error::Misuse { call, reason: "the endpoint is closed".to_owned() })
 }
@@ -279,8 +256,12 @@ impl Transport for Several {
     }
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
+        self.open_on(0, side, peer)
+    }
+
+    fn open_on(&mut self, number: u32, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
         let (memory, address) = self.memory.open(side, peer)?;
-        let (wide, wide_address) = match self.wide.open(side, peer) {
+        let (wide, wide_address) = match self.wide.open_on(number, side, peer) {
             Ok(opened) => opened,
             Err(error) => {
                 self.memory.close(memory);

@@ -60,6 +60,8 @@ pub struct ServerInfo {
     pub address: String,
     /// Number of server threads = shards.
     pub threads: u32,
+    /// The number of its first thread among the server threads of its host. It says on which of several rails each is.
+    pub first: u32,
 }
 
 /// Which nodes exist. Every routed request carries its epoch.

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn every_bucket_has_one_owner_in_the_view() {
-        let server = |rank, threads| super::super::ServerInfo { rank, address: String::new(), threads };
+        let server =
+            |rank, threads| super::super::ServerInfo { rank, address: String::new(), threads, first: 0 };
         let view = View { epoch: 3, servers: vec![server(0, 2), server(1, 1), server(2, 2)], workers: 1 };
         let spec = TableSpec::sparse("w", 1);
         let map = PartitionMap::new(&view, &spec);

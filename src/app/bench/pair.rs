@@ -114,7 +114,8 @@ struct End {
 impl End {
     /// An end with `bytes` of memory, and its address.
     fn new(way: &Way<'_>, side: Side, bytes: u64) -> Result<(End, Vec<u8>)> {
-        let mut transport = choice::build_agreed(way.network, way.agreed, side == Side::Passive)?;
+        let seat = if side == Side::Passive { choice::Seat::Listens(0) } else { choice::Seat::Dials };
+        let mut transport = choice::build_agreed(way.network, way.agreed, seat)?;
         let arena = transport.memory().arena(bytes as usize)?;
         let region = transport.register(arena.clone())?;
         let (endpoint, address) = transport.open(side, PEER)?;

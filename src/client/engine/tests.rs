@@ -155,7 +155,7 @@ impl Rig {
         let classes = [(1 << 10, 8), (64 << 10, 32)];
         let staging = Pool::new(&classes, |arena| transport.register(arena)).unwrap();
         let receive = Pool::new(&[(1 << 10, 512)], |arena| transport.register(arena)).unwrap();
-        let mut link = Link::new((0, 0), "server 0".to_owned(), (ring.clone(), 0), &limits);
+        let mut link = Link::new((0, 0, 0), "server 0".to_owned(), (ring.clone(), 0), &limits);
         link.open(transport.as_mut(), region, &receive).unwrap();
         let region_of_slots = RemoteRegion { address: 0, length: 64 << 20, key: 2, rights: Rights::Write };
         link.granted(Grant {
@@ -176,7 +176,7 @@ impl Rig {
         let spec = TableSpec::dense("w", &[1 << 20])
             .optimizer(OptimizerSpec::new("sum", &[]))
             .consistency(consistency);
-        let server = ServerInfo { rank: 0, address: String::new(), threads: 1 };
+        let server = ServerInfo { rank: 0, address: String::new(), threads: 1, first: 0 };
         let map = PartitionMap::new(&View { epoch: 1, servers: vec![server], workers: 1 }, &spec);
         let (spec, map) = (Arc::new(spec), Arc::new(map));
         let mut rig = Rig { engine, written, inbox, polls, ring, replies: 0, spec, map, _hub: hub };

@@ -5,7 +5,7 @@ use super::*;
 /// The most threads of one server.
 const MAX_THREADS: u32 = 256;
 
-type Wish = (Role, Option<Rank>, Option<u32>, Option<String>, u32);
+type Wish = (Role, Option<Rank>, Option<u32>, Option<String>, (u32, u32));
 
 impl Coordinator {
     /// Lets a node in or refuses it with a reason; a refused node does no harm to the job.
@@ -61,7 +61,7 @@ impl Coordinator {
         link: u64,
         rank: Option<Rank>,
         address: Option<String>,
-        threads: u32,
+        (threads, first): (u32, u32),
     ) -> Result<Rank, String> {
         let expected = self.config.servers;
         let rank = match self.agreed_rank(link, rank)? {
@@ -91,7 +91,7 @@ impl Coordinator {
             socket.set_ip(self.nodes.get(&link).ok_or("no such link")?.peer_address);
         }
         self.server_links.insert(rank, link);
-        self.servers.insert(rank, ServerInfo { rank, address: socket.to_string(), threads });
+        self.servers.insert(rank, ServerInfo { rank, address: socket.to_string(), threads, first });
         Ok(rank)
     }
 

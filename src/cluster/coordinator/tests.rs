@@ -83,7 +83,7 @@ impl Rig {
 fn join(role: Role, rank: Option<Rank>, workers: Option<u32>) -> M {
     let server = role == Role::Server;
     let address = server.then(|| "127.0.0.1:4000".to_owned());
-    M::Join { role, rank, workers, address, threads: u32::from(server) }
+    M::Join { role, rank, workers, address, threads: u32::from(server), first: 0 }
 }
 
 fn open(request: u32, spec: &TableSpec) -> M {
@@ -98,12 +98,13 @@ fn the_view_waits_for_the_last_and_lists_the_servers_by_rank() {
     assert_eq!(rig.sent(0), [M::Joined { rank: 0 }]);
     rig.up(100, Role::Server, None);
     let address = Some("0.0.0.0:7".to_owned());
-    rig.say(100, M::Join { role: Role::Server, rank: None, workers: None, address, threads: 3 });
+    rig.say(100, M::Join { role: Role::Server, rank: None, workers: None, address, threads: 3, first: 6 });
     let [M::Joined { rank: 0 }, agreed, M::View(view)] = &rig.sent(100)[..] else { panic!() };
     assert_eq!(*agreed, M::Agreed { transport: TransportKind::Tcp, local: false, reason: String::new() });
-    let server = |rank, address: &str, threads| ServerInfo { rank, address: address.into(), threads };
+    let server =
+        |rank, address: &str, threads, first| ServerInfo { rank, address: address.into(), threads, first };
     // A server that listens everywhere is listed where the coordinator sees it.
-    assert_eq!(view.servers, [server(0, "10.0.0.9:7", 3), server(1, "127.0.0.1:4000", 1)]);
+    assert_eq!(view.servers, [server(0, "10.0.0.9:7", 3, 6), server(1, "127.0.0.1:4000", 1, 0)]);
     assert_eq!(rig.sent(0), [agreed.clone(), M::View(view.clone())]);
 }
 
@@ -169,6 +170,7 @@ fn bad_joins_are_refused_and_the_job_goes_on() {
         workers: None,
         address: address.map(str::to_owned),
         threads,
+        first: 0,
     };
     for (role, message, expected) in [
         (Role::Worker, join(Role::Worker, Some(0), Some(2)), "is there already"),

@@ -8,6 +8,7 @@ use crate::mem::{Arena, RegionId};
 use crate::mem::{RemoteRegion, Rights};
 use crate::store::{Cause, Optimizers};
 use crate::transport::EndpointId;
+use crate::transport::choice::Seat;
 use crate::types::{Consistency, FilterSpec, Quorum, ServerInfo, Stale, Wire};
 
 mod non_finite;
@@ -28,7 +29,7 @@ impl Rig {
     }
 
     fn with(workers: u32, replies: &[(usize, usize)], spare_bytes: u64) -> Rig {
-        let server = ServerInfo { rank: 0, address: String::new(), threads: 1 };
+        let server = ServerInfo { rank: 0, address: String::new(), threads: 1, first: 0 };
         let view = View { epoch: 1, servers: vec![server], workers };
         let arena = Arena::new(workers as usize * 2 * SLOT).unwrap();
         let staging = Staging { arena, region: RegionId(0), slots: 2, slot_bytes: SLOT };
@@ -342,9 +343,12 @@ fn after_a_fault_nothing_is_closed_taken_or_answered() {
     rig.send((0, 0), RequestKind::Pull, 0, 0).unwrap();
     // It lets the bad piece through, and would let the clock close without it.
     rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
-    let mut transport =
-        crate::transport::choice::build(&crate::config::Network::default(), TransportKind::Tcp, true)
-            .unwrap();
+    let mut transport = crate::transport::choice::build(
+        &crate::config::Network::default(),
+        TransportKind::Tcp,
+        Seat::Listens(0),
+    )
+    .unwrap();
     let mut failed = Vec::new();
     assert!(!rig.core.settle(transport.as_mut(), &mut failed));
     assert!(matches!(&failed[..], [(2, Error::Protocol { field: "keys", .. })]), "{failed:?}");

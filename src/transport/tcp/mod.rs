@@ -149,6 +149,11 @@ impl Tcp {
         Err(Error::Misuse { call, reason: reason.to_owned() })
     }
 
+    /// Whether a grant or an operation under way lies in a region.
+    pub(super) fn uses(&self, region: RegionId) -> bool {
+        self.endpoints.iter().any(|e| e.uses(region))
+    }
+
     fn dial(&mut self, id: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
         let Some(endpoint) = self.endpoints.get(id) else {
             return Self::misuse("connect", "the endpoint is closed");
@@ -197,7 +202,7 @@ impl Transport for Tcp {
     }
 
     fn unregister(&mut self, region: RegionId) -> bool {
-        if self.endpoints.iter().any(|e| e.uses(region)) {
+        if self.uses(region) {
             return false;
         }
         self.arenas.unregister(region);

@@ -155,16 +155,17 @@ unsafe impl Sync for CompletionQueue {}
 const BATCH: usize = 32;
 
 impl CompletionQueue {
-    /// A queue that holds `capacity` completions.
-    pub fn new(context: &Arc<Context>, capacity: usize) -> Result<Arc<CompletionQueue>> {
+    /// A queue that holds `capacity` completions, whose events interrupt the CPU of that completion vector of the device.
+    pub fn new(context: &Arc<Context>, capacity: usize, vector: u32) -> Result<Arc<CompletionQueue>> {
         let capacity = i32::try_from(capacity).unwrap_or(i32::MAX);
         // SAFETY: the context is open, and stays so while the queue holds it.
         let channel = unsafe { ibv_create_comp_channel(context.raw()) };
         if channel.is_null() {
             return Err(context.last_error("ibv_create_comp_channel"));
         }
-        // SAFETY: context and channel are live; no context pointer is asked for; vector 0 always exists.
-        let raw = unsafe { ibv_create_cq(context.raw(), capacity, ptr::null_mut(), channel, 0) };
+        let vector = i32::try_from(vector).unwrap_or(i32::MAX);
+        // SAFETY: context and channel are live; no context pointer is asked for; a vector that is not there is refused.
+        let raw = unsafe { ibv_create_cq(context.raw(), capacity, ptr::null_mut(), channel, vector) };
         if raw.is_null() {
             let error = context.last_error("ibv_create_cq");
             // SAFETY: the channel was made above and no queue uses it.

@@ -18,6 +18,7 @@ use crate::config::rdma::Mtu;
 use crate::error::{Error, Result};
 use crate::transport::Side;
 use crate::transport::pairing::{Address, GidKind};
+use crate::transport::topology::RailPort;
 
 /// One entry of a port's GID table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +93,15 @@ pub struct DeviceInfo {
     pub gids: Vec<Gid>,
     /// The one that would be chosen by itself.
     pub chosen: Option<Gid>,
+}
+
+/// The ports that `rdma` makes rails of: each of a list that can be used, of `any` the first. And why others of a list can't be.
+pub fn rails(rdma: &Rdma) -> Result<(Vec<RailPort>, Vec<Error>)> {
+    let any = rdma.device.is_any();
+    let Found { ports, failures } = Port::search(rdma, if any { 1 } else { usize::MAX })?;
+    let rail =
+        |(context, port): &(Arc<Context>, Port)| RailPort { device: context.name.clone(), port: port.number };
+    Ok((ports.iter().map(rail).collect(), if any { Vec::new() } else { failures }))
 }
 
 /// Every port of every device that can be opened. Empty where there is no RDMA at all.
@@ -253,6 +263,12 @@ impl Context {
         self.raw
     }
 
+    /// Completion vectors, at least one.
+    pub fn vectors(&self) -> u32 {
+        // SAFETY: the context is open; the number was set when it was opened.
+        u32::try_from(unsafe { (*self.raw).num_comp_vectors }).unwrap_or(1).max(1)
+    }
+
     /// Whether this is soft-RoCE, which calls itself this vendor.
     pub fn is_software(&self) -> bool {
         self.attributes.vendor_id == 0x00ff_ffff
@@ -314,6 +330,13 @@ pub(super) struct Port {
     pub global: bool,
 }
 
+/// What a search for ports came to.
+struct Found {
+    ports: Vec<(Arc<Context>, Port)>,
+    /// Why others can't be used.
+    failures: Vec<Error>,
+}
+
 impl Port {
     /// The address of a queue pair here.
     pub fn address(&self, side: Side, number: u32, psn: u32, reads: u8) -> Address {
@@ -330,28 +353,46 @@ impl Port {
         }
     }
 
-    /// Opens the first allowed port that can be used as `rdma` says. Without one the error names all that were looked at.
+    /// Opens the first allowed port that can be used as `rdma` says.
     pub fn find(rdma: &Rdma) -> Result<(Arc<Context>, Port)> {
+        let mut found = Port::search(rdma, 1)?;
+        // Never without one.
+        found.ports.pop().ok_or_else(|| device_error("open", "any", "no port can be used"))
+    }
+
+    /// Opens the allowed ports that can be used as `rdma` says, in the order of its list, at least one and at most `most`. Without one the
+    /// error names all that were looked at.
+    fn search(rdma: &Rdma, most: usize) -> Result<Found> {
         let names = device_names()?;
         if names.is_empty() {
             return Err(device_error("open", "any", "this machine has no RDMA device"));
         }
         let mut failures = Vec::new();
+        let mut all = Vec::new();
         for name in &names {
-            let context = match Context::open(name) {
-                Ok(context) => context,
-                Err(error) => {
-                    failures.push(error);
-                    continue;
-                }
-            };
-            let ports = (1..=context.attributes.phys_port_cnt).filter(|&port| rdma.device.allow(name, port));
-            for number in ports {
-                match Port::on(&context, number, rdma) {
-                    Ok(port) => return Ok((context, port)),
-                    Err(error) => failures.push(error),
-                }
+            // No device has more ports than a number of one byte counts.
+            if !(1..=u8::MAX).any(|port| rdma.device.allow(name, port)) {
+                continue;
             }
+            match Context::open(name) {
+                Ok(context) => {
+                    all.extend((1..=context.attributes.phys_port_cnt).map(|port| (context.clone(), port)));
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        let mut found = Vec::new();
+        for (context, number) in rdma.device.select(all, |(context, port)| (&context.name, *port)) {
+            if found.len() == most {
+                break;
+            }
+            match Port::on(&context, number, rdma) {
+                Ok(port) => found.push((context, port)),
+                Err(error) => failures.push(error),
+            }
+        }
+        if !found.is_empty() {
+            return Ok(Found { ports: found, failures });
         }
         match failures.len() {
             0 => {

@@ -39,7 +39,7 @@ mod post;
 mod qp;
 
 pub use super::pairing::GidKind;
-pub use device::{DeviceInfo, Gid, available};
+pub use device::{DeviceInfo, Gid, available, rails};
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
@@ -50,10 +50,12 @@ use self::cq::{CompletionQueue, Entry, WorkId};
 use self::device::{Context, Port};
 use self::endpoint::{CONTROLS, Endpoint, Progress, Shared};
 use self::qp::Settings;
+use super::rails::Rail;
+use super::topology::RailPort;
 use super::{
     Caps, Completion, EndpointId, Message, Read, Refusal, Rejected, SessionKey, Side, Transport, Write,
 };
-use crate::config::rdma::Switch;
+use crate::config::rdma::{Devices, Switch};
 use crate::config::{Network, Rdma};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
@@ -62,8 +64,10 @@ use crate::time::Deadline;
 /// How a [`Verbs`] transport is set up.
 #[derive(Debug, Clone)]
 pub struct VerbsConfig {
-    /// What users may set.
+    /// What users may set. One transport uses one port, the first that can be used.
     pub rdma: Rdma,
+    /// Completion vector, modulo those that the device has.
+    pub vector: u32,
     /// Receive buffers that each endpoint keeps posted, of 256 bytes.
     pub receives: usize,
     /// Endpoints that may exist at once; fewer where the device's completion queues are short.
@@ -78,6 +82,7 @@ impl Default for VerbsConfig {
     fn default() -> VerbsConfig {
         VerbsConfig {
             rdma: Rdma::default(),
+            vector: 0,
             receives: 512,
             endpoints: 64,
             rnr_retries: 7,
@@ -87,10 +92,11 @@ impl Default for VerbsConfig {
 }
 
 impl VerbsConfig {
-    /// What the network settings say.
-    pub fn of(network: &Network) -> VerbsConfig {
-        let rdma = network.rdma.clone();
-        VerbsConfig { rdma, connect_timeout: network.peer_timeout, ..VerbsConfig::default() }
+    /// What the network settings say, on one of the rails that they allow.
+    pub fn of(network: &Network, rail: &RailPort, vector: u32) -> VerbsConfig {
+        let device = Devices::only(&rail.device, rail.port);
+        let rdma = Rdma { device, ..network.rdma.clone() };
+        VerbsConfig { rdma, vector, connect_timeout: network.peer_timeout, ..VerbsConfig::default() }
     }
 }
 
@@ -146,8 +152,9 @@ impl Verbs {
         check_layouts()?;
         check_bounds(config)?;
         let (context, port) = Port::find(&config.rdma)?;
+        let vector = config.vector % context.vectors();
         let settings = settings(config, &context);
-        let (endpoints, completions) = completion_queue(config, &context, &settings)?;
+        let (endpoints, completions) = completion_queue(config, &context, &settings, vector)?;
         let shared = Shared {
             context,
             port,
@@ -161,7 +168,7 @@ impl Verbs {
         let mut places = Vec::new();
         places.resize_with(endpoints, Place::default);
         Ok(Verbs {
-            caps: caps(&shared),
+            caps: caps(&shared, vector),
             places,
             free: (0..endpoints as u32).rev().collect(),
             shared,
@@ -334,6 +341,7 @@ fn completion_queue(
     config: &VerbsConfig,
     context: &Arc<Context>,
     settings: &Settings,
+    vector: u32,
 ) -> Result<(usize, Arc<CompletionQueue>)> {
     let per_endpoint = settings.sends + settings.receives;
     let longest = context.attributes.max_cqe.max(0) as u32;
@@ -345,10 +353,10 @@ fn completion_queue(
             asked: per_endpoint.into(),
         });
     }
-    Ok((endpoints, CompletionQueue::new(context, endpoints * per_endpoint as usize)?))
+    Ok((endpoints, CompletionQueue::new(context, endpoints * per_endpoint as usize, vector)?))
 }
 
-fn caps(shared: &Shared) -> Caps {
+fn caps(shared: &Shared, vector: u32) -> Caps {
     let (port, settings) = (&shared.port, &shared.settings);
     Caps {
         name: "verbs",
@@ -357,7 +365,7 @@ fn caps(shared: &Shared) -> Caps {
         queue_depth: shared.depth as usize,
         max_write: shared.max_write(),
         detail: format!(
-            "{} port {}, {}, MTU {}, service level {}, traffic class {}, pkey index {}, ACK timeout {}, {} retries, queue depth {}, \
+            "{} port {}, {}, completion vector {vector}, MTU {}, service level {}, traffic class {}, pkey index {}, ACK timeout {}, {} retries, queue depth {}, \
              inline up to {}, relaxed ordering {}",
             shared.context.name,
             port.number,
@@ -389,6 +397,13 @@ fn check_bounds(config: &VerbsConfig) -> Result<()> {
     within("rnr_retries", config.rnr_retries.into(), 0, 7)
 }
 
+impl Rail for Verbs {
+    fn uses(&self, region: RegionId) -> bool {
+        let Some(Some(arena)) = self.shared.arenas.get(region.0 as usize) else { return false };
+        self.places.iter().filter_map(|p| p.endpoint.as_deref()).any(|e| e.uses(region, arena))
+    }
+}
+
 impl Transport for Verbs {
     fn caps(&self) -> &Caps {
         &self.caps
@@ -407,15 +422,15 @@ impl Transport for Verbs {
     }
 
     fn unregister(&mut self, region: RegionId) -> bool {
-        let Some(Some(arena)) = self.shared.arenas.get(region.0 as usize) else { return true };
-        let endpoints = || self.places.iter().filter_map(|p| p.endpoint.as_deref());
-        if endpoints().any(|e| e.uses(region, arena)) {
+        if self.uses(region) {
             return false;
         }
         for endpoint in self.places.iter_mut().filter_map(|p| p.endpoint.as_deref_mut()) {
             endpoint.unregister(region);
         }
-        self.shared.arenas[region.0 as usize] = None;
+        if let Some(place) = self.shared.arenas.get_mut(region.0 as usize) {
+            *place = None;
+        }
         true
     }
 

@@ -471,7 +471,7 @@ mod tests {
     /// Two queue pairs of one port, each with its address.
     fn two() -> (Port, QueuePair, [Address; 2], QueuePair) {
         let (context, port) = Port::find(&Rdma::default()).unwrap();
-        let completions = CompletionQueue::new(&context, 16).unwrap();
+        let completions = CompletionQueue::new(&context, 16, 0).unwrap();
         let settings = Settings {
             sends: 4,
             receives: 4,

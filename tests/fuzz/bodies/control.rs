@@ -91,7 +91,7 @@ fn examples() -> Vec<ControlMessage> {
         .stale(Stale::Reject { max_age: 2 })
         .non_finite(NonFinite::Reject)
         .initializer(Initializer::Normal { mean: 0.0, std: 1.0, seed: 3 });
-    let server = ServerInfo { rank: 0, address: "127.0.0.1:1".into(), threads: 2 };
+    let server = ServerInfo { rank: 0, address: "127.0.0.1:1".into(), threads: 2, first: 0 };
     let region =
         RemoteRegion { address: 0, length: 64, key: 1, rights: windlass::mem::Rights::Write }.encode();
     vec![
@@ -101,6 +101,7 @@ fn examples() -> Vec<ControlMessage> {
             workers: Some(2),
             address: None,
             threads: 0,
+            first: 0,
         },
         ControlMessage::Join {
             role: Role::Server,
@@ -108,6 +109,7 @@ fn examples() -> Vec<ControlMessage> {
             workers: None,
             address: Some("127.0.0.1:9".into()),
             threads: 2,
+            first: 2,
         },
         ControlMessage::Offer { transports: TransportKind::ALL.to_vec(), lacks: "no device".into() },
         ControlMessage::Agreed { transport: TransportKind::Tcp, local: true, reason: "no device".into() },
@@ -206,7 +208,7 @@ pub fn coordinator_seeds() -> Vec<Vec<u8>> {
     };
     let join = |role, rank, threads| {
         let address = (role == Role::Server).then(|| "127.0.0.1:9".to_owned());
-        ControlMessage::Join { role, rank, workers: None, address, threads }
+        ControlMessage::Join { role, rank, workers: None, address, threads, first: 0 }
     };
     let mut job = vec![0];
     for (link, rank) in [(0, 255), (1, 255)] {
@@ -256,7 +258,7 @@ pub fn spec(data: &[u8]) {
         // A map of 2^24 buckets is right and slow.
         return;
     }
-    let servers = vec![ServerInfo { rank: 0, address: String::new(), threads: 2 }];
+    let servers = vec![ServerInfo { rank: 0, address: String::new(), threads: 2, first: 0 }];
     let view = View { epoch: 1, servers, workers: 1 };
     let map = PartitionMap::new(&view, &spec);
     let shards = [0, 1].map(|thread| map.buckets_of(ShardId { server: 0, thread }));

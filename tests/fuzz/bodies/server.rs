@@ -72,7 +72,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
-        let server = ServerInfo { rank: 0, address: String::new(), threads: 1 };
+        let server = ServerInfo { rank: 0, address: String::new(), threads: 1, first: 0 };
         let view = View { epoch: 1, servers: vec![server], workers: WORKERS };
         let arena = Arena::new(WORKERS as usize * SLOTS * SLOT).unwrap();
         let staging = Staging { arena: arena.clone(), region: RegionId(0), slots: SLOTS, slot_bytes: SLOT };
