@@ -193,10 +193,10 @@ fn under_asp_a_cut_holds_at_least_the_clocks_before_it() {
 }
 
 /// A disk on which nothing goes on: the file of the shard is a pipe that nobody reads.
-fn stuck(folder: &Path, cut: u64) -> PathBuf {
+fn stuck(folder: &Path, cut: u64, server: u32) -> PathBuf {
     let directory = folder.join(format!("cut-{cut:06}"));
     std::fs::create_dir_all(&directory).unwrap();
-    let pipe = directory.join("shard-0000-000.tmp");
+    let pipe = directory.join(format!("shard-{server:04}-000.tmp"));
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     pipe
 }
@@ -205,7 +205,7 @@ fn stuck(folder: &Path, cut: u64) -> PathBuf {
 fn pushes_and_pulls_go_on_while_the_disk_does_not() {
     let directory = scratch();
     let job = Job::start(directory.path(), (1, 1), 1, Some(Every::Clocks(2)));
-    let pipe = stuck(directory.path(), 1);
+    let pipe = stuck(directory.path(), 1, 0);
     let clients = job.clients();
     let dense =
         TableSpec::dense("d", &[1 << 16]).segment_bytes(4096).optimizer(OptimizerSpec::momentum(0.1, 0.9));
@@ -237,13 +237,37 @@ fn pushes_and_pulls_go_on_while_the_disk_does_not() {
     job.end().unwrap();
 }
 
+/// One server's file is written when the other's can't be: nothing of that cut stays, before there is another one.
+#[test]
+fn a_cut_that_failed_leaves_no_file() {
+    let directory = scratch();
+    let job = Job::start(directory.path(), (2, 1), 1, Some(Every::Clocks(2)));
+    let pipe = stuck(directory.path(), 1, 1);
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[64]).segment_bytes(64)).unwrap();
+    step(&client, &table, 1.0);
+    step(&client, &table, 2.0);
+    client.save_state(b"two").unwrap();
+    let cut = directory.path().join("cut-000001");
+    until(PATIENCE, "the first server's file", || cut.join("shard-0000-000").exists());
+    std::fs::read(pipe).unwrap(); // nothing: the second server's disk refuses to write to a place in a pipe
+    until(PATIENCE, "the removal of what was written", || !cut.exists());
+    assert!(newest(directory.path()).is_none());
+    step(&client, &table, 3.0);
+    step(&client, &table, 4.0);
+    client.save_state(b"four").unwrap();
+    cut_of(directory.path(), 4);
+    client.finalize().unwrap();
+    job.end().unwrap();
+}
+
 /// What is on its way to a stuck disk is bounded; a push beyond it waits, and goes on with the disk.
 #[test]
 fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
     let directory = scratch();
     let limits = ServerLimits { cut_bytes: 1 << 20, ..ServerLimits::default() };
     let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), limits);
-    let pipe = stuck(directory.path(), 1);
+    let pipe = stuck(directory.path(), 1, 0);
     let client = job.clients().pop().unwrap();
     let spec = TableSpec::dense("d", &[1 << 20]).optimizer(OptimizerSpec::sum());
     let table = client.table(&spec).unwrap();

@@ -10,8 +10,8 @@ use crossbeam::channel::Receiver;
 use tracing::{debug, info, warn};
 
 use super::ServerThread;
-use super::cuts::{Cuts, Places, no_folder};
-use super::reactor::{Command, OpenRequest, Report};
+use super::cuts::{Cuts, Places, Verifying, no_folder};
+use super::reactor::{Command, OpenRequest, Report, Reports};
 use crate::checkpoint::Cut;
 use crate::config::Network;
 use crate::control::{Event, Hub, LinkId};
@@ -60,6 +60,10 @@ pub struct Control {
     cuts: Cuts,
     /// What the job goes on from, until it begins.
     resumed: Option<Arc<Cut>>,
+    /// The cut that is being read, by so many threads still.
+    verifying: Option<Verifying>,
+    /// For threads that read it.
+    reporter: Reports,
 }
 
 /// This server was told to stop.
@@ -106,6 +110,7 @@ impl Control {
         (stopping, stop_timeout): (Arc<AtomicBool>, Duration),
         (network, offer): (Network, choice::Offer),
         places: Places,
+        reporter: Reports,
     ) -> Control {
         Control {
             hub,
@@ -130,6 +135,8 @@ impl Control {
             places,
             cuts: Cuts::default(),
             resumed: None,
+            verifying: None,
+            reporter,
         }
     }
 
@@ -314,6 +321,11 @@ impl Control {
                 let cut = self.places.open(number)?;
                 info!("server {}: goes on from cut {number}, clock {}", self.name(), cut.manifest().clock);
                 self.resumed = Some(cut);
+            }
+            ControlMessage::Verify { number, part, of } => {
+                let threads = self.threads.len() as u32;
+                self.verifying =
+                    Some(Verifying::start(&self.places, number, (part, of), threads, &self.reporter)?);
             }
             ControlMessage::Cut { number, clock } => self.cut(number, clock)?,
             ControlMessage::CancelCut { number } => self.tell_all(|| Command::CancelCut(number))?,
@@ -533,6 +545,11 @@ impl Control {
                     warn!("server {}: cut {number}: {error}", self.name());
                 }
                 let message = self.cuts.written(number, written);
+                self.tell(message)?;
+            }
+            Report::Verified(number, outcome) => {
+                let verifying = self.verifying.as_mut().filter(|verifying| verifying.number == number);
+                let message = verifying.map_or(Ok(None), |verifying| verifying.ended(outcome))?;
                 self.tell(message)?;
             }
             // The others hear the reason from the Coordinator before they see our links close, so we stay until it says so.

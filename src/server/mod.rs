@@ -146,7 +146,11 @@ impl Server {
             .limits(ServerLimits::from_environment(environment)?)
             .checkpoints(
                 folder(environment.chosen(&settings::CHECKPOINT)),
-                folder(environment.chosen(&settings::RESUME).filter(|&text| text != settings::AUTO)),
+                folder(
+                    environment
+                        .chosen(&settings::RESUME)
+                        .filter(|text| ![settings::AUTO, settings::NEW].contains(text)),
+                ),
             )
             .pin(pin, place))
     }
@@ -232,16 +236,16 @@ impl ServerBuilder {
         let hub_waker = hub.waker();
         let stopping = Arc::new(AtomicBool::new(false));
         let (reports_in, reports) = bounded(COMMANDS);
+        let waker = hub_waker.clone();
+        let asker: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            // A hub that can't be woken looks at its reports at its next keepalive.
+            let _ = waker.wake();
+        });
+        let reports_of = |thread| Reports::new(thread, reports_in.clone(), asker.clone());
         let mut threads = Vec::new();
         for thread in 0..self.threads {
             let cpu = cpus.get(thread as usize).copied();
-            threads.push(self.spawn_reactor(
-                thread,
-                &offer.kinds,
-                cpu,
-                reports_in.clone(),
-                hub_waker.clone(),
-            )?);
+            threads.push(self.spawn_reactor(thread, &offer.kinds, cpu, reports_of(thread))?);
         }
         let stop_timeout = self.limits.stop_timeout;
         let ends = (stopping.clone(), stop_timeout);
@@ -255,6 +259,7 @@ impl ServerBuilder {
             ends,
             (self.network.clone(), offer),
             self.checkpoints,
+            reports_of(0),
         );
         let handle = spawn("wl-ctl", move || control.run())?;
         let watch = |signals| {
@@ -284,8 +289,7 @@ impl ServerBuilder {
         thread: u32,
         kinds: &[TransportKind],
         cpu: Option<usize>,
-        reports: Sender<(u32, reactor::Report)>,
-        hub: HubWaker,
+        reports: Reports,
     ) -> Result<ServerThread> {
         let build = |&kind: &TransportKind| choice::build(&self.network, kind, true);
         let mut transports = kinds.iter().map(build).collect::<Result<Vec<_>>>()?;
@@ -294,10 +298,6 @@ impl ServerBuilder {
         let waker = Waker::new()?;
         // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
         let id = ShardId { server: self.rank.unwrap_or(0), thread };
-        let asker = Arc::new(move || {
-            // A hub that can't be woken looks at its reports at its next keepalive.
-            let _ = hub.wake();
-        });
         let stop = Arc::new(AtomicBool::new(false));
         let reactor = Reactor::new(
             id,
@@ -309,7 +309,7 @@ impl ServerBuilder {
             inbox,
             stop.clone(),
             waker.clone(),
-            Reports::new(thread, reports, asker),
+            reports,
         );
         // Pinned first, so that its memory is first touched, and so placed, where it runs.
         let handle = spawn(&format!("wl-srv-{thread}"), move || match cpu.map_or(Ok(()), cpus::pin_to) {
