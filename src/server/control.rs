@@ -328,7 +328,10 @@ impl Control {
                     Some(Verifying::start(&self.places, number, (part, of), threads, &self.reporter)?);
             }
             ControlMessage::Cut { number, clock } => self.cut(number, clock)?,
-            ControlMessage::CancelCut { number } => self.tell_all(|| Command::CancelCut(number))?,
+            ControlMessage::CancelCut { number } => {
+                self.cuts.cancel(number);
+                self.tell_all(|| Command::CancelCut(number))?;
+            }
             ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
             ControlMessage::Shutdown => return Ok(true),
             _ => {}
@@ -541,7 +544,10 @@ impl Control {
                 self.tell(message)?;
             }
             Report::CutWritten(number, written) => {
-                if let Err(error) = &written {
+                // That of one that was given up is none.
+                if let Err(error) = &written
+                    && self.cuts.is_pending(number)
+                {
                     warn!("server {}: cut {number}: {error}", self.name());
                 }
                 let message = self.cuts.written(number, written);

@@ -53,6 +53,18 @@ impl Cuts {
         *self = Cuts { number, unanswered: threads, passed: None, unwritten: threads, files: Vec::new() };
     }
 
+    /// The cut is given up.
+    pub fn cancel(&mut self, number: u64) {
+        if number == self.number {
+            *self = Cuts::default();
+        }
+    }
+
+    /// Whether this cut is under way.
+    pub fn is_pending(&self, number: u64) -> bool {
+        number == self.number && self.unwritten > 0
+    }
+
     /// A thread answered. Gives what the Coordinator is to be told when all have.
     pub fn answered(&mut self, number: u64, answer: Result<(), Clock>) -> Option<ControlMessage> {
         if number != self.number || self.unanswered == 0 {
@@ -65,7 +77,7 @@ impl Cuts {
 
     /// A thread's file is written, or can't be. Gives what the Coordinator is to be told.
     pub fn written(&mut self, number: u64, written: Written) -> Option<ControlMessage> {
-        if number != self.number || self.unwritten == 0 {
+        if !self.is_pending(number) {
             return None;
         }
         match written {

@@ -224,7 +224,7 @@ impl ServerBuilder {
         if self.threads == 0 || self.threads > 256 {
             return Err(Error::config("threads", "1 to 256", self.threads));
         }
-        let signals = if self.sigterm { Some(signal::catch()?) } else { None };
+        let signals = if self.sigterm { signal::catch()? } else { None };
         let cpus = self.cpus()?;
         let offer = choice::offer(&self.network)?;
         let identity = this_process(Role::Server, self.rank)?;
