@@ -28,7 +28,7 @@ pub fn follow(plan: &Plan, child: Child, lifeline: TcpStream) -> Result<u8> {
     // The leader hears the signal, too, and saves the job.
     tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, || {});
     let (handle, (words, heard), mut over) = (tree.handle(), mpsc::channel(), false);
-    listen(lifeline, move |word| {
+    listen(lifeline, plan.settings.seconds(&settings::PEER_TIMEOUT)?, move |word| {
         match word {
             Some(Word::Saved) => handle.stop("told to end: the job is saved", SAVED),
             Some(Word::Done) => handle.job_finished(),

@@ -6,6 +6,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod cut_off;
 mod hosts;
 mod preemption;
 mod slurm;

@@ -196,22 +196,10 @@ fn a_cancelled_job_is_saved() {
         .train(&[&[WINDLASS], &goes_on[..], &[WINDLASS]].concat());
 }
 
-/// Runs a job with checkpoints until it has made one, and holds a worker. None when it was done before.
-fn held(launcher: &Launcher, cuts: &Path) -> Option<Process> {
-    let keeps = [
-        "run",
-        "--servers",
-        "2",
-        "--checkpoint",
-        text(cuts),
-        "--every",
-        "20",
-        "--resume",
-        "auto",
-        "--grace",
-        "20",
-    ];
-    let process = launcher.start(&[&[WINDLASS], &keeps[..], &["--", WINDLASS, "train", "lr"]].concat());
+/// Runs a job with checkpoints, and more flags, until it has made one, and holds a worker. None when it was done before.
+pub fn held(launcher: &Launcher, cuts: &Path, more: &[&str]) -> Option<Process> {
+    let keeps = ["run", "--servers", "2", "--checkpoint", text(cuts), "--every", "20", "--grace", "20"];
+    let process = launcher.start(&[&[WINDLASS], &keeps[..], more, &["--", WINDLASS, "train", "lr"]].concat());
     until(PATIENCE, "a checkpoint", || newest_cut(cuts) > 0);
     let worker = process.members().into_iter().find(|m| m.role == Role::Worker && m.rank == Some(2));
     kill(worker?.pid, Signal::STOP);
@@ -231,7 +219,7 @@ fn a_job_that_is_told_to_end_below_mpirun_saves_itself() {
     ] {
         let mut tries = (0..20).map(|number| directory.path().join(format!("{name}-{number}")));
         let (cuts, process) =
-            tries.find_map(|cuts| Some((held(&launcher, &cuts)?, cuts))).map(|(p, c)| (c, p)).unwrap();
+            tries.find_map(|cuts| Some((held(&launcher, &cuts, &[])?, cuts))).map(|(p, c)| (c, p)).unwrap();
         let mpirun = child_of(process.pid());
         kill(mpirun, signal);
         let worker = process.member(Role::Worker, 2);
@@ -263,7 +251,7 @@ fn a_killed_rank_costs_no_more_than_what_came_after_the_last_cut() {
     let (slurm, folder) = (Slurm::start(), scratch());
     let launcher = slurm.srun(&["--mpi=pmi2", "-N4", "-n6"], folder.path());
     let mut tries = (0..20).map(|number| folder.path().join(number.to_string()));
-    let (process, cuts) = tries.find_map(|cuts| Some((held(&launcher, &cuts)?, cuts))).unwrap();
+    let (process, cuts) = tries.find_map(|cuts| Some((held(&launcher, &cuts, &[])?, cuts))).unwrap();
     kill(process.member(Role::Worker, 1), Signal::KILL);
     let ended: Ended = process.end(PATIENCE);
     assert!(ended.code != 0 && ended.code != 75, "{}: {}", ended.code, ended.stderr);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use super::hosts::Hosts;
 use super::{Launcher, RUN, WINDLASS, leader, wanted, worker};
 use crate::common::proc::all_listeners;
 use crate::common::{PATIENCE, scratch, secret_file, text, until};
@@ -22,12 +23,22 @@ pub struct Slurm {
 impl Slurm {
     /// With four virtual nodes, n1 to n4.
     pub fn start() -> Slurm {
+        Slurm::with(&["4"])
+    }
+
+    /// On three hosts in network namespaces.
+    pub fn on(hosts: &Hosts) -> Slurm {
+        Slurm::with(&["3", &hosts.prefix])
+    }
+
+    fn with(nodes: &[&str]) -> Slurm {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let place = std::process::id() as u16 % 100 * 16 + NEXT.fetch_add(1, Ordering::Relaxed) % 2 * 8;
         let slurm = Slurm { directory: scratch() };
         let port = (17_000 + place).to_string();
         let output = Command::new("bash")
-            .args([&script("slurm-up.sh"), text(slurm.path()), &port, "4"])
+            .args([&script("slurm-up.sh"), text(slurm.path()), &port])
+            .args(nodes)
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

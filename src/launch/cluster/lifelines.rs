@@ -5,9 +5,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use socket2::{SockRef, TcpKeepalive};
 
 use super::checkin::Lifeline;
 use crate::error::{Error, Result};
@@ -29,11 +31,18 @@ pub enum Word {
     Saved = b's' as isize,
 }
 
-/// Calls `heard` for each word of the leader, and with nothing once it is gone.
-pub fn listen(stream: TcpStream, mut heard: impl FnMut(Option<Word>) + Send + 'static) -> Result<()> {
-    stream
-        .set_nonblocking(false)
-        .map_err(|e| Error::io("listen", "the connection to the leading rank", e))?;
+/// Calls `heard` for each word of the leader, and with nothing once it is gone, or can't be reached for `patience`.
+pub fn listen(
+    stream: TcpStream,
+    patience: Duration,
+    mut heard: impl FnMut(Option<Word>) + Send + 'static,
+) -> Result<()> {
+    let failed = |e| Error::io("listen", "the connection to the leading rank", e);
+    stream.set_nonblocking(false).map_err(failed)?;
+    // In whole seconds; a host that is cut off sends nothing that would end the connection.
+    let quarter = Duration::from_secs((patience.as_secs() / 4).max(1));
+    let keepalive = TcpKeepalive::new().with_time(2 * quarter).with_interval(quarter).with_retries(2);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(failed)?;
     let body = move || {
         let mut byte = [0];
         loop {
