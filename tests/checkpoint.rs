@@ -324,7 +324,7 @@ fn a_run_that_begins_anew_says_so_and_lets_the_other_runs_cuts_alone() {
     let data = data(directory.path());
     let arguments = ["--data", &data, "--workers", "2", "--batch", "5", "--epochs", "100000"];
     let training = Training::new(directory.path(), &arguments);
-    training.leaves(&folder, 1, &["--every", "20", "--keep", "1"]);
+    training.leaves(&folder, 1, &["--every", "1s", "--keep", "1"]);
     let theirs = committed(&folder).pop().unwrap();
     let refused = training.start(&["--checkpoint", text(&folder)]).end(PATIENCE).expect(11);
     refused.says("--resume auto to go on").says("--resume new to begin anew").says(text(&theirs));

@@ -230,6 +230,20 @@ fn a_job_that_is_told_to_end_below_mpirun_saves_itself() {
     }
 }
 
+/// The first server has the coordinator, so `windlass server` takes what says when it is cut.
+#[test]
+fn servers_with_command_lines_of_their_own_make_checkpoints() {
+    if !wanted() {
+        return;
+    }
+    let directory = scratch();
+    let cuts = directory.path().join("cuts");
+    let servers = [WINDLASS, "server", "--checkpoint", text(&cuts), "--every", "50", "--keep", "1"];
+    let workers = [":", "-n", "4", WINDLASS];
+    Launcher::mpich("2", directory.path()).train(&[&servers[..], &workers].concat());
+    assert!(newest_cut(&cuts) > 1);
+}
+
 /// The launcher's own process, which `timeout` has started.
 fn child_of(timeout: i32) -> i32 {
     let mut child = None;
