@@ -1,7 +1,7 @@
 //! `windlass run` as one of the tasks that `srun` or `mpirun` started: it becomes a server or a worker of their job.
 //!
 //! The leading task, rank 0, holds the Coordinator and supervises one child. Every other task checks in with it, is told what it
-//! is, and becomes that program.
+//! is, and becomes that program; in a job that makes checkpoints it supervises it (see `following`).
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
