@@ -258,9 +258,9 @@ fn damage(cut: &Path) -> String {
     for server in 0..2 {
         let shard = cut.join(format!("shard-000{server}-000"));
         let file = CutFile::open(&Disk, &shard).unwrap();
-        let parameters =
+        let mut parameters =
             file.sections().iter().filter(|s| s.id.kind == SectionKind::Parameters && s.length > 0);
-        let Some(section) = parameters.last() else { continue };
+        let Some(section) = parameters.next_back() else { continue };
         let mut bytes = fs::read(&shard).unwrap();
         bytes[section.offset as usize] ^= 1;
         fs::write(&shard, &bytes).unwrap();
