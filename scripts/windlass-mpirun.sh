@@ -11,8 +11,10 @@ mpirun=${MPIRUN:-mpirun}
 flags=()
 case $("$mpirun" --version 2>&1 | head -n 1) in
     *"(Open MPI) 4"*)
-        # Few ranks are bound to one core each otherwise; and a host that is cut off is noticed.
-        flags=(--bind-to none --mca oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3) ;;
+        # Few ranks are bound to one core each otherwise; a host that is cut off is noticed; and after SIGTERM there is time for a
+        # last checkpoint.
+        flags=(--bind-to none --mca odls_base_sigkill_timeout 40
+            --mca oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3) ;;
     *"(Open MPI)"* | *"Open MPI"*) flags=(--bind-to none) ;;
     *) flags=() ;; # Hydra: MPICH and Intel MPI
 esac

@@ -11,7 +11,7 @@ use common::proc::Role;
 use common::{Ended, PATIENCE, Process, kill, run, scratch, text, until, windlass};
 use rustix::process::Signal;
 use serde_json::Value;
-use windlass::checkpoint::{CutFile, Disk};
+use windlass::checkpoint::{CutFile, Disk, SectionKind};
 
 /// SHA-256 of the weights that the default run of `train lr` learns, on any machine.
 const DEFAULT_WEIGHTS: &str = "c726a053ca5204cc18c6cc6004b33a58ff12eccc40fbfd6a4c941222c9f0807a";
@@ -243,6 +243,101 @@ fn checkpoints_are_listed_inspected_verified_exported_and_imported() {
         let refused = refused.says(&format!("{}: {} at byte {}", shard.display(), last.id, last.offset));
         assert!(refused.stdout.lines().any(|line| line.ends_with(": whole")) || whole.len() == 1);
     }
+}
+
+/// The cuts of a directory that are committed, oldest first.
+fn committed(folder: &Path) -> Vec<PathBuf> {
+    let mut cuts: Vec<PathBuf> = fs::read_dir(folder).unwrap().flatten().map(|e| e.path()).collect();
+    cuts.retain(|path| path.join("MANIFEST").exists());
+    cuts.sort_unstable();
+    cuts
+}
+
+/// Flips a bit of the parameters in a cut. Gives what is to be said of it.
+fn damage(cut: &Path) -> String {
+    for server in 0..2 {
+        let shard = cut.join(format!("shard-000{server}-000"));
+        let file = CutFile::open(&Disk, &shard).unwrap();
+        let mut parameters =
+            file.sections().iter().filter(|s| s.id.kind == SectionKind::Parameters && s.length > 0);
+        let Some(section) = parameters.next_back() else { continue };
+        let mut bytes = fs::read(&shard).unwrap();
+        bytes[section.offset as usize] ^= 1;
+        fs::write(&shard, &bytes).unwrap();
+        return format!("{}: {} at byte {}: expected CRC", shard.display(), section.id, section.offset);
+    }
+    panic!("no parameters in {}", cut.display());
+}
+
+/// A bit that flipped in a bucket is found before anything depends on it, and an older cut serves; the result is that of an
+/// undisturbed run.
+#[test]
+fn a_damaged_section_makes_a_job_go_on_from_the_cut_before() {
+    let directory = scratch();
+    let folder = directory.path().join("kept");
+    let data = data(directory.path());
+    let arguments = ["--data", &data, "--table", "dense", "--segment-bytes", "64", "--optimizer", "adam"];
+    let all = [&arguments[..], &["--workers", "2", "--batch", "2", "--epochs", "30"]].concat();
+    let training = Training::new(directory.path(), &all);
+    let (expected, _) = training.weights(&[]);
+    // Whoever kills a job can come too late.
+    let keeps = ["--every", "20", "--keep", "3"];
+    for _ in 0..20 {
+        let _ = fs::remove_dir_all(&folder);
+        training.leaves(&folder, 3, &keeps);
+        if committed(&folder).len() >= 2 {
+            break;
+        }
+    }
+    let cuts = committed(&folder);
+    let [.., older, newest] = &cuts[..] else { panic!("{cuts:?}") };
+    let said = damage(newest);
+    let number = |cut: &Path| -> u64 { text(cut).rsplit_once('-').unwrap().1.parse().unwrap() };
+    let goes_on = ["--checkpoint", text(&folder), "--resume", "auto", "--servers", "3", "--threads", "2"];
+    let copy = directory.path().join("copy");
+    let copied = std::process::Command::new("cp").args(["-r", text(&folder), text(&copy)]).status().unwrap();
+    assert!(copied.success());
+    let (found, ended) = training.weights(&goes_on);
+    assert_eq!(found, expected);
+    let taken = format!("an older checkpoint is taken, cut {}", number(older));
+    ended.says(&said).says(&taken).says(&format!("goes on from cut {}, clock", number(older)));
+    // Where it was asked for by name, and where there is no other, it is the error, with its own exit code.
+    let copy_of = |cut: &Path| copy.join(cut.file_name().unwrap());
+    let said = said.replace(text(&folder), text(&copy));
+    let named = copy_of(newest);
+    let by_name = [&all[..], &["--resume", text(&named)]].concat();
+    Training::new(directory.path(), &by_name).start(&[]).end(PATIENCE).expect(24).says(&said);
+    let mut last = String::new();
+    for cut in &cuts[..cuts.len() - 1] {
+        last = damage(&copy_of(cut));
+    }
+    let none = [&all[..], &["--checkpoint", text(&copy), "--resume", "auto"]].concat();
+    let ended = Training::new(directory.path(), &none).start(&[]).end(PATIENCE).expect(24).says(&said);
+    ended.says(&last);
+}
+
+/// The directory of another run is not taken by mistake, nor thinned out.
+#[test]
+fn a_run_that_begins_anew_says_so_and_lets_the_other_runs_cuts_alone() {
+    let directory = scratch();
+    let folder = directory.path().join("kept");
+    let data = data(directory.path());
+    let arguments = ["--data", &data, "--workers", "2", "--batch", "5", "--epochs", "100000"];
+    let training = Training::new(directory.path(), &arguments);
+    training.leaves(&folder, 1, &["--every", "1s", "--keep", "1"]);
+    let theirs = committed(&folder).pop().unwrap();
+    let refused = training.start(&["--checkpoint", text(&folder)]).end(PATIENCE).expect(11);
+    refused.says("--resume auto to go on").says("--resume new to begin anew").says(text(&theirs));
+    let first =
+        training.start(&["--checkpoint", text(&folder), "--resume", "new", "--every", "20", "--keep", "1"]);
+    let number = |cut: &Path| -> u64 { text(cut).rsplit_once('-').unwrap().1.parse().unwrap() };
+    until(PATIENCE, "a cut of the new run", || has_cut(&folder, number(&theirs) + 1));
+    let its_first = committed(&folder).into_iter().find(|cut| *cut != theirs).unwrap();
+    until(PATIENCE, "the end of its first cut", || !its_first.exists());
+    first.signal(Signal::KILL);
+    let said = first.end(PATIENCE).stderr;
+    assert!(!said.contains("goes on from cut"), "{said}");
+    assert!(theirs.join("MANIFEST").exists(), "the other run's is still there");
 }
 
 #[test]

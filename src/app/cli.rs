@@ -18,7 +18,7 @@ use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
 use super::pages;
 use super::run::{self, Plan};
-use super::settings::{CheckpointFlags, Flags, OfCheckpoints, OfCoordinator, OfLink, OfServer, OfWorker};
+use super::settings::{CheckpointFlags, Flags, OfCoordinator, OfLink, OfServer, OfWorker};
 use crate::config::{Environment, settings, variable};
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -159,7 +159,7 @@ struct ServerOptions {
     #[command(flatten)]
     server: Flags<OfServer>,
     #[command(flatten)]
-    checkpoints: Flags<OfCheckpoints>,
+    checkpoints: CheckpointFlags,
     /// Print the settings that would hold, each with where it comes from, and exit
     #[arg(long)]
     print_config: bool,

@@ -1,7 +1,7 @@
 //! `windlass run` as one of the tasks that `srun` or `mpirun` started: it becomes a server or a worker of their job.
 //!
 //! The leading task, rank 0, holds the Coordinator and supervises one child. Every other task checks in with it, is told what it
-//! is, and becomes that program.
+//! is, and becomes that program; in a job that makes checkpoints it supervises it (see `following`).
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -11,12 +11,13 @@ use std::thread;
 
 use clap::Args;
 
+use super::following::follow;
 use super::joining;
 use super::run::{self, Plan, exit_code};
 use crate::config::{Environment, ServerLimits, parse_ports, settings, variable};
 use crate::error::{Error, Result};
 use crate::launch::cluster::checkin::{Gathering, Place, check_in};
-use crate::launch::cluster::lifelines::{Watch, keep_open};
+use crate::launch::cluster::lifelines::{Watch, Word, keep_open};
 use crate::launch::cluster::meet::{Meeting, meet};
 use crate::launch::cluster::roles::{self, Counts, ServersOn};
 use crate::launch::cluster::task::{Choice, Task};
@@ -80,6 +81,9 @@ pub fn run(plan: &Plan, workers: Option<u32>, options: &LaunchOptions) -> Result
         }
         Meeting::Follower(leader, us) => {
             let (place, lifeline) = check_in(&leader, &us, deadline)?;
+            if plan.saves() {
+                return follow(plan, child(plan, &place, &leader)?, lifeline).map(Some);
+            }
             keep_open(lifeline)?;
             Err(become_it(plan, &place, &leader))
         }
@@ -129,13 +133,15 @@ fn lead(
     let mut tree = run::tree(plan, &launch::new_job()?, limits)?;
     tree.marker = variable::TREE;
     let mut tree = Tree::new(tree)?;
-    run::saves_itself(plan, &mut coordinator, &mut tree)?;
+    let (teller, saved) = (watch.teller()?, watch.teller()?);
+    run::saves_itself(plan, &mut coordinator, &mut tree, move || saved.tell(Word::Saved))?;
     let handle = tree.handle();
     let serving = thread::Builder::new()
         .name("wl-coord".to_owned())
         .spawn(move || match coordinator.run() {
             Ok(Outcome { saved: Some(_), .. }) => run::SAVED as u8, // it has been stopped
             Ok(_) => {
+                teller.tell(Word::Done);
                 handle.job_finished();
                 0
             }

@@ -3,6 +3,7 @@
 pub mod bench;
 mod checkpoint;
 pub mod cli;
+mod following;
 mod info;
 mod joining;
 mod launched;

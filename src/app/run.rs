@@ -54,7 +54,7 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     let mut tree = Tree::new(tree(plan, &job, limits)?)?;
     let handle = tree.handle();
     let stop = coordinator.stop_handle();
-    saves_itself(plan, &mut coordinator, &mut tree)?;
+    saves_itself(plan, &mut coordinator, &mut tree, || {})?;
     let serving = thread::Builder::new()
         .name("wl-coord".to_owned())
         .spawn(move || match coordinator.run() {
@@ -71,13 +71,19 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     outcome
 }
 
-/// Whoever ends the tree ends the job with a last checkpoint, where it makes any.
-pub fn saves_itself(plan: &Plan, coordinator: &mut CoordinatorServer, tree: &mut Tree) -> Result<()> {
-    if plan.settings.chosen(&settings::CHECKPOINT).is_none() {
+/// Whoever ends the tree ends the job with a last checkpoint, where it makes any. `tell` is called when that is made.
+pub fn saves_itself(
+    plan: &Plan,
+    coordinator: &mut CoordinatorServer,
+    tree: &mut Tree,
+    tell: impl FnOnce() + Send + 'static,
+) -> Result<()> {
+    if !plan.saves() {
         return Ok(());
     }
     let (end, saved) = (coordinator.stop_handle(), tree.handle());
     coordinator.when_saved(move |cut, clock| {
+        tell();
         saved.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
     });
     tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, move || end.end());
@@ -88,6 +94,11 @@ pub fn saves_itself(plan: &Plan, coordinator: &mut CoordinatorServer, tree: &mut
 /// the "temporary failure, try again" of sysexits.h.
 pub const SAVED: i32 = 75;
 impl Plan {
+    /// The job makes checkpoints, and so a last one when it is told to end.
+    pub fn saves(&self) -> bool {
+        self.settings.chosen(&settings::CHECKPOINT).is_some()
+    }
+
     /// Threads of each server.
     pub fn threads(&self) -> Result<u32> {
         Ok(self.settings.number(&settings::THREADS)? as u32)

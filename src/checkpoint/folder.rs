@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::format::{FileKind, Flaw, Header, SectionId, SectionKind};
 use super::manifest::{FileEntry, Manifest};
-use super::reader::Cut;
+use super::reader::{Cut, read_manifest};
 use super::storage::Storage;
 use super::writer::FileWriter;
 use crate::error::{Error, Result};
@@ -41,12 +41,32 @@ pub struct Found {
     pub committed: bool,
 }
 
-/// Which cuts go once `newest` is committed and `keep` are to stay: older committed ones, and what was given up before it.
-pub fn to_remove(found: &[Found], newest: u64, keep: usize) -> Vec<u64> {
-    let mut committed: Vec<u64> = found.iter().filter(|f| f.committed).map(|f| f.number).collect();
-    committed.sort_unstable();
-    let stay = committed.split_off(committed.len().saturating_sub(keep.max(1)));
-    let goes = |f: &&Found| f.number < newest && !stay.contains(&f.number);
+/// How a committed cut counts when it is decided which ones stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It can be used, as far as can be seen without reading its sections.
+    Whole,
+    /// It is of this run, and damaged.
+    Flawed,
+    /// It is of another run, or can't be read now: not ours to remove.
+    Foreign,
+}
+
+/// Which cuts go once `newest` is committed and `keep` whole ones are to stay: those of this run that are older than these, and what
+/// was given up before `newest`.
+pub fn to_remove(found: &[Found], newest: u64, keep: usize, standing: impl Fn(u64) -> Standing) -> Vec<u64> {
+    let judge = |f: &Found| (f.number, if f.number == newest { Standing::Whole } else { standing(f.number) });
+    let mut committed: Vec<(u64, Standing)> = found.iter().filter(|f| f.committed).map(judge).collect();
+    committed.sort_unstable_by_key(|(number, _)| *number);
+    let mut whole = committed.iter().rev().filter(|(_, standing)| *standing == Standing::Whole);
+    let oldest = whole.nth(keep.max(1) - 1).map_or(0, |(number, _)| *number);
+    let goes = |f: &&Found| match f.committed {
+        true => {
+            let ours = !committed.contains(&(f.number, Standing::Foreign));
+            ours && f.number < oldest && f.number < newest
+        }
+        false => f.number < newest,
+    };
     found.iter().filter(goes).map(|f| f.number).collect()
 }
 
@@ -119,13 +139,27 @@ impl Folder {
         }
     }
 
-    /// The newest cut that can be used, and why newer ones can't.
+    /// The newest cut that can be used, as far as can be seen without its parameters, and why newer ones can't.
     pub fn latest(&self) -> Result<Latest> {
-        let mut flaws = Vec::new();
-        for Found { number, .. } in self.found()?.into_iter().rev().filter(|f| f.committed) {
-            match Cut::open(&self.storage, &self.cut(number)) {
+        self.latest_before(u64::MAX, None)
+    }
+
+    /// The same of the cuts before `bound`, and of this run where it is known. It is, once a manifest could be read: the cut of
+    /// another run is nothing to fall back on.
+    pub fn latest_before(&self, bound: u64, run: Option<&str>) -> Result<Latest> {
+        let (mut flaws, mut run) = (Vec::new(), run.map(str::to_owned));
+        for Found { number, .. } in
+            self.found()?.into_iter().rev().filter(|f| f.committed && f.number < bound)
+        {
+            let path = self.cut(number);
+            match Cut::open(&self.storage, &path).and_then(|cut| cut.states().map(|_| cut)) {
+                Ok(cut) if run.as_ref().is_some_and(|run| *run != cut.manifest().run) => {}
                 Ok(cut) => return Ok(Latest { cut: Some((number, cut)), flaws }),
-                Err(flaw) if is_damage(&flaw) => flaws.push(flaw),
+                Err(flaw) if is_damage(&flaw) => {
+                    let theirs = read_manifest(self.storage.as_ref(), &path).map(|manifest| manifest.run);
+                    run = run.or(theirs.ok());
+                    flaws.push(flaw);
+                }
                 // The cut may be well, and what keeps us from it may pass: to begin without it would throw it away.
                 Err(error) => return Err(error),
             }
@@ -170,9 +204,31 @@ impl Folder {
         self.storage.sync_directory(path).map_err(|e| Error::io("sync", path.display(), e))
     }
 
-    /// Removes what is not to be kept beside the committed cut `newest`.
-    pub fn retain(&self, newest: u64, keep: usize) -> Result<()> {
-        to_remove(&self.found()?, newest, keep).into_iter().try_for_each(|number| self.remove(number))
+    /// Removes what is not to be kept beside the committed cut `newest` of this run.
+    pub fn retain(&self, newest: u64, keep: usize, run: &str) -> Result<()> {
+        self.remove_all(to_remove(&self.found()?, newest, keep, |number| self.standing(number, run)))
+    }
+
+    /// Removes what is left of cuts that were given up, up to this number: on a full disk it would fail the next one, too.
+    pub fn give_up(&self, last: u64) -> Result<()> {
+        let given_up = self.found()?.into_iter().filter(|found| !found.committed && found.number <= last);
+        self.remove_all(given_up.map(|found| found.number).collect())
+    }
+
+    fn standing(&self, number: u64, run: &str) -> Standing {
+        match read_manifest(self.storage.as_ref(), &self.cut(number)) {
+            Ok(manifest) if manifest.run == run => match Cut::open(&self.storage, &self.cut(number)) {
+                Ok(_) => Standing::Whole,
+                Err(flaw) if is_damage(&flaw) => Standing::Flawed,
+                Err(_) => Standing::Foreign,
+            },
+            _ => Standing::Foreign,
+        }
+    }
+
+    /// Removes as many as can be; the error is the first one's.
+    fn remove_all(&self, numbers: Vec<u64>) -> Result<()> {
+        numbers.into_iter().map(|number| self.remove(number)).fold(Ok(()), Result::and)
     }
 
     /// Removes a cut: its manifest first, so that what is left of it counts for nothing.
@@ -186,12 +242,19 @@ impl Folder {
         names.sort_by_key(|name| name != MANIFEST);
         for (place, name) in names.iter().enumerate() {
             let file = path.join(name);
-            self.storage.remove(&file).map_err(failed(&file))?;
+            match self.storage.remove(&file) {
+                // A writer that was told to give up has removed it itself.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(failed(&file))?,
+            }
             if place == 0 && name == MANIFEST {
                 self.sync(&path)?;
             }
         }
-        self.storage.remove_directory(&path).map_err(failed(&path))
+        match self.storage.remove_directory(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(failed(&path)),
+        }
     }
 }
 

@@ -291,12 +291,6 @@ impl Index {
         }
         Ok(index)
     }
-
-    /// The bytes between sections that must be zero: first byte and number.
-    pub fn padding(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let ends = self.sections.iter().map(|s| s.offset + s.length);
-        ends.map(|end| (end, aligned(end) - end)).filter(|(_, count)| *count > 0)
-    }
 }
 
 fn section(entry: &[u8], place: u64) -> Result<Section, Flaw> {

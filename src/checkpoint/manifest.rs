@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::format::HEADER;
+use crate::error::{Error, Result};
 use crate::types::{Clock, TableSpec};
 
 /// Bounds on what a manifest may claim: more is damage, and memory would be taken for it.
@@ -14,6 +15,8 @@ const MOST_CLOCK: u64 = 1 << 62;
 pub struct Manifest {
     /// What wrote it.
     pub writer: String,
+    /// The run that made it, by 128 random bits in hexadecimal: a job that began anew, and all that went on from its cuts.
+    pub run: String,
     /// All clocks before this one are in it.
     pub clock: Clock,
     /// The job's number of workers.
@@ -54,6 +57,14 @@ impl FileEntry {
 }
 
 impl Manifest {
+    /// A name for a run that begins.
+    pub fn new_run() -> Result<String> {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits)
+            .map_err(|e| Error::io("getrandom", "a run's name", std::io::Error::other(e.to_string())))?;
+        Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// As JSON; nothing when it would not come back as it is, as with a NaN among an update rule's values.
     pub fn to_json(&self) -> Option<String> {
         let text = serde_json::to_string_pretty(self).ok()?;
@@ -61,7 +72,7 @@ impl Manifest {
     }
 
     /// The inverse; the error says what is wrong with it.
-    pub fn from_json(text: &[u8]) -> Result<Manifest, String> {
+    pub fn from_json(text: &[u8]) -> std::result::Result<Manifest, String> {
         let manifest: Manifest = serde_json::from_slice(text).map_err(|e| e.to_string())?;
         for spec in &manifest.tables {
             spec.validate().map_err(|e| e.to_string())?;

@@ -10,7 +10,9 @@ mod reader;
 mod storage;
 mod writer;
 
-pub use folder::{Folder, Found, Latest, MANIFEST, WORKERS, cut_name, cut_number, shard_name, to_remove};
+pub use folder::{
+    Folder, Found, Latest, MANIFEST, Standing, WORKERS, cut_name, cut_number, shard_name, to_remove,
+};
 pub use format::{
     ALIGN, CLOCK_ENTRY, ENTRY, FileKind, Flaw, HEADER, Header, Index, Section, SectionId, SectionKind,
     WorkerClock, decode_clocks, encode_clocks,

@@ -407,11 +407,74 @@ fn the_newest_ones_are_kept() {
         list.iter().map(|&(number, committed)| Found { number, committed }).collect()
     };
     let all = found(&[(1, true), (2, false), (3, true), (4, true), (5, false)]);
-    assert_eq!(to_remove(&all, 4, 2), [1, 2]);
-    assert_eq!(to_remove(&all, 4, 1), [1, 2, 3]);
-    assert_eq!(to_remove(&all, 4, 0), [1, 2, 3], "the newest one stays");
-    assert_eq!(to_remove(&all, 4, 9), [2], "what was given up goes, what is being written stays");
-    assert!(to_remove(&[], 4, 2).is_empty());
+    let whole = |_: u64| Standing::Whole;
+    assert_eq!(to_remove(&all, 4, 2, whole), [1, 2]);
+    assert_eq!(to_remove(&all, 4, 1, whole), [1, 2, 3]);
+    assert_eq!(to_remove(&all, 4, 0, whole), [1, 2, 3], "the newest one stays");
+    assert_eq!(to_remove(&all, 4, 9, whole), [2], "what was given up goes, what is being written stays");
+    assert!(to_remove(&[], 4, 2, whole).is_empty());
+    // What can't be used keeps nothing else from staying, and goes when it is older than those that stay.
+    let three = |standing| move |number: u64| if number == 3 { standing } else { Standing::Whole };
+    assert_eq!(to_remove(&all, 4, 2, three(Standing::Flawed)), [2]);
+    assert_eq!(to_remove(&all, 4, 1, three(Standing::Flawed)), [1, 2, 3]);
+    assert_eq!(to_remove(&all, 4, 1, three(Standing::Foreign)), [1, 2], "another run's stays");
+}
+
+/// Flawed cuts and those of other runs, as they are on a disk.
+#[test]
+fn a_whole_cut_stays_beside_a_damaged_one_and_other_runs_are_let_alone() {
+    let disk = Memory::default();
+    let folder = Folder::new(disk.storage(), Path::new("/jobs/a"));
+    let left = || -> Vec<u64> { folder.found().unwrap().iter().map(|f| f.number).collect() };
+    let cut = |number, keep, run: &str| {
+        let (file, entry) = small(&disk);
+        let path = folder.begin(number).unwrap().join("small");
+        disk.put(&path, &disk.bytes(&file));
+        let (writer, run, files) = ("test".to_owned(), run.to_owned(), vec![entry]);
+        let manifest = Manifest { writer, run, clock: 7, workers: 1, tables: vec![spec()], files };
+        folder.commit(number, &manifest).unwrap();
+        folder.retain(number, keep, &manifest.run).unwrap();
+        path
+    };
+    cut(1, 2, "one");
+    cut(2, 2, "other");
+    let damaged = cut(3, 2, "one");
+    disk.put(&damaged, b"x");
+    cut(4, 2, "one");
+    assert_eq!(left(), [1, 2, 3, 4], "1 and 4 are the two that can be used");
+    cut(5, 2, "one");
+    assert_eq!(left(), [2, 4, 5]);
+}
+
+/// A disk on which a cut had no room has it for the next one.
+#[test]
+fn what_was_given_up_leaves_nothing() {
+    let disk = Memory::default();
+    let folder = Folder::new(disk.storage(), Path::new("/jobs/a"));
+    checkpoint(&folder, 1).unwrap();
+    let files = || -> Vec<PathBuf> {
+        let state = disk.0.lock().unwrap();
+        state.names.iter().filter(|(_, file)| file.is_some()).map(|(name, _)| name.clone()).collect()
+    };
+    let before = files();
+    let begun = |number| {
+        let path = folder.begin(number).unwrap().join("f");
+        let mut file = FileWriter::create(disk.storage(), &path, header(0)).unwrap();
+        file.section(id(SectionKind::Rows, 1), 0, &[0; 4]).unwrap();
+        file
+    };
+    drop(begun(2));
+    assert_eq!(files(), before, "a file that is not finished goes");
+    begun(2).finish().unwrap();
+    begun(3).finish().unwrap();
+    let going_on = begun(4);
+    folder.give_up(3).unwrap();
+    let numbers = |f: Vec<Found>| f.iter().map(|f| f.number).collect::<Vec<_>>();
+    assert_eq!(numbers(folder.found().unwrap()), [1, 4]);
+    going_on.finish().unwrap();
+    folder.give_up(4).unwrap();
+    assert_eq!(numbers(folder.found().unwrap()), [1]);
+    assert_eq!(files(), before);
 }
 
 #[test]
@@ -440,10 +503,10 @@ fn checkpoint(folder: &Folder, number: u64) -> crate::error::Result<()> {
         files.push(file.finish()?);
     }
     files.push(folder.write_states(number, number * 10, &[vec![number as u8], vec![]])?);
-    let writer = "test".to_owned();
-    let manifest = Manifest { writer, clock: number * 10, workers: 2, tables: vec![spec()], files };
+    let (writer, run) = ("test".to_owned(), "a run".to_owned());
+    let manifest = Manifest { writer, run, clock: number * 10, workers: 2, tables: vec![spec()], files };
     folder.commit(number, &manifest)?;
-    folder.retain(number, 1)
+    folder.retain(number, 1, "a run")
 }
 
 /// The newest usable cut, which must be whole.
@@ -538,6 +601,7 @@ fn manifests_that_lead_elsewhere_or_do_not_come_back_are_refused() {
     let entry = |name: &str| FileEntry { name: name.to_owned(), bytes: 1, digest: String::new() };
     let manifest = |name: &str, rate: f32| Manifest {
         writer: "test".to_owned(),
+        run: "a run".to_owned(),
         clock: 1,
         workers: 1,
         tables: vec![TableSpec::sparse("w", 1).optimizer(OptimizerSpec::sgd(rate))],

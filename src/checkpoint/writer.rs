@@ -10,16 +10,32 @@ use super::storage::{Storage, StorageFile};
 use crate::error::{Error, Result};
 use crate::types::Version;
 
-/// A file that is being written under a temporary name. Without [`FileWriter::finish`] it never gets its own.
+/// A file that is being written under a temporary name. Without [`FileWriter::finish`] it never gets its own, and is removed.
 pub struct FileWriter {
-    storage: Arc<dyn Storage>,
     file: Box<dyn StorageFile>,
     path: PathBuf,
-    temporary: PathBuf,
+    /// Behind `file`, which is closed first: NFS keeps the bytes of a file that is open.
+    temporary: Temporary,
     header: Header,
     sections: Vec<Writing>,
     place: HashMap<SectionId, usize>,
     end: u64,
+}
+
+/// A file without a final name, which goes unless it gets one.
+struct Temporary {
+    storage: Arc<dyn Storage>,
+    path: PathBuf,
+    named: bool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.named {
+            // What can't be removed now goes with its cut.
+            let _ = self.storage.remove(&self.path);
+        }
+    }
 }
 
 /// A section whose parts come in any order.
@@ -35,10 +51,9 @@ impl FileWriter {
         let temporary = path.with_added_extension("tmp");
         let file = storage.create(&temporary).map_err(|e| Error::io("create", temporary.display(), e))?;
         Ok(FileWriter {
-            storage,
             file,
             path: path.to_owned(),
-            temporary,
+            temporary: Temporary { storage, path: temporary, named: false },
             header,
             sections: Vec::new(),
             place: HashMap::new(),
@@ -75,7 +90,7 @@ impl FileWriter {
     /// Writes directory and header, makes all of it durable, and gives the file its name.
     pub fn finish(mut self) -> Result<FileEntry> {
         for writing in &mut self.sections {
-            writing.close().map_err(|flaw| flaw.of(self.temporary.display()))?;
+            writing.close().map_err(|flaw| flaw.of(self.temporary.path.display()))?;
         }
         let sections = self.sections.iter().map(|w| w.section).collect();
         let index = Index { header: self.header, sections };
@@ -84,15 +99,17 @@ impl FileWriter {
         self.file.write_at(&directory, at).map_err(|e| self.failed("write", e))?;
         self.file.write_at(&header, 0).map_err(|e| self.failed("write", e))?;
         self.file.sync().map_err(|e| self.failed("sync", e))?;
-        self.storage.rename(&self.temporary, &self.path).map_err(|e| self.failed("rename", e))?;
+        let storage = self.temporary.storage.clone();
+        storage.rename(&self.temporary.path, &self.path).map_err(|e| self.failed("rename", e))?;
+        self.temporary.named = true;
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        self.storage.sync_directory(folder).map_err(|e| Error::io("sync", folder.display(), e))?;
+        storage.sync_directory(folder).map_err(|e| Error::io("sync", folder.display(), e))?;
         let name = self.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         Ok(FileEntry::new(name, at + directory.len() as u64, &header, &directory))
     }
 
     fn failed(&self, operation: &'static str, error: std::io::Error) -> Error {
-        Error::io(operation, self.temporary.display(), error)
+        Error::io(operation, self.temporary.path.display(), error)
     }
 }
 

@@ -10,7 +10,7 @@ use super::catalogue::{Catalogue, Opening};
 use super::cuts::{Commit, CutPlan, Cuts};
 use crate::config::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, TransportKind};
 use crate::error::Error;
-use crate::proto::control::{ControlMessage, MAX_NODES, PeerStatus, reason};
+use crate::proto::control::{ControlMessage, Damage, MAX_NODES, PeerStatus, reason};
 use crate::types::{Clock, Identity, Rank, Role, ServerInfo, TableId, TableSpec, View};
 
 /// Tables that one worker may be waiting for at a time.
@@ -89,6 +89,18 @@ pub enum Output {
         /// Why, for the log; names the peer.
         reason: String,
     },
+    /// A cut is given up: what is left of its files can go.
+    GiveUp {
+        /// Its number.
+        number: u64,
+    },
+    /// The cut that the job was to go on from is damaged: call [`Coordinator::go_on_from`] with another one, or abort.
+    Damaged {
+        /// Its number.
+        number: u64,
+        /// What is wrong with it.
+        damage: Damage,
+    },
     /// Write the rest of a checkpoint, then call [`Coordinator::committed`].
     Commit {
         /// What it holds.
@@ -102,12 +114,15 @@ pub enum Output {
 ///
 /// ```text
 ///  Gathering ──all are there──▶ Running ──all workers finished──▶ Leaving ──servers gone, or late──▶ Done
-///      └───────────────────────────┴──a node is lost, or gives up──▶ Failed
+///      │  └──of a job that goes on──▶ Verifying ──its cut is whole──▶ Running
+///      └──────────────────────────────────┴──a node is lost, or gives up──▶ Failed
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// Nodes are joining.
     Gathering,
+    /// The servers read the cut that the job is to go on from.
+    Verifying,
     /// The View is out.
     Running,
     /// The servers were told to end.
@@ -152,6 +167,9 @@ pub struct Coordinator {
     finished: u32,
     deadline: Option<Instant>,
     cuts: Option<Cuts>,
+    /// Servers that have not read their part of the cut yet, and the first damage that one found.
+    unverified: BTreeSet<Rank>,
+    damage: Option<Damage>,
 }
 
 /// A peer's message that does not fit its role or the state: the reason for closing its link.
@@ -167,10 +185,8 @@ impl Coordinator {
             }
         }
         let workers = config.resumed.as_ref().map(|resumed| resumed.states.len() as u32);
-        if let (Some(saved), Some(asked)) = (workers, config.workers)
-            && saved != asked
-        {
-            return Err(Error::config("workers", format!("{saved}, as in the checkpoint"), asked));
+        if let (Some(saved), Some(asked)) = (workers, config.workers) {
+            check_workers(saved, asked)?;
         }
         let first = config.resumed.as_ref().map_or(0, |resumed| resumed.clock);
         Ok(Coordinator {
@@ -187,6 +203,8 @@ impl Coordinator {
             barriers: BTreeMap::new(),
             finished: 0,
             deadline: None,
+            unverified: BTreeSet::new(),
+            damage: None,
         })
     }
 
@@ -339,6 +357,7 @@ impl Coordinator {
             | ControlMessage::CutState { .. }
             | ControlMessage::CutWritten { .. }
             | ControlMessage::CutFailed { .. } => self.cut_message(link, message, now, out),
+            ControlMessage::Verified { number, damage } => self.verified(link, number, damage, now, out),
             _ => Err("not for a coordinator".into()),
         }
     }
@@ -505,6 +524,13 @@ impl Coordinator {
 
     fn name(&self, link: u64) -> String {
         self.nodes.get(&link).map_or_else(|| "a stranger".to_owned(), |node| node.identity.to_string())
+    }
+}
+
+fn check_workers(saved: u32, asked: u32) -> Result<(), Error> {
+    match saved == asked {
+        true => Ok(()),
+        false => Err(Error::config("workers", format!("{saved}, as in the checkpoint"), asked)),
     }
 }
 

@@ -54,6 +54,9 @@ pub const NONE: &str = "none";
 /// What stands for Windlass's own choice. Of `resume`: the newest checkpoint that can be used, or none where there is none.
 pub const AUTO: &str = "auto";
 
+/// What stands for a job that begins anew although there is something that it could go on from.
+pub const NEW: &str = "new";
+
 /// How often a checkpoint is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Every {
@@ -343,8 +346,8 @@ settings! {
     CHECKPOINTS {
         CHECKPOINT, "DIR", Kind::Word(|_| Ok(())), NONE;
         "Directory for checkpoints, the same for all servers and the coordinator"
-        RESUME, "DIR|auto", Kind::Word(|_| Ok(())), NONE;
-        "Go on from the checkpoint in this directory, or (auto) from the newest one in --checkpoint, if there is one"
+        RESUME, "DIR|auto|new", Kind::Word(|_| Ok(())), NONE;
+        "Go on from the checkpoint in this directory, or (auto) from the newest one in --checkpoint, if there is one; `new` begins anew beside those of another run"
     }
     /// When checkpoints are made.
     CUTS {

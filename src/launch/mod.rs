@@ -74,6 +74,8 @@ pub struct TreeConfig {
     pub job: String,
     /// The variable that marks its processes, as [`JOB_VARIABLE`] does unless a job has several trees on one host.
     pub marker: &'static str,
+    /// Say nothing of one's own: another tree of the job speaks for all.
+    pub quiet: bool,
     /// The command line of the guard process: a program whose `main` calls [`guard_main`].
     pub guard: Vec<OsString>,
     /// Exit codes by which a child says that it failed because another one did (a lost peer, an aborted job). They
@@ -100,6 +102,7 @@ impl TreeConfig {
             command: command.into(),
             job: job.into(),
             marker: JOB_VARIABLE,
+            quiet: false,
             guard,
             consequences: Vec::new(),
             grace: Duration::from_secs(5),

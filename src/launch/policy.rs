@@ -20,6 +20,10 @@ use super::{ChildRole, Outcome};
 /// never go.
 pub(super) const DYING: Duration = Duration::from_secs(5);
 
+/// Within this time after the signal that the job is to save itself for, another one says the same: a launcher passes on what the
+/// batch system has sent to all processes.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
@@ -55,7 +59,7 @@ enum Phase {
     /// The job runs.
     Running,
     /// The job was asked to save itself and to stop, because of this signal.
-    Saving { until: Instant, signal: i32 },
+    Saving { since: Instant, until: Instant, signal: i32 },
     /// Every worker ended well; the servers are ending by themselves.
     Draining { until: Instant },
     /// Something failed; a weightier cause may still replace it.
@@ -180,11 +184,16 @@ impl Policy {
 
     /// The supervisor itself got a signal. The first stops the tree, a second one kills it.
     pub(super) fn signalled(&mut self, signal: i32, now: Instant) {
+        if let (Phase::Saving { since, .. }, SIGTERM | SIGUSR1) = (self.phase, signal)
+            && now < since + AGAIN
+        {
+            return;
+        }
         if let (Phase::Running, Some(within), SIGTERM | SIGUSR1) = (self.phase, self.save, signal) {
             let line = format!("received {}; a last checkpoint within {within:?}", describe(signal));
             self.say(&line);
             self.actions.push(Action::Save);
-            self.phase = Phase::Saving { until: now + within, signal };
+            self.phase = Phase::Saving { since: now, until: now + within, signal };
             return;
         }
         let text = format!("received {}", describe(signal));

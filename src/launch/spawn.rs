@@ -21,8 +21,9 @@ pub(super) struct Spawned {
     pub(super) stderr: Option<OwnedFd>,
 }
 
-/// Starts `child` as a part of `tree`. It is killed when the calling *thread* ends.
-pub(super) fn spawn(child: &Child, tree: &TreeConfig, guard: &Guard) -> Result<Spawned> {
+/// Starts `child` as a part of `tree`. It is killed when the calling *thread* ends. SIGTERM and SIGUSR1 mean nothing to a `shielded`
+/// one, nor to what it starts.
+pub(super) fn spawn(child: &Child, tree: &TreeConfig, guard: &Guard, shielded: bool) -> Result<Spawned> {
     let subject = format!("{}: {}", child.name, child.program.display());
     let failed = |e| Error::io("start", &subject, e);
     let mut command = Command::new(&child.program);
@@ -35,6 +36,9 @@ pub(super) fn spawn(child: &Child, tree: &TreeConfig, guard: &Guard) -> Result<S
         .stderr(if child.inherit_stderr { Stdio::inherit() } else { Stdio::piped() })
         .process_group(0);
     die_with_us(&mut command, guard.link().as_raw_fd());
+    if shielded {
+        shield(&mut command);
+    }
     let mut process = command.spawn().map_err(failed)?;
     let pid = Pid::from_child(&process);
     let stdout = process.stdout.take().map(OwnedFd::from);
@@ -48,6 +52,21 @@ pub(super) fn spawn(child: &Child, tree: &TreeConfig, guard: &Guard) -> Result<S
         }
     }
     Ok(Spawned { process, pid, stdout, stderr })
+}
+
+fn shield(command: &mut Command) {
+    // SAFETY: between fork and exec only the forking thread exists, so the closure must be async-signal-safe: it makes two system
+    // calls (sigaction, by `signal`), with constants, and builds its error from an errno. Ignored signals stay so across exec.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGTERM, libc::SIGUSR1] {
+                if libc::signal(signal, libc::SIG_IGN) == libc::SIG_ERR {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
 }
 
 fn die_with_us(command: &mut Command, link: RawFd) {

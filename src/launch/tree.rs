@@ -86,7 +86,8 @@ impl Tree {
     }
 
     /// The job can save itself within this time. At the first SIGTERM or SIGUSR1 `ask` is called, and the tree waits for
-    /// [`TreeHandle::stop`] before it ends the children.
+    /// [`TreeHandle::stop`] before it ends the children. These ignore both signals, which a batch system sends to every process that
+    /// it knows: they are needed until the job is saved. So what does not end by itself then is killed when its grace is over.
     pub fn when_told_to_end(&mut self, within: Duration, ask: impl Fn() + 'static) {
         self.save = Some(Save { within, ask: Box::new(ask) });
     }
@@ -176,7 +177,7 @@ impl<'a> Running<'a> {
 
     fn add(&mut self, child: &Child) -> Result<()> {
         let Some(guard) = &self.guard else { return Ok(()) }; // the tree is at its end already
-        let spawned = spawn(child, &self.tree.config, guard)?;
+        let spawned = spawn(child, &self.tree.config, guard, self.tree.save.is_some())?;
         self.policy.started(&child.name, child.role, spawned.process.id());
         let name = child.prefix.then_some(child.name.as_str());
         let stream =
@@ -320,6 +321,7 @@ impl<'a> Running<'a> {
 
     fn act(&mut self, action: Action) {
         match action {
+            Action::Say(_) if self.tree.config.quiet => {}
             Action::Say(line) => self.outputs[1].append(|queue| queue.extend_from_slice(line.as_bytes())),
             Action::Signal(signal) => {
                 if let Some(signal) = Signal::from_named_raw(signal) {

@@ -309,6 +309,45 @@ pub enum ControlMessage {
         /// Why.
         reason: String,
     },
+    // Before a job goes on from a cut. Coordinator to server:
+    /// Read one of so many parts of this cut.
+    Verify {
+        /// Which cut.
+        number: u64,
+        /// Which part.
+        part: u32,
+        /// Of how many.
+        of: u32,
+    },
+    // Server to Coordinator:
+    /// Answers Verify.
+    Verified {
+        /// Which cut.
+        number: u64,
+        /// The first damage that was found.
+        damage: Option<Damage>,
+    },
+}
+
+/// What is wrong with a checkpoint, as [`Error::Checkpoint`] says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// Path.
+    pub file: String,
+    /// The section.
+    pub section: String,
+    /// First byte within the file.
+    pub offset: u64,
+    /// What should be there.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+}
+
+impl From<Damage> for Error {
+    fn from(Damage { file, section, offset, expected, found }: Damage) -> Error {
+        Error::Checkpoint { file, section, offset, expected, found }
+    }
 }
 
 /// A file of a cut.
@@ -417,6 +456,8 @@ impl ControlMessage {
             ControlMessage::CutState { .. } => "CutState",
             ControlMessage::CutWritten { .. } => "CutWritten",
             ControlMessage::CutFailed { .. } => "CutFailed",
+            ControlMessage::Verify { .. } => "Verify",
+            ControlMessage::Verified { .. } => "Verified",
         }
     }
 
@@ -482,6 +523,13 @@ impl ControlMessage {
                 within("file name", longest.unwrap_or(0), MAX_NAME)
             }
             ControlMessage::CutFailed { reason, .. } => within("reason", reason.len(), MAX_REASON),
+            ControlMessage::Verify { part, of, .. } => within("part", *part as usize + 1, *of as usize),
+            ControlMessage::Verified {
+                damage: Some(Damage { file, section, expected, found, .. }), ..
+            } => {
+                let longest = [file, section, expected, found].into_iter().map(String::len).max();
+                within("damage", longest.unwrap_or(0), MAX_REASON)
+            }
             _ => Ok(()),
         }
     }

@@ -10,8 +10,8 @@ use crossbeam::channel::Receiver;
 use tracing::{debug, info, warn};
 
 use super::ServerThread;
-use super::cuts::{Cuts, Places, no_folder};
-use super::reactor::{Command, OpenRequest, Report};
+use super::cuts::{Cuts, Places, Verifying, no_folder};
+use super::reactor::{Command, OpenRequest, Report, Reports};
 use crate::checkpoint::Cut;
 use crate::config::Network;
 use crate::control::{Event, Hub, LinkId};
@@ -62,6 +62,10 @@ pub struct Control {
     cuts: Cuts,
     /// What the job goes on from, until it begins.
     resumed: Option<Arc<Cut>>,
+    /// The cut that is being read, by so many threads still.
+    verifying: Option<Verifying>,
+    /// For threads that read it.
+    reporter: Reports,
 }
 
 /// This server was told to stop.
@@ -108,6 +112,7 @@ impl Control {
         (stopping, stop_timeout): (Arc<AtomicBool>, Duration),
         (network, offer): (Network, choice::Offer),
         places: Places,
+        reporter: Reports,
     ) -> Control {
         Control {
             hub,
@@ -133,6 +138,8 @@ impl Control {
             places,
             cuts: Cuts::default(),
             resumed: None,
+            verifying: None,
+            reporter,
         }
     }
 
@@ -319,8 +326,16 @@ impl Control {
                 info!("server {}: goes on from cut {number}, clock {}", self.name(), cut.manifest().clock);
                 self.resumed = Some(cut);
             }
+            ControlMessage::Verify { number, part, of } => {
+                let threads = self.threads.len() as u32;
+                self.verifying =
+                    Some(Verifying::start(&self.places, number, (part, of), threads, &self.reporter)?);
+            }
             ControlMessage::Cut { number, clock } => self.cut(number, clock)?,
-            ControlMessage::CancelCut { number } => self.tell_all(|| Command::CancelCut(number))?,
+            ControlMessage::CancelCut { number } => {
+                self.cuts.cancel(number);
+                self.tell_all(|| Command::CancelCut(number))?;
+            }
             ControlMessage::Abort { reason } => return Err(Error::Aborted { reason }),
             ControlMessage::Shutdown => return Ok(true),
             _ => {}
@@ -533,10 +548,18 @@ impl Control {
                 self.tell(message)?;
             }
             Report::CutWritten(number, written) => {
-                if let Err(error) = &written {
+                // That of one that was given up is none.
+                if let Err(error) = &written
+                    && self.cuts.is_pending(number)
+                {
                     warn!("server {}: cut {number}: {error}", self.name());
                 }
                 let message = self.cuts.written(number, written);
+                self.tell(message)?;
+            }
+            Report::Verified(number, outcome) => {
+                let verifying = self.verifying.as_mut().filter(|verifying| verifying.number == number);
+                let message = verifying.map_or(Ok(None), |verifying| verifying.ended(outcome))?;
                 self.tell(message)?;
             }
             // The others hear the reason from the Coordinator before they see our links close, so we stay until it says so.

@@ -147,6 +147,8 @@ pub struct CoordinatorServer {
     stop: Arc<AtomicBool>,
     end: Arc<AtomicBool>,
     keeper: Keeper,
+    /// Why the job can't go on from its checkpoint.
+    unusable: Option<Error>,
     when_saved: Option<Box<dyn FnOnce(u64, Clock) + Send>>,
     signals: Option<Watcher>,
     /// One message for each process of the job at most.
@@ -184,6 +186,7 @@ impl CoordinatorServer {
             stop,
             end,
             keeper,
+            unusable: None,
             when_saved: None,
             signals: None,
             ended,
@@ -273,7 +276,8 @@ impl CoordinatorServer {
                     let reason = reason.clone();
                     let outcome = self.outcome();
                     self.hub.shut_down(FAREWELL)?;
-                    return outcome.saved.map_or(Err(Error::Aborted { reason }), |_| Ok(outcome));
+                    let error = self.unusable.unwrap_or(Error::Aborted { reason });
+                    return outcome.saved.map_or(Err(error), |_| Ok(outcome));
                 }
                 State::Done => {
                     let outcome = self.outcome();
@@ -329,6 +333,17 @@ impl CoordinatorServer {
                         todo.extend(out.drain(..));
                     }
                 },
+                Output::GiveUp { number } => self.keeper.give_up(number),
+                Output::Damaged { number, damage } => {
+                    match self.keeper.instead_of(number, damage.into()) {
+                        Ok(resumed) => self.core.go_on_from(resumed, out),
+                        Err(error) => {
+                            self.core.abort(&error.to_string(), out);
+                            self.unusable = Some(error);
+                        }
+                    }
+                    todo.extend(out.drain(..));
+                }
                 Output::Commit { commit, tables } => {
                     let waker = self.hub.waker();
                     self.keeper.commit(commit, tables, move || drop(waker.wake()));

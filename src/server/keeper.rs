@@ -18,6 +18,8 @@ use crate::types::TableSpec;
 pub enum Resume {
     /// The newest checkpoint that can be used; from the beginning where there is none.
     Auto,
+    /// None: the job begins anew, although there may be checkpoints of another run. Those are let alone.
+    New,
     /// The checkpoint in this directory.
     From(PathBuf),
 }
@@ -45,6 +47,7 @@ impl Checkpoints {
             keep: environment.number(&settings::KEEP)? as usize,
             resume: text(&settings::RESUME).map(|text| match text {
                 settings::AUTO => Resume::Auto,
+                settings::NEW => Resume::New,
                 path => Resume::From(PathBuf::from(path)),
             }),
         })
@@ -57,6 +60,10 @@ type Done = (u64, Result<(), String>);
 pub struct Keeper {
     folder: Option<Folder>,
     keep: usize,
+    /// The run that the job belongs to.
+    run: String,
+    /// A damaged cut is replaced by an older one.
+    falls_back: bool,
     finished: (Sender<Done>, Receiver<Done>),
 }
 
@@ -64,53 +71,90 @@ impl Keeper {
     /// Looks at what is there: fills in what the job goes on from, and when it is cut.
     pub fn new(checkpoints: &Checkpoints, cluster: &mut CoordinatorConfig) -> Result<Keeper> {
         let storage: Arc<dyn Storage> = Arc::new(Disk);
-        let folder = checkpoints.folder.as_deref().map(|path| Folder::new(storage.clone(), path));
+        let Checkpoints { folder, every, keep, resume } = checkpoints;
+        let folder = folder.as_deref().map(|path| Folder::new(storage.clone(), path));
         if let Some(folder) = &folder {
             folder.make()?;
-            let newest = folder.found()?.last().map_or(0, |newest| newest.number);
-            let first = newest.checked_add(1).ok_or_else(|| {
-                Error::config(
-                    folder.cut(newest).display().to_string(),
-                    "a cut with a number below 2^64 - 1",
-                    newest,
-                )
-            })?;
-            cluster.cuts = Some(CutPlan { every: checkpoints.every, first });
-        } else if checkpoints.every.is_some() || checkpoints.resume == Some(Resume::Auto) {
+            let first = first_number(folder, resume.is_none())?;
+            cluster.cuts = Some(CutPlan { every: *every, first });
+        } else if every.is_some() || matches!(resume, Some(Resume::Auto | Resume::New)) {
             return Err(super::cuts::no_folder());
         }
-        let found = match &checkpoints.resume {
-            None => None,
+        let falls_back = *resume == Some(Resume::Auto);
+        let mut keeper =
+            Keeper { folder, keep: *keep, run: String::new(), falls_back, finished: unbounded() }; // one commit at a time
+        let found = match resume {
+            None | Some(Resume::New) => None,
             Some(Resume::From(path)) => {
                 let cut = Cut::open(&storage, path)?;
                 Some((path.file_name().and_then(|name| cut_number(name.to_str()?)).unwrap_or(0), cut))
             }
-            Some(Resume::Auto) => newest(folder.as_ref())?,
+            Some(Resume::Auto) => keeper.newest(u64::MAX, None)?,
         };
-        if let Some((number, cut)) = found {
-            let Manifest { clock, tables, .. } = cut.manifest().clone();
-            tracing::info!("coordinator: goes on from cut {number}, clock {clock}");
-            cluster.resumed = Some(Resumed { number, clock, states: cut.states()?, tables });
+        match found {
+            Some((number, cut)) => {
+                keeper.run.clone_from(&cut.manifest().run);
+                cluster.resumed = Some(resumed(number, &cut)?);
+            }
+            None => keeper.run = Manifest::new_run()?,
         }
-        Ok(Keeper { folder, keep: checkpoints.keep, finished: unbounded() }) // one commit at a time
+        Ok(keeper)
+    }
+
+    /// What the job goes on from in place of cut `number`, which is damaged: an older one of its run. Without one the damage is the
+    /// error.
+    pub fn instead_of(&self, number: u64, damage: Error) -> Result<Resumed> {
+        if !self.falls_back {
+            return Err(damage);
+        }
+        match self.newest(number, Some(&self.run))? {
+            Some((older, cut)) => {
+                tracing::warn!("coordinator: {damage}; an older checkpoint is taken, cut {older}");
+                resumed(older, &cut)
+            }
+            None => Err(damage),
+        }
+    }
+
+    fn newest(&self, bound: u64, run: Option<&str>) -> Result<Option<(u64, Cut)>> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        let Latest { cut, mut flaws } = folder.latest_before(bound, run)?;
+        if cut.is_none() && !flaws.is_empty() {
+            // To begin anew would in time remove what somebody may still mend.
+            return Err(flaws.swap_remove(0));
+        }
+        for flaw in flaws {
+            tracing::warn!("coordinator: {flaw}; an older checkpoint is taken");
+        }
+        Ok(cut)
+    }
+
+    /// Removes what is left of cut `number`, which was given up, and of those before it.
+    pub fn give_up(&self, number: u64) {
+        let Some(folder) = self.folder.clone() else { return };
+        let spawned = super::spawn("wl-give-up", move || give_up(&folder, number));
+        if let Err(error) = spawned {
+            tracing::warn!("coordinator: {error}"); // the next one to go takes it along
+        }
     }
 
     /// Writes what a checkpoint still lacks, commits it, and removes those that are not kept; then wakes the Coordinator.
     pub fn commit(&self, commit: Commit, tables: Vec<TableSpec>, wake: impl FnOnce() + Send + 'static) {
         let Some(folder) = self.folder.clone() else { return };
         let (number, keep, finished) = (commit.number, self.keep, self.finished.0.clone());
+        let run = self.run.clone();
         let body = move || {
-            let outcome = write(&folder, &commit, tables).map_err(|error| {
-                tracing::warn!("coordinator: cut {}: {error}; the checkpoint before stays", commit.number);
+            let outcome = write(&folder, &commit, run.clone(), tables).map_err(|error| {
+                tracing::warn!("coordinator: cut {number}: {error}; the checkpoint before stays");
                 error.to_string()
             });
-            if outcome.is_ok()
-                && let Err(error) = folder.retain(commit.number, keep)
-            {
+            if outcome.is_err() {
+                give_up(&folder, number);
+            } else if let Err(error) = folder.retain(number, keep, &run) {
                 // The next one tries again.
                 tracing::warn!("coordinator: old checkpoints: {error}");
             }
-            let _ = finished.send((commit.number, outcome)); // a Coordinator that is gone needs no answer
+            let _ = finished.send((number, outcome)); // a Coordinator that is gone needs no answer
             wake();
         };
         if let Err(error) = std::thread::Builder::new().name("wl-commit".to_owned()).spawn(body) {
@@ -125,20 +169,34 @@ impl Keeper {
     }
 }
 
-fn newest(folder: Option<&Folder>) -> Result<Option<(u64, Cut)>> {
-    let Some(folder) = folder else { return Ok(None) };
-    let Latest { cut, mut flaws } = folder.latest()?;
-    if cut.is_none() && !flaws.is_empty() {
-        // To begin anew would in time remove what somebody may still mend.
-        return Err(flaws.swap_remove(0));
+/// The number of the job's first cut. A job that begins anew where another run has left checkpoints was hardly meant to.
+fn first_number(folder: &Folder, anew: bool) -> Result<u64> {
+    let found = folder.found()?;
+    if let Some(newest) = found.iter().rev().find(|found| found.committed && anew) {
+        let expected = "a directory without checkpoints, or --resume auto to go on from the newest of these, or --resume new to \
+                        begin anew beside them";
+        return Err(Error::config("--checkpoint", expected, folder.cut(newest.number).display()));
     }
-    for flaw in flaws {
-        tracing::warn!("coordinator: {flaw}; an older checkpoint is taken");
-    }
-    Ok(cut)
+    let newest = found.last().map_or(0, |newest| newest.number);
+    newest.checked_add(1).ok_or_else(|| {
+        Error::config(folder.cut(newest).display().to_string(), "a cut with a number below 2^64 - 1", newest)
+    })
 }
 
-fn write(folder: &Folder, commit: &Commit, tables: Vec<TableSpec>) -> Result<()> {
+fn resumed(number: u64, cut: &Cut) -> Result<Resumed> {
+    let Manifest { clock, tables, .. } = cut.manifest().clone();
+    tracing::info!("coordinator: goes on from cut {number}, clock {clock}");
+    Ok(Resumed { number, clock, states: cut.states()?, tables })
+}
+
+fn give_up(folder: &Folder, number: u64) {
+    if let Err(error) = folder.give_up(number) {
+        // A server that has not heard of it yet may still write there.
+        tracing::debug!("coordinator: cut {number}: {error}; the next one to go takes it along");
+    }
+}
+
+fn write(folder: &Folder, commit: &Commit, run: String, tables: Vec<TableSpec>) -> Result<()> {
     let Commit { number, clock, states, files } = commit;
     let mut entries: Vec<FileEntry> = files
         .iter()
@@ -147,6 +205,7 @@ fn write(folder: &Folder, commit: &Commit, tables: Vec<TableSpec>) -> Result<()>
     entries.push(folder.write_states(*number, *clock, states)?);
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let writer = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
-    let manifest = Manifest { writer, clock: *clock, workers: states.len() as u32, tables, files: entries };
+    let manifest =
+        Manifest { writer, run, clock: *clock, workers: states.len() as u32, tables, files: entries };
     folder.commit(*number, &manifest)
 }

@@ -150,7 +150,11 @@ impl Server {
             .limits(ServerLimits::from_environment(environment)?)
             .checkpoints(
                 folder(environment.chosen(&settings::CHECKPOINT)),
-                folder(environment.chosen(&settings::RESUME).filter(|&text| text != settings::AUTO)),
+                folder(
+                    environment
+                        .chosen(&settings::RESUME)
+                        .filter(|text| ![settings::AUTO, settings::NEW].contains(text)),
+                ),
             )
             .pin(pin, place)
             .sysfs(environment.text(variable::SYSFS).unwrap_or(topology::SYSFS)))
@@ -231,7 +235,7 @@ impl ServerBuilder {
         if self.threads == 0 || self.threads > 256 {
             return Err(Error::config("threads", "1 to 256", self.threads));
         }
-        let signals = if self.sigterm { Some(signal::catch()?) } else { None };
+        let signals = if self.sigterm { signal::catch()? } else { None };
         let offer = choice::offer(&self.network)?;
         let cpus = self.cpus(&choice::rails(&self.network, &offer.kinds)?)?;
         let first = self.place.first(self.threads);
@@ -244,16 +248,16 @@ impl ServerBuilder {
         let hub_waker = hub.waker();
         let stopping = Arc::new(AtomicBool::new(false));
         let (reports_in, reports) = bounded(COMMANDS);
+        let waker = hub_waker.clone();
+        let asker: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            // A hub that can't be woken looks at its reports at its next keepalive.
+            let _ = waker.wake();
+        });
+        let reports_of = |thread| Reports::new(thread, reports_in.clone(), asker.clone());
         let mut threads = Vec::new();
         for thread in 0..self.threads {
             let cpu = cpus.get(thread as usize).copied();
-            threads.push(self.spawn_reactor(
-                thread,
-                offer.kinds.clone(),
-                cpu,
-                reports_in.clone(),
-                hub_waker.clone(),
-            )?);
+            threads.push(self.spawn_reactor(thread, offer.kinds.clone(), cpu, reports_of(thread))?);
         }
         let stop_timeout = self.limits.stop_timeout;
         let ends = (stopping.clone(), stop_timeout);
@@ -267,6 +271,7 @@ impl ServerBuilder {
             ends,
             (self.network.clone(), offer),
             self.checkpoints,
+            reports_of(0),
         );
         let handle = spawn("wl-ctl", move || control.run())?;
         let watch = |signals| {
@@ -316,17 +321,12 @@ impl ServerBuilder {
         thread: u32,
         kinds: Vec<TransportKind>,
         cpu: Option<usize>,
-        reports: Sender<(u32, reactor::Report)>,
-        hub: HubWaker,
+        reports: Reports,
     ) -> Result<ServerThread> {
         let (commands, inbox) = bounded(COMMANDS);
         let waker = Waker::new()?;
         // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
         let id = ShardId { server: self.rank.unwrap_or(0), thread };
-        let asker = Arc::new(move || {
-            // A hub that can't be woken looks at its reports at its next keepalive.
-            let _ = hub.wake();
-        });
         let stop = Arc::new(AtomicBool::new(false));
         let (network, limits, optimizers) = (self.network.clone(), self.limits, self.optimizers.clone());
         let (stopped, woken) = (stop.clone(), waker.clone());
@@ -354,7 +354,7 @@ impl ServerBuilder {
                 inbox,
                 stopped,
                 woken,
-                Reports::new(thread, reports, asker),
+                reports,
             );
             reactor.run();
         })?;

@@ -100,6 +100,8 @@ pub enum Report {
     CutAnswer(u64, Result<(), Clock>),
     /// What became of a cut's file.
     CutWritten(u64, Written),
+    /// Whether part of the cut with this number is whole. It comes from a thread that only reads it.
+    Verified(u64, Result<()>),
     /// A worker broke the protocol. The thread goes on, but takes and answers nothing more.
     WorkerFailed(Error),
     /// The thread has ended because of a failure that is not a peer's.

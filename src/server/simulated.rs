@@ -165,7 +165,8 @@ impl Wires {
                 | Report::Drained
                 | Report::Lost(_)
                 | Report::CutAnswer(..)
-                | Report::CutWritten(..) => continue,
+                | Report::CutWritten(..)
+                | Report::Verified(..) => continue,
                 Report::TableCreated(_, Err(error)) => Said::Failed(error.to_string()),
                 Report::Opened(token, outcome) => Said::Answer(token, answer(outcome)),
                 Report::Stats(_, stats, _) => Said::Stats(stats),

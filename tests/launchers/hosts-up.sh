@@ -5,7 +5,9 @@ set -euo pipefail
 P=${1:?prefix} N=${2:?number}
 ip netns add "$P-head"
 ip -n "$P-head" link add br0 type bridge
+ip -n "$P-head" addr add 10.77.0.1/24 dev br0
 ip -n "$P-head" link set br0 up
+ip -n "$P-head" link set lo up
 for i in $(seq 1 "$N"); do
     ip netns add "$P-n$i"
     ip -n "$P-n$i" link set lo up

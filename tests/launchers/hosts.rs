@@ -6,12 +6,14 @@ use std::process::Command;
 use super::{Launcher, WINDLASS, wanted};
 use crate::common::{PATIENCE, Process, scratch, text};
 
-struct Hosts {
-    prefix: String,
+/// Hosts n1 to n3, and `head`.
+pub struct Hosts {
+    pub prefix: String,
 }
 
 impl Hosts {
-    fn start(name: &str) -> Hosts {
+    /// Makes them; `name` tells those of two tests apart.
+    pub fn up(name: &str) -> Hosts {
         let hosts = Hosts { prefix: format!("wl{}{name}", std::process::id()) };
         hosts.script("hosts-up.sh");
         hosts
@@ -23,7 +25,13 @@ impl Hosts {
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn ip(&self, host: &str, arguments: &[&str]) {
+    /// What stands in for `ssh`, before the name of a host.
+    pub fn shell(&self) -> [String; 2] {
+        [concat!(env!("CARGO_MANIFEST_DIR"), "/tests/launchers/host.sh").to_owned(), self.prefix.clone()]
+    }
+
+    /// `ip` on a host.
+    pub fn ip(&self, host: &str, arguments: &[&str]) {
         let namespace = format!("{}-{host}", self.prefix);
         let status = Command::new("ip").args(["-n", &namespace]).args(arguments).status().unwrap();
         assert!(status.success(), "{arguments:?}");
@@ -55,7 +63,7 @@ fn hosts_find_each_other_over_the_interface_that_is_wanted() {
     if !wanted() {
         return;
     }
-    let (hosts, folder) = (Hosts::start("a"), scratch());
+    let (hosts, folder) = (Hosts::up("a"), scratch());
     let mut digests = Vec::new();
     for interface in [&["--interface", "fd77::/64"][..], &["--interface", "eth0"], &[]] {
         let job = [&[WINDLASS, "run", "--servers", "1"], interface].concat();
@@ -87,7 +95,7 @@ fn a_rank_that_can_not_reach_the_leader_is_named_with_its_addresses() {
     if !wanted() {
         return;
     }
-    let (hosts, folder) = (Hosts::start("b"), scratch());
+    let (hosts, folder) = (Hosts::up("b"), scratch());
     hosts.ip("n1", &["route", "add", "blackhole", "10.77.0.13/32"]);
     let file = folder.path().join("meet");
     let job = [

@@ -6,7 +6,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod cut_off;
 mod hosts;
+mod preemption;
 mod slurm;
 
 use std::fs;
@@ -120,6 +122,17 @@ impl Launcher {
         assert_ne!(ended.code, 124, "the time limit ended it: {}", ended.stderr);
         ended
     }
+}
+
+/// Of a job that has ended: in the folder for its temporary files, and of our own in shared memory.
+pub fn no_files_are_left(temporary: &Path) {
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    assert_eq!(names(temporary), [""; 0]);
+    let ours: Vec<_> = names(Path::new("/dev/shm")).into_iter().filter(|n| n.contains("windlass")).collect();
+    assert_eq!(ours, [""; 0]);
 }
 
 /// A worker's own process.

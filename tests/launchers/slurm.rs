@@ -1,11 +1,12 @@
 //! Slurm with four virtual nodes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use super::hosts::Hosts;
 use super::{Launcher, RUN, WINDLASS, leader, wanted, worker};
 use crate::common::proc::all_listeners;
 use crate::common::{PATIENCE, scratch, secret_file, text, until};
@@ -15,18 +16,29 @@ fn script(name: &str) -> String {
 }
 
 /// A running Slurm, which ends with the test.
-struct Slurm {
+pub struct Slurm {
     directory: tempfile::TempDir,
 }
 
 impl Slurm {
-    fn start() -> Slurm {
+    /// With four virtual nodes, n1 to n4.
+    pub fn start() -> Slurm {
+        Slurm::with(&["4"])
+    }
+
+    /// On three hosts in network namespaces.
+    pub fn on(hosts: &Hosts) -> Slurm {
+        Slurm::with(&["3", &hosts.prefix])
+    }
+
+    fn with(nodes: &[&str]) -> Slurm {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let place = std::process::id() as u16 % 100 * 16 + NEXT.fetch_add(1, Ordering::Relaxed) % 2 * 8;
         let slurm = Slurm { directory: scratch() };
         let port = (17_000 + place).to_string();
         let output = Command::new("bash")
-            .args([&script("slurm-up.sh"), text(slurm.path()), &port, "4"])
+            .args([&script("slurm-up.sh"), text(slurm.path()), &port])
+            .args(nodes)
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -37,9 +49,31 @@ impl Slurm {
         self.directory.path()
     }
 
+    /// Its configuration file.
+    pub fn conf(&self) -> PathBuf {
+        self.path().join("etc/slurm.conf")
+    }
+
+    /// What one of Slurm's commands says; nothing when it fails.
+    pub fn tries(&self, command: &[&str]) -> Option<String> {
+        let output =
+            Command::new(command[0]).args(&command[1..]).env("SLURM_CONF", self.conf()).output().unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// The same of one that does not fail but for a moment.
+    pub fn says(&self, command: &[&str]) -> String {
+        let mut said = None;
+        until(PATIENCE, &format!("{command:?}"), || {
+            said = self.tries(command);
+            said.is_some()
+        });
+        said.unwrap()
+    }
+
     /// `srun` with these flags.
-    fn srun(&self, flags: &[&str], folder: &Path) -> Launcher {
-        let conf = self.path().join("etc/slurm.conf");
+    pub fn srun(&self, flags: &[&str], folder: &Path) -> Launcher {
+        let conf = self.conf();
         let command = [&["srun", "-Q", "--overcommit"], flags].concat();
         Launcher::new(&command, &[("SLURM_CONF", text(&conf))], folder)
     }

@@ -112,6 +112,7 @@ pub fn import(path: &Path, format: Format, like: &Cut, folder: &Folder) -> Resul
         return Err(Error::config(path.display().to_string(), "arrays named after tables", name));
     }
     let files = vec![file.finish()?, folder.write_states(number, 0, &vec![Vec::new(); workers as usize])?];
-    folder.commit(number, &Manifest { writer, clock: 0, workers, tables, files })?;
+    let run = Manifest::new_run()?;
+    folder.commit(number, &Manifest { writer, run, clock: 0, workers, tables, files })?;
     Ok(number)
 }

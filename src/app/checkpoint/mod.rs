@@ -145,8 +145,10 @@ fn list(storage: &Arc<dyn Storage>, directory: &Path) -> Result<String> {
 
 fn inspect(cut: &Cut) -> Result<String> {
     let manifest = cut.manifest();
-    let mut text =
-        format!("clock    {}\nworkers  {}\nwriter   {}\n", manifest.clock, manifest.workers, manifest.writer);
+    let mut text = format!(
+        "clock    {}\nworkers  {}\nwriter   {}\nrun      {}\n",
+        manifest.clock, manifest.workers, manifest.writer, manifest.run
+    );
     for (number, spec) in manifest.tables.iter().enumerate() {
         text += &format!("table {number}  \"{}\": {spec}; initializer {}\n", spec.name, spec.initializer);
     }

@@ -53,6 +53,59 @@ impl Coordinator {
         self.act(actions, out);
     }
 
+    /// Has the servers read the cut that the job is to go on from, each a part. A damaged one would be found when a server takes its
+    /// buckets from it, in the middle of the job, and again each time that the job is started.
+    pub(super) fn verify(&mut self, out: &mut Vec<Output>) {
+        let Some(Resumed { number, .. }) = &self.config.resumed else { return };
+        self.state = State::Verifying;
+        self.unverified = self.server_links.keys().copied().collect();
+        for (part, &link) in (0..).zip(self.server_links.values()) {
+            let message =
+                ControlMessage::Verify { number: *number, part, of: self.server_links.len() as u32 };
+            out.push(Output::Send { link, message });
+        }
+    }
+
+    /// A server has read its part.
+    pub(super) fn verified(
+        &mut self,
+        link: u64,
+        number: u64,
+        damage: Option<Damage>,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Fault> {
+        let (role, rank) = self.joined(link)?;
+        let asked = self.config.resumed.as_ref().is_some_and(|resumed| resumed.number == number);
+        if role != Role::Server || !asked || !self.unverified.remove(&rank) {
+            return Err(format!("{role} {rank} was not asked to read cut {number}"));
+        }
+        if self.state != State::Verifying {
+            return Ok(()); // the end has overtaken it
+        }
+        self.damage = self.damage.take().or(damage);
+        if self.unverified.is_empty() {
+            match self.damage.take() {
+                Some(damage) => out.push(Output::Damaged { number, damage }),
+                None => self.start(now, out),
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer to [`Output::Damaged`]: an older cut.
+    pub fn go_on_from(&mut self, resumed: Resumed, out: &mut Vec<Output>) {
+        if self.state != State::Verifying {
+            return;
+        }
+        if let Err(error) = check_workers(resumed.states.len() as u32, self.workers.unwrap_or(0)) {
+            return self.abort(&error.to_string(), out);
+        }
+        self.cuts = self.config.cuts.map(|plan| Cuts::new(plan, resumed.clock));
+        self.config.resumed = Some(resumed);
+        self.verify(out);
+    }
+
     /// Before the View: what the job goes on from.
     pub(super) fn resume(&self, out: &mut Vec<Output>) {
         let Some(Resumed { number, clock, states, .. }) = &self.config.resumed else { return };
@@ -136,6 +189,9 @@ impl Coordinator {
         for action in actions {
             match action {
                 Action::TellAll(message) => {
+                    if let ControlMessage::CancelCut { number } = message {
+                        out.push(Output::GiveUp { number });
+                    }
                     let unfinished = |link: &&u64| self.nodes.get(link).is_some_and(|node| !node.finished);
                     let workers = self.worker_links.values().filter(unfinished);
                     for &link in self.server_links.values().chain(workers) {

@@ -137,8 +137,17 @@ impl Coordinator {
         if !complete {
             return;
         }
-        self.state = State::Running;
         self.deadline = None;
+        match self.config.resumed {
+            Some(_) => self.verify(out),
+            None => self.start(now, out),
+        }
+    }
+
+    /// All nodes are there, and what they go on from is whole.
+    pub(super) fn start(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let Some(workers) = self.workers else { return };
+        self.state = State::Running;
         self.resume(out);
         let view = View { epoch: 1, servers: self.servers.values().cloned().collect(), workers };
         let (transport, reason) = self.agreed();

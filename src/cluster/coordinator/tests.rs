@@ -63,7 +63,7 @@ impl Rig {
         self.out = rest;
         let message = |output| match output {
             Output::Send { message, .. } => message,
-            Output::Close { .. } | Output::Commit { .. } => unreachable!(),
+            _ => unreachable!(),
         };
         Vec::into_iter(mine).map(message).collect()
     }
@@ -292,6 +292,68 @@ fn the_end_waits_for_the_servers_but_not_for_ever() {
     }
 }
 
+/// A job that goes on from cut `number` at clock 10 times that, with all nodes there.
+fn resuming(number: u64) -> Rig {
+    let mut config = CoordinatorConfig::new(2, Some(1));
+    config.cuts = Some(CutPlan { every: None, first: 9 });
+    config.resumed = Some(resumed(number));
+    let core = Coordinator::new(config).unwrap();
+    let mut rig = Rig { core, now: Instant::now(), out: Vec::new() };
+    for (link, rank) in [(101, 1), (100, 0)] {
+        rig.join(link, Role::Server, Some(rank), None);
+    }
+    rig.join(0, Role::Worker, Some(0), Some(1));
+    assert_eq!(*rig.core.state(), State::Verifying);
+    for (link, part) in [(100, 0), (101, 1)] {
+        assert_eq!(rig.sent(link)[1..], [M::Verify { number, part, of: 2 }]);
+    }
+    assert_eq!(rig.sent(0), [M::Joined { rank: 0 }]);
+    assert!(rig.out.is_empty());
+    rig
+}
+
+fn resumed(number: u64) -> Resumed {
+    Resumed { number, clock: number * 10, states: vec![vec![number as u8]], tables: Vec::new() }
+}
+
+#[test]
+fn a_job_goes_on_once_all_servers_have_found_its_cut_whole() {
+    let mut rig = resuming(7);
+    rig.say(101, M::Verified { number: 7, damage: None });
+    assert!(rig.out.is_empty());
+    rig.say(100, M::Verified { number: 7, damage: None });
+    assert_eq!(*rig.core.state(), State::Running);
+    assert_eq!(rig.sent(0)[0], M::Resume { number: 7, clock: 70, state: vec![7] });
+    assert_eq!(rig.sent(100)[0], M::Resume { number: 7, clock: 70, state: vec![] });
+    // Nobody asked for more.
+    rig.say(101, M::Verified { number: 7, damage: None });
+    assert!(rig.closed(101));
+}
+
+#[test]
+fn a_damaged_cut_is_replaced_once_nobody_reads_it_any_more() {
+    let mut rig = resuming(7);
+    let text = || "x".to_owned();
+    let damage = Damage { file: text(), section: text(), offset: 64, expected: text(), found: text() };
+    rig.say(101, M::Verified { number: 7, damage: Some(damage.clone()) });
+    assert!(rig.out.is_empty());
+    rig.say(100, M::Verified { number: 7, damage: None });
+    assert_eq!(std::mem::take(&mut rig.out), [Output::Damaged { number: 7, damage }]);
+    rig.core.go_on_from(resumed(5), &mut rig.out);
+    for (link, part) in [(100, 0), (101, 1)] {
+        assert_eq!(rig.sent(link), [M::Verify { number: 5, part, of: 2 }]);
+        rig.say(link, M::Verified { number: 5, damage: None });
+    }
+    assert_eq!(rig.sent(0)[0], M::Resume { number: 5, clock: 50, state: vec![5] });
+    // Its cuts begin behind that one.
+    rig.core.end(&mut rig.out);
+    assert_eq!(rig.sent(0).last(), Some(&M::Cut { number: 9, clock: 50 }));
+    // A node that is lost while the cut is read ends the job.
+    let mut rig = resuming(7);
+    rig.down(100);
+    assert!(rig.failure().contains("server 0 (host:100) is lost"));
+}
+
 #[test]
 fn a_lost_node_fails_the_job_by_name() {
     let mut rig = Rig::running(1, 3);
@@ -489,7 +551,7 @@ fn any_interleaving_of_hostile_nodes_is_survived() {
             assert_books(&rig, seed);
         }
         let end = match rig.core.state() {
-            State::Gathering => "gathering",
+            State::Gathering | State::Verifying => "gathering",
             State::Running => "running",
             State::Leaving => "leaving",
             State::Done => "done",

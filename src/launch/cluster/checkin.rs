@@ -330,6 +330,6 @@ pub struct Lifeline {
     pub role: Role,
     /// Its rank among those.
     pub rank: Rank,
-    /// The connection. Nothing is said on it any more.
+    /// The connection. Nothing is said on it any more but [`Word`](super::lifelines::Word)s.
     pub stream: TcpStream,
 }

@@ -1,12 +1,15 @@
-//! Sees tasks end, by the connections that they leave open: the leader's end in a thread, the others' across `exec`.
+//! Sees tasks end, by the connections that they leave open: the leader's end in a thread, the others' across `exec`. Tasks that stay
+//! instead hear over it how the job ended, and see the leader's end.
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use socket2::{SockRef, TcpKeepalive};
 
 use super::checkin::Lifeline;
 use crate::error::{Error, Result};
@@ -19,7 +22,59 @@ pub fn keep_open(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// A thread that watches; dropping it ends the thread and closes the connections.
+/// What the leader tells the tasks that stay: a byte each. It is no secret, and decides no more than an exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// All workers have finished. Programs may have work left.
+    Done = b'd' as isize,
+    /// The job was told to end, and is saved.
+    Saved = b's' as isize,
+}
+
+/// Calls `heard` for each word of the leader, and with nothing once it is gone, or can't be reached for `patience`.
+pub fn listen(
+    stream: TcpStream,
+    patience: Duration,
+    mut heard: impl FnMut(Option<Word>) + Send + 'static,
+) -> Result<()> {
+    let failed = |e| Error::io("listen", "the connection to the leading rank", e);
+    stream.set_nonblocking(false).map_err(failed)?;
+    // In whole seconds; a host that is cut off sends nothing that would end the connection.
+    let quarter = Duration::from_secs((patience.as_secs() / 4).max(1));
+    let keepalive = TcpKeepalive::new().with_time(2 * quarter).with_interval(quarter).with_retries(2);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(failed)?;
+    let body = move || {
+        let mut byte = [0];
+        loop {
+            match (&stream).read(&mut byte) {
+                Ok(1..) => {
+                    let words = [Word::Done, Word::Saved];
+                    words
+                        .into_iter()
+                        .filter(|word| *word as u8 == byte[0])
+                        .for_each(|word| heard(Some(word)));
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => return heard(None),
+            }
+        }
+    };
+    let spawned = std::thread::Builder::new().name("wl-lifeline".to_owned()).spawn(body);
+    spawned.map(drop).map_err(|e| Error::io("start thread", "wl-lifeline", e))
+}
+
+/// Lets another thread speak to the tasks that are watched.
+pub struct Teller(UnixStream);
+
+impl Teller {
+    /// Says a word to all.
+    pub fn tell(&self, word: Word) {
+        // A watch that is gone has nobody to tell.
+        let _ = (&self.0).write(&[word as u8]);
+    }
+}
+
+/// A thread that watches; dropping it, and its [`Teller`]s, ends the thread and closes the connections.
 pub struct Watch {
     stop: Option<UnixStream>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -34,6 +89,15 @@ impl Watch {
             .spawn(move || watch(lifelines, &stopped, ended))
             .map_err(|e| Error::io("start thread", "wl-lifelines", e))?;
         Ok(Watch { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Watch {
+    /// See [`Teller`].
+    pub fn teller(&self) -> Result<Teller> {
+        let failed = |e| Error::io("socketpair", "lifelines", e);
+        let Some(stop) = &self.stop else { return Err(failed(ErrorKind::NotConnected.into())) };
+        stop.try_clone().map(Teller).map_err(failed)
     }
 }
 
@@ -61,7 +125,12 @@ fn watch(mut lifelines: Vec<Lifeline>, stopped: &UnixStream, ended: impl Fn(&Lif
         }
         let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
         if ready[0] {
-            return;
+            let mut told = stopped;
+            match told.read(&mut scratch) {
+                Ok(count @ 1..) => pass_on(&lifelines, &scratch[..count]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => return,
+            }
         }
         let mut at = 0;
         lifelines.retain_mut(|lifeline| {
@@ -78,5 +147,12 @@ fn watch(mut lifelines: Vec<Lifeline>, stopped: &UnixStream, ended: impl Fn(&Lif
                 }
             }
         });
+    }
+}
+
+fn pass_on(lifelines: &[Lifeline], words: &[u8]) {
+    for mut stream in lifelines.iter().map(|lifeline| &lifeline.stream) {
+        // Nothing else is ever sent there, so there is room; who is gone is about to be found out.
+        let _ = stream.write(words);
     }
 }

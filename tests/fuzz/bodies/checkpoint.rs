@@ -175,7 +175,8 @@ fn manifest() -> Vec<u8> {
     let header: [u8; HEADER] = shard[..HEADER].try_into().unwrap();
     let file = FileEntry::new("shard-0000-000".to_owned(), shard.len() as u64, &header, directory);
     let tables = vec![TableSpec::sparse("w", 1).optimizer(OptimizerSpec::sgd(0.5))];
-    let manifest = Manifest { writer: "w".to_owned(), clock: 5, workers: 2, tables, files: vec![file] };
+    let (writer, run) = ("w".to_owned(), "r".to_owned());
+    let manifest = Manifest { writer, run, clock: 5, workers: 2, tables, files: vec![file] };
     of(FileKind::Manifest, &[(SectionKind::Manifest, manifest.to_json().unwrap().as_bytes())])
 }
 

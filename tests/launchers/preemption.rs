@@ -1,0 +1,296 @@
+//! Jobs that Slurm ends, requeues and moves, and that mpirun is told to end: each saves itself, and goes on with the same bits.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::slurm::Slurm;
+use super::{DEFAULT, Launcher, WINDLASS, wanted};
+use crate::common::proc::{self, Member, Role};
+use crate::common::{Ended, PATIENCE, Process, kill, scratch, text, until};
+
+/// The newest committed cut's number; 0 without one.
+pub fn newest_cut(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let committed = entries.filter(|entry| entry.path().join("MANIFEST").exists());
+    let number = |name: String| name.strip_prefix("cut-").and_then(|n| n.parse().ok()).unwrap_or(0);
+    committed.map(|entry| number(entry.file_name().into_string().unwrap())).max().unwrap_or(0)
+}
+
+/// A batch job whose processes are found by a mark, as it may run more than once.
+struct Batch<'a> {
+    slurm: &'a Slurm,
+    folder: PathBuf,
+    id: String,
+    mark: String,
+}
+
+impl<'a> Batch<'a> {
+    /// Submits our batch script, from `folder`, for the default training.
+    fn submit(slurm: &'a Slurm, folder: &Path) -> Batch<'a> {
+        let mark = format!("{}-{}", std::process::id(), text(folder));
+        let (conf, own) = (slurm.conf(), folder.join("tmp"));
+        fs::create_dir_all(&own).unwrap();
+        let told = [
+            ("SLURM_CONF", text(&conf)),
+            ("BATCH_MARK", &mark),
+            ("WINDLASS", WINDLASS),
+            ("WINDLASS_EVERY", "20"),
+            ("WINDLASS_GRACE", "4"),
+            ("WINDLASS_MPI", "pmi2"),
+            ("WINDLASS_LOG", "windlass=info"),
+            ("TMPDIR", text(&own)),
+        ];
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/windlass.sbatch");
+        let flags = ["sbatch", "--parsable", "--overcommit", "--time=10"];
+        let ended = Launcher::new(&flags, &told, folder).run(&[script, "--report", "report.json"]).expect(0);
+        let id = ended.stdout.trim().to_owned();
+        Batch { slurm, folder: folder.to_owned(), id, mark }
+    }
+
+    fn cuts(&self) -> PathBuf {
+        self.folder.join(format!("windlass-{}.checkpoints", self.id))
+    }
+
+    fn output(&self) -> String {
+        fs::read_to_string(self.folder.join(format!("windlass-{}.out", self.id))).unwrap_or_default()
+    }
+
+    fn members(&self) -> Vec<Member> {
+        proc::members("BATCH_MARK", &self.mark)
+    }
+
+    /// Waits until this run of the job has made a checkpoint of its own, and stops a worker: it won't be done before it is told to end.
+    /// False when it was done all the same.
+    fn hold(&self) -> bool {
+        let before = newest_cut(&self.cuts());
+        until(PATIENCE, "a checkpoint", || newest_cut(&self.cuts()) > before || self.is_done());
+        let worker = self.members().into_iter().find(|m| m.role == Role::Worker && m.rank == Some(2));
+        match worker {
+            Some(Member { pid, .. }) if !self.is_done() => {
+                kill(pid, Signal::STOP);
+                newest_cut(&self.cuts()) > before && !self.is_done()
+            }
+            _ => false,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.folder.join("report.json").exists()
+    }
+
+    /// A stopped worker gets nothing done; Slurm itself sends SIGCONT before SIGTERM, but not before another signal.
+    fn let_go(&self) {
+        let stopped = |m: &Member| m.role == Role::Worker && proc::is_stopped(m.pid);
+        self.members().iter().filter(|m| stopped(m)).for_each(|m| kill(m.pid, Signal::CONT));
+    }
+
+    fn state(&self) -> String {
+        self.slurm.says(&["squeue", "-h", "-j", &self.id, "-o", "%t"])
+    }
+
+    fn nodes(&self) -> Vec<String> {
+        let list = self.slurm.says(&["squeue", "-h", "-j", &self.id, "-o", "%N"]);
+        self.slurm.says(&["scontrol", "show", "hostnames", &list]).lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until the job waits in the queue and nothing of it is left, and starts it again.
+    fn again(&self) {
+        until(PATIENCE, "the job in the queue", || self.state() == "PD");
+        self.nothing_is_left();
+        let job = format!("JobId={}", self.id);
+        until(PATIENCE, "the job's start", || {
+            let _ = self.slurm.tries(&["scontrol", "update", &job, "StartTime=now"]);
+            self.state() == "R"
+        });
+    }
+
+    /// Processes, sockets (they go with the processes), shared memory and temporary files.
+    fn nothing_is_left(&self) {
+        until(PATIENCE, "the end of all processes", || self.members().is_empty());
+        super::no_files_are_left(&self.folder.join("tmp"));
+    }
+
+    fn weights(&self) -> String {
+        until(PATIENCE, "the end of the job", || self.state().is_empty());
+        self.nothing_is_left();
+        let report =
+            fs::read(self.folder.join("report.json")).unwrap_or_else(|e| panic!("{e}: {}", self.output()));
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        report["weights_sha256"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Requeued by a signal (our script does it), by `scontrol requeue`, and off a node that is drained.
+#[test]
+fn a_requeued_job_ends_with_the_bits_of_an_undisturbed_one() {
+    if !wanted() {
+        return;
+    }
+    let slurm = Slurm::start();
+    for _ in 0..20 {
+        let folder = scratch();
+        let batch = Batch::submit(&slurm, folder.path());
+        let mut interrupted = 0;
+        for how in ["USR1", "TERM", "drain"] {
+            if !batch.hold() {
+                break;
+            }
+            let nodes = batch.nodes();
+            match how {
+                "drain" => {
+                    let node = format!("NodeName={}", nodes[0]);
+                    slurm.says(&["scontrol", "update", &node, "State=DRAIN", "Reason=test"]);
+                    slurm.says(&["scontrol", "requeue", &batch.id]);
+                }
+                "TERM" => drop(slurm.says(&["scontrol", "requeue", &batch.id])),
+                signal => drop(slurm.says(&["scancel", &format!("--signal={signal}"), &batch.id])),
+            }
+            batch.let_go();
+            batch.again();
+            if how == "drain" {
+                let now = batch.nodes();
+                assert!(now.len() == 2 && !now.contains(&nodes[0]), "{now:?} after {nodes:?}");
+                slurm.says(&["scontrol", "update", &format!("NodeName={}", nodes[0]), "State=RESUME"]);
+            }
+            interrupted += 1;
+        }
+        batch.let_go();
+        assert_eq!(batch.weights(), DEFAULT, "after {interrupted} interruptions");
+        if interrupted == 3 {
+            let output = batch.output();
+            assert_eq!(output.matches("windlass run: told to end: cut ").count(), 3, "{output}");
+            assert_eq!(output.matches("coordinator: goes on from cut ").count(), 3, "{output}");
+            return;
+        }
+    }
+    panic!("each time the job was done before it could be interrupted");
+}
+
+/// `scancel` without a signal: SIGTERM to all processes of the job, SIGKILL after KillWait (5 s here, 30 s by default).
+#[test]
+fn a_cancelled_job_is_saved() {
+    if !wanted() {
+        return;
+    }
+    let (slurm, folder) = (Slurm::start(), scratch());
+    let batch = (0..20)
+        .map(|number| folder.path().join(number.to_string()))
+        .find_map(|folder| {
+            fs::create_dir(&folder).unwrap();
+            Some(Batch::submit(&slurm, &folder)).filter(Batch::hold)
+        })
+        .unwrap();
+    slurm.says(&["scancel", &batch.id]);
+    until(PATIENCE, "the end of the job", || batch.state().is_empty());
+    batch.nothing_is_left();
+    let cuts = batch.cuts();
+    let output = batch.output();
+    // The word may get lost with the script; the checkpoint does not.
+    assert!(output.contains("received SIGTERM; a last checkpoint within 4s"), "{output}");
+    let goes_on = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
+    slurm
+        .srun(&["--mpi=pmi2", "-N2", "-n6"], folder.path())
+        .train(&[&[WINDLASS], &goes_on[..], &[WINDLASS]].concat());
+}
+
+/// Runs a job with checkpoints, and more flags, until it has made one, and holds a worker. None when it was done before.
+pub fn held(launcher: &Launcher, cuts: &Path, more: &[&str]) -> Option<Process> {
+    let keeps = ["run", "--servers", "2", "--checkpoint", text(cuts), "--every", "20", "--grace", "20"];
+    let process = launcher.start(&[&[WINDLASS], &keeps[..], more, &["--", WINDLASS, "train", "lr"]].concat());
+    until(PATIENCE, "a checkpoint", || newest_cut(cuts) > 0);
+    let worker = process.members().into_iter().find(|m| m.role == Role::Worker && m.rank == Some(2));
+    kill(worker?.pid, Signal::STOP);
+    Some(process)
+}
+
+/// Every launcher passes the signal on in its own way; the code is that of the job, not of the rank that was quickest.
+#[test]
+fn a_job_that_is_told_to_end_below_mpirun_saves_itself() {
+    if !wanted() {
+        return;
+    }
+    let directory = scratch();
+    for (name, launcher, signal) in [
+        ("mpich", Launcher::mpich("6", directory.path()), Signal::TERM),
+        ("openmpi", Launcher::open_mpi("6", directory.path()), Signal::USR1),
+    ] {
+        let mut tries = (0..20).map(|number| directory.path().join(format!("{name}-{number}")));
+        let (cuts, process) =
+            tries.find_map(|cuts| Some((held(&launcher, &cuts, &[])?, cuts))).map(|(p, c)| (c, p)).unwrap();
+        let mpirun = child_of(process.pid());
+        kill(mpirun, signal);
+        let worker = process.member(Role::Worker, 2);
+        kill(worker, Signal::CONT);
+        process.end(PATIENCE).expect(75).says("told to end: cut ");
+        let goes_on = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
+        launcher.train(&[&[WINDLASS], &goes_on[..], &[WINDLASS]].concat());
+    }
+}
+
+/// The first server has the coordinator, so `windlass server` takes what says when it is cut.
+#[test]
+fn servers_with_command_lines_of_their_own_make_checkpoints() {
+    if !wanted() {
+        return;
+    }
+    let directory = scratch();
+    let cuts = directory.path().join("cuts");
+    let servers = [WINDLASS, "server", "--checkpoint", text(&cuts), "--every", "50", "--keep", "1"];
+    let workers = [":", "-n", "4", WINDLASS];
+    Launcher::mpich("2", directory.path()).train(&[&servers[..], &workers].concat());
+    assert!(newest_cut(&cuts) > 1);
+}
+
+/// The launcher's own process, which `timeout` has started.
+fn child_of(timeout: i32) -> i32 {
+    let mut child = None;
+    until(PATIENCE, "the launcher", || {
+        let children =
+            fs::read_to_string(format!("/proc/{timeout}/task/{timeout}/children")).unwrap_or_default();
+        child = children.split(' ').find_map(|pid| pid.parse().ok());
+        child.is_some()
+    });
+    child.unwrap()
+}
+
+/// A worker that dies in a job with checkpoints ends it as ever, with a failure and not with 75; and the job goes on from its last cut.
+#[test]
+fn a_killed_rank_costs_no_more_than_what_came_after_the_last_cut() {
+    if !wanted() {
+        return;
+    }
+    let (slurm, folder) = (Slurm::start(), scratch());
+    let launcher = slurm.srun(&["--mpi=pmi2", "-N4", "-n6"], folder.path());
+    let mut tries = (0..20).map(|number| folder.path().join(number.to_string()));
+    let (process, cuts) = tries.find_map(|cuts| Some((held(&launcher, &cuts, &[])?, cuts))).unwrap();
+    kill(process.member(Role::Worker, 1), Signal::KILL);
+    let ended: Ended = process.end(PATIENCE);
+    assert!(ended.code != 0 && ended.code != 75, "{}: {}", ended.code, ended.stderr);
+    ended.says("worker 1 (").says("is lost");
+    let goes_on = ["run", "--servers", "3", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
+    slurm
+        .srun(&["--mpi=pmi2", "-N4", "-n7"], folder.path())
+        .train(&[&[WINDLASS], &goes_on[..], &[WINDLASS]].concat());
+}
+
+/// A worker that does not end when the job is saved: it is killed, and the code is the job's.
+#[test]
+fn a_program_that_does_not_end_is_ended_when_the_job_is_saved() {
+    if !wanted() {
+        return;
+    }
+    let (slurm, folder) = (Slurm::start(), scratch());
+    let cuts = folder.path().join("cuts");
+    let stays = format!("{WINDLASS} train lr --epochs 1000000; exec sleep 1000");
+    let job =
+        ["run", "--servers", "1", "--checkpoint", text(&cuts), "--every", "20", "--", "sh", "-c", &stays];
+    let process =
+        slurm.srun(&["--mpi=pmi2", "-N2", "-n3"], folder.path()).start(&[&[WINDLASS], &job[..]].concat());
+    until(PATIENCE, "a checkpoint", || newest_cut(&cuts) > 0);
+    let step = slurm.says(&["squeue", "-s", "-h", "-o", "%i"]);
+    slurm.says(&["scancel", "--signal=USR1", step.lines().next().unwrap()]);
+    process.end(PATIENCE + Duration::from_secs(20)).expect(75).says("told to end: cut ");
+}
