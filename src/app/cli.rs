@@ -16,6 +16,7 @@ use super::joining;
 use super::launched::{self, LaunchOptions};
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
+use super::over_rsh;
 use super::pages;
 use super::run::{self, Plan};
 use super::settings::{CheckpointFlags, Flags, OfCheckpoints, OfCoordinator, OfLink, OfServer, OfWorker};
@@ -81,6 +82,9 @@ enum Command {
     },
     #[command(hide = true)]
     Guard,
+    /// One process of a job that `windlass run --hostfile` started, behind a remote shell
+    #[command(hide = true)]
+    Remote,
 }
 
 #[derive(Debug, Subcommand)]
@@ -216,6 +220,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
         }
         Command::Pages { share } => pages::write(Cli::command(), &share).map(|()| 0),
         Command::Guard => Ok(launch::guard_main() as u8),
+        Command::Remote => over_rsh::remote(),
     }
 }
 

@@ -4,12 +4,17 @@ use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use socket2::{SockRef, TcpKeepalive};
 
 use super::checkin::Lifeline;
 use crate::error::{Error, Result};
+
+/// After so long without a word the other end of a connection is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Leaves the connection open for this process and whatever program it becomes.
 pub fn keep_open(stream: TcpStream) -> Result<()> {
@@ -17,6 +22,25 @@ pub fn keep_open(stream: TcpStream) -> Result<()> {
         .map_err(|e| Error::io("keep open", "the connection to the leading rank", e.into()))?;
     let _ = stream.into_raw_fd(); // nobody closes it any more
     Ok(())
+}
+
+/// Waits until the other end of this connection is gone: closed, or its host or the network without a word for half a minute.
+pub fn watch_one(stream: TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 2).with_retries(4);
+    // Without it only the loss of a host goes unnoticed.
+    if let Err(error) =
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive).and_then(|()| stream.set_nonblocking(false))
+    {
+        tracing::warn!("lifeline: {error}");
+    }
+    let mut scratch = [0; 256];
+    loop {
+        match (&stream).read(&mut scratch) {
+            Ok(1..) => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
 }
 
 /// A thread that watches; dropping it ends the thread and closes the connections.

@@ -10,6 +10,7 @@
 
 pub mod board;
 pub mod checkin;
+pub mod hostfile;
 pub mod hostlist;
 mod inherited;
 pub mod lifelines;
