@@ -38,6 +38,9 @@ use crate::types::Role;
 /// The remote shell, and what makes it fail at once where it would ask somebody or wait for ever.
 pub const SSH: &str = "ssh -o BatchMode=yes -o ConnectTimeout=10";
 
+/// How much longer a remote shell is given than the process behind it.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Which hosts, and how they are reached.
 pub struct Reach<'a> {
     pub hostfile: &'a Path,
@@ -67,6 +70,8 @@ pub fn run(plan: &Plan, reach: &Reach<'_>) -> Result<Outcome> {
     // A name of its own: what runs on this very host by a remote shell is not ours to sweep.
     let mut tree = run::tree(plan, &launch::new_job()?, limits)?;
     tree.marker = variable::TREE;
+    // The other sides kill what does not end within their grace, and say so; they are lost only behind that.
+    tree.grace += LAST_WORDS;
     let tree = Tree::new(tree)?;
     let children = children(plan, reach, &leader, &nodes, &roles)?;
     let call_off = gathering.call_off();
