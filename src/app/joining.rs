@@ -61,7 +61,7 @@ pub fn as_worker(environment: &Environment) -> Result<Option<Environment>> {
     match find(environment, Role::Worker)? {
         Some((Meeting::Follower(leader, us), deadline)) => {
             let (place, lifeline) = check_in(&leader, &us, deadline)?;
-            keep_open(lifeline)?;
+            keep_open(lifeline);
             placed(environment, &place, &leader).map(Some)
         }
         _ => Ok(None),
@@ -74,7 +74,7 @@ pub fn as_server(environment: &Environment, serve: impl FnOnce(&Environment) -> 
         None | Some((Meeting::Alone, _)) => serve(environment),
         Some((Meeting::Follower(leader, us), deadline)) => {
             let (place, lifeline) = check_in(&leader, &us, deadline)?;
-            keep_open(lifeline)?;
+            keep_open(lifeline);
             serve(&placed(environment, &place, &leader)?)
         }
         Some((Meeting::Leader(gathering), deadline)) => lead(environment, *gathering, deadline, serve),

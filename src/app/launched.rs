@@ -17,7 +17,8 @@ use super::run::{self, Plan, exit_code};
 use crate::config::{Environment, ServerLimits, parse_ports, settings, variable};
 use crate::error::{Error, Result};
 use crate::launch::cluster::checkin::{Gathering, Place, check_in};
-use crate::launch::cluster::lifelines::{Watch, keep_open};
+use crate::launch::cluster::keeper;
+use crate::launch::cluster::lifelines::Watch;
 use crate::launch::cluster::meet::{Meeting, meet};
 use crate::launch::cluster::roles::{self, Counts, ServersOn};
 use crate::launch::cluster::task::{Choice, Task};
@@ -94,7 +95,7 @@ pub fn run(plan: &Plan, workers: Option<u32>, options: &LaunchOptions) -> Result
         }
         Meeting::Follower(leader, us) => {
             let (place, lifeline) = check_in(&leader, &us, deadline)?;
-            keep_open(lifeline)?;
+            keeper::keep(lifeline, &keeper_program()?)?;
             Err(become_it(plan, &place, &leader))
         }
     }
@@ -124,6 +125,11 @@ fn start_on(hostfile: &Path, plan: &Plan, workers: Option<u32>, options: &Launch
         secret: said.text(variable::SECRET).map(Secret::from_hex).transpose()?,
     };
     Ok(over_rsh::run(plan, &reach)?.code as u8)
+}
+
+/// How a keeper is started: by ourselves, with the task's number behind this.
+pub fn keeper_program() -> Result<Vec<OsString>> {
+    Ok(vec![run::own_program()?, "keeper".into()])
 }
 
 /// The settings with what the options say in their place.

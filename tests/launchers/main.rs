@@ -10,6 +10,7 @@ mod common;
 mod hostfile;
 mod hosts;
 mod slurm;
+mod tasks;
 
 use std::fs;
 use std::io::Write;

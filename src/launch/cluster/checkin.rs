@@ -127,6 +127,26 @@ pub fn check_in_with(
     }
 }
 
+/// Whether the leader of whom somebody tells is there, and proves that it knows the secret; if not, why.
+pub fn probe(leader: &Bootstrap, patience: Duration) -> Result<()> {
+    let at = format!("the leading rank on {}", leader.host());
+    let mut config = HubConfig::new(leader.secret().clone(), leader.job(), this_process(Role::Worker, None)?);
+    config.limits.connect_timeout = patience;
+    let mut hub = Hub::new(config)?;
+    hub.dial(&leader.address().to_string(), &at)?;
+    let (deadline, mut events) = (Deadline::after(Instant::now(), patience * 2), Vec::new());
+    loop {
+        hub.poll(&mut events, left(deadline, || format!("{at}, {}", leader.address()))?)?;
+        for event in events.drain(..) {
+            match event {
+                Event::Up { .. } => return Ok(()),
+                Event::Down { reason, .. } => return Err(reason),
+                _ => {}
+            }
+        }
+    }
+}
+
 /// A task that has checked in, as the leader knows it.
 #[derive(Debug)]
 pub struct Arrived {

@@ -1,4 +1,4 @@
-//! Sees tasks end, by the connections that they leave open: the leader's end in a thread, the others' across `exec`.
+//! Sees tasks end, by the connections that they leave open: the leader's end in a thread.
 
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::Errno;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::checkin::Lifeline;
@@ -16,12 +16,10 @@ use crate::error::{Error, Result};
 /// After so long without a word the other end of a connection is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Leaves the connection open for this process and whatever program it becomes.
-pub fn keep_open(stream: TcpStream) -> Result<()> {
-    fcntl_setfd(&stream, FdFlags::empty())
-        .map_err(|e| Error::io("keep open", "the connection to the leading rank", e.into()))?;
-    let _ = stream.into_raw_fd(); // nobody closes it any more
-    Ok(())
+/// Leaves the connection open for as long as this process lives, and for nothing that it starts.
+pub fn keep_open(stream: TcpStream) {
+    // Like all our descriptors it is closed on exec. Nobody else closes it any more.
+    let _ = stream.into_raw_fd();
 }
 
 /// Waits until the other end of this connection is gone: closed, or its host or the network without a word for half a minute.
