@@ -47,6 +47,11 @@ fn shell_to(process: &Process, host: &str) -> i32 {
     find(process, |words| words.iter().any(|word| word == RSH) && words.iter().any(|word| word == host))
 }
 
+/// Sends the supervisor itself a signal, past the time limit that it runs under.
+fn tell(process: &Process, signal: Signal) {
+    kill(find(process, |words| words.len() > 1 && words[0] == WINDLASS && words[1] == "run"), signal);
+}
+
 /// An endless training in its middle.
 fn training(folder: &Path) -> Process {
     let process = start(folder, "a\nb\nc\n", &["--servers", "2", "--workers", "4"], &ENDLESS);
@@ -117,7 +122,7 @@ fn the_secret_stands_on_no_command_line() {
     // The supervisor, its guard; for each process a shell, what reads for it, our side and its guard, and itself.
     assert!(lines.len() >= 2 + 6 * 4, "{lines:#?}");
     assert!(lines.iter().all(|line| !line.contains(secret)), "{lines:#?}");
-    process.signal(Signal::TERM);
+    tell(&process, Signal::TERM);
     all_gone(process).expect(143);
 }
 
@@ -126,9 +131,21 @@ fn signals_to_the_supervisor_end_all() {
     let folder = scratch();
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let process = training(folder.path());
-        process.signal(signal);
+        tell(&process, signal);
         process.end(DEADLINE).expect(code);
     }
+}
+
+#[test]
+fn a_job_that_is_told_to_end_saves_itself() {
+    let folder = scratch();
+    let cuts = folder.path().join("cuts");
+    let flags = ["--servers", "2", "--workers", "4", "--checkpoint", text(&cuts)];
+    let process = start(folder.path(), "a\nb\nc\n", &flags, &ENDLESS);
+    process.until_says(", clock ");
+    tell(&process, Signal::TERM);
+    all_gone(process).expect(75).says("told to end: cut ");
+    run(["checkpoint", "verify", text(&cuts)]).expect(0);
 }
 
 #[test]
@@ -138,7 +155,7 @@ fn what_a_signal_lets_a_process_say_still_arrives() {
     let process =
         start(folder.path(), "a\nb\n", &["--servers", "1", "--workers", "1"], &["sh", "-c", script]);
     process.until_says("here");
-    process.signal(Signal::TERM);
+    tell(&process, Signal::TERM);
     let ended = process.end(PATIENCE).expect(143);
     assert!(ended.stdout.contains("[worker 0] put away\n"), "{}", ended.stdout);
 }
@@ -148,7 +165,7 @@ fn nothing_outlives_whatever_dies() {
     let folder = scratch();
     // The supervisor.
     let process = training(folder.path());
-    kill(find(&process, |words| words[0] == WINDLASS && words[1] == "run"), Signal::KILL);
+    tell(&process, Signal::KILL);
     all_gone(process).expect(137);
     // A remote shell, with what it relays by: its connection.
     let process = training(folder.path());
@@ -157,7 +174,7 @@ fn nothing_outlives_whatever_dies() {
     all_gone(process).expect(137).says(" on b was killed by signal 9 (SIGKILL)");
     // Our side of a remote shell.
     let process = training(folder.path());
-    let remote = find(&process, |words| words.get(1).is_some_and(|word| word == "remote"));
+    let remote = find(&process, |words| words.len() > 1 && words[1] == "remote");
     kill(remote, Signal::KILL);
     all_gone(process).expect(137).says(" was killed by signal 9 (SIGKILL)");
     // A process itself.

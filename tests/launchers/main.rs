@@ -9,6 +9,7 @@
 mod common;
 mod hostfile;
 mod hosts;
+mod scripts;
 mod slurm;
 mod tasks;
 

@@ -51,3 +51,14 @@ fn a_task_becomes_its_program_and_nothing_else_comes_with_it() {
     worker.end(PATIENCE).expect(3);
     assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
 }
+
+/// Launchers are opened at run time, where they are there.
+#[test]
+fn the_program_is_linked_to_no_launcher() {
+    let output = std::process::Command::new("ldd").arg(WINDLASS).output().unwrap();
+    let libraries = String::from_utf8(output.stdout).unwrap();
+    assert!(libraries.contains("libc.so"), "{libraries}");
+    for launcher in ["pmi", "mpi", "slurm"] {
+        assert!(!libraries.contains(launcher), "{libraries}");
+    }
+}

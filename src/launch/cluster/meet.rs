@@ -302,6 +302,32 @@ mod tests {
         }
     }
 
+    /// Where the user gave all of them the secret, Slurm's list of hosts is enough.
+    #[test]
+    fn the_first_host_of_the_list_leads_at_a_port_of_the_job() {
+        let at = |rank, nodes: &str, secret: bool| {
+            let secret = secret.then(|| Secret::generate().unwrap());
+            let task = Task { nodes: Some(nodes.into()), ..task(rank, 2) };
+            let ways = Ways { secret, interface: Some("127.0.0.1".into()), ..Ways::default() };
+            (listed(&task, &ways).unwrap(), meet(&task, None, &ways, soon(60)))
+        };
+        let (address, first) = at(0, "localhost,nosuch.invalid", true);
+        let port = address.unwrap().strip_prefix("localhost:").unwrap().parse::<u16>().unwrap();
+        assert!(PORTS.contains(&port));
+        assert!(
+            matches!(first, Ok(Meeting::Leader(gathering)) if gathering.bootstrap().address().port() == port)
+        );
+        let (_, second) = at(1, "localhost,nosuch.invalid", true);
+        assert!(matches!(second, Ok(Meeting::Follower(leader, _)) if leader.address().port() == port));
+        // Names that nobody resolves, and a secret that only rank 0 would have: they meet at a file.
+        let ways =
+            |secret: bool| Ways { secret: secret.then(|| Secret::generate().unwrap()), ..Ways::default() };
+        let nodes = |nodes: &str| Task { nodes: Some(nodes.into()), ..task(1, 2) };
+        assert_eq!(listed(&nodes("nosuch.invalid"), &ways(true)).unwrap(), None);
+        assert_eq!(listed(&nodes("localhost"), &ways(false)).unwrap(), None);
+        assert!(listed(&nodes("n[1"), &ways(true)).is_err());
+    }
+
     #[test]
     fn an_address_needs_a_secret_and_a_host_that_is_ours() {
         let at = |address: &str, secret: bool, rank| {
