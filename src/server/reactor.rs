@@ -544,8 +544,8 @@ mod tests {
         use OptimizerSpec as Rule;
         for (expected, rules) in [
             (8, vec![Rule::sgd(0.1)]),
-            (12, vec![Rule::momentum(0.1, 0.9), Rule::adagrad(0.1, 0.0)]),
-            (16, vec![Rule::adam(0.1, 0.9, 0.9, 0.0), Rule::ftrl(0.1, 1.0, 0.0, 0.0)]),
+            (12, vec![Rule::momentum(0.1, 0.9), Rule::adagrad(0.1, 0.1)]),
+            (16, vec![Rule::adam(0.1, 0.9, 0.9, 0.1), Rule::ftrl(0.1, 1.0, 0.0, 0.0)]),
         ] {
             assert!(rules.into_iter().all(|rule| bytes(rule) == expected));
         }

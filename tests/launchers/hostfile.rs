@@ -69,7 +69,15 @@ fn hosts_give_the_same_bits() {
     let folder = scratch();
     let flags = ["--servers", "2", "--servers-on", "spread", "--workers", "4"];
     let job = job(folder.path(), "a slots=2\nb:3 # more\n[::1]\n", &flags);
-    Launcher::new(&["env"], &[], folder.path()).train(&[&job[..], &[WINDLASS]].concat());
+    let short = ["--epochs", "2", "--features", "4096"];
+    let job = [&job[..], &[WINDLASS, "train", "lr"], &short].concat();
+    let digest = |said: &str| {
+        said.lines().find_map(|line| Some(line.split_once("weights sha256")?.1.trim().to_owned()))
+    };
+    let over_rsh = Launcher::new(&["env"], &[], folder.path()).run(&job).expect(0);
+    let here = run([&["train", "lr"][..], &short].concat()).expect(0);
+    assert!(digest(&here.stdout).is_some());
+    assert_eq!(digest(&over_rsh.stdout), digest(&here.stdout));
 }
 
 #[test]
