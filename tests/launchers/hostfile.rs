@@ -69,7 +69,7 @@ fn hosts_give_the_same_bits() {
     let folder = scratch();
     let flags = ["--servers", "2", "--servers-on", "spread", "--workers", "4"];
     let job = job(folder.path(), "a slots=2\nb:3 # more\n[::1]\n", &flags);
-    let short = ["--epochs", "2", "--features", "4096"];
+    let short = ["--epochs", "2"];
     let job = [&job[..], &[WINDLASS, "train", "lr"], &short].concat();
     let digest = |said: &str| {
         said.lines().find_map(|line| Some(line.split_once("weights sha256")?.1.trim().to_owned()))

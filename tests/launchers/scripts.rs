@@ -6,11 +6,21 @@ use std::path::Path;
 use std::process::Command;
 
 use super::slurm::Slurm;
-use super::{DEFAULT, Launcher, WINDLASS, wanted};
+use super::{Launcher, WINDLASS, wanted};
 use crate::common::{run, scratch, text};
 
 fn script(name: &str) -> String {
     format!("{}/scripts/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A training that is short in any build.
+const SHORT: [&str; 2] = ["--epochs", "1"];
+
+/// What it comes to on this machine alone.
+fn alone(folder: &Path) -> String {
+    let report = folder.join("alone.json");
+    run([&["train", "lr"][..], &SHORT, &["--report", text(&report)]].concat()).expect(0);
+    digest(&report)
 }
 
 /// The digest of the weights in a report.
@@ -28,31 +38,19 @@ fn batch_scripts_run_as_they_are() {
     let report = folder.path().join("report.json");
     let told = [("WINDLASS", WINDLASS), ("SERVERS", "2")];
     let slurm = |command: &[&str]| slurm.launcher(command, &told, folder.path());
+    let expected = alone(folder.path());
+    let written = [&SHORT[..], &["--report", text(&report)]].concat();
     let batch = ["sbatch", "-Q", "--wait", "--overcommit"];
-    slurm(&batch).run(&[&script("windlass.sbatch"), "--report", text(&report)]).expect(0);
-    assert_eq!(digest(&report), DEFAULT);
-    slurm(&["bash"])
-        .run(&[
-            &script("windlass-salloc.sh"),
-            "-N",
-            "2",
-            "-n",
-            "6",
-            "--overcommit",
-            "--",
-            "--servers",
-            "2",
-            "--",
-            WINDLASS,
-            "train",
-            "lr",
-            "--report",
-            text(&report),
-        ])
-        .expect(0);
-    assert_eq!(digest(&report), DEFAULT);
+    slurm(&batch).run(&[&[&*script("windlass.sbatch")][..], &written].concat()).expect(0);
+    assert_eq!(digest(&report), expected);
+    fs::remove_file(&report).unwrap();
+    let inside =
+        ["-N", "2", "-n", "6", "--overcommit", "--", "--servers", "2", "--", WINDLASS, "train", "lr"];
+    slurm(&["bash"]).run(&[&[&*script("windlass-salloc.sh")][..], &inside, &written].concat()).expect(0);
+    assert_eq!(digest(&report), expected);
+    fs::remove_file(&report).unwrap();
     // One job for each of four rates: a server and three workers each.
-    slurm(&batch).run(&[&script("windlass-sweep.sbatch"), "--epochs", "1"]).expect(0);
+    slurm(&batch).run(&[&[&*script("windlass-sweep.sbatch")][..], &SHORT].concat()).expect(0);
     let digests: std::collections::BTreeSet<String> =
         (0..4).map(|job| digest(&folder.path().join(format!("sweep-{job}.json")))).collect();
     assert_eq!(digests.len(), 4);
@@ -64,6 +62,7 @@ fn the_mpirun_script_runs_as_it_is() {
         return;
     }
     let folder = scratch();
+    let expected = alone(folder.path());
     let root =
         [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), ("WINDLASS", WINDLASS)];
     for (mpirun, flags) in
@@ -71,7 +70,10 @@ fn the_mpirun_script_runs_as_it_is() {
     {
         let told = [&root[..], &[("MPIRUN", mpirun), ("MPIRUN_FLAGS", flags)]].concat();
         let launcher = Launcher::new(&["bash", &script("windlass-mpirun.sh")], &told, folder.path());
-        launcher.train(&["6", "--servers", "2", "--", WINDLASS]);
+        let report = folder.path().join("report.json");
+        let job = ["6", "--servers", "2", "--", WINDLASS, "train", "lr", "--report", text(&report)];
+        launcher.run(&[&job[..], &SHORT].concat()).expect(0);
+        assert_eq!(digest(&report), expected);
     }
 }
 
