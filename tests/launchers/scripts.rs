@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::slurm::Slurm;
 use super::{Launcher, WINDLASS, wanted};
-use crate::common::{run, scratch, text};
+use crate::common::{PATIENCE, run, scratch, text, until};
 
 fn script(name: &str) -> String {
     format!("{}/scripts/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -40,8 +40,15 @@ fn batch_scripts_run_as_they_are() {
     let slurm = |command: &[&str]| slurm.launcher(command, &told, folder.path());
     let expected = alone(folder.path());
     let written = [&SHORT[..], &["--report", text(&report)]].concat();
-    let batch = ["sbatch", "-Q", "--wait", "--overcommit"];
-    slurm(&batch).run(&[&[&*script("windlass.sbatch")][..], &written].concat()).expect(0);
+    let batch = |name: &str, arguments: &[&str]| {
+        let submit = ["sbatch", "-Q", "--overcommit"];
+        slurm(&submit).run(&[&[&*script(name)][..], arguments].concat()).expect(0);
+        // `sbatch --wait` looks every minute or so.
+        until(PATIENCE, "the end of the jobs", || {
+            slurm(&["squeue", "-h"]).run(&[]).expect(0).stdout.is_empty()
+        });
+    };
+    batch("windlass.sbatch", &written);
     assert_eq!(digest(&report), expected);
     fs::remove_file(&report).unwrap();
     let inside =
@@ -50,7 +57,7 @@ fn batch_scripts_run_as_they_are() {
     assert_eq!(digest(&report), expected);
     fs::remove_file(&report).unwrap();
     // One job for each of four rates: a server and three workers each.
-    slurm(&batch).run(&[&[&*script("windlass-sweep.sbatch")][..], &SHORT].concat()).expect(0);
+    batch("windlass-sweep.sbatch", &SHORT);
     let digests: std::collections::BTreeSet<String> =
         (0..4).map(|job| digest(&folder.path().join(format!("sweep-{job}.json")))).collect();
     assert_eq!(digests.len(), 4);
