@@ -1,4 +1,4 @@
-# Spack recipe: put it into a repository of yours as packages/windlass/package.py. Untried: Spack was not at hand.
+# Spack recipe: put it into a repository of yours as packages/windlass/package.py. Untried: Spack is neither in Debian nor on PyPI.
 from spack.package import *
 
 

@@ -101,6 +101,27 @@ pub mod variable {
 /// The variables that are read: our own, and those by which launchers tell a process who it is.
 const FAMILIES: [&str; 6] = ["WINDLASS_", "PMI_", "PMIX_", "OMPI_", "SLURM", "DMLC_"];
 
+/// Where programs and libraries are found; the processes of a job on several hosts are given it, too.
+const PATHS: [&str; 2] = ["PATH", "LD_LIBRARY_PATH"];
+
+/// What belongs to one process, or is told to each in another way.
+const OWN: [&str; 14] = [
+    variable::COORDINATOR,
+    variable::SECRET,
+    variable::JOB,
+    variable::RANK,
+    variable::WORKERS,
+    variable::SERVERS,
+    variable::LOCAL_INDEX,
+    variable::POLLERS,
+    variable::CONFIG,
+    variable::TASK,
+    variable::TASKS,
+    variable::LAUNCH,
+    variable::RENDEZVOUS,
+    variable::TREE,
+];
+
 /// Where a setting comes from. Each outdoes those before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
@@ -129,7 +150,9 @@ impl Environment {
     /// The process's present environment.
     pub fn capture() -> Environment {
         let ours = std::env::vars_os().filter_map(|(name, value)| {
-            let name = name.into_string().ok().filter(|n| FAMILIES.iter().any(|f| n.starts_with(f)))?;
+            let wanted =
+                |n: &String| FAMILIES.iter().any(|f| n.starts_with(f)) || PATHS.contains(&n.as_str());
+            let name = name.into_string().ok().filter(wanted)?;
             Some((name, Given { text: value.into_string().ok()?, source: Source::Variable }))
         });
         Environment { values: ours.collect() }.with_aliases()
@@ -185,6 +208,14 @@ impl Environment {
     /// The text of a variable.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(|given| given.text.as_str())
+    }
+
+    /// What a process of the same job on another host is given: our own variables, from wherever they come, and where programs are.
+    pub fn carried(&self) -> impl Iterator<Item = (String, String)> {
+        let ours =
+            |name: &str| name.starts_with("WINDLASS_") && !OWN.contains(&name) || PATHS.contains(&name);
+        let given = self.values.iter().filter(move |(name, _)| ours(name));
+        given.map(|(name, given)| (name.clone(), given.text.clone()))
     }
 
     /// A variable's value; refused by the name under which it was given when it does not parse.

@@ -16,6 +16,7 @@ use super::joining;
 use super::launched::{self, LaunchOptions};
 use super::lr;
 use super::node::{NetworkOptions, NodeOptions};
+use super::over_rsh;
 use super::pages;
 use super::run::{self, Plan};
 use super::settings::{CheckpointFlags, Flags, OfCoordinator, OfLink, OfServer, OfWorker};
@@ -23,6 +24,7 @@ use crate::config::{Environment, settings, variable};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::launch;
+use crate::launch::cluster::keeper;
 use crate::proto::secret::Secret;
 use crate::server::Server;
 use crate::server::coordinator::{Checkpoints, CoordinatorServer, CoordinatorServerConfig};
@@ -82,6 +84,18 @@ enum Command {
     },
     #[command(hide = true)]
     Guard,
+    /// Keeps a task's connection open while it lives
+    #[command(hide = true)]
+    Keeper {
+        /// Stay, instead of starting the one that does
+        #[arg(long)]
+        stay: bool,
+        /// The task's process id
+        task: i32,
+    },
+    /// One process of a job that `windlass run --hostfile` started, behind a remote shell
+    #[command(hide = true)]
+    Remote,
 }
 
 #[derive(Debug, Subcommand)]
@@ -218,6 +232,13 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
         }
         Command::Pages { share } => pages::write(Cli::command(), &share).map(|()| 0),
         Command::Guard => Ok(launch::guard_main() as u8),
+        Command::Keeper { stay, task } => {
+            let other = launched::keeper_program()?.into_iter().chain(["--stay".into()]).collect::<Vec<_>>();
+            keeper::keeper_main(task, (!stay).then_some(&other[..]))
+                .map_err(|e| Error::io("keep", "a connection", e))?;
+            Ok(0)
+        }
+        Command::Remote => over_rsh::remote(),
     }
 }
 

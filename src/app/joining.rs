@@ -47,8 +47,12 @@ pub fn ways(environment: &Environment) -> Result<Ways> {
 
 /// When they must have done so: 30 s from now, unless a variable says otherwise.
 pub fn deadline(environment: &Environment) -> Result<Deadline> {
-    let seconds = environment.value(variable::LAUNCH_TIMEOUT, "a number of seconds")?.unwrap_or(30);
-    Ok(Deadline::after(Instant::now(), Duration::from_secs(seconds)))
+    Ok(Deadline::after(Instant::now(), Duration::from_secs(launch_timeout(environment)?)))
+}
+
+/// In how many seconds.
+pub fn launch_timeout(environment: &Environment) -> Result<u64> {
+    Ok(environment.value(variable::LAUNCH_TIMEOUT, "a number of seconds")?.unwrap_or(30))
 }
 
 /// The settings of a worker that was not told of a job, once its launcher's other tasks told it. `None` when it was told, or when
@@ -57,7 +61,7 @@ pub fn as_worker(environment: &Environment) -> Result<Option<Environment>> {
     match find(environment, Role::Worker)? {
         Some((Meeting::Follower(leader, us), deadline)) => {
             let (place, lifeline) = check_in(&leader, &us, deadline)?;
-            keep_open(lifeline)?;
+            keep_open(lifeline);
             placed(environment, &place, &leader).map(Some)
         }
         _ => Ok(None),
@@ -70,7 +74,7 @@ pub fn as_server(environment: &Environment, serve: impl FnOnce(&Environment) -> 
         None | Some((Meeting::Alone, _)) => serve(environment),
         Some((Meeting::Follower(leader, us), deadline)) => {
             let (place, lifeline) = check_in(&leader, &us, deadline)?;
-            keep_open(lifeline)?;
+            keep_open(lifeline);
             serve(&placed(environment, &place, &leader)?)
         }
         Some((Meeting::Leader(gathering), deadline)) => lead(environment, *gathering, deadline, serve),

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
@@ -13,11 +13,13 @@ use clap::Args;
 
 use super::following::follow;
 use super::joining;
+use super::over_rsh::{self, Reach};
 use super::run::{self, Plan, exit_code};
 use crate::config::{Environment, ServerLimits, parse_ports, settings, variable};
 use crate::error::{Error, Result};
 use crate::launch::cluster::checkin::{Gathering, Place, check_in};
-use crate::launch::cluster::lifelines::{Watch, Word, keep_open};
+use crate::launch::cluster::keeper;
+use crate::launch::cluster::lifelines::{Watch, Word};
 use crate::launch::cluster::meet::{Meeting, meet};
 use crate::launch::cluster::roles::{self, Counts, ServersOn};
 use crate::launch::cluster::task::{Choice, Task};
@@ -32,9 +34,16 @@ use crate::types::Role;
 /// How the processes of a job are started on several hosts.
 #[derive(Debug, Clone, Args)]
 pub struct LaunchOptions {
-    /// Who started this process: auto (look for it), local (nobody: start the job here), slurm, or mpi
+    /// Who started this process: auto (look for it), local (nobody: start the job here), slurm, mpi, or ssh (nobody: start the job
+    /// on the hosts of --hostfile, as auto does where that is given)
     #[arg(long, value_name = "WHO", default_value = "auto")]
     launcher: Choice,
+    /// Start the job on the hosts that this file lists, one on a line: n1, n1 slots=4, n1:4, n[1-3], [fd00::1]:4
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["coordinator", "rendezvous"])]
+    hostfile: Option<PathBuf>,
+    /// Remote shell for --hostfile, with its options; a host and one command are added
+    #[arg(long, value_name = "CMD", default_value = over_rsh::SSH, requires = "hostfile")]
+    rsh: String,
     /// Ranks that become servers: first, spread (over the nodes), or a list such as 0,4-6
     #[arg(long, value_name = "WHICH", default_value_t = ServersOn::First)]
     servers_on: ServersOn,
@@ -55,6 +64,12 @@ pub struct LaunchOptions {
 
 /// Takes part in a launcher's job; gives the exit code. `None` when no launcher started this process, or it alone.
 pub fn run(plan: &Plan, workers: Option<u32>, options: &LaunchOptions) -> Result<Option<u8>> {
+    if let Some(hostfile) = &options.hostfile {
+        return start_on(hostfile, plan, workers, options).map(Some);
+    }
+    if options.launcher == Choice::Ssh {
+        return Err(Error::config("--hostfile", "a file that lists hosts", "nothing"));
+    }
     let Some(task) = Task::find(options.launcher, &plan.settings)? else {
         for (flag, given) in [
             ("--coordinator", options.coordinator.is_some()),
@@ -84,10 +99,41 @@ pub fn run(plan: &Plan, workers: Option<u32>, options: &LaunchOptions) -> Result
             if plan.saves() {
                 return follow(plan, child(plan, &place, &leader)?, lifeline).map(Some);
             }
-            keep_open(lifeline)?;
+            keeper::keep(lifeline, &keeper_program()?)?;
             Err(become_it(plan, &place, &leader))
         }
     }
+}
+
+/// Starts the job on other hosts; gives its exit code.
+fn start_on(hostfile: &Path, plan: &Plan, workers: Option<u32>, options: &LaunchOptions) -> Result<u8> {
+    let expected =
+        || Error::config("--launcher", "ssh, or auto outside of srun and mpirun, with --hostfile", "another");
+    if !matches!(options.launcher, Choice::Auto | Choice::Ssh) {
+        return Err(expected());
+    }
+    if let Some(task) = Task::find(options.launcher, &plan.settings)? {
+        return Err(Error::config(
+            "--hostfile",
+            "a process that no launcher started, or --launcher ssh",
+            task,
+        ));
+    }
+    let said = over(plan, options)?;
+    let reach = Reach {
+        hostfile,
+        rsh: &options.rsh,
+        servers_on: &options.servers_on,
+        workers,
+        launch_timeout: joining::launch_timeout(&said)?,
+        secret: said.text(variable::SECRET).map(Secret::from_hex).transpose()?,
+    };
+    Ok(over_rsh::run(plan, &reach)?.code as u8)
+}
+
+/// How a keeper is started: by ourselves, with the task's number behind this.
+pub fn keeper_program() -> Result<Vec<OsString>> {
+    Ok(vec![run::own_program()?, "keeper".into()])
 }
 
 /// The settings with what the options say in their place.
@@ -230,6 +276,7 @@ fn child(plan: &Plan, place: &Place, leader: &Bootstrap) -> Result<Child> {
         environment: environment(plan, place, leader)?,
         prefix: false,
         inherit_stderr: true,
+        remote: None,
     })
 }
 

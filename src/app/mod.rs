@@ -9,6 +9,7 @@ mod joining;
 mod launched;
 pub mod lr;
 mod node;
+mod over_rsh;
 mod pages;
 mod run;
 mod settings;

@@ -1,5 +1,6 @@
 //! A job on this machine: a coordinator in this process, servers and workers as its children.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::thread;
@@ -30,13 +31,7 @@ pub struct Plan {
 
 /// Runs the job until all its processes have ended.
 pub fn run(plan: &Plan) -> Result<launch::Outcome> {
-    let within = |what: &str, given: u32, most: u32| match given {
-        0 => Err(Error::config(what, format!("1 to {most}"), 0)),
-        n if n > most => Err(Error::config(what, format!("1 to {most}"), n)),
-        _ => Ok(()),
-    };
-    within("--servers", plan.servers, 1024)?;
-    within("--workers", plan.workers, 4096)?;
+    check_counts(plan.servers, plan.workers)?;
     let limits = ServerLimits::from_environment(&plan.settings)?;
     // The workers would refuse it, too, but later and each by itself.
     WorkerLimits::from_environment(&plan.settings)?;
@@ -49,9 +44,28 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     config.ports = network.ports.clone();
     config.limited_by(&plan.settings)?;
     config.checkpoints = Checkpoints::from_environment(&plan.settings)?;
-    let mut coordinator = CoordinatorServer::bind(config)?;
+    let coordinator = CoordinatorServer::bind(config)?;
     let children = children(plan, &coordinator.address().to_string(), &secret)?;
-    let mut tree = Tree::new(tree(plan, &job, limits)?)?;
+    supervise(plan, coordinator, Tree::new(tree(plan, &job, limits)?)?, &children)
+}
+
+/// Refuses numbers of which there can't be a job.
+pub fn check_counts(servers: u32, workers: u32) -> Result<()> {
+    for (what, given, most) in [("--servers", servers, 1024), ("--workers", workers, 4096)] {
+        if !(1..=most).contains(&given) {
+            return Err(Error::config(what, format!("1 to {most}"), given));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the Coordinator beside the tree of its job.
+pub fn supervise(
+    plan: &Plan,
+    mut coordinator: CoordinatorServer,
+    mut tree: Tree,
+    children: &[Child],
+) -> Result<launch::Outcome> {
     let handle = tree.handle();
     let stop = coordinator.stop_handle();
     saves_itself(plan, &mut coordinator, &mut tree, || {})?;
@@ -63,7 +77,7 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
             Err(error) => handle.stop(error.to_string(), i32::from(exit_code(&error))),
         })
         .map_err(|e| Error::io("start thread", "wl-coord", e))?;
-    let outcome = tree.run(&children);
+    let outcome = tree.run(children);
     stop.stop();
     if serving.join().is_err() {
         return Err(Error::Aborted { reason: "the coordinator's thread panicked".to_owned() });
@@ -126,17 +140,31 @@ impl Plan {
         }
         Ok(common)
     }
+
+    /// What a process on another host is told besides: all that stands in our own environment and that it would have here. What the
+    /// configuration file says is among it, so the file is not needed there.
+    pub fn carried(&self) -> Result<Vec<(String, String)>> {
+        let mut carried: BTreeMap<String, String> = self.settings.carried().collect();
+        carried.insert(variable::THREADS.to_owned(), self.threads()?.to_string());
+        Ok(carried.into_iter().collect())
+    }
 }
 
 /// How a tree of this plan's processes is run.
 pub fn tree(plan: &Plan, name: &str, limits: ServerLimits) -> Result<TreeConfig> {
-    let mut tree = TreeConfig::new(&plan.command, name, vec![own_program()?, "guard".into()]);
+    tree_of(&plan.command, name, limits)
+}
+
+/// The same for whoever has no plan.
+pub fn tree_of(command: &str, name: &str, limits: ServerLimits) -> Result<TreeConfig> {
+    let mut tree = TreeConfig::new(command, name, vec![own_program()?, "guard".into()]);
     tree.consequences = CONSEQUENCES.to_vec();
     tree.grace = tree.grace.max(limits.stop_timeout + FAREWELL);
     Ok(tree)
 }
 
-fn own_program() -> Result<OsString> {
+/// This program.
+pub fn own_program() -> Result<OsString> {
     let exe = std::env::current_exe().map_err(|e| Error::io("find", "our own program", e))?;
     Ok(exe.into_os_string())
 }
@@ -181,6 +209,7 @@ fn children(plan: &Plan, coordinator: &str, secret: &Secret) -> Result<Vec<Child
                 arguments: command.iter().skip(1).cloned().collect(),
                 environment: environment.into_iter().map(|(n, v)| (n.into(), v.into())).collect(),
                 prefix: plan.prefix,
+                remote: None,
             });
         }
     }

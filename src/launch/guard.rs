@@ -24,7 +24,7 @@ use super::sweep::sweep;
 use super::{JOB_VARIABLE, TreeConfig};
 use crate::error::{Error, Result};
 
-/// What a guard says once it stands by, so that a program that is none is noticed before anything depends on it.
+/// What a helper says once it stands by, so that a program that is none is noticed before anything depends on it.
 const READY: &[u8] = b"ready\n";
 /// How long it may take to say so; a cold executable on a busy network file system takes seconds.
 const START: Duration = Duration::from_secs(30);
@@ -43,7 +43,8 @@ impl Guard {
         };
         let mut guard = spawn(program, arguments, config.marker)
             .map_err(|e| Error::io("start the guard", program.to_string_lossy(), e))?;
-        guard.await_ready().map_err(|e| Error::io("start the guard", program.to_string_lossy(), e))?;
+        await_ready(&mut guard.process)
+            .map_err(|e| Error::io("start the guard", program.to_string_lossy(), e))?;
         let mark = format!("mark {}\n", config.mark());
         guard.link.write_all(mark.as_bytes()).map_err(|e| Error::io("tell", "the guard", e))?;
         Ok(guard)
@@ -53,18 +54,25 @@ impl Guard {
     pub(super) fn link(&self) -> BorrowedFd<'_> {
         self.link.as_fd()
     }
+}
 
-    fn await_ready(&mut self) -> io::Result<()> {
-        let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-        let mut answer = self.process.stdout.take().ok_or_else(|| wrong("no pipe to it"))?;
-        let timeout = Timespec { tv_sec: START.as_secs() as i64, tv_nsec: 0 };
-        if poll(&mut [PollFd::new(&answer, PollFlags::IN)], Some(&timeout))? == 0 {
-            return Err(wrong("it does not answer"));
-        }
-        let mut said = [0; READY.len()];
-        answer.read_exact(&mut said)?;
-        if said == READY { Ok(()) } else { Err(wrong("this is no guard")) }
+/// Waits until a helper says that it stands by.
+pub(super) fn await_ready(helper: &mut Child) -> io::Result<()> {
+    let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let mut answer = helper.stdout.take().ok_or_else(|| wrong("no pipe to it"))?;
+    let timeout = Timespec { tv_sec: START.as_secs() as i64, tv_nsec: 0 };
+    if poll(&mut [PollFd::new(&answer, PollFlags::IN)], Some(&timeout))? == 0 {
+        return Err(wrong("it does not answer"));
     }
+    let mut said = [0; READY.len()];
+    answer.read_exact(&mut said)?;
+    if said == READY { Ok(()) } else { Err(wrong("this is no helper of ours")) }
+}
+
+/// Says so.
+pub(super) fn say_ready() -> io::Result<()> {
+    let mut output = io::stdout();
+    output.write_all(READY).and_then(|()| output.flush())
 }
 
 impl Drop for Guard {
@@ -94,27 +102,27 @@ fn spawn(program: &OsString, arguments: &[OsString], marker: &str) -> io::Result
     // A socket and not a pipe: what writes to a guard that is gone gets an error and no SIGPIPE.
     let (link, its_end) = UnixStream::pair()?;
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        // Inside another job it would carry that one's marker, and be swept before it can clean up here.
-        .env_remove(marker)
-        .env_remove(JOB_VARIABLE)
-        .stdin(Stdio::from(OwnedFd::from(its_end)))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
+    // Inside another job it would carry that one's marker, and be swept before it can clean up here.
+    command.args(arguments).env_remove(marker).stdin(Stdio::from(OwnedFd::from(its_end)));
+    Ok(Guard { process: apart(&mut command).spawn()?, link })
+}
+
+/// Makes a helper of `command`: in a session of its own, in no job, with no descriptor of ours but its input, and a pipe for its answer.
+pub(super) fn apart(command: &mut Command) -> &mut Command {
+    command.env_remove(JOB_VARIABLE).stdout(Stdio::piped()).stderr(Stdio::null());
     // SAFETY: between fork and exec only the forking thread exists, so the closure must be async-signal-safe: it makes
     // two system calls (setsid; close_range with integers only) and touches neither heap nor locks; the error is built
     // from an errno, without allocation.
     unsafe {
         command.pre_exec(|| {
             rustix::process::setsid()?;
-            // Whatever our parent left open for us (a shell's `3>pipe`) would stay open for as long as the guard
+            // Whatever our parent left open for us (a shell's `3>pipe`) would stay open for as long as the helper
             // lives. Best effort: kernels before 5.11 refuse, and then only such descriptors stay.
             libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             Ok(())
         });
     }
-    Ok(Guard { process: command.spawn()?, link })
+    command
 }
 
 /// The whole life of the guard process; the result is its exit code.
@@ -127,8 +135,7 @@ pub fn guard_main() -> i32 {
     }
     // Not to keep a file system busy. Nothing here depends on the directory.
     let _ = std::env::set_current_dir("/");
-    let mut output = io::stdout();
-    if output.write_all(READY).and_then(|()| output.flush()).is_err() {
+    if say_ready().is_err() {
         return 1;
     }
     let (mut mark, mut groups) = (None, Vec::new());

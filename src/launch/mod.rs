@@ -1,4 +1,4 @@
-//! The process tree of a job on one machine: servers and workers as children of one supervisor.
+//! The process tree of a job: servers and workers as children of one supervisor, or the remote shells in which they run.
 //!
 //! [`Tree::run`] starts the children, relays their output line by line, stops all when one fails, and leaves nothing
 //! behind. What keeps that last promise, from the first line to the last:
@@ -21,6 +21,7 @@ mod guard;
 mod output;
 mod policy;
 mod relay;
+pub mod remote;
 mod signals;
 mod spawn;
 mod sweep;
@@ -63,6 +64,18 @@ pub struct Child {
     pub prefix: bool,
     /// Give it our standard error itself instead of a relay, so that it can draw a progress bar on a terminal.
     pub inherit_stderr: bool,
+    /// The process is a remote shell; what counts runs elsewhere.
+    pub remote: Option<Remote>,
+}
+
+/// What a tree's remote process is told, through the standard input of its remote shell: what to do, then one byte for each signal.
+/// The end of this input is the end of the process.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// Its host, for messages.
+    pub host: String,
+    /// What the input begins with.
+    pub order: Vec<u8>,
 }
 
 /// How a tree is run. [`TreeConfig::new`] fills in the times.

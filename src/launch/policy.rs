@@ -98,9 +98,9 @@ struct Cause {
 
 #[derive(Debug)]
 struct Member {
-    name: String,
+    /// Its name, and where it is: `worker 0 (pid 77)`.
+    who: String,
     role: ChildRole,
-    pid: u32,
     ended: bool,
 }
 
@@ -141,9 +141,9 @@ impl Policy {
         self.save = Some(within);
     }
 
-    /// A child was started. Children are numbered in the order of these calls.
-    pub(super) fn started(&mut self, name: &str, role: ChildRole, pid: u32) {
-        self.members.push(Member { name: name.to_owned(), role, pid, ended: false });
+    /// A child was started; messages call it `who`. Children are numbered in the order of these calls.
+    pub(super) fn started(&mut self, who: String, role: ChildRole) {
+        self.members.push(Member { who, role, ended: false });
     }
 
     /// A child ended.
@@ -283,8 +283,7 @@ impl Policy {
     }
 
     fn judge(&self, child: usize, exit: Exit) -> Option<Cause> {
-        let Member { name, role, pid, .. } = &self.members[child];
-        let who = format!("{name} (pid {pid})");
+        let Member { who, role, .. } = &self.members[child];
         let workers_left = self.members.iter().any(|other| other.role == ChildRole::Worker && !other.ended);
         match exit {
             Exit::Signal(signal) => {
@@ -386,13 +385,8 @@ impl Policy {
     }
 
     fn alive(&self) -> String {
-        let names: Vec<String> = self
-            .members
-            .iter()
-            .filter(|member| !member.ended)
-            .map(|member| format!("{} (pid {})", member.name, member.pid))
-            .collect();
-        names.join(", ")
+        let alive = self.members.iter().filter(|member| !member.ended);
+        alive.map(|member| member.who.as_str()).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -12,9 +12,9 @@ const KILL: Exit = Exit::Signal(9);
 /// A server (child 0) and two workers (1 and 2), with pids 100 to 102.
 fn tree() -> (Policy, Instant) {
     let mut policy = Policy::new("run", Times { grace: GRACE, settle: SETTLE, report: REPORT }, &[LOST]);
-    policy.started("server 0", ChildRole::Server, 100);
-    policy.started("worker 0", ChildRole::Worker, 101);
-    policy.started("worker 1", ChildRole::Worker, 102);
+    policy.started("server 0 (pid 100)".into(), ChildRole::Server);
+    policy.started("worker 0 (pid 101)".into(), ChildRole::Worker);
+    policy.started("worker 1 (pid 102)".into(), ChildRole::Worker);
     (policy, Instant::now())
 }
 

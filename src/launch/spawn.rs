@@ -12,11 +12,12 @@ use super::guard::{Guard, announce};
 use super::{Child, TreeConfig};
 use crate::error::{Error, Result};
 
-/// A started child and the reading ends of its output.
+/// A started child and our ends of its pipes.
 pub(super) struct Spawned {
     pub(super) process: std::process::Child,
     /// Its process id, and that of its process group.
     pub(super) pid: Pid,
+    pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
 }
@@ -31,7 +32,7 @@ pub(super) fn spawn(child: &Child, tree: &TreeConfig, guard: &Guard, shielded: b
         .args(&child.arguments)
         .envs(child.environment.iter().map(|(name, value)| (name, value)))
         .env(tree.marker, &tree.job)
-        .stdin(Stdio::null())
+        .stdin(if child.remote.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(if child.inherit_stderr { Stdio::inherit() } else { Stdio::piped() })
         .process_group(0);
@@ -41,9 +42,10 @@ pub(super) fn spawn(child: &Child, tree: &TreeConfig, guard: &Guard, shielded: b
     }
     let mut process = command.spawn().map_err(failed)?;
     let pid = Pid::from_child(&process);
+    let stdin = process.stdin.take().map(OwnedFd::from);
     let stdout = process.stdout.take().map(OwnedFd::from);
     let stderr = process.stderr.take().map(OwnedFd::from);
-    for pipe in [&stdout, &stderr].into_iter().flatten() {
+    for pipe in [&stdin, &stdout, &stderr].into_iter().flatten() {
         // Only our end: the child's end is another open file, and stays blocking.
         if let Err(refused) = ioctl_fionbio(pipe, true) {
             let _ = process.kill();
@@ -51,7 +53,7 @@ pub(super) fn spawn(child: &Child, tree: &TreeConfig, guard: &Guard, shielded: b
             return Err(failed(refused.into()));
         }
     }
-    Ok(Spawned { process, pid, stdout, stderr })
+    Ok(Spawned { process, pid, stdin, stdout, stderr })
 }
 
 fn shield(command: &mut Command) {

@@ -52,6 +52,7 @@ pub struct TreeHandle {
 enum Request {
     Stop { reason: String, code: i32 },
     JobFinished,
+    Signal(i32),
 }
 
 impl TreeHandle {
@@ -64,6 +65,11 @@ impl TreeHandle {
     /// Every worker has finished its part: from now on a server may end with 0 before the worker processes do.
     pub fn job_finished(&self) {
         self.send(Request::JobFinished);
+    }
+
+    /// Does what this signal to the supervisor does.
+    pub fn signal(&self, signal: i32) {
+        self.send(Request::Signal(signal));
     }
 
     fn send(&self, request: Request) {
@@ -135,6 +141,8 @@ struct Member {
     pid: Pid,
     /// Its standard output and standard error, until they end.
     streams: [Option<Stream>; 2],
+    /// The standard input of a remote shell.
+    input: Option<Output>,
     /// It is a zombie.
     ended: bool,
 }
@@ -152,6 +160,8 @@ enum Ready {
     /// Stream `.1` of member `.0`.
     Stream(usize, usize),
     Output(usize),
+    /// The input of this member.
+    Input(usize),
 }
 
 impl<'a> Running<'a> {
@@ -178,7 +188,15 @@ impl<'a> Running<'a> {
     fn add(&mut self, child: &Child) -> Result<()> {
         let Some(guard) = &self.guard else { return Ok(()) }; // the tree is at its end already
         let spawned = spawn(child, &self.tree.config, guard, self.tree.save.is_some())?;
-        self.policy.started(&child.name, child.role, spawned.process.id());
+        let (input, who) = match (&child.remote, spawned.stdin) {
+            (Some(remote), Some(stdin)) => {
+                let mut input = Output::to(stdin)?;
+                input.append(|queue| queue.extend_from_slice(&remote.order));
+                (Some(input), format!("{} on {}", child.name, remote.host))
+            }
+            _ => (None, format!("{} (pid {})", child.name, spawned.process.id())),
+        };
+        self.policy.started(who, child.role);
         let name = child.prefix.then_some(child.name.as_str());
         let stream =
             |source: Option<OwnedFd>| source.map(|source| Stream { source, cutter: LineCutter::new(name) });
@@ -186,6 +204,7 @@ impl<'a> Running<'a> {
             process: spawned.process,
             pid: spawned.pid,
             streams: [stream(spawned.stdout), stream(spawned.stderr)],
+            input,
             ended: false,
         });
         Ok(())
@@ -208,6 +227,7 @@ impl<'a> Running<'a> {
                     self.read(member, which);
                 }
                 Ready::Output(which) => self.write(which),
+                Ready::Input(member) => self.tell(member),
             }
         }
         self.policy.tick(Instant::now());
@@ -234,9 +254,12 @@ impl<'a> Running<'a> {
                 }
             }
         }
-        for (which, output) in self.outputs.iter().enumerate() {
+        let outputs = self.outputs.iter().enumerate().map(|(which, output)| (Ready::Output(which), output));
+        let inputs = self.members.iter().enumerate();
+        let inputs = inputs.filter_map(|(at, member)| Some((Ready::Input(at), member.input.as_ref()?)));
+        for (token, output) in outputs.chain(inputs) {
             if let Some(fd) = output.waiting() {
-                tokens.push(Ready::Output(which));
+                tokens.push(token);
                 polled.push(PollFd::new(fd, PollFlags::OUT));
             }
         }
@@ -265,6 +288,8 @@ impl<'a> Running<'a> {
             let Some(status) = status else { continue };
             let exit = match (status.terminating_signal(), status.exit_status()) {
                 (Some(signal), _) => Exit::Signal(signal),
+                // A remote shell gives the exit code of what ran elsewhere.
+                (None, Some(code @ 129..=159)) if member.input.is_some() => Exit::Signal(code - 128),
                 (None, Some(code)) => Exit::Code(code),
                 (None, None) => continue,
             };
@@ -281,6 +306,7 @@ impl<'a> Running<'a> {
             match request {
                 Request::Stop { reason, code } => self.policy.stop(reason, code, Instant::now()),
                 Request::JobFinished => self.policy.job_finished(),
+                Request::Signal(signal) => self.policy.signalled(signal, Instant::now()),
             }
         }
     }
@@ -319,24 +345,34 @@ impl<'a> Running<'a> {
         }
     }
 
+    /// Writes to a remote shell. One that has ended is seen to end; nobody misses what it was to be told.
+    fn tell(&mut self, member: usize) {
+        if let Some(input) = &mut self.members[member].input {
+            let _ = input.write();
+        }
+    }
+
     fn act(&mut self, action: Action) {
         match action {
             Action::Say(_) if self.tree.config.quiet => {}
             Action::Say(line) => self.outputs[1].append(|queue| queue.extend_from_slice(line.as_bytes())),
             Action::Signal(signal) => {
+                for input in self.members.iter_mut().filter_map(|member| member.input.as_mut()) {
+                    input.append(|queue| queue.extend(u8::try_from(signal)));
+                }
                 if let Some(signal) = Signal::from_named_raw(signal) {
-                    self.signal_groups(signal);
+                    self.signal_groups(signal, |member| member.input.is_none());
                     // A stopped process acts on nothing but SIGKILL until it goes on.
-                    self.signal_groups(Signal::CONT);
+                    self.signal_groups(Signal::CONT, |_| true);
                 }
             }
             Action::Save => self.tree.save.iter().for_each(|save| (save.ask)()),
-            Action::Kill => self.signal_groups(Signal::KILL),
+            Action::Kill => self.signal_groups(Signal::KILL, |_| true),
         }
     }
 
-    fn signal_groups(&self, signal: Signal) {
-        for member in &self.members {
+    fn signal_groups(&self, signal: Signal, which: impl Fn(&Member) -> bool) {
+        for member in self.members.iter().filter(|member| which(member)) {
             // Refused only for a group of zombies or of processes that changed their user; the sweep looks again.
             let _ = kill_process_group(member.pid, signal);
         }
@@ -344,9 +380,10 @@ impl<'a> Running<'a> {
 
     /// Ends what is left of every child, then the guard, then the zombies, whose ids are free only now.
     fn clean_up(&mut self) {
-        self.signal_groups(Signal::KILL);
+        self.signal_groups(Signal::KILL, |_| true);
         sweep(&self.tree.config.mark());
         self.guard = None;
+        self.members.iter_mut().for_each(|member| member.input = None);
         let started = Instant::now();
         for member in &mut self.members {
             while matches!(member.process.try_wait(), Ok(None)) && started.elapsed() < DYING {
@@ -375,7 +412,7 @@ impl<'a> Running<'a> {
                 match ready {
                     Ready::Output(which) => self.write(which),
                     Ready::Request => self.take_requests(), // too late to change anything
-                    Ready::Signal | Ready::Stream(..) => {}
+                    Ready::Signal | Ready::Stream(..) | Ready::Input(_) => {}
                 }
             }
             if let Some(signal) = self.tree.signals.take().first() {

@@ -397,10 +397,8 @@ impl Reactor {
     }
 
     fn begin(&mut self, view: View) -> Result<()> {
-        let slot_bytes = align_up(HEADER + self.limits.payload_bytes);
         let workers = view.workers as usize;
-        let room = self.limits.staging_bytes / slot_bytes / workers.max(1);
-        let slots = room.min(self.limits.slots).min(MAX_SLOTS);
+        let (slots, slot_bytes) = slots(&self.limits, workers);
         if slots == 0 {
             return Err(Error::Limit {
                 resource: format!(
@@ -524,6 +522,13 @@ fn given_up(peer: &str) -> Error {
     Error::Refused { peer: peer.to_owned(), reason: "it has asked again since".to_owned() }
 }
 
+/// How many slots each worker has, and the bytes of one.
+fn slots(limits: &ServerLimits, workers: usize) -> (usize, usize) {
+    let slot_bytes = align_up(HEADER + limits.payload_bytes);
+    let room = limits.staging_bytes / slot_bytes / workers.max(1);
+    (room.min(limits.slots).min(MAX_SLOTS), slot_bytes)
+}
+
 fn not_begun(call: &'static str) -> Error {
     Error::Misuse { call, reason: "the job has not begun on this server: there is no View yet".to_owned() }
 }
@@ -531,6 +536,51 @@ fn not_begun(call: &'static str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::parse_bytes;
+    use crate::types::OptimizerSpec;
+
+    /// The rows of the README's table of sizes, its bytes of a parameter, and its slots: what the code makes of them.
+    #[test]
+    fn the_sizes_in_the_readme_are_those_of_the_code() {
+        let readme = include_str!("../../README.md");
+        let section =
+            readme.split("### How many servers").nth(1).and_then(|s| s.split("\n## ").next()).unwrap();
+        let bytes = |rule: OptimizerSpec| 4 * (2 + Optimizers::default().build(&rule).unwrap().state_width());
+        use OptimizerSpec as Rule;
+        for (expected, rules) in [
+            (8, vec![Rule::sgd(0.1)]),
+            (12, vec![Rule::momentum(0.1, 0.9), Rule::adagrad(0.1, 0.1)]),
+            (16, vec![Rule::adam(0.1, 0.9, 0.9, 0.1), Rule::ftrl(0.1, 1.0, 0.0, 0.0)]),
+        ] {
+            assert!(rules.into_iter().all(|rule| bytes(rule) == expected));
+        }
+        let said =
+            "with SGD 8 bytes for each fp32 parameter, with momentum or Adagrad 12, with Adam or\nFTRL 16";
+        assert!(section.contains(said));
+        let default = ServerLimits::default();
+        let said =
+            format!("slots of 256 KiB + 64 B, evenly for all workers, at most {} for each", default.slots);
+        assert!(section.contains(&said) && slots(&default, 1) == (16, (256 << 10) + 64));
+        let number = |text: &str| {
+            let (digits, unit) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+            digits.parse::<f64>().unwrap()
+                * [("M", 1e6), ("G", 1e9), ("GB", 1e9), ("", 1.0)].iter().find(|u| u.0 == unit).unwrap().1
+        };
+        let rows: Vec<Vec<&str>> = section.lines().map(|line| line.split('|').collect()).collect();
+        let rows: Vec<_> =
+            rows.iter().filter(|row| row.len() == 8 && row[1].trim().parse::<u32>().is_ok()).collect();
+        assert!(rows.len() >= 6, "{rows:?}");
+        for row in rows {
+            let staging = row[4].split_whitespace().next().unwrap();
+            let limits =
+                ServerLimits { staging_bytes: parse_bytes(staging).unwrap() as usize, ..default.clone() };
+            assert_eq!(slots(&limits, number(row[1]) as usize).0 as f64, number(row[5]), "{row:?}");
+            let (servers, threads) = row[3].split_once('×').unwrap();
+            let each =
+                16.0 * number(row[2]) / number(servers) + number(threads) * limits.staging_bytes as f64;
+            assert!((each - number(row[6])).abs() <= 0.05e9 + 1e6, "{row:?}: {each}");
+        }
+    }
 
     #[test]
     fn a_thread_that_panics_says_so() {

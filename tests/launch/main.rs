@@ -110,6 +110,7 @@ fn shell(name: String, role: ChildRole, script: &str, prefix: bool) -> Child {
         environment: vec![("GREETING".into(), "hello".into())],
         prefix,
         inherit_stderr: false,
+        remote: None,
     }
 }
 

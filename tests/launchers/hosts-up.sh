@@ -1,11 +1,12 @@
 #!/bin/bash
 # hosts-up.sh PREFIX N: hosts n1 to nN in network namespaces PREFIX-n1…, on a bridge of their own. Host i is 10.77.0.(10+i) and
-# fd77::(10+i). Needs root; nothing is added to the machine's own network.
+# fd77::(10+i), PREFIX-head .1. Needs root; nothing is added to the machine's own network.
 set -euo pipefail
 P=${1:?prefix} N=${2:?number}
 ip netns add "$P-head"
 ip -n "$P-head" link add br0 type bridge
 ip -n "$P-head" addr add 10.77.0.1/24 dev br0
+ip -n "$P-head" addr add fd77::1/64 dev br0 nodad
 ip -n "$P-head" link set br0 up
 ip -n "$P-head" link set lo up
 for i in $(seq 1 "$N"); do

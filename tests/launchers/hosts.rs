@@ -1,10 +1,12 @@
 //! Three hosts with addresses of their own, in network namespaces. Needs root.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::{Launcher, WINDLASS, wanted};
-use crate::common::{PATIENCE, Process, scratch, text};
+use super::hostfile::RSH;
+use super::{DEADLINE, DEFAULT, Launcher, WINDLASS, wanted};
+use crate::common::{PATIENCE, Process, scratch, text, until};
 
 /// Hosts n1 to n3, and `head`.
 pub struct Hosts {
@@ -49,6 +51,30 @@ impl Hosts {
             Launcher::new(&command, &told, folder).start(arguments)
         };
         (0..3).map(rank).collect()
+    }
+}
+
+impl Hosts {
+    /// A job by a remote shell, from the host `head`, on the others.
+    fn start(&self, folder: &Path, interface: &[&str], worker: &[&str]) -> Process {
+        let file = folder.join("hosts");
+        fs::write(&file, "n[1-3] slots=2\n").unwrap();
+        let namespace = format!("{}-head", self.prefix);
+        let rsh = format!("{RSH} -n {}", self.prefix);
+        let job = [
+            WINDLASS,
+            "run",
+            "--hostfile",
+            text(&file),
+            "--rsh",
+            &rsh,
+            "--servers",
+            "2",
+            "--launch-timeout",
+            "8",
+        ];
+        let job = [&job[..], &["--servers-on", "spread"], interface, &["--"], worker].concat();
+        Launcher::new(&["ip", "netns", "exec", &namespace], &[], folder).start(&job)
     }
 }
 
@@ -126,4 +152,48 @@ fn a_rank_that_can_not_reach_the_leader_is_named_with_its_addresses() {
         let on = format!("one that others reach (--interface): rank {rank} is on n{}", rank + 1);
         ended.expect(11).says("address of the leading rank on n1").says(&on);
     }
+}
+
+#[test]
+fn a_remote_shell_starts_a_job_on_hosts_with_addresses_of_their_own() {
+    if !wanted() {
+        return;
+    }
+    let (hosts, folder) = (Hosts::up("c"), scratch());
+    let show = "echo on $(hostname), $WINDLASS_INTERFACE; exec \"$0\" train lr";
+    for (interface, third) in
+        [(&["--interface", "fd77::/64"][..], "fd77::13"), (&["--interface", "br0"], ""), (&[], "10.77.0.13")]
+    {
+        let ended = hosts.start(folder.path(), interface, &["sh", "-c", show, WINDLASS]).end(PATIENCE);
+        if third.is_empty() {
+            // The head's name of its interface means nothing on the others.
+            ended
+                .expect(11)
+                .says("interface: expected an IP address, a network or one of eth0, lo, found br0");
+            continue;
+        }
+        let ended = ended.expect(0);
+        assert!(ended.stdout.contains(&format!("[worker 3] on n3, {third}\n")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(DEFAULT), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn a_host_that_is_cut_off_from_a_job_by_remote_shell_ends_it_and_is_left_empty() {
+    if !wanted() {
+        return;
+    }
+    let (hosts, folder) = (Hosts::up("d"), scratch());
+    let process = hosts.start(folder.path(), &[], &[WINDLASS, "train", "lr", "--epochs", "1000000"]);
+    process.until_says(", clock ");
+    hosts.ip("n3", &["link", "set", "eth0", "down"]);
+    until(DEADLINE, "the end of all", || process.members().is_empty());
+    let ended = process.end(PATIENCE);
+    assert!([14, 19].contains(&ended.code), "{}: {}", ended.code, ended.stderr);
+    ended.says("silent for ");
+    // Cut off before it begins.
+    hosts.ip("n3", &["link", "set", "eth0", "up"]);
+    hosts.ip("head", &["route", "add", "blackhole", "10.77.0.13/32"]);
+    let ended = hosts.start(folder.path(), &[], &["true"]).end(PATIENCE).expect(13);
+    ended.says("waiting for a connection to windlass run on ").says(" on n3 failed with exit code 13");
 }

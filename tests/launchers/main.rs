@@ -1,15 +1,19 @@
 //! Jobs under the real launchers: Slurm with virtual nodes, Open MPI, MPICH, and hosts in network namespaces.
 //!
-//! They need Debian packages (see the stage `cluster` of `.ci/run`), so they run only where `WINDLASS_TEST_LAUNCHERS` is 1.
+//! They need Debian packages (see the stage `cluster` of `.ci/run`), so they run only where `WINDLASS_TEST_LAUNCHERS` is 1; those of
+//! `hostfile`, whose launcher is our own, run everywhere.
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
 #[path = "../common/mod.rs"]
 mod common;
 mod cut_off;
+mod hostfile;
 mod hosts;
 mod preemption;
+mod scripts;
 mod slurm;
+mod tasks;
 
 use std::fs;
 use std::io::Write;

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::board::left;
-use crate::control::{Event, Hub, HubConfig, LinkId, this_process};
+use crate::control::{Event, Hub, HubConfig, HubWaker, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::proto::bootstrap::Bootstrap;
 use crate::proto::control::{ControlMessage, reason};
@@ -67,12 +69,21 @@ fn machine() -> String {
 
 /// Checks in with the leader. The connection is to be kept open for as long as the task lives.
 pub fn check_in(leader: &Bootstrap, us: &CheckIn, deadline: Deadline) -> Result<(Place, TcpStream)> {
-    let at = format!("the leading rank on {}", leader.host());
+    check_in_with(leader, &format!("the leading rank on {}", leader.host()), us, deadline)
+}
+
+/// The same with a leader that messages call `at`.
+pub fn check_in_with(
+    leader: &Bootstrap,
+    at: &str,
+    us: &CheckIn,
+    deadline: Deadline,
+) -> Result<(Place, TcpStream)> {
     let mut config = HubConfig::new(leader.secret().clone(), leader.job(), this_process(Role::Worker, None)?);
     // Shorter than the deadline: that no connection came about says more than that nothing was heard.
     config.limits.connect_timeout = DIAL.min(deadline.left(Instant::now()) / 4 * 3);
     let mut hub = Hub::new(config)?;
-    let link = hub.dial(&leader.address().to_string(), &at)?;
+    let link = hub.dial(&leader.address().to_string(), at)?;
     let mut events = Vec::new();
     let now = Instant::now();
     let later = Deadline::after(now, deadline.left(now) + LAST_WORD);
@@ -94,9 +105,10 @@ pub fn check_in(leader: &Bootstrap, us: &CheckIn, deadline: Deadline) -> Result<
                         ControlMessage::Placed { role, rank, servers, workers, coordinator, local_index, pollers },
                     ..
                 } => {
-                    let lost = || Error::PeerLost { peer: at.clone(), reason: "the connection ended".into() };
+                    let lost =
+                        || Error::PeerLost { peer: at.to_owned(), reason: "the connection ended".into() };
                     let stream = hub.take_stream(link).ok_or_else(lost)?;
-                    let local = stream.local_addr().map_err(|e| Error::io("getsockname", &at, e))?;
+                    let local = stream.local_addr().map_err(|e| Error::io("getsockname", at, e))?;
                     let interface = local.ip().to_canonical();
                     let place =
                         Place { role, rank, servers, workers, coordinator, local_index, pollers, interface };
@@ -106,10 +118,30 @@ pub fn check_in(leader: &Bootstrap, us: &CheckIn, deadline: Deadline) -> Result<
                     return Err(Error::Aborted { reason });
                 }
                 Event::Message { message, .. } => {
-                    return Err(Error::protocol(&at, "message", "Placed", message.name()));
+                    return Err(Error::protocol(at, "message", "Placed", message.name()));
                 }
                 Event::Down { reason, .. } => return Err(reason),
                 Event::Refused { .. } => {}
+            }
+        }
+    }
+}
+
+/// Whether the leader of whom somebody tells is there, and proves that it knows the secret; if not, why.
+pub fn probe(leader: &Bootstrap, patience: Duration) -> Result<()> {
+    let at = format!("the leading rank on {}", leader.host());
+    let mut config = HubConfig::new(leader.secret().clone(), leader.job(), this_process(Role::Worker, None)?);
+    config.limits.connect_timeout = patience;
+    let mut hub = Hub::new(config)?;
+    hub.dial(&leader.address().to_string(), &at)?;
+    let (deadline, mut events) = (Deadline::after(Instant::now(), patience * 2), Vec::new());
+    loop {
+        hub.poll(&mut events, left(deadline, || format!("{at}, {}", leader.address()))?)?;
+        for event in events.drain(..) {
+            match event {
+                Event::Up { .. } => return Ok(()),
+                Event::Down { reason, .. } => return Err(reason),
+                _ => {}
             }
         }
     }
@@ -130,25 +162,74 @@ pub struct Arrived {
 pub struct Gathering {
     hub: Hub,
     bootstrap: Bootstrap,
-    us: CheckIn,
+    /// `None` for a leader that is none of the tasks.
+    us: Option<CheckIn>,
+    /// Their nodes, as far as they are known beforehand.
+    expected: Vec<Option<String>>,
     arrived: BTreeMap<u32, Arrived>,
     file: Option<PathBuf>,
+    called_off: Arc<AtomicBool>,
+}
+
+/// Ends the waiting of a [`Gathering`] that another thread waits in.
+pub struct CallOff {
+    flag: Arc<AtomicBool>,
+    waker: HubWaker,
+}
+
+impl CallOff {
+    /// Does it. Those who have checked in are told.
+    pub fn call_off(&self) {
+        self.flag.store(true, Ordering::SeqCst);
+        // A hub that can't be woken looks again at its next keepalive.
+        let _ = self.waker.wake();
+    }
 }
 
 impl Gathering {
-    /// Listens for the tasks of one job.
+    /// Listens for the tasks of one job, of which this process is one.
     pub fn listen(
         us: CheckIn,
+        at: (IpAddr, Option<RangeInclusive<u16>>),
+        job: (Secret, &str),
+    ) -> Result<Gathering> {
+        let expected = vec![None; us.tasks as usize];
+        Gathering::start(Some(us), expected, at, job)
+    }
+
+    /// Listens for tasks on these nodes, of which this process is none.
+    pub fn of_others(
+        nodes: &[&str],
+        at: (IpAddr, Option<RangeInclusive<u16>>),
+        job: (Secret, &str),
+    ) -> Result<Gathering> {
+        Gathering::start(None, nodes.iter().map(|node| Some((*node).to_owned())).collect(), at, job)
+    }
+
+    fn start(
+        us: Option<CheckIn>,
+        expected: Vec<Option<String>>,
         (ip, ports): (IpAddr, Option<RangeInclusive<u16>>),
         (secret, job): (Secret, &str),
     ) -> Result<Gathering> {
         let mut config = HubConfig::new(secret.clone(), job, this_process(Role::Coordinator, None)?);
-        config.limits.pre_auth = config.limits.pre_auth.max(us.tasks as usize);
+        config.limits.pre_auth = config.limits.pre_auth.max(expected.len());
         let mut hub = Hub::new(config)?;
         let address = hub.listen(ip, ports)?;
         let host = super::task::host();
         let bootstrap = Bootstrap::new(address, secret, job, &host)?;
-        Ok(Gathering { hub, bootstrap, us, arrived: BTreeMap::new(), file: None })
+        let (arrived, called_off) = (BTreeMap::new(), Arc::default());
+        Ok(Gathering { hub, bootstrap, us, expected, arrived, file: None, called_off })
+    }
+
+    /// How many tasks there are.
+    fn tasks(&self) -> u32 {
+        self.expected.len() as u32
+    }
+
+    /// How another thread ends the waiting.
+    pub fn call_off(&self) -> CallOff {
+        CallOff { flag: Arc::clone(&self.called_off), waker: self.hub.waker() }
     }
 
     /// What the others need to find it.
@@ -163,15 +244,11 @@ impl Gathering {
 
     /// Waits until all have checked in. After an error all who had are told.
     pub fn wait(&mut self, deadline: Deadline) -> Result<Vec<CheckIn>> {
-        self.arrived.insert(
-            self.us.task,
-            Arrived {
-                said: self.us.clone(),
-                machine: machine(),
-                link: None,
-                address: self.bootstrap.address().ip(),
-            },
-        );
+        if let Some(us) = &self.us {
+            let address = self.bootstrap.address().ip();
+            let ours = Arrived { said: us.clone(), machine: machine(), link: None, address };
+            self.arrived.insert(us.task, ours);
+        }
         match self.until_all(deadline) {
             Ok(()) => Ok(self.arrived.values().map(|arrived| arrived.said.clone()).collect()),
             Err(error) => {
@@ -193,7 +270,10 @@ impl Gathering {
 
     fn until_all(&mut self, deadline: Deadline) -> Result<()> {
         let mut events = Vec::new();
-        while self.arrived.len() < self.us.tasks as usize {
+        while self.arrived.len() < self.expected.len() {
+            if self.called_off.load(Ordering::SeqCst) {
+                return Err(Error::Aborted { reason: "the job ended before all ranks were there".into() });
+            }
             self.hub.poll(&mut events, left(deadline, || self.missing())?)?;
             for event in events.drain(..) {
                 match event {
@@ -226,8 +306,8 @@ impl Gathering {
         let name = format!("rank {} on {} ({address})", said.task, said.node);
         let known =
             |before: &Arrived| format!("rank {} on {} ({})", said.task, before.said.node, before.address);
-        if said.tasks != self.us.tasks || said.task >= said.tasks {
-            let expected = format!("one of {} ranks", self.us.tasks);
+        if said.tasks != self.tasks() || said.task >= said.tasks {
+            let expected = format!("one of {} ranks", self.tasks());
             return Err(Error::protocol(name, "rank", expected, format!("{} of {}", said.task, said.tasks)));
         }
         if let Some(before) = self.arrived.get(&said.task) {
@@ -241,32 +321,48 @@ impl Gathering {
     }
 
     fn missing(&self) -> String {
-        let absent: Vec<String> = (0..self.us.tasks)
-            .filter(|task| !self.arrived.contains_key(task))
-            .map(|t| t.to_string())
-            .collect();
+        let missing =
+            (0..self.tasks()).zip(&self.expected).filter(|(task, _)| !self.arrived.contains_key(task));
+        let named = |(task, node): (u32, &Option<String>)| match node {
+            Some(node) => format!("{task} on {node}"),
+            None => task.to_string(),
+        };
+        let absent: Vec<String> = missing.map(named).collect();
         let came =
             self.arrived.values().map(|a| format!("{} on {} ({})", a.said.task, a.said.node, a.address));
         let came: Vec<String> = came.take(16).collect();
         let (shown, more) = absent.split_at(absent.len().min(16));
         let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        let came = if came.is_empty() { "none".to_owned() } else { format!("rank {}", came.join(", ")) };
         format!(
-            "rank {}{more} of {} to check in at {}; these have: rank {} (is the port open between the hosts?)",
+            "rank {}{more} of {} to check in at {}; these have: {came} (is the port open between the hosts?)",
             shown.join(", "),
-            self.us.tasks,
+            self.tasks(),
             self.bootstrap.address(),
-            came.join(", ")
         )
     }
 
     /// Tells each task what it is, and gives the leader's own place and the connections of the others, by which their ends are
     /// seen. `roles` has one entry for each task; `threads` is each server's number.
     pub fn place(
-        mut self,
+        self,
         roles: &[(Role, Rank)],
         threads: u32,
         coordinator: &str,
     ) -> Result<(Place, Vec<Lifeline>)> {
+        let (ours, lifelines) = self.place_all(roles, threads, coordinator)?;
+        let ours =
+            ours.ok_or(Error::Misuse { call: "Gathering::place", reason: "the leader is no task".into() })?;
+        Ok((ours, lifelines))
+    }
+
+    /// The same for a leader that may be no task, and then has no place.
+    pub fn place_all(
+        mut self,
+        roles: &[(Role, Rank)],
+        threads: u32,
+        coordinator: &str,
+    ) -> Result<(Option<Place>, Vec<Lifeline>)> {
         let count = |role| roles.iter().filter(|r| r.0 == role).count() as u32;
         let (servers, workers) = (count(Role::Server), count(Role::Worker));
         let arrived: Vec<Arrived> = std::mem::take(&mut self.arrived).into_values().collect();
@@ -305,9 +401,7 @@ impl Gathering {
             })?;
             lifelines.push(Lifeline { name, role: place.role, rank: place.rank, stream });
         }
-        let ours = places.into_iter().nth(self.us.task as usize);
-        let ours =
-            ours.ok_or(Error::Misuse { call: "Gathering::place", reason: "not all are there".into() })?;
+        let ours = self.us.as_ref().and_then(|us| places.into_iter().nth(us.task as usize));
         Ok((ours, lifelines))
     }
 }

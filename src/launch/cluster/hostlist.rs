@@ -34,7 +34,7 @@ pub fn tasks_per_node(list: &str) -> Result<Vec<u32>> {
 }
 
 /// Cuts at the commas outside brackets. `None` when brackets don't match or an item is empty.
-fn items(list: &str) -> Option<Vec<&str>> {
+pub(super) fn items(list: &str) -> Option<Vec<&str>> {
     let (mut items, mut start, mut inside) = (Vec::new(), 0, false);
     for (at, c) in list.char_indices() {
         match c {

@@ -1,5 +1,5 @@
-//! Sees tasks end, by the connections that they leave open: the leader's end in a thread, the others' across `exec`. Tasks that stay
-//! instead hear over it how the job ended, and see the leader's end.
+//! Sees tasks end, by the connections that they leave open: the leader's end in a thread. Tasks that stay hear over it how the job
+//! ended, and see the leader's end.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -8,18 +8,38 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::Errno;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::checkin::Lifeline;
 use crate::error::{Error, Result};
 
-/// Leaves the connection open for this process and whatever program it becomes.
-pub fn keep_open(stream: TcpStream) -> Result<()> {
-    fcntl_setfd(&stream, FdFlags::empty())
-        .map_err(|e| Error::io("keep open", "the connection to the leading rank", e.into()))?;
-    let _ = stream.into_raw_fd(); // nobody closes it any more
-    Ok(())
+/// After so long without a word the other end of a connection is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Leaves the connection open for as long as this process lives, and for nothing that it starts.
+pub fn keep_open(stream: TcpStream) {
+    // Like all our descriptors it is closed on exec. Nobody else closes it any more.
+    let _ = stream.into_raw_fd();
+}
+
+/// Waits until the other end of this connection is gone: closed, or its host or the network without a word for half a minute.
+pub fn watch_one(stream: TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 2).with_retries(4);
+    // Without it only the loss of a host goes unnoticed.
+    if let Err(error) =
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive).and_then(|()| stream.set_nonblocking(false))
+    {
+        tracing::warn!("lifeline: {error}");
+    }
+    let mut scratch = [0; 256];
+    loop {
+        match (&stream).read(&mut scratch) {
+            Ok(1..) => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
 }
 
 /// What the leader tells the tasks that stay: a byte each. It is no secret, and decides no more than an exit code.

@@ -9,30 +9,25 @@
 //!    number.
 //! 5. A rendezvous file in the current folder, named after the launcher's job.
 
-use std::fs;
-use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use super::board::{Board, left};
+use super::board::Board;
 use super::checkin::{CheckIn, Gathering};
 use super::hostlist::hosts;
 use super::inherited;
 use super::pmi1::Pmi1;
 use super::pmix::Pmix;
+use super::rendezvous::Spot;
 use super::task::{Means, Task, host};
 use crate::error::{Error, Result};
 use crate::proto::bootstrap::Bootstrap;
-use crate::proto::secret::{Secret, private_text};
+use crate::proto::secret::Secret;
 use crate::time::Deadline;
 use crate::transport::interface;
 use crate::types::Role;
 
-/// Between two looks for a file.
-const LOOK: Duration = Duration::from_millis(20);
 /// Ports that are made from a job's number: below those that systems give out.
 const PORTS: RangeInclusive<u16> = 20_000..=31_999;
 /// Keys on the board.
@@ -161,7 +156,7 @@ fn by_board(mut board: Box<dyn Board>, task: &Task, role: Option<Role>, ways: &W
 }
 
 /// Follows a leader that chose its address itself.
-fn follow(leader: Bootstrap, us: CheckIn) -> Result<Meeting> {
+pub(super) fn follow(leader: Bootstrap, us: CheckIn) -> Result<Meeting> {
     if leader.address().ip().is_loopback() && leader.host() != host() {
         let setting = format!("address of the leading rank on {}", leader.host());
         let expected = format!("one that others reach (--interface): rank {} is on {}", us.task, us.node);
@@ -257,64 +252,18 @@ fn by_address(address: &str, us: CheckIn, task: &Task, ways: &Ways) -> Result<Me
 }
 
 fn by_file(path: &Path, us: CheckIn, task: &Task, ways: &Ways, deadline: Deadline) -> Result<Meeting> {
-    let launch = task.launch.as_deref().unwrap_or("-");
-    let leads = match us.role {
-        None => us.task == 0,
-        Some(role) => role == Role::Server,
-    };
-    if leads {
-        let mut gathering = gather(us.clone(), ways)?;
-        let text = format!("{launch} {}\n", gathering.bootstrap().to_hex());
-        if write_private(path, &text, us.role.is_some())? {
-            gathering.remove_at_end(path);
-            return Ok(Meeting::Leader(Box::new(gathering)));
-        }
-    }
-    loop {
-        match private_text(path, "rendezvous file") {
-            Ok(text) => {
-                // Another launch's file was left behind, and will be replaced.
-                if let Some((theirs, blob)) = text.trim().split_once(' ')
-                    && theirs == launch
-                {
-                    return follow(Bootstrap::from_hex(blob)?, us);
-                }
-            }
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        left(deadline, || {
-            let shown = path.display();
-            format!("the leading rank to write {shown} (do all hosts see it?); this is {task}")
-        })?;
-        std::thread::sleep(LOOK);
-    }
-}
-
-/// Writes the file so that it appears whole. With `first` only if there is none yet; false if there is.
-fn write_private(path: &Path, text: &str, first: bool) -> Result<bool> {
-    let failed = |e| Error::io("write", path.display(), e);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", crate::launch::new_job()?));
-    let temporary = path.with_file_name(name);
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-    let done = written
-        .and_then(|()| if first { fs::hard_link(&temporary, path) } else { fs::rename(&temporary, path) });
-    if first || done.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    match done {
-        Err(e) if first && e.kind() == ErrorKind::AlreadyExists => Ok(false),
-        done => done.map(|()| true).map_err(failed),
+    let spot = Spot::new(path, task);
+    match us.role {
+        None if us.task == 0 => spot.lead(gather(us, ways)?),
+        Some(Role::Server) => spot.follow(us.clone(), Some(gather(us, ways)?), deadline),
+        _ => spot.follow(us, None, deadline),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     fn task(rank: u32, tasks: u32) -> Task {
         Task {
@@ -330,69 +279,6 @@ mod tests {
 
     fn soon(seconds: u64) -> Deadline {
         Deadline::after(Instant::now(), Duration::from_secs(seconds))
-    }
-
-    fn at_file(path: &Path) -> Ways {
-        Ways { interface: Some("127.0.0.1".into()), rendezvous: Some(path.to_owned()), ..Ways::default() }
-    }
-
-    #[test]
-    fn tasks_meet_at_a_file_that_only_we_can_read_and_that_goes_away() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("meet");
-        // Left behind by another launch.
-        write_private(&path, "launch-0 00\n", false).unwrap();
-        let ways = at_file(&path);
-        let follower = std::thread::spawn({
-            let ways = at_file(&path);
-            move || match meet(&task(1, 2), None, &ways, soon(60)).unwrap() {
-                Meeting::Follower(bootstrap, us) => {
-                    super::super::checkin::check_in(&bootstrap, &us, soon(60)).unwrap().0
-                }
-                _ => panic!("rank 1 follows"),
-            }
-        });
-        let Meeting::Leader(mut gathering) = meet(&task(0, 2), None, &ways, soon(60)).unwrap() else {
-            panic!("rank 0 leads");
-        };
-        use std::os::unix::fs::PermissionsExt;
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(gathering.wait(soon(60)).unwrap().len(), 2);
-        let (ours, lifelines) =
-            gathering.place(&[(Role::Server, 0), (Role::Worker, 0)], 3, "127.0.0.1:9").unwrap();
-        let theirs = follower.join().unwrap();
-        assert_eq!((ours.role, ours.local_index, ours.pollers), (Role::Server, 0, 4));
-        assert_eq!((theirs.role, theirs.rank, theirs.local_index), (Role::Worker, 0, 1));
-        assert_eq!((theirs.servers, theirs.workers, theirs.coordinator.as_str()), (1, 1, "127.0.0.1:9"));
-        assert!(theirs.interface.is_loopback());
-        assert_eq!(lifelines[0].name, "rank 1 on here (127.0.0.1)");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left");
-    }
-
-    #[test]
-    fn only_the_first_server_leads_where_roles_are_decided() {
-        let directory = tempfile::tempdir().unwrap();
-        let ways = at_file(&directory.path().join("meet"));
-        let first = meet(&task(2, 3), Some(Role::Server), &ways, soon(60)).unwrap();
-        assert!(matches!(first, Meeting::Leader(_)));
-        let second = meet(&task(0, 3), Some(Role::Server), &ways, soon(60)).unwrap();
-        assert!(matches!(second, Meeting::Follower(..)));
-    }
-
-    #[test]
-    fn who_does_not_come_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let ways = at_file(&directory.path().join("meet"));
-        let late = Deadline::after(Instant::now(), Duration::from_millis(100));
-        let error = meet(&task(1, 3), None, &ways, late).err().unwrap().to_string();
-        assert!(error.contains("meet (do all hosts see it?); this is rank 1 of 3 on here"), "{error}");
-        let Meeting::Leader(mut gathering) = meet(&task(0, 3), None, &ways, soon(60)).unwrap() else {
-            panic!("rank 0 leads");
-        };
-        let late = Deadline::after(Instant::now(), Duration::from_millis(100));
-        let error = gathering.wait(late).unwrap_err().to_string();
-        assert!(error.contains("waiting for rank 1, 2 of 3 to check in at 127.0.0.1:"), "{error}");
-        assert!(error.contains("these have: rank 0 on here (127.0.0.1)"), "{error}");
     }
 
     #[test]
@@ -414,6 +300,32 @@ mod tests {
             drop(gathering);
             other.join().unwrap();
         }
+    }
+
+    /// Where the user gave all of them the secret, Slurm's list of hosts is enough.
+    #[test]
+    fn the_first_host_of_the_list_leads_at_a_port_of_the_job() {
+        let at = |rank, nodes: &str, secret: bool| {
+            let secret = secret.then(|| Secret::generate().unwrap());
+            let task = Task { nodes: Some(nodes.into()), ..task(rank, 2) };
+            let ways = Ways { secret, interface: Some("127.0.0.1".into()), ..Ways::default() };
+            (listed(&task, &ways).unwrap(), meet(&task, None, &ways, soon(60)))
+        };
+        let (address, first) = at(0, "localhost,nosuch.invalid", true);
+        let port = address.unwrap().strip_prefix("localhost:").unwrap().parse::<u16>().unwrap();
+        assert!(PORTS.contains(&port));
+        assert!(
+            matches!(first, Ok(Meeting::Leader(gathering)) if gathering.bootstrap().address().port() == port)
+        );
+        let (_, second) = at(1, "localhost,nosuch.invalid", true);
+        assert!(matches!(second, Ok(Meeting::Follower(leader, _)) if leader.address().port() == port));
+        // Names that nobody resolves, and a secret that only rank 0 would have: they meet at a file.
+        let ways =
+            |secret: bool| Ways { secret: secret.then(|| Secret::generate().unwrap()), ..Ways::default() };
+        let nodes = |nodes: &str| Task { nodes: Some(nodes.into()), ..task(1, 2) };
+        assert_eq!(listed(&nodes("nosuch.invalid"), &ways(true)).unwrap(), None);
+        assert_eq!(listed(&nodes("localhost"), &ways(false)).unwrap(), None);
+        assert!(listed(&nodes("n[1"), &ways(true)).is_err());
     }
 
     #[test]

@@ -10,11 +10,14 @@
 
 pub mod board;
 pub mod checkin;
+pub mod hostfile;
 pub mod hostlist;
 mod inherited;
+pub mod keeper;
 pub mod lifelines;
 pub mod meet;
 pub mod pmi1;
 pub mod pmix;
+mod rendezvous;
 pub mod roles;
 pub mod task;

@@ -18,6 +18,8 @@ pub enum Choice {
     Slurm,
     /// `mpirun`, `mpiexec`.
     Mpi,
+    /// None: this process starts the job on other hosts.
+    Ssh,
 }
 
 impl FromStr for Choice {
@@ -29,7 +31,8 @@ impl FromStr for Choice {
             "local" => Choice::Local,
             "slurm" => Choice::Slurm,
             "mpi" => Choice::Mpi,
-            _ => return Err(Error::config("launcher", "auto, local, slurm or mpi", text)),
+            "ssh" => Choice::Ssh,
+            _ => return Err(Error::config("launcher", "auto, local, slurm, mpi or ssh", text)),
         })
     }
 }
@@ -68,7 +71,7 @@ impl Task {
     pub fn find(choice: Choice, environment: &Environment) -> Result<Option<Task>> {
         let text = |name: &str| environment.text(name);
         let number = |name: &str| environment.value::<u32>(name, "a number");
-        if choice == Choice::Local {
+        if matches!(choice, Choice::Local | Choice::Ssh) {
             return Ok(None);
         }
         let blank = Task {
