@@ -303,7 +303,7 @@ impl ServerBuilder {
             id,
             transport,
             transports,
-            self.network.polling,
+            self.network.clone(),
             self.limits,
             self.optimizers.clone(),
             inbox,

@@ -13,7 +13,7 @@ use super::core::{Core, MAX_SLOTS, Staging};
 use super::cut::{CutFile, Saver, Written};
 use super::link::Link;
 use crate::checkpoint::{Cut, Disk, FileKind, Header, shard_name};
-use crate::config::{Polling, ServerLimits};
+use crate::config::{Network, Polling, ServerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
@@ -112,7 +112,7 @@ pub struct Reactor {
     transport: Box<dyn Transport>,
     /// What else the job may agree on; empty once it has begun.
     others: Vec<Box<dyn Transport>>,
-    polling: Polling,
+    network: Network,
     limits: ServerLimits,
     optimizers: Optimizers,
     commands: Receiver<Command>,
@@ -140,7 +140,7 @@ impl Reactor {
         id: ShardId,
         transport: Box<dyn Transport>,
         others: Vec<Box<dyn Transport>>,
-        polling: Polling,
+        network: Network,
         limits: ServerLimits,
         optimizers: Optimizers,
         commands: Receiver<Command>,
@@ -152,7 +152,7 @@ impl Reactor {
             id,
             transport,
             others,
-            polling,
+            network,
             limits,
             optimizers,
             commands,
@@ -370,7 +370,7 @@ impl Reactor {
             }
         }
         if agreed.local {
-            choice::add_memory(&mut self.transport, true)?;
+            choice::add_memory(&self.network, &mut self.transport, true)?;
         }
         Ok(())
     }
@@ -414,10 +414,8 @@ impl Reactor {
             (self.limits.payload_bytes, self.limits.reply_buffers),
             (4096, self.limits.reply_buffers.div_ceil(4) * 4),
         ];
-        let memory = self.transport.memory();
-        let replies = Pool::of(memory, &classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes)
-            .in_memory(memory);
+        let replies = Pool::of(self.transport.memory(), &classes, |arena| self.transport.register(arena))?;
+        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes);
         let first = self.resumed.as_ref().map_or(0, |cut| cut.manifest().clock);
         let credits = self.limits.pull_credits;
         self.core = Some(Core::new(self.id, view, shard, staging, replies, credits, first));
@@ -461,7 +459,7 @@ impl Reactor {
 
     /// Spins for a while, then sleeps until the network or a command has something.
     fn idle(&mut self, idle_since: &mut Option<Instant>) -> Result<()> {
-        if let Polling::Spin(time) = self.polling {
+        if let Polling::Spin(time) = self.network.polling {
             let since = *idle_since.get_or_insert_with(Instant::now);
             if since.elapsed() < time {
                 std::hint::spin_loop();

@@ -75,23 +75,24 @@ fn check(network: &Network, kind: TransportKind) -> Result<()> {
 pub fn build_agreed(network: &Network, agreed: Agreed) -> Result<Box<dyn Transport>> {
     let mut transport = build(network, agreed.kind, false)?;
     if agreed.local {
-        add_memory(&mut transport, false)?;
+        add_memory(network, &mut transport, false)?;
     }
     Ok(transport)
 }
 
 /// Puts shared memory beside a transport that has neither endpoints nor arenas.
-pub fn add_memory(transport: &mut Box<dyn Transport>, listen: bool) -> Result<()> {
+pub fn add_memory(network: &Network, transport: &mut Box<dyn Transport>, listen: bool) -> Result<()> {
     // Something has to stand in its place while the two are joined.
-    let wide = std::mem::replace(transport, Box::new(Shm::new(ShmConfig::default(), false)?));
-    *transport = Box::new(Several::new(Shm::new(ShmConfig::default(), listen)?, wide)?);
+    let config = ShmConfig::of(&network.limits);
+    let wide = std::mem::replace(transport, Box::new(Shm::new(config.clone(), false)?));
+    *transport = Box::new(Several::new(Shm::new(config, listen)?, wide)?);
     Ok(())
 }
 
 /// A transport of `kind` for one thread; `listen` when peers are to dial it.
 pub fn build(network: &Network, kind: TransportKind, listen: bool) -> Result<Box<dyn Transport>> {
     match kind {
-        TransportKind::Shm => Ok(Box::new(Shm::new(ShmConfig::default(), listen)?)),
+        TransportKind::Shm => Ok(Box::new(Shm::new(ShmConfig::of(&network.limits), listen)?)),
         TransportKind::Tcp => Ok(Box::new(tcp::Tcp::new(tcp::TcpConfig::of(network, listen))?)),
         #[cfg(feature = "verbs")]
         TransportKind::Verbs => {

@@ -226,6 +226,10 @@ impl Transport for Shm {
         Kind::Shared
     }
 
+    fn sends_in_place(&self, _: EndpointId, arena: &Arena) -> bool {
+        arena.file().is_some()
+    }
+
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
         self.arenas.register(arena)
     }

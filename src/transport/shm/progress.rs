@@ -208,7 +208,6 @@ impl Shm {
     }
 
     fn advance_dial(&mut self, index: u32) {
-        let depth = self.config.queue_depth;
         let Some(endpoint) = self.endpoints.at(index) else { return };
         let State::Dialing(dialer) = &mut endpoint.state else { return };
         match dialer.advance(&endpoint.peer) {
@@ -216,7 +215,8 @@ impl Shm {
             Err(error) => self.end(index, Some(error)),
             Ok(Some(rings)) => match std::mem::replace(&mut endpoint.state, State::Opened) {
                 State::Dialing(dialer) => {
-                    self.connected(index, Connection::new(dialer.socket, rings, Side::Active, depth));
+                    let connection = Connection::new(dialer.socket, rings, Side::Active, &self.config);
+                    self.connected(index, connection);
                 }
                 other => endpoint.state = other,
             },
@@ -264,7 +264,6 @@ impl Shm {
     }
 
     fn judge(&mut self, place: usize, id: EndpointId) {
-        let depth = self.config.queue_depth;
         let state = self.endpoints.get(id).map(|endpoint| &mut endpoint.state);
         match state {
             // The key is not known yet: `connect` brings it.
@@ -278,7 +277,8 @@ impl Shm {
                 let _ = epoll::delete(&self.epoll, &pending.socket);
                 match pending.judge(key, file.as_fd()) {
                     Some(socket) if watch(&self.epoll, &socket, id.index.into()).is_ok() => {
-                        self.connected(id.index, Connection::new(socket, rings, Side::Passive, depth));
+                        let connection = Connection::new(socket, rings, Side::Passive, &self.config);
+                        self.connected(id.index, connection);
                     }
                     _ => *refused += 1,
                 }
