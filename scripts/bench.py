@@ -47,6 +47,25 @@ class Contender:
         return float(json.loads(lines[-1])[self.figure])
 
 
+class Allreduce(Contender):
+    """Open MPI within this host, by shared memory, two ranks. Its figure is what each rank gets."""
+
+    def __init__(self, size, bar=None):
+        root = "--allow-run-as-root " if os.geteuid() == 0 else ""
+        super().__init__(f"mpirun {root}-n 2 --mca btl vader,self {BARE}allreduce --bytes {size}", bar=bar)
+
+    def missing(self):
+        program = f"{BARE}allreduce"
+        return super().missing() or (None if os.path.exists(program) else program)
+
+
+class EachOfTwo(Contender):
+    """A job of two workers, whose figure is what both get."""
+
+    def run(self, seconds):
+        return super().run(seconds) / 2
+
+
 class Iperf(Contender):
     """One stream over loopback."""
 
@@ -131,6 +150,12 @@ def measures():
     def shm(rest, bar=None, figure=RATE):
         return Contender(f"{BARE}shm {rest}", figure, bar)
 
+    def bsp(mibs):
+        size, table = f"--bytes {mibs}M", f"--table-bytes {mibs}M"
+        rest = f"push-pull {size} {table} --consistency bsp --workers 2 --threads 2 --transport shm"
+        ours = EachOfTwo(f"{WINDLASS} bench {rest} --json")
+        return Measure(f"shm bsp {mibs}M, two workers", ours, Allreduce(mibs * mib, ">= 1.5"))
+
     small_table = 4 * mib
     return [
         Measure("write", ours("write --bytes 1M --table-bytes 4M"), tcp("stream"), Iperf(congestion)),
@@ -143,6 +168,8 @@ def measures():
         Measure("latency, spinning", ours("latency --bytes 64 --poll spin", LATENCY), tcp("pingpong --spin 1", "<= 1.3", LATENCY)),
         Measure("latency, blocking", ours("latency --bytes 64 --poll block", LATENCY), tcp("pingpong", "<= 1.3", LATENCY)),
         Measure("shm push 16M", ours("push --bytes 16M --transport shm"), shm(f"add --bytes {16 * mib}", ">= 0.9")),
+        bsp(16),
+        bsp(64),
         Measure("shm latency, spinning", ours("latency --bytes 64 --poll spin --transport shm", LATENCY), shm("pingpong --spin 1", None, LATENCY)),
         Measure("shm latency, blocking", ours("latency --bytes 64 --poll block --transport shm", LATENCY), shm("pingpong", "<= 1.3", LATENCY), shm("pingpong --spin -1", None, LATENCY)),
     ]

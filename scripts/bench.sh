@@ -8,7 +8,7 @@
 #   --record      writes benches/record/DATE-CPU.json and .md, too
 #   --smoke       everything once and short, to see that it runs: the figures mean nothing
 #
-# Programs that are missing are named and left out (iperf3: apt-get install iperf3); a C compiler and python3 are needed. Nothing
+# Programs that are missing are named and left out (apt-get install iperf3 openmpi-bin libopenmpi-dev); a C compiler and python3 are needed. Nothing
 # else should run meanwhile. Exit codes: 2 wrong usage, 1 a measurement that failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,6 +20,11 @@ cargo build --locked --release
 mkdir -p target/reference
 for source in benches/reference/*.c; do
     program=target/reference/$(basename "$source" .c)
-    [[ $program -nt $source && $program -nt benches/reference/bare.h ]] || cc -O3 -march=native -o "$program" "$source"
+    compiler=cc
+    if [[ $source == */allreduce.c ]]; then
+        compiler=mpicc
+        command -v mpicc > /dev/null || continue
+    fi
+    [[ $program -nt $source && $program -nt benches/reference/bare.h ]] || "$compiler" -O3 -march=native -o "$program" "$source"
 done
 exec python3 scripts/bench.py "$@"

@@ -25,6 +25,8 @@ use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
 
 /// Completions taken before other work gets its turn.
 const BUDGET: usize = 256;
+/// While a thread spins it looks at the clock and at an empty queue of commands only so often: each takes as long as a look at the network.
+const LOOK: u32 = 32;
 /// The longest sleep: a bound on how late a lost wake-up could be noticed.
 const NAP: Duration = Duration::from_secs(1);
 
@@ -131,6 +133,8 @@ pub struct Reactor {
     reopening: Vec<OpenRequest>,
     /// It was told to drain and has not reported that it has.
     draining: bool,
+    /// Turns of the loop.
+    turns: u32,
 }
 
 impl Reactor {
@@ -166,6 +170,7 @@ impl Reactor {
             failed: Vec::new(),
             reopening: Vec::new(),
             draining: false,
+            turns: 0,
         }
     }
 
@@ -173,6 +178,7 @@ impl Reactor {
     pub fn run(mut self) {
         let mut idle_since: Option<Instant> = None;
         loop {
+            self.turns = self.turns.wrapping_add(1);
             self.transport.poll(&mut self.completions, BUDGET);
             let mut worked = !self.completions.is_empty();
             self.dispatch();
@@ -316,6 +322,9 @@ impl Reactor {
     /// Carries out the commands that have come, until it has to stop. True when there were any.
     fn obey(&mut self) -> Result<bool> {
         let mut obeyed = false;
+        if self.commands.is_empty() && !self.looks() {
+            return Ok(obeyed);
+        }
         while !self.stop.load(Ordering::Acquire) {
             match self.commands.try_recv() {
                 Ok(Command::Begin(rank, view, agreed, resumed)) => {
@@ -457,12 +466,19 @@ impl Reactor {
         Ok(opened)
     }
 
+    /// Whether this turn looks at what hardly ever changes.
+    fn looks(&self) -> bool {
+        self.network.polling == Polling::Block || self.turns.is_multiple_of(LOOK)
+    }
+
     /// Spins for a while, then sleeps until the network or a command has something.
     fn idle(&mut self, idle_since: &mut Option<Instant>) -> Result<()> {
+        if !self.looks() {
+            return Ok(());
+        }
         if let Polling::Spin(time) = self.network.polling {
             let since = *idle_since.get_or_insert_with(Instant::now);
             if since.elapsed() < time {
-                std::hint::spin_loop();
                 return Ok(());
             }
         }
@@ -472,8 +488,10 @@ impl Reactor {
             return Ok(());
         }
         if self.transport.arm() {
-            park(&[self.transport.waitable(), self.waker.fd()], NAP)?;
-            self.waker.drain();
+            let [_, woken] = park(&[self.transport.waitable(), self.waker.fd()], NAP)?;
+            if woken {
+                self.waker.drain();
+            }
         }
         Ok(())
     }

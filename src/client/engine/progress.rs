@@ -216,12 +216,16 @@ impl Engine {
         }
     }
 
+    /// Whether waiters spin before they sleep.
+    pub fn spins(&self) -> bool {
+        matches!(self.polling, Polling::Spin(_))
+    }
+
     /// Whether a waiter has spun long enough and nothing has come meanwhile.
     pub fn may_sleep(&mut self, idle_since: &mut Option<Instant>, now: Instant) -> bool {
         if let Polling::Spin(time) = self.polling
             && now.duration_since(*idle_since.get_or_insert(now)) < time
         {
-            std::hint::spin_loop();
             return false;
         }
         self.transport.arm()

@@ -55,6 +55,7 @@ impl Shm {
 
     /// The connection, if it can take one more operation.
     fn room(&mut self, endpoint: EndpointId) -> Result<&mut Connection, Refusal> {
+        self.unsent = true;
         let connection = self.endpoints.connection(endpoint).ok_or(Refusal::NotConnected)?;
         // `Closed` follows when the rest was received.
         if connection.rx.hung_up {

@@ -128,7 +128,8 @@ impl Rx {
         }
         let bytes = usize::try_from(showing.bytes).unwrap_or(usize::MAX);
         self.forgotten.retain(|arena| Arc::strong_count(arena) > 1);
-        let mapped = self.shown.iter().flatten().chain(&self.forgotten).map(|arena| arena.len()).sum::<usize>();
+        let mapped =
+            self.shown.iter().flatten().chain(&self.forgotten).map(|arena| arena.len()).sum::<usize>();
         if bytes > self.max_shown - mapped {
             let expected = format!("at most {} bytes in all (shown_bytes)", self.max_shown);
             return Err(Error::protocol(peer, "region", expected, format!("{mapped} and {bytes} more")));

@@ -68,7 +68,8 @@ impl Scene {
     fn entry(&mut self, entry: &[u8; FRAME]) {
         let producer = &mut self.attack().tx.producer;
         producer.put(0, entry);
-        producer.publish(1);
+        producer.advance(1);
+        producer.publish();
     }
 
     /// The victim closes the attacker's endpoint, with a reason that names this field; nothing was written, and the bystander's
@@ -236,7 +237,8 @@ fn whoever_was_refused_for_a_full_queue_is_woken_when_there_is_room() {
     for queue_depth in [1, 8, 253] {
         let mut scene = Scene::of(|| ShmConfig { queue_depth, ..ShmConfig::default() });
         let (home, remote) = (scene.home[0], scene.granted);
-        let write = || Write { header: Some([7; HEADER]), body: None, remote, offset: 0, imm: None, context: None };
+        let write =
+            || Write { header: Some([7; HEADER]), body: None, remote, offset: 0, imm: None, context: None };
         for _ in 0..queue_depth {
             scene.ends[1].write(home, write()).unwrap();
         }
@@ -278,7 +280,8 @@ fn nobody_shows_more_than_it_may() {
     let producer = &mut scene.attack().tx.producer;
     producer.put(0, &lent.encode());
     producer.put(1, &[0; 64]);
-    producer.publish(2);
+    producer.advance(2);
+    producer.publish();
     scene.until(|s| matches!(&s.seen[0][..], [Completion::Lent { .. }]));
     // What is forgotten and lent to nobody makes room; what is lent does not, until it is given back.
     forget(&mut scene, 0);

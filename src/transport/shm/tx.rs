@@ -201,8 +201,18 @@ impl Tx {
         Ok(())
     }
 
-    /// Moves operations into the ring while there is room.
+    /// Moves operations into the ring while there is room, and shows them to the peer.
     pub fn pump(&mut self, socket: &OwnedFd) -> Result<(), OutOfStep> {
+        let whole = self.producer.whole();
+        let filled = self.fill(socket);
+        if self.producer.whole() > whole {
+            self.producer.publish();
+            self.unrung = true;
+        }
+        filled
+    }
+
+    fn fill(&mut self, socket: &OwnedFd) -> Result<(), OutOfStep> {
         while let Some(op) = self.queue.front_mut() {
             let slice = op.body.as_ref().map(Payload::slice);
             let length = slice.as_ref().map_or(0, |s| s.length);
@@ -232,13 +242,16 @@ impl Tx {
                 // With a body the head is nothing, or the header: one cell.
                 self.producer.put_from(1 + cells(head.len()), &slice.arena, slice.offset + sent, part);
             }
-            self.producer.publish(needed);
-            self.unrung = true;
+            self.producer.advance(needed);
+            if part > SHORT {
+                // The peer takes it while the next part is copied.
+                self.producer.publish();
+            }
             op.begun = Some(sent + part);
             if source.is_some() || sent + part == length {
                 let Some(Op { what, body, context, .. }) = self.queue.pop_front() else { break };
                 let body = body.filter(|_| source.is_some());
-                let flying = Flying { what, end: self.producer.published(), body, context };
+                let flying = Flying { what, end: self.producer.whole(), body, context };
                 self.awaited += usize::from(flying.is_awaited());
                 self.flying.push_back(flying);
             }
@@ -262,12 +275,7 @@ impl Drop for Tx {
 }
 
 /// The number by which the peer knows the region of a slice. `None` when it can't be shown, or not now.
-fn show(
-    shown: &mut Vec<Place>,
-    max_shown: usize,
-    slice: &RegionSlice,
-    socket: &OwnedFd,
-) -> Option<usize> {
+fn show(shown: &mut Vec<Place>, max_shown: usize, slice: &RegionSlice, socket: &OwnedFd) -> Option<usize> {
     if let Some(place) = shown.iter().position(|p| p.shows(slice.region)) {
         return Some(place);
     }

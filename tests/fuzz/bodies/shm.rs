@@ -206,7 +206,8 @@ fn operation(
         }
         _ => {
             let (kind, imm, source, lent) = (how & 7, how & 8 != 0, how & 16 != 0, how & 32 != 0);
-            let (offset, length, inline) = (u64::from(input.u16()), u32::from(input.u16()), input.u16() % 9000);
+            let (offset, length, inline) =
+                (u64::from(input.u16()), u32::from(input.u16()), input.u16() % 9000);
             let (keyed, numbered) = (kind & 1 == 1 && kind < 5, kind == 3 || kind == 4);
             let flags = u8::from(imm) | u8::from(source) << 1 | u8::from(lent) << 2;
             let mut entry = [0; CELL as usize];
@@ -237,17 +238,28 @@ pub fn socket_seeds() -> Vec<Vec<u8>> {
     let entry = |how: u8, offset: u16, length: u16, inline: u16| {
         [&[how][..], &offset.to_le_bytes(), &length.to_le_bytes(), &inline.to_le_bytes()].concat()
     };
-    let show = |how: u8, place: u32, bytes: u32| {
-        [&[how][..], &place.to_le_bytes(), &bytes.to_le_bytes()].concat()
-    };
+    let show =
+        |how: u8, place: u32, bytes: u32| [&[how][..], &place.to_le_bytes(), &bytes.to_le_bytes()].concat();
     let peer = |operations: &[Vec<u8>]| [&[2][..], &operations.concat()].concat();
     vec![
         [&[0, 48][..], b"WLSH\x01\0\0\0", &[0; 40]].concat(),
         [&[1, 32][..], &[1; 32], &[160], &[2; 32]].concat(),
         peer(&[entry(9, 64, 100, 100), entry(1, 0, 4096, 4096), entry(2, 0, 8, 8), entry(3, 5, 90, 0)]),
-        peer(&[show(0xc0, 1, SHOWN as u32), entry(9 | 16, 1, 4000, 64), entry(9 | 16 | 32, 5, 128, 64), entry(6, 1, 0, 0)]),
+        peer(&[
+            show(0xc0, 1, SHOWN as u32),
+            entry(9 | 16, 1, 4000, 64),
+            entry(9 | 16 | 32, 5, 128, 64),
+            entry(6, 1, 0, 0),
+        ]),
         // Another is shown by its number, then in parts, rung in between.
-        peer(&[show(0xc0, 0, 4096), entry(6, 0, 0, 0), show(0xc0, 0, 4096), entry(9, 0, 200, 100), vec![0xa1, 0], entry(5, 0, 0, 100)]),
+        peer(&[
+            show(0xc0, 0, 4096),
+            entry(6, 0, 0, 0),
+            show(0xc0, 0, 4096),
+            entry(9, 0, 200, 100),
+            vec![0xa1, 0],
+            entry(5, 0, 0, 100),
+        ]),
         peer(&[show(0xc1, 0, 4096)]),
         peer(&(0..4).map(|place| show(0xc0, place, SHOWN as u32)).collect::<Vec<_>>()),
         peer(&[vec![0xe0, 0, 255, 255, 0, 0, 0, 0, 0, 0], entry(9, 4000, 97, 97)]),
