@@ -12,7 +12,7 @@ use super::control::Shared;
 use super::engine::Engine;
 use crate::error::{Error, Result};
 use crate::time::Deadline;
-use crate::transport::park::{Waker, park};
+use crate::transport::park::{Waker, park, pause};
 
 /// A waiter that spins looks at the clock only so often: that takes as long as a look at the network.
 const LOOK: u32 = 32;
@@ -103,7 +103,7 @@ impl Driver {
                     self.shared.waker.wake();
                 }
             }
-            if engine.spins() && !turns.is_multiple_of(LOOK) {
+            if engine.may_spin() && !turns.is_multiple_of(LOOK) {
                 continue;
             }
             // First, so that what has no time is late at once.
@@ -123,7 +123,10 @@ impl Driver {
             if late {
                 return Err(Error::Timeout { waited_for: waited_for(&engine), after: deadline.given() });
             }
-            if engine.may_sleep(&mut idle_since, now) {
+            if let Some(idle) = engine.spins(&mut idle_since, now) {
+                drop(engine);
+                pause(idle);
+            } else if engine.may_sleep() {
                 let descriptors = engine.descriptors();
                 drop(engine);
                 let [_, woken] = park(&descriptors, deadline.left(now).min(WAITER_NAP))?;
@@ -230,7 +233,7 @@ fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
                 Ok(false) => {}
                 Err(_) => return,
             }
-            if !engine.may_sleep_at_once() {
+            if !engine.may_sleep() {
                 continue;
             }
             let [transport, shared] = engine.descriptors();
