@@ -4,13 +4,14 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::thread;
 
 use common::run;
 use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
-use windlass::types::{Consistency, OptimizerSpec};
-use windlass::{Client, ClientConfig, KeyRange, Secret, Server, TableSpec};
+use windlass::types::{Consistency, NonFinite, OptimizerSpec};
+use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, TableSpec};
 
 /// Two workers on a server of two threads; gives what each returned.
 fn job<T: Send + 'static>(
@@ -81,6 +82,50 @@ fn buffers_are_read_where_they_lie_and_give_the_same_bits_as_over_tcp() {
     for transport in [TransportChoice::Only(TransportKind::Shm), TransportChoice::Auto] {
         assert_eq!(over(transport), tcp, "{transport}");
     }
+}
+
+/// A worker that changes values while its push is under way harms itself at most: what a table rejects does not get past the look.
+#[test]
+fn values_that_change_after_they_were_looked_at_are_not_folded() {
+    const LENGTH: usize = 1 << 16;
+    let odd = job(TransportChoice::Only(TransportKind::Shm), |client, rank| {
+        let spec = TableSpec::dense("w", &[LENGTH as u64]).optimizer(OptimizerSpec::sum());
+        let table = client.table(&spec.non_finite(NonFinite::Reject)).unwrap();
+        let all = KeyRange::new(0, LENGTH as u64).unwrap();
+        let mut gradient = client.buffer(LENGTH).unwrap();
+        let values = gradient.as_mut_slice().unwrap();
+        values.fill(1.0);
+        let last = AtomicPtr::new(&raw mut values[LENGTH - 1]);
+        let stop = AtomicBool::new(false);
+        let mut odd = 0;
+        thread::scope(|scope| {
+            if rank == 1 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        for value in [f32::NAN, 1.0] {
+                            // SAFETY: the buffer outlives the scope, and nobody has a reference to its values. Others read them through
+                            // mappings of their own, as they may while a peer writes.
+                            unsafe { last.load(Ordering::Relaxed).write_volatile(value) };
+                        }
+                    }
+                });
+            }
+            for _ in 0..200 {
+                let mut ticket = table.push_range_buffer(all, &gradient, 0).unwrap();
+                client.clock().unwrap();
+                match ticket.wait() {
+                    Ok(_) | Err(Error::NonFinite { worker: 1, .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                let mut pulled = vec![0.0; LENGTH];
+                table.pull_range(all, &mut pulled).unwrap();
+                odd += pulled.iter().filter(|v| !v.is_finite()).count();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        odd
+    });
+    assert_eq!(odd, [0, 0]);
 }
 
 #[test]

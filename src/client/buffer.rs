@@ -184,7 +184,11 @@ impl Buffer {
         self.held = false;
         self.inner.driver.engine().drop_buffer(self.number)?;
         let waited_for = |_: &Engine| "the operations on a registered buffer".to_owned();
-        self.inner.driver.drive(self.inner.deadline(), waited_for, |engine| Ok(engine.released(self.number)))
+        self.inner.driver.drive(
+            || self.inner.deadline(),
+            waited_for,
+            |engine| Ok(engine.released(self.number)),
+        )
     }
 
     /// Elements of this buffer, for an operation of `client`'s.

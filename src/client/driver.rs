@@ -2,6 +2,7 @@
 //!
 //! Nobody holds the engine while it sleeps, so calls of several threads go on beside each other.
 
+use std::cell::LazyCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
@@ -13,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::time::Deadline;
 use crate::transport::park::{Waker, park, pause};
 
+/// A waiter that spins looks at the clock only so often: that takes as long as a look at the network.
+const LOOK: u32 = 32;
 /// The longest sleep of a waiter, because another thread may take what it sleeps for.
 const WAITER_NAP: Duration = Duration::from_millis(20);
 /// How long the progress thread leaves the engine to a waiter before it looks again.
@@ -58,27 +61,30 @@ impl Driver {
         }
     }
 
-    /// Drives the engine until `done` gives something; `waited_for` says at a timeout what did not come.
+    /// Drives the engine until `done` gives something; `waited_for` says at a timeout what did not come. The deadline is asked for when
+    /// this looks at the clock for the first time: what is done sooner needs none.
     pub fn drive<T>(
         &self,
-        deadline: Deadline,
+        deadline: impl FnOnce() -> Deadline,
         waited_for: impl Fn(&Engine) -> String,
         done: impl FnMut(&mut Engine) -> Result<Option<T>>,
     ) -> Result<T> {
-        self.drive_watching(deadline, |_| {}, waited_for, done)
+        self.drive_watching(deadline, |_, _| {}, waited_for, done)
     }
 
     /// The same; `watch` hears the time whenever this looks at it.
     pub fn drive_watching<T>(
         &self,
-        deadline: Deadline,
-        mut watch: impl FnMut(Instant),
+        deadline: impl FnOnce() -> Deadline,
+        mut watch: impl FnMut(&Deadline, Instant),
         waited_for: impl Fn(&Engine) -> String,
         mut done: impl FnMut(&mut Engine) -> Result<Option<T>>,
     ) -> Result<T> {
         let _waiting = Waiting::new(&self.waiting);
-        let mut idle_since = None;
+        let (mut idle_since, mut turns) = (None, 0u32);
+        let deadline = LazyCell::new(deadline);
         loop {
+            turns = turns.wrapping_add(1);
             let mut engine = self.engine();
             if let Some(result) = done(&mut engine)? {
                 return Ok(result);
@@ -90,15 +96,22 @@ impl Driver {
                 // A failure does not undo what is done.
                 Err(error) => return done(&mut engine)?.ok_or(error),
             };
-            let now = Instant::now();
-            watch(now);
-            let late = deadline.passed(now);
             if worked {
                 idle_since = None;
                 if self.waiting.load(Ordering::Relaxed) > 1 {
                     // What came may be what another waiter sleeps for.
                     self.shared.waker.wake();
                 }
+            }
+            if engine.may_spin() && !turns.is_multiple_of(LOOK) {
+                continue;
+            }
+            // First, so that what has no time is late at once.
+            let deadline = &*deadline;
+            let now = Instant::now();
+            watch(deadline, now);
+            let late = deadline.passed(now);
+            if worked {
                 if !late {
                     continue;
                 }
@@ -116,8 +129,10 @@ impl Driver {
             } else if engine.may_sleep() {
                 let descriptors = engine.descriptors();
                 drop(engine);
-                park(&descriptors, deadline.left(now).min(WAITER_NAP))?;
-                self.shared.waker.drain();
+                let [_, woken] = park(&descriptors, deadline.left(now).min(WAITER_NAP))?;
+                if woken {
+                    self.shared.waker.drain();
+                }
             }
         }
     }
@@ -127,7 +142,7 @@ impl Driver {
     /// has something to queue behind it (`more_follows`).
     pub fn queue(
         &self,
-        deadline: Deadline,
+        deadline: impl FnOnce() -> Deadline,
         more_follows: bool,
         begin: impl FnOnce(&mut Engine) -> Result<usize>,
         mut more: impl FnMut(&mut Engine, usize) -> Result<bool>,
@@ -210,7 +225,7 @@ impl Drop for ProgressThread {
 fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
     while !stop.load(Ordering::Acquire) {
         let parked = if driver.waiting.load(Ordering::Relaxed) > 0 {
-            park(&[waker.fd()], ASIDE)
+            park(&[waker.fd()], ASIDE).map(drop)
         } else {
             let mut engine = driver.engine();
             match engine.progress() {
@@ -228,7 +243,7 @@ fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
                 // Nobody else would, and the next sleep would end at once.
                 driver.shared.waker.drain();
             }
-            parked
+            parked.map(drop)
         };
         if parked.is_err() {
             return;

@@ -8,6 +8,9 @@ use crate::proto::{HEADER, RequestHeader, RequestKind};
 use crate::transport::Payload;
 use crate::types::{Clock, TableId};
 
+/// The segment of what is sent again, before all others.
+pub const AGAIN: u64 = 0;
+
 /// Whom a request concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
@@ -43,7 +46,7 @@ pub struct Outgoing {
     pub lends: bool,
     /// Of those that wait, the higher one leaves first; see [`super::lane`].
     pub priority: i8,
-    /// Marks that were queued before it.
+    /// [`AGAIN`], or above it by 1 and the marks that were queued before it.
     pub segment: u64,
     body: Option<Payload>,
     /// Where its body begins in the buffer.
@@ -110,6 +113,11 @@ impl Outgoing {
         self.header.length = (used + header.part_bytes()) as u32;
         self.count(&header);
         true
+    }
+
+    /// Of two lanes' first frames the one with more leaves first.
+    pub fn urgency(&self) -> (bool, i8) {
+        (self.segment == AGAIN, self.priority)
     }
 
     /// Whom it concerns, in order.

@@ -15,7 +15,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use super::frame::{Fill, Outgoing, Owner};
+use super::frame::{AGAIN, Fill, Outgoing, Owner};
 use crate::proto::RequestHeader;
 use crate::types::TableId;
 
@@ -23,13 +23,18 @@ use crate::types::TableId;
 const TABLES: usize = 4096;
 
 /// See the module's head.
-#[derive(Default)]
 pub struct Lane {
     frames: VecDeque<Outgoing>,
     /// The one that is not ended.
     segment: u64,
     /// By table. It grows at the first use of a table only.
     levels: Vec<Level>,
+}
+
+impl Default for Lane {
+    fn default() -> Lane {
+        Lane { frames: VecDeque::new(), segment: AGAIN + 1, levels: Vec::new() }
+    }
 }
 
 /// What waits of one table.
@@ -70,7 +75,7 @@ impl Lane {
         Some(frame)
     }
 
-    /// Puts a frame before all others: one that was taken and found no room, or one to be sent again.
+    /// Puts a frame that was taken, and found no room, back before all others.
     pub fn put_first(&mut self, frame: Outgoing) {
         for table in frame.tables() {
             self.level(table).requests += 1;
@@ -78,9 +83,16 @@ impl Lane {
         self.frames.push_front(frame);
     }
 
-    /// As [`Lane::put_first`], whatever its priority was.
+    /// Puts a frame that is to be sent again before all others, whatever their priority. What comes of its tables takes its priority, as behind any
+    /// other frame.
     pub fn again(&mut self, mut frame: Outgoing) {
-        (frame.open, frame.segment, frame.priority) = (false, 0, i8::MAX);
+        (frame.open, frame.segment) = (false, AGAIN);
+        for table in frame.tables() {
+            let level = self.level(table);
+            if level.requests == 0 {
+                level.priority = frame.priority;
+            }
+        }
         self.put_first(frame);
     }
 
@@ -180,6 +192,27 @@ mod tests {
         model.retain(|waiting| Some(*waiting) != first);
         let popped = lane.pop().map(|frame| (frame.header.count, frame.tables().next()));
         assert_eq!(popped, first.map(|(_, _, number, table)| (number, table)));
+    }
+
+    /// Sent again with the priority that it had, not with that of what came of its table since.
+    #[test]
+    fn what_is_sent_again_leaves_first_and_what_follows_it_has_its_priority() {
+        let mut lane = Lane::default();
+        let alone = |table, number, priority| {
+            Outgoing::alone(request(RequestKind::Push, table, number), None, Owner::Push(0), priority)
+        };
+        let mut sent = Vec::new();
+        for (number, priority) in [(1, -5), (2, 100)] {
+            lane.enqueue(alone(1, number, priority));
+            sent.extend(lane.pop());
+        }
+        sent.truncate(1); // the second is done with
+        lane.enqueue(alone(2, 3, 50));
+        lane.again(sent.remove(0));
+        lane.enqueue(alone(1, 4, 60));
+        lane.enqueue(alone(3, 5, i8::MAX));
+        let order: Vec<u32> = std::iter::from_fn(|| lane.pop()).map(|f| f.header.count).collect();
+        assert_eq!(order, [1, 5, 3, 4]);
     }
 
     proptest! {

@@ -321,8 +321,8 @@ impl Link {
         self.tell_ring(transport)
     }
 
-    /// The lane whose first frame leaves now: that of the overtaking pulls (true), or the other. Of two that may, the one of
-    /// higher priority; of equal ones the pull, for whose values somebody waits since its clock.
+    /// The lane whose first frame leaves now: that of the overtaking pulls (true), or the other. Of two that may, one that is sent
+    /// again, or the one of higher priority; of equal ones the pull, for whose values somebody waits since its clock.
     fn next(&self, idle: bool) -> Option<bool> {
         let credits = self.grant.pull_credits.saturating_sub(self.pulls_outstanding);
         let pull = self.pulls.front().filter(|f| f.pulls <= credits && f.header.clock < self.marked);
@@ -330,7 +330,7 @@ impl Link {
         let ready = |f: &Outgoing| !f.open || idle || self.queue.len() > 1;
         let other = self.queue.front().filter(|f| f.pulls <= credits && ready(f));
         match (pull, other) {
-            (Some(pull), Some(other)) => Some(pull.priority >= other.priority),
+            (Some(pull), Some(other)) => Some(pull.urgency() >= other.urgency()),
             (pull, other) => pull.or(other).map(|_| pull.is_some()),
         }
     }

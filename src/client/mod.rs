@@ -252,7 +252,7 @@ impl Client {
     /// none of them can see a later one.
     pub fn clock(&self) -> Result<Clock> {
         let waited_for = |engine: &Engine| engine.keeps_clock_open().unwrap_or_default().to_owned();
-        let clock = self.inner.driver.drive(self.inner.deadline(), waited_for, Engine::end_clock)?;
+        let clock = self.inner.driver.drive(|| self.inner.deadline(), waited_for, Engine::end_clock)?;
         self.inner.control.shared().clock.store(clock, Ordering::Relaxed);
         self.inner.control.cut(|cuts| cuts.advanced(clock));
         Ok(clock)
@@ -343,7 +343,7 @@ impl Client {
             Some(()) => Ok(Some(())),
             None => engine.check().map(|()| None),
         };
-        self.inner.wait(deadline, waited_for, here)
+        self.inner.wait(|| deadline, waited_for, here)
     }
 
     /// Finishes, and leaves the job in order. Dropping a client without it counts as a failure of this worker.
@@ -388,7 +388,7 @@ impl Inner {
         let connected = |engine: &mut Engine| {
             Ok(engine.connected().then(|| (engine.payload_bytes(), engine.receive_memory())))
         };
-        let (payload_bytes, receive) = driver.drive(deadline, waited_for, connected)?;
+        let (payload_bytes, receive) = driver.drive(|| deadline, waited_for, connected)?;
         let driver = Arc::new(driver);
         let progress = match config.progress {
             Progress::Caller => None,
@@ -410,21 +410,20 @@ impl Inner {
         done: impl FnMut(&mut Engine) -> Result<Option<()>>,
     ) -> Result<()> {
         let waited_for = |_: &Engine| "the servers to take what was sent".to_owned();
-        self.driver.drive(deadline, waited_for, done)
+        self.driver.drive(|| deadline, waited_for, done)
     }
 
     /// Waits as [`Driver::drive`] does; a timeout says which workers are behind.
     fn wait<T>(
         &self,
-        deadline: Deadline,
+        deadline: impl FnOnce() -> Deadline,
         waited_for: impl Fn(&Engine) -> String,
         done: impl FnMut(&mut Engine) -> Result<Option<T>>,
     ) -> Result<T> {
-        // Asked for before the deadline, so that it is kept also when the Coordinator does not answer.
-        let ahead = (deadline.given() / 4).min(ASK_AHEAD);
         let mut peers = None;
-        let watch = |now| {
-            if peers.is_none() && deadline.left(now) <= ahead {
+        // Asked for before the deadline, so that it is kept also when the Coordinator does not answer.
+        let watch = |deadline: &Deadline, now| {
+            if peers.is_none() && deadline.left(now) <= (deadline.given() / 4).min(ASK_AHEAD) {
                 peers = Some(self.control.ask_peers());
             }
         };

@@ -157,7 +157,10 @@ impl Reopener {
 
     /// What servers said next of endpoints that are still ours.
     pub fn heard(&mut self, links: &[Link]) -> Result<Option<Heard>> {
-        while let Ok(outcome) = self.outcomes.try_recv() {
+        // Taking nothing from a channel costs a fence.
+        while !self.outcomes.is_empty()
+            && let Ok(outcome) = self.outcomes.try_recv()
+        {
             match outcome {
                 Outcome::Answered { link: place, endpoint, key, granted } => {
                     let Some(link) = links.get(place) else { continue };

@@ -536,7 +536,7 @@ impl Table {
         begin: impl FnOnce(&mut Engine) -> Result<usize>,
         more: impl FnMut(&mut Engine, usize) -> Result<bool>,
     ) -> Result<Ticket> {
-        let id = self.inner.driver.queue(self.inner.deadline(), more_follows, begin, more)?;
+        let id = self.inner.driver.queue(|| self.inner.deadline(), more_follows, begin, more)?;
         Ok(Ticket::new(self.inner.clone(), id))
     }
 

@@ -57,7 +57,7 @@ impl Ticket {
     /// Blocks until it is done or `timeout` has passed. After a timeout it is still under way.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<()> {
         let Some(id) = self.id else { return Ok(()) };
-        let deadline = Deadline::after(Instant::now(), timeout);
+        let deadline = || Deadline::after(Instant::now(), timeout);
         self.inner.wait(deadline, |e| e.describe(id), |e| Ok(e.is_done(id, true)?.then_some(())))
     }
 

@@ -29,6 +29,9 @@ pub struct LinkLimits {
     pub control_bytes: usize,
     /// Writes, reads and messages that wait for one data connection.
     pub queue_depth: usize,
+    /// Bytes of its memory that a peer on this host may have us map, and we it, for one data connection over shared memory. They are
+    /// charged to their owner; what they cost here is address space and a 512th in page tables.
+    pub shown_bytes: usize,
 }
 
 impl Default for LinkLimits {
@@ -40,6 +43,7 @@ impl Default for LinkLimits {
             links: 4096,
             control_bytes: 4 << 20,
             queue_depth: 256,
+            shown_bytes: 64 << 30,
         }
     }
 }
@@ -55,6 +59,7 @@ impl LinkLimits {
             links: number(&settings::LINKS)?,
             control_bytes: number(&settings::CONTROL_BYTES)?,
             queue_depth: number(&settings::QUEUE_DEPTH)?,
+            shown_bytes: number(&settings::SHOWN_BYTES)?,
         })
     }
 }
@@ -216,6 +221,7 @@ mod tests {
             ("WINDLASS_LINKS", "10"),
             ("WINDLASS_CONTROL_BYTES", "11M"),
             ("WINDLASS_QUEUE_DEPTH", "17"),
+            ("WINDLASS_SHOWN_BYTES", "12M"),
             ("WINDLASS_PAYLOAD_BYTES", "129K"),
             ("WINDLASS_SEND_BYTES", "13M"),
             ("WINDLASS_RECEIVE_BYTES", "14M"),
@@ -232,6 +238,7 @@ mod tests {
             links: 10,
             control_bytes: 11 << 20,
             queue_depth: 17,
+            shown_bytes: 12 << 20,
         };
         assert_eq!(LinkLimits::from_environment(&given).unwrap(), links);
         let worker = WorkerLimits {

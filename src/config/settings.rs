@@ -261,7 +261,9 @@ settings! {
         CONTROL_BYTES, "BYTES", Kind::Bytes(1 << 20..=1 << 30), LinkLimits::default().control_bytes;
         "Memory for what waits to be sent over one control link"
         QUEUE_DEPTH, "N", Kind::Count(16..=65_536), LinkLimits::default().queue_depth;
-        "Writes and messages that may wait for one data connection (tcp)"
+        "Writes and messages that may wait for one data connection (tcp, shm)"
+        SHOWN_BYTES, "BYTES", Kind::Bytes(1 << 20..=1 << 46), LinkLimits::default().shown_bytes;
+        "Memory that a peer on this host may have this process map for one data connection (shm)"
     }
     /// What only the Coordinator has.
     COORDINATOR {

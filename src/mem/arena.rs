@@ -1,9 +1,16 @@
 //! One block of memory, shared by the threads and devices that were told of it: a mapping of ours, a program's own, or a
 //! peer's that we may only read.
 //!
-//! Memory that other processes of this machine may be shown is a memfd, sealed as soon as it is mapped: it can't shrink, so that
-//! nobody who reads it is killed by SIGBUS, and no new mapping of it, nor a descriptor, can write to it. Who was given its
-//! descriptor can read all of it for as long as it likes, and change nothing.
+//! Memory that other processes of this machine may be shown is a memfd, filled and sealed as soon as it is mapped:
+//!
+//! - it can't shrink, so that nobody who reads it is killed by SIGBUS;
+//! - no new mapping of it, nor a descriptor, can write to it, and nobody can make a mapping for reading one for writing. Who was given
+//!   its descriptor can read all of it for as long as it likes, and change nothing;
+//! - it has no holes: a hole of such a file becomes a page when somebody reads it, and it is the reader whom the system charges. So
+//!   its maker fills it, which also tells him at once when the system has no such memory. A page can only be taken out again by who may write,
+//!   so that the same seal keeps it full.
+//!
+//! Whoever maps a peer's memory checks all of this ([`Arena::of_peer`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -54,11 +61,11 @@ impl Arena {
         Ok(Arc::new(Arena { memory: Memory::Ours(map) }))
     }
 
-    /// Maps `bytes` zeroed bytes (at least one page) that other processes can be shown, and can't write.
+    /// Maps `bytes` zeroed bytes (at least one page) that other processes can be shown, and can't write. All of it is taken from the
+    /// system here.
     pub fn shared(bytes: usize) -> Result<Arc<Arena>> {
         let (map, file) = memfd(bytes)?;
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
-        seal(&file, seals)?;
+        seal(&file, SHOWN | SealFlags::SEAL)?;
         // Only a hint, which most systems ignore for such memory.
         let _ = map.advise(Advice::HugePage);
         Ok(Arc::new(Arena { memory: Memory::Shared { map, file } }))
@@ -67,26 +74,27 @@ impl Arena {
     /// The same for two processes that both write it, with the descriptor by which the other one maps it.
     pub(crate) fn both_write(bytes: usize) -> Result<(Arc<Arena>, OwnedFd)> {
         let (map, file) = memfd(bytes)?;
-        seal(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        seal(&file, FIXED | SealFlags::SEAL)?;
         Ok((Arc::new(Arena { memory: Memory::Ours(map) }), file))
     }
 
     /// Maps `bytes` of what a peer made by [`Arena::shared`]: for reading only, nothing may be copied in.
     ///
     /// # Errors
-    /// [`Error::Protocol`] when it is not a memfd of that size which can't shrink, and what the system says.
+    /// [`Error::Protocol`] when it is no memfd of that size that was filled and sealed so, and what the system says.
     pub(crate) fn of_peer(file: &OwnedFd, bytes: usize, peer: &str) -> Result<Arc<Arena>> {
-        check(file, bytes, peer)?;
+        check(file, SHOWN, bytes, peer)?;
         let map = MmapOptions::new().len(bytes).map_raw_read_only(file).map_err(|e| unmapped(bytes, e))?;
         Ok(Arc::new(Arena { memory: Memory::Peers(map) }))
     }
 
-    /// Maps `bytes` of what a peer made by [`Arena::both_write`].
+    /// Maps `bytes` of what a peer made by [`Arena::both_write`]. The peer, who may write, can take pages out again: each that we then
+    /// touch is charged to us, and `bytes` is the most that this can cost.
     ///
     /// # Errors
     /// As [`Arena::of_peer`].
     pub(crate) fn with_peer(file: &OwnedFd, bytes: usize, peer: &str) -> Result<Arc<Arena>> {
-        check(file, bytes, peer)?;
+        check(file, FIXED, bytes, peer)?;
         let map = MmapOptions::new().len(bytes).map_raw(file).map_err(|e| unmapped(bytes, e))?;
         Ok(Arc::new(Arena { memory: Memory::Ours(map) }))
     }
@@ -176,12 +184,29 @@ impl Arena {
     }
 }
 
+/// Its length stays as it is.
+const FIXED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+/// And so do its bytes, but for what its maker writes through the mapping that he has; nor can a page be taken out.
+const SHOWN: SealFlags = FIXED.union(SealFlags::FUTURE_WRITE);
+
+/// A mapping of a file of zeros without holes. These are written by a system call: where there is no memory that one fails, while
+/// touching the mapping would kill the process.
 fn memfd(bytes: usize) -> Result<(MmapRaw, OwnedFd)> {
     let bytes = bytes.max(4096);
     let name = || format!("{bytes} bytes");
     let file = rustix::fs::memfd_create("windlass", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(|e| Error::io("memfd_create", name(), e.into()))?;
-    rustix::fs::ftruncate(&file, bytes as u64).map_err(|e| Error::io("ftruncate", name(), e.into()))?;
+    let zeros = vec![0; 256 << 10];
+    let (mut filled, end) = (0, bytes.next_multiple_of(4096));
+    while filled < end {
+        let part = &zeros[..zeros.len().min(end - filled)];
+        match rustix::io::write(&file, part) {
+            Ok(0) => return Err(Error::io("fill a memfd of", name(), std::io::ErrorKind::WriteZero.into())),
+            Ok(written) => filled += written,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(Error::io("fill a memfd of", name(), e.into())),
+        }
+    }
     let map = MmapOptions::new().len(bytes).map_raw(&file).map_err(|e| unmapped(bytes, e))?;
     Ok((map, file))
 }
@@ -194,16 +219,16 @@ fn unmapped(bytes: usize, e: std::io::Error) -> Error {
     Error::io("mmap", format!("{bytes} bytes of a memfd"), e)
 }
 
-/// Refuses a descriptor whose mapping could fault. Only a memfd can carry the seal, and only those on ordinary pages are taken:
-/// a peer can take huge pages out of its file again.
-fn check(file: &OwnedFd, bytes: usize, peer: &str) -> Result<()> {
+/// Refuses a descriptor whose mapping could fault, change its length or cost us memory. Only a memfd can carry the seals, and only
+/// those on ordinary pages are taken: a peer can take huge pages out of its file again.
+fn check(file: &OwnedFd, seals: SealFlags, bytes: usize, peer: &str) -> Result<()> {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
     let refuse = |expected: &str, found: &dyn std::fmt::Display| {
         Err(Error::protocol(peer, "descriptor", expected, found))
     };
-    let seals = rustix::fs::fcntl_get_seals(file);
-    if !seals.is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
-        return refuse("a memfd that can't shrink", &format!("seals {seals:?}"));
+    let found = rustix::fs::fcntl_get_seals(file);
+    if !found.is_ok_and(|found| found.contains(seals)) {
+        return refuse(&format!("a memfd with the seals {seals:?}"), &format!("{found:?}"));
     }
     let magic = rustix::fs::fstatfs(file).map(|s| s.f_type);
     if magic != Ok(TMPFS_MAGIC) {
@@ -212,6 +237,11 @@ fn check(file: &OwnedFd, bytes: usize, peer: &str) -> Result<()> {
     let size = rustix::fs::fstat(file).map_or(0, |s| u64::try_from(s.st_size).unwrap_or(0));
     if bytes == 0 || size < bytes as u64 {
         return refuse(&format!("at least {} bytes", bytes.max(1)), &size);
+    }
+    // Not the blocks of `fstat`: those beyond the end of a file count there, too. The end is where the last hole begins.
+    let hole = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(0)).unwrap_or(0);
+    if hole < bytes as u64 {
+        return refuse(&format!("{bytes} bytes without a hole"), &format!("one at {hole}"));
     }
     Ok(())
 }
@@ -262,6 +292,11 @@ mod tests {
         assert!(rustix::io::pwrite(&file, b"x", 0).is_err());
         let punched = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         assert!(rustix::fs::fallocate(&file, punched, 0, 4096).is_err());
+        // Nor by the mapping.
+        let at = theirs.at(0, 8192).cast();
+        // SAFETY: the range is the mapping's; to allow more changes nothing for those who read.
+        let upgraded = unsafe { libc::mprotect(at, 8192, libc::PROT_READ | libc::PROT_WRITE) };
+        assert_eq!((upgraded, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EACCES)));
         drop((ours, file));
         theirs.copy_out(8187, &mut out);
         assert_eq!(&out, b"hello", "it stays when its maker is gone");
@@ -275,16 +310,48 @@ mod tests {
             }
             other => panic!("{other}"),
         };
-        let memfd = rustix::fs::memfd_create("open", MemfdFlags::ALLOW_SEALING).unwrap();
-        rustix::fs::ftruncate(&memfd, 8192).unwrap();
-        refused(&memfd, 8192);
-        seal(&memfd, SealFlags::SHRINK).unwrap();
-        refused(&memfd, 8193);
-        refused(&memfd, 0);
-        assert!(Arena::of_peer(&memfd, 8192, "server 3").is_ok());
+        let made = |seals| {
+            let (_, file) = memfd(8192).unwrap();
+            seal(&file, seals).unwrap();
+            file
+        };
+        for missing in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::FUTURE_WRITE] {
+            refused(&made(SHOWN - missing), 8192);
+        }
+        let whole = made(SHOWN);
+        refused(&whole, 8193);
+        refused(&whole, 0);
+        assert!(Arena::of_peer(&whole, 8192, "server 3").is_ok());
+        assert!(Arena::with_peer(&made(FIXED), 8192, "server 3").is_ok());
         refused(&tempfile::tempfile().unwrap().into(), 1);
         let (pipe, _) = std::io::pipe().unwrap();
         refused(&pipe.into(), 1);
+    }
+
+    /// Reading a hole would take a page from the system, on our account.
+    #[test]
+    fn memory_with_holes_is_not_mapped() {
+        let beyond = |file: &OwnedFd| {
+            // Blocks behind its end, so that it has as many as it should.
+            let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(file, flags, 8192, 8192).unwrap();
+        };
+        let sparse = || {
+            let file = rustix::fs::memfd_create("holes", MemfdFlags::ALLOW_SEALING).unwrap();
+            rustix::fs::ftruncate(&file, 8192).unwrap();
+            file
+        };
+        let (nothing, half, elsewhere) = (sparse(), sparse(), sparse());
+        rustix::io::pwrite(&half, &[1], 0).unwrap();
+        beyond(&elsewhere);
+        for (file, hole) in [(nothing, 0), (half, 4096), (elsewhere, 0)] {
+            seal(&file, SHOWN).unwrap();
+            let error = Arena::of_peer(&file, 8192, "worker 1").unwrap_err().to_string();
+            assert!(error.contains(&format!("one at {hole}")), "{error}");
+        }
+        let ours = Arena::shared(1 << 20).unwrap();
+        let blocks = rustix::fs::fstat(ours.file().unwrap()).unwrap().st_blocks;
+        assert!(blocks >= (1 << 20) / 512, "what is shown is there");
     }
 
     #[test]

@@ -153,12 +153,12 @@ impl Producer {
         Ok(self.head)
     }
 
-    /// Cells that were published so far.
-    pub fn published(&self) -> u64 {
+    /// Cells that are whole so far.
+    pub fn whole(&self) -> u64 {
         self.tail
     }
 
-    /// Copies bytes into the `n`-th cell that is not published, and those behind it. They must fit ([`Producer::has_room`]).
+    /// Copies bytes into the `n`-th cell that is not whole, and those behind it. They must fit ([`Producer::has_room`]).
     pub fn put(&self, n: u64, bytes: &[u8]) {
         self.ring.put(self.tail + n, bytes);
     }
@@ -170,9 +170,13 @@ impl Producer {
         self.ring.arena.copy_from(self.ring.at + CELLS_AT, source, from + whole, length - whole);
     }
 
-    /// Shows the next `cells` to the consumer.
-    pub fn publish(&mut self, cells: u64) {
+    /// The next `cells` are whole.
+    pub fn advance(&mut self, cells: u64) {
         self.tail += cells;
+    }
+
+    /// Shows the consumer what is whole. Once for all that goes together: the consumer looks at this line all the time.
+    pub fn publish(&self) {
         publish(&self.ring.lines(), self.tail);
     }
 
@@ -328,7 +332,8 @@ mod tests {
             assert!(p.has_room(needed).unwrap());
             p.put(0, &bytes);
             assert_eq!(c.ready(), Ok(0));
-            p.publish(needed);
+            p.advance(needed);
+            p.publish();
             assert_eq!(c.ready(), Ok(needed));
             let mut out = vec![0; 1000];
             c.get(0, &mut out);
@@ -351,7 +356,8 @@ mod tests {
     #[test]
     fn a_full_ring_has_no_room_until_cells_come_back() {
         let (mut p, mut c, _) = pair();
-        p.publish(CELLS - 1);
+        p.advance(CELLS - 1);
+        p.publish();
         assert!(p.has_room(1).unwrap() && !p.has_room(2).unwrap());
         assert_eq!(c.ready(), Ok(CELLS - 1));
         c.advance(1);
@@ -363,7 +369,8 @@ mod tests {
     #[test]
     fn a_count_that_cannot_be_is_refused() {
         let (mut p, mut c, ring) = pair();
-        p.publish(10);
+        p.advance(10);
+        p.publish();
         c.ready().unwrap();
         c.advance(4);
         c.release();
@@ -383,7 +390,8 @@ mod tests {
         let (mut p, mut c, _) = pair();
         assert!(!p.must_wake());
         assert!(!c.park());
-        p.publish(1);
+        p.advance(1);
+        p.publish();
         assert!(p.must_wake() && !p.must_wake());
         assert!(c.park(), "something has come");
         c.awake();

@@ -667,11 +667,16 @@ impl Waiting {
     }
 }
 
-/// Refuses a lent body that could not be read in place: only values of a dense table are, and where fp32 can lie.
+/// Refuses a lent body that can't be read in place: only values of a dense table are, where fp32 can lie. And not where some are
+/// rejected: the worker could change them after they were looked at, before they are folded. A slot it does not reach.
 fn check_loan(shard: &Shard, header: &RequestHeader, loan: &Loan) -> Result<(), Malformed> {
-    let dense = shard.spec(header.table).is_some_and(|spec| matches!(spec.kind, TableKind::Dense { .. }));
-    if !dense || !matches!(header.kind, RequestKind::Push | RequestKind::Set) {
-        return Err(Malformed::new("body", "in its slot, of all but dense pushes", "a loan"));
+    let taken = |spec: &TableSpec| {
+        matches!(spec.kind, TableKind::Dense { .. }) && spec.non_finite != NonFinite::Reject
+    };
+    let writes = matches!(header.kind, RequestKind::Push | RequestKind::Set);
+    if !writes || !shard.spec(header.table).is_some_and(taken) {
+        let expected = "in its slot, of all but dense pushes whose values are not rejected";
+        return Err(Malformed::new("body", expected, "a loan"));
     }
     if loan.length != header.length as usize {
         return Err(Malformed::new("length", format!("{} as lent", loan.length), header.length));

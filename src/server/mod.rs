@@ -348,7 +348,7 @@ impl ServerBuilder {
                 id,
                 transports.remove(0),
                 transports,
-                network.polling,
+                network,
                 limits,
                 optimizers,
                 inbox,

@@ -13,7 +13,7 @@ use super::core::{Core, MAX_SLOTS, Staging};
 use super::cut::{CutFile, Saver, Written};
 use super::link::Link;
 use crate::checkpoint::{Cut, Disk, FileKind, Header, shard_name};
-use crate::config::{Polling, ServerLimits};
+use crate::config::{Network, Polling, ServerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
@@ -25,6 +25,8 @@ use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
 
 /// Completions taken before other work gets its turn.
 const BUDGET: usize = 256;
+/// While a thread spins it looks at the clock and at an empty queue of commands only so often: each takes as long as a look at the network.
+const LOOK: u32 = 32;
 /// The longest sleep: a bound on how late a lost wake-up could be noticed.
 const NAP: Duration = Duration::from_secs(1);
 
@@ -114,7 +116,7 @@ pub struct Reactor {
     transport: Box<dyn Transport>,
     /// What else the job may agree on; empty once it has begun.
     others: Vec<Box<dyn Transport>>,
-    polling: Polling,
+    network: Network,
     limits: ServerLimits,
     optimizers: Optimizers,
     commands: Receiver<Command>,
@@ -133,6 +135,8 @@ pub struct Reactor {
     reopening: Vec<OpenRequest>,
     /// It was told to drain and has not reported that it has.
     draining: bool,
+    /// Turns of the loop.
+    turns: u32,
 }
 
 impl Reactor {
@@ -142,7 +146,7 @@ impl Reactor {
         id: ShardId,
         transport: Box<dyn Transport>,
         others: Vec<Box<dyn Transport>>,
-        polling: Polling,
+        network: Network,
         limits: ServerLimits,
         optimizers: Optimizers,
         commands: Receiver<Command>,
@@ -154,7 +158,7 @@ impl Reactor {
             id,
             transport,
             others,
-            polling,
+            network,
             limits,
             optimizers,
             commands,
@@ -168,6 +172,7 @@ impl Reactor {
             failed: Vec::new(),
             reopening: Vec::new(),
             draining: false,
+            turns: 0,
         }
     }
 
@@ -175,6 +180,7 @@ impl Reactor {
     pub fn run(mut self) {
         let mut idle_since: Option<Instant> = None;
         loop {
+            self.turns = self.turns.wrapping_add(1);
             self.transport.poll(&mut self.completions, BUDGET);
             let mut worked = !self.completions.is_empty();
             self.dispatch();
@@ -318,6 +324,9 @@ impl Reactor {
     /// Carries out the commands that have come, until it has to stop. True when there were any.
     fn obey(&mut self) -> Result<bool> {
         let mut obeyed = false;
+        if self.commands.is_empty() && !self.looks() {
+            return Ok(obeyed);
+        }
         while !self.stop.load(Ordering::Acquire) {
             match self.commands.try_recv() {
                 Ok(Command::Begin(rank, view, agreed, resumed)) => {
@@ -372,10 +381,10 @@ impl Reactor {
             }
         }
         if agreed.local {
-            choice::add_memory(&mut self.transport, true)?;
+            choice::add_memory(&self.network, &mut self.transport, true)?;
         }
         let (ShardId { server, thread }, used) = (self.id, self.transport.caps().describe());
-        info!("server {server} thread {thread}: data travels by {used}, poll {}", self.polling);
+        info!("server {server} thread {thread}: data travels by {used}, poll {}", self.network.polling);
         Ok(())
     }
 
@@ -416,10 +425,8 @@ impl Reactor {
             (self.limits.payload_bytes, self.limits.reply_buffers),
             (4096, self.limits.reply_buffers.div_ceil(4) * 4),
         ];
-        let memory = self.transport.memory();
-        let replies = Pool::of(memory, &classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes)
-            .in_memory(memory);
+        let replies = Pool::of(self.transport.memory(), &classes, |arena| self.transport.register(arena))?;
+        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes);
         let first = self.resumed.as_ref().map_or(0, |cut| cut.manifest().clock);
         let credits = self.limits.pull_credits;
         self.core = Some(Core::new(self.id, view, shard, staging, replies, credits, first));
@@ -461,9 +468,17 @@ impl Reactor {
         Ok(opened)
     }
 
+    /// Whether this turn looks at what hardly ever changes.
+    fn looks(&self) -> bool {
+        self.network.polling == Polling::Block || self.turns.is_multiple_of(LOOK)
+    }
+
     /// Spins for a while, then sleeps until the network or a command has something.
     fn idle(&mut self, idle_since: &mut Option<Instant>) -> Result<()> {
-        if let Polling::Spin(time) = self.polling {
+        if !self.looks() {
+            return Ok(());
+        }
+        if let Polling::Spin(time) = self.network.polling {
             let since = *idle_since.get_or_insert_with(Instant::now);
             let idle = since.elapsed();
             if idle < time {
@@ -477,8 +492,10 @@ impl Reactor {
             return Ok(());
         }
         if self.transport.arm() {
-            park(&[self.transport.waitable(), self.waker.fd()], NAP)?;
-            self.waker.drain();
+            let [_, woken] = park(&[self.transport.waitable(), self.waker.fd()], NAP)?;
+            if woken {
+                self.waker.drain();
+            }
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::reactor::{Command, OpenRequest, Opened, Reactor, Report, Reports};
-use crate::config::{Polling, ServerLimits, TransportKind};
+use crate::config::{Network, Polling, ServerLimits, TransportKind};
 use crate::error::Result;
 use crate::mem::RemoteRegion;
 use crate::proto::ThreadStats;
@@ -90,12 +90,13 @@ pub(crate) fn serve(
     FAULT.set(fault);
     // Whoever reads the reports listens to their channel.
     let reports = Reports::new(id.thread, ends.outbox, Arc::new(|| {}));
-    let (polling, optimizers) = (Polling::Block, Optimizers::default());
+    let network = Network { polling: Polling::Block, ..Network::default() };
+    let optimizers = Optimizers::default();
     Reactor::new(
         id,
         transport,
         Vec::new(),
-        polling,
+        network,
         limits,
         optimizers,
         ends.inbox,

@@ -10,7 +10,7 @@ use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::{self, Input};
 use crate::mem::epochs::Epochs;
-use crate::mem::{Arena, Kind, Pin, RegionId};
+use crate::mem::{Arena, Pin, RegionId};
 use crate::types::{
     Aggregate, BucketId, Clock, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind,
     TableSpec, Version,
@@ -155,7 +155,6 @@ pub struct Shard {
     spare_bytes: u64,
     /// Of what is published for one-sided readers.
     generation: u32,
-    memory: Kind,
     used: u64,
     pub(super) parameter_bytes: u64,
     /// The cut that is being saved.
@@ -176,7 +175,6 @@ impl Shard {
             budget,
             spare_bytes,
             generation: 0,
-            memory: Kind::Private,
             used: 0,
             parameter_bytes: 0,
             marked: None,
@@ -186,12 +184,6 @@ impl Shard {
     /// The same with the generation, the View's epoch, that one-sided readers find with what is published.
     pub fn of_generation(mut self, generation: u32) -> Shard {
         self.generation = generation;
-        self
-    }
-
-    /// With parameters of dense tables in memory of this kind.
-    pub fn in_memory(mut self, memory: Kind) -> Shard {
-        self.memory = memory;
         self
     }
 
@@ -231,9 +223,8 @@ impl Shard {
             TableKind::Dense { .. } => {
                 // Spare segments only speed answers up, so they take what is left.
                 let spare_bytes = self.spare_bytes.min(self.budget - used);
-                let memory = (self.memory, spare_bytes);
                 let (optimizer, generation) = (optimizer.as_ref(), self.generation);
-                Body::Dense(Dense::new(spec, buckets, optimizer, memory, generation, register)?)
+                Body::Dense(Dense::new(spec, buckets, optimizer, spare_bytes, generation, register)?)
             }
             TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets)),
         };

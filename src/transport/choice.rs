@@ -113,16 +113,17 @@ pub fn rails(network: &Network, kinds: &[TransportKind]) -> Result<Vec<RailPort>
 pub fn build_agreed(network: &Network, agreed: Agreed, seat: Seat) -> Result<Box<dyn Transport>> {
     let mut transport = build(network, agreed.kind, seat)?;
     if agreed.local {
-        add_memory(&mut transport, seat != Seat::Dials)?;
+        add_memory(network, &mut transport, seat != Seat::Dials)?;
     }
     Ok(transport)
 }
 
 /// Puts shared memory beside a transport that has neither endpoints nor arenas.
-pub fn add_memory(transport: &mut Box<dyn Transport>, listen: bool) -> Result<()> {
+pub fn add_memory(network: &Network, transport: &mut Box<dyn Transport>, listen: bool) -> Result<()> {
     // Something has to stand in its place while the two are joined.
-    let wide = std::mem::replace(transport, Box::new(Shm::new(ShmConfig::default(), false)?));
-    *transport = Box::new(Several::new(Shm::new(ShmConfig::default(), listen)?, wide)?);
+    let config = ShmConfig::of(&network.limits);
+    let wide = std::mem::replace(transport, Box::new(Shm::new(config.clone(), false)?));
+    *transport = Box::new(Several::new(Shm::new(config, listen)?, wide)?);
     Ok(())
 }
 
@@ -130,7 +131,7 @@ pub fn add_memory(transport: &mut Box<dyn Transport>, listen: bool) -> Result<()
 pub fn build(network: &Network, kind: TransportKind, seat: Seat) -> Result<Box<dyn Transport>> {
     let listen = seat != Seat::Dials;
     match kind {
-        TransportKind::Shm => Ok(Box::new(Shm::new(ShmConfig::default(), listen)?)),
+        TransportKind::Shm => Ok(Box::new(Shm::new(ShmConfig::of(&network.limits), listen)?)),
         TransportKind::Tcp => Ok(Box::new(tcp::Tcp::new(tcp::TcpConfig::of(network, listen))?)),
         #[cfg(feature = "verbs")]
         TransportKind::Verbs => build_verbs(network, seat),

@@ -372,6 +372,12 @@ pub trait Transport: Send {
         Kind::Private
     }
 
+    /// Whether a long body is taken by this endpoint's peer from where it lies in `arena`, and not through memory of the transport.
+    fn sends_in_place(&self, endpoint: EndpointId, arena: &Arena) -> bool {
+        let _ = (endpoint, arena);
+        true
+    }
+
     /// Makes an arena known, for use in local slices and in [`Transport::authorise`]. It lives as long as the transport, or
     /// until [`Transport::unregister`].
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId>;

@@ -64,8 +64,8 @@ pub fn any_of(fds: &[RawFd]) -> Result<OwnedFd> {
     Ok(all)
 }
 
-/// Sleeps until one of `fds` is readable, or for `timeout`. Wakes early on a signal.
-pub fn park<const N: usize>(fds: &[RawFd; N], timeout: Duration) -> Result<()> {
+/// Sleeps until one of `fds` is readable, or for `timeout`; which of them are. Wakes early on a signal.
+pub fn park<const N: usize>(fds: &[RawFd; N], timeout: Duration) -> Result<[bool; N]> {
     let mut polled: [PollFd<'_>; N] = fds.map(|fd| {
         // SAFETY: the callers own these descriptors (a waker's or a transport's) for the length of this call.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -76,8 +76,8 @@ pub fn park<const N: usize>(fds: &[RawFd; N], timeout: Duration) -> Result<()> {
         tv_nsec: i64::from(timeout.subsec_nanos()),
     };
     match poll(&mut polled, Some(&timeout)) {
-        Ok(_) => Ok(()),
-        Err(rustix::io::Errno::INTR) => Ok(()),
+        Ok(_) => Ok(std::array::from_fn(|n| !polled[n].revents().is_empty())),
+        Err(rustix::io::Errno::INTR) => Ok([false; N]),
         Err(e) => Err(Error::io("poll", "waiting for the network", io::Error::from(e))),
     }
 }

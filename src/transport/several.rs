@@ -105,6 +105,10 @@ impl Several {
         })
     }
 
+    fn look(&self, id: EndpointId) -> Option<&Endpoint> {
+        self.places.get(id.index as usize).filter(|p| p.generation == id.generation)?.endpoint.as_ref()
+    }
+
     fn get(&mut self, id: EndpointId) -> Option<&mut Endpoint> {
         let place = self.places.get_mut(id.index as usize).filter(|p| p.generation == id.generation)?;
         place.endpoint.as_mut()
@@ -144,6 +148,16 @@ impl Several {
         self.ours.remove(&(way == Way::Memory, theirs));
         self.wide_open -= usize::from(way == Way::Wide);
         Some(theirs)
+    }
+
+    /// Closes what an endpoint of ours still has on both transports, and forgets it: what they report of it concerns nobody.
+    fn abandon(&mut self, id: EndpointId) {
+        for way in [Way::Memory, Way::Wide] {
+            if let Some(theirs) = self.part(id, way) {
+                self.transport(way).close(theirs);
+            }
+        }
+        self.remove(id);
     }
 
     /// The transport, and its endpoint, that an endpoint is connected by.
@@ -197,7 +211,7 @@ impl Several {
                         match self.fall_back(id, why) {
                             Ok(()) => continue,
                             Err(error) => {
-                                self.remove(id);
+                                self.abandon(id);
                                 completions.push(Completion::Closed { endpoint: id, reason: Some(error) });
                                 continue;
                             }
@@ -243,6 +257,16 @@ impl Transport for Several {
 
     fn memory(&self) -> Kind {
         Kind::Shared
+    }
+
+    fn sends_in_place(&self, endpoint: EndpointId, arena: &Arena) -> bool {
+        match self.look(endpoint) {
+            Some(Endpoint { chosen: Some(Way::Memory), memory: Some(theirs), .. }) => {
+                self.memory.sends_in_place(*theirs, arena)
+            }
+            Some(Endpoint { wide: Some(theirs), .. }) => self.wide.sends_in_place(*theirs, arena),
+            _ => true,
+        }
     }
 
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
@@ -308,16 +332,23 @@ impl Transport for Several {
             );
         };
         let remote = self.wide.authorise(wide, region, offset, length, rights)?;
-        if let Some(memory) = memory {
-            self.memory.authorise_as(memory, region, (offset, length), rights, remote.key)?;
+        let Some(memory) = memory else { return Ok(remote) };
+        match self.memory.authorise_as(memory, region, (offset, length), rights, remote.key) {
+            Ok(_) => Ok(remote),
+            // Nobody was told of the key: on neither way may it stand. Why the other failed is the better reason.
+            Err(error) => {
+                let _ = self.wide.withdraw(wide, &remote);
+                Err(error)
+            }
         }
-        Ok(remote)
     }
 
     fn withdraw(&mut self, endpoint: EndpointId, remote: &RemoteRegion) -> Result<()> {
         let Some(&mut Endpoint { memory, wide, .. }) = self.get(endpoint) else { return Ok(()) };
-        memory.map_or(Ok(()), |memory| self.memory.withdraw(memory, remote))?;
-        wide.map_or(Ok(()), |wide| self.wide.withdraw(wide, remote))
+        // Both ways, also when the first fails.
+        let by_memory = memory.map_or(Ok(()), |memory| self.memory.withdraw(memory, remote));
+        let by_wide = wide.map_or(Ok(()), |wide| self.wide.withdraw(wide, remote));
+        by_memory.and(by_wide)
     }
 
     fn connect(&mut self, endpoint: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
@@ -331,21 +362,19 @@ impl Transport for Several {
             let reason = "the endpoint was connected before; open another".to_owned();
             return Err(Error::Misuse { call: "connect", reason });
         };
-        if side == Side::Passive {
-            self.memory.connect(memory, by_memory, key)?;
-            return self.wide.connect(wide, by_wide, key);
-        }
-        known.next = Some((by_wide.to_vec(), *key));
-        known.near = near;
-        match self.memory.connect(memory, by_memory, key) {
-            Ok(()) => Ok(()),
-            Err(error @ Error::Misuse { .. }) => Err(error),
-            Err(why) => {
+        let begun = if side == Side::Passive {
+            let by_memory = self.memory.connect(memory, by_memory, key);
+            by_memory.and_then(|()| self.wide.connect(wide, by_wide, key))
+        } else {
+            (known.next, known.near) = (Some((by_wide.to_vec(), *key)), near);
+            self.memory.connect(memory, by_memory, key).or_else(|why| {
                 self.part(endpoint, Way::Memory);
                 self.memory.close(memory);
                 self.fall_back(endpoint, &why)
-            }
-        }
+            })
+        };
+        // What one way has begun must not go on when the other could not.
+        begun.inspect_err(|_| self.close(endpoint))
     }
 
     fn send(&mut self, endpoint: EndpointId, message: Message) -> std::result::Result<(), Rejected<Message>> {
@@ -422,15 +451,4 @@ impl Transport for Several {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_addresses_come_out_as_they_went_in() {
-        assert_eq!(join(&[7, 8], &[9]), [2, 0, 7, 8, 9]);
-        assert_eq!(split(&[2, 0, 7, 8, 9]), Some((&[7, 8][..], &[9][..])));
-        for bad in [&[][..], &[0], &[2, 0, 7], &[0, 1, 7]] {
-            assert_eq!(split(bad), None);
-        }
-    }
-}
+mod tests;

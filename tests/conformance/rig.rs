@@ -187,8 +187,8 @@ impl Net {
                 let fds: Vec<_> = self.ends.iter().map(|e| e.transport.waitable()).collect();
                 let start = Instant::now();
                 match fds[..] {
-                    [one] => park(&[one], LIMIT).unwrap(),
-                    [one, other] => park(&[one, other], LIMIT).unwrap(),
+                    [one] => park(&[one], LIMIT).map(drop).unwrap(),
+                    [one, other] => park(&[one, other], LIMIT).map(drop).unwrap(),
                     _ => panic!("{} ends sleep together", fds.len()),
                 }
                 assert!(start.elapsed() < LIMIT, "slept through {what}");

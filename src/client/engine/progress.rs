@@ -216,6 +216,11 @@ impl Engine {
         }
     }
 
+    /// Whether waiters spin before they sleep.
+    pub fn may_spin(&self) -> bool {
+        matches!(self.polling, Polling::Spin(_))
+    }
+
     /// For how long a waiter has found nothing, while it has not spun long enough yet.
     pub fn spins(&self, idle_since: &mut Option<Instant>, now: Instant) -> Option<Duration> {
         let Polling::Spin(time) = self.polling else { return None };

@@ -53,6 +53,13 @@ impl Pending {
         !self.is_pull() && (self.base.is_some() || self.spec.non_finite == NonFinite::Reject)
     }
 
+    /// Whether the server may leave its values where they lie. Not where it rejects some: it has to fold the very bits that it has
+    /// looked at, and what is lent can change.
+    pub(super) fn lends(&self) -> bool {
+        let dense = matches!(self.spec.kind, TableKind::Dense { .. });
+        dense && !self.is_pull() && self.spec.non_finite != NonFinite::Reject
+    }
+
     fn stale(&self, header: &ReplyHeader) -> Option<Error> {
         let (table, bucket, current) = (self.spec.name.clone(), header.bucket, header.version);
         self.base.map(|base| Error::Stale { table, bucket, base, current, pieces: 0 })

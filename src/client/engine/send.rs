@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::mem::Buf;
 use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
 use crate::transport::Payload;
-use crate::types::{Key, SortedKeys, TableId, TableKind, Version};
+use crate::types::{Key, SortedKeys, TableId, Version};
 
 /// Where the values of a push lie.
 #[derive(Clone, Copy)]
@@ -236,7 +236,7 @@ impl Engine {
         let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
         let (owner, priority) = (Owner::Push(ticket), self.pending[ticket].priority);
         let mut outgoing = Outgoing::alone(header, Some(body), owner, priority);
-        outgoing.lends = true;
+        outgoing.lends = self.pending[ticket].lends();
         self.enqueue(frame.shard, ticket, outgoing, false);
         self.count_push(frame.shard, ticket, header);
         Ok(true)
@@ -349,8 +349,7 @@ impl Engine {
             body = Some(Payload::Owned(buf));
         }
         let mut frame = Outgoing::alone(header, body, owner, priority);
-        let dense = matches!(self.pending[ticket].spec.kind, TableKind::Dense { .. });
-        frame.lends = dense && header.kind != RequestKind::Pull;
+        frame.lends = self.pending[ticket].lends();
         self.enqueue(link, ticket, frame, may_overtake);
         true
     }

@@ -475,7 +475,7 @@ fn a_wait_ends_at_its_deadline_however_much_comes_in() {
     let driver = Driver::new(engine, shared);
     let mut looks = 0;
     let outcome: Result<()> = driver.drive(
-        Deadline::after(Instant::now(), Duration::ZERO),
+        || Deadline::after(Instant::now(), Duration::ZERO),
         |_| "nothing".to_owned(),
         |_| {
             looks += 1;

@@ -11,6 +11,8 @@ use crate::types::Rank;
 /// Answers of so many bytes are sent from where they lie. A shorter one costs less to copy than the segment that its pin
 /// might make the next push move.
 const PINNED: usize = 4096;
+/// Bytes that are copied for one worker before what was copied leaves: it takes them, out of L2, while the next ones are copied.
+const TURN_BYTES: u64 = 256 << 10;
 /// Answers of more bytes than this come in long reply buffers, of which no worker gets more than are left to the others: one
 /// that does not read would soon have them all. What is shorter fits into the sockets.
 const LONG: usize = 4096;
@@ -42,9 +44,10 @@ impl Core {
             link.resume(transport)?;
         }
         self.tell_rejections(rank, transport)?;
-        let mut i = 0;
+        let (mut i, copied) = (0, self.stats.bytes_copied);
         while let Some(link) = &mut self.links[rank] {
-            if !link.has_room() || i >= link.waiting.len() {
+            let enough = self.stats.bytes_copied - copied >= TURN_BYTES;
+            if !link.has_room() || i >= link.waiting.len() || enough {
                 break;
             }
             if link.waiting[i].needed > self.gate.closed_of(link.waiting[i].header.table) {
@@ -117,7 +120,8 @@ impl Core {
         let bytes = values.len() * chain.value_bytes();
         let count = values.len() as u32;
         let pin = if chain.is_empty() && waiting.keys.is_empty() && bytes >= PINNED {
-            self.shard.pin_dense(header.table, header.bucket, header.first, header.count)
+            let pin = self.shard.pin_dense(header.table, header.bucket, header.first, header.count);
+            pin.filter(|pin| transport.sends_in_place(link.endpoint, &pin.slice().arena))
         } else {
             None
         };

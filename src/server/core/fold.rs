@@ -79,6 +79,9 @@ impl Core {
     /// Folds the pieces that are ready and frees their slots. The buckets of tables that are `closing` in which fused pieces lie
     /// take their steps, too.
     fn fold(&mut self, closing: Option<Closing>) {
+        if self.ready.is_empty() {
+            return;
+        }
         let mut ready = std::mem::take(&mut self.ready);
         // Within a clock the gate's order is that of ranks and of each worker's frames; a table has one clock open at a time.
         // Those with a quorum have no order of ranks to keep.

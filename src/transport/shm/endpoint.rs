@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::ShmConfig;
 use super::dial::Dialer;
 use super::rx::Rx;
 use super::tx::Tx;
@@ -34,15 +35,15 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Over `socket` and the rings in `shared`.
-    pub fn new(socket: OwnedFd, shared: Arc<Arena>, side: Side, depth: usize) -> Connection {
+    pub fn new(socket: OwnedFd, shared: Arc<Arena>, side: Side, limits: &ShmConfig) -> Connection {
         let (out, back) = match side {
             Side::Active => (0, RING),
             Side::Passive => (RING, 0),
         };
         Connection {
             socket,
-            rx: Rx::new(Consumer::new(Ring::new(shared.clone(), back))),
-            tx: Tx::new(Producer::new(Ring::new(shared, out)), depth),
+            rx: Rx::new(Consumer::new(Ring::new(shared.clone(), back)), limits.max_shown),
+            tx: Tx::new(Producer::new(Ring::new(shared, out)), limits.queue_depth, limits.max_shown),
             reads: VecDeque::new(),
             next_read: 0,
         }

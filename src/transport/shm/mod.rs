@@ -99,6 +99,8 @@ pub struct Shm {
     armed: bool,
     /// Polls since the system was asked.
     unasked: u32,
+    /// Operations were posted since the last round of sending.
+    unsent: bool,
     /// Completions in the order in which they came about.
     outbox: VecDeque<Completion>,
 }
@@ -142,6 +144,7 @@ impl Shm {
             turns: VecDeque::new(),
             armed: false,
             unasked: 0,
+            unsent: false,
             outbox: VecDeque::new(),
             config,
         })
@@ -226,6 +229,10 @@ impl Transport for Shm {
         Kind::Shared
     }
 
+    fn sends_in_place(&self, _: EndpointId, arena: &Arena) -> bool {
+        arena.file().is_some()
+    }
+
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
         self.arenas.register(arena)
     }
@@ -237,6 +244,7 @@ impl Transport for Shm {
         for &index in &self.turns {
             if let Some(State::Connected(c)) = self.endpoints.at(index).map(|e| &mut e.state) {
                 c.tx.forget(region);
+                self.unsent = true;
             }
         }
         self.arenas.unregister(region);
@@ -316,7 +324,9 @@ impl Transport for Shm {
     }
 
     fn flush(&mut self) {
-        self.send_round();
+        if self.unsent {
+            self.send_round();
+        }
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {

@@ -55,12 +55,12 @@ impl Shm {
 
     /// The connection, if it can take one more operation.
     fn room(&mut self, endpoint: EndpointId) -> Result<&mut Connection, Refusal> {
-        let depth = self.config.queue_depth;
+        self.unsent = true;
         let connection = self.endpoints.connection(endpoint).ok_or(Refusal::NotConnected)?;
         // `Closed` follows when the rest was received.
         if connection.rx.hung_up {
             return Err(Refusal::NotConnected);
         }
-        if connection.tx.posted() >= depth { Err(Refusal::Full) } else { Ok(connection) }
+        if connection.tx.is_full() { Err(Refusal::Full) } else { Ok(connection) }
     }
 }

@@ -27,7 +27,7 @@ const EVENTS: usize = 64;
 /// How often deadlines are looked at while something is being connected.
 const TICK: Duration = Duration::from_millis(100);
 /// Polls in a row that look at the rings alone, and do not ask the system.
-const UNASKED: u32 = 32;
+const UNASKED: u32 = 256;
 
 /// Makes a descriptor known by a token.
 pub(super) fn watch(epoll: &OwnedFd, file: impl AsFd, token: u64) -> Result<()> {
@@ -36,20 +36,23 @@ pub(super) fn watch(epoll: &OwnedFd, file: impl AsFd, token: u64) -> Result<()> 
 }
 
 impl Shm {
-    /// Asks the system what happened, now and then, and always after it said that it may sleep.
+    /// Asks the system what happened, now and then, and soon after it said that it may sleep.
     pub(super) fn collect(&mut self) {
         self.unasked += 1;
-        if !self.armed && self.unasked < UNASKED {
-            return;
-        }
-        self.unasked = 0;
         if std::mem::take(&mut self.armed) {
             self.each_connected(|_, c| {
                 c.rx.consumer.awake();
                 c.tx.producer.awake();
                 Ok(())
             });
+            // Most often a peer has rung: what it rang for is looked at first, and answered, then what is in the sockets.
+            self.unasked = UNASKED;
+            return;
         }
+        if self.unasked < UNASKED {
+            return;
+        }
+        self.unasked = 0;
         let mut events = [MaybeUninit::uninit(); EVENTS];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         // EINTR and nothing else can fail here; the events are still there the next time.
@@ -130,6 +133,7 @@ impl Shm {
 
     /// One turn of sending for each connection.
     pub(super) fn send_round(&mut self) {
+        self.unsent = false;
         self.each_tx(|tx, socket, done| {
             let retired = if tx.is_due() { tx.retire(done) } else { Ok(()) };
             let sent = retired.and_then(|()| tx.pump(socket));
@@ -163,6 +167,9 @@ impl Shm {
 
     /// Whether nothing is there to be done before a peer rings. Every peer is told to.
     pub(super) fn may_sleep(&mut self) -> bool {
+        if self.unasked >= UNASKED {
+            return false; // what woke us is still to be asked for
+        }
         self.set_clock();
         self.send_round();
         self.armed = true;
@@ -208,7 +215,6 @@ impl Shm {
     }
 
     fn advance_dial(&mut self, index: u32) {
-        let depth = self.config.queue_depth;
         let Some(endpoint) = self.endpoints.at(index) else { return };
         let State::Dialing(dialer) = &mut endpoint.state else { return };
         match dialer.advance(&endpoint.peer) {
@@ -216,7 +222,8 @@ impl Shm {
             Err(error) => self.end(index, Some(error)),
             Ok(Some(rings)) => match std::mem::replace(&mut endpoint.state, State::Opened) {
                 State::Dialing(dialer) => {
-                    self.connected(index, Connection::new(dialer.socket, rings, Side::Active, depth));
+                    let connection = Connection::new(dialer.socket, rings, Side::Active, &self.config);
+                    self.connected(index, connection);
                 }
                 other => endpoint.state = other,
             },
@@ -264,7 +271,6 @@ impl Shm {
     }
 
     fn judge(&mut self, place: usize, id: EndpointId) {
-        let depth = self.config.queue_depth;
         let state = self.endpoints.get(id).map(|endpoint| &mut endpoint.state);
         match state {
             // The key is not known yet: `connect` brings it.
@@ -278,7 +284,8 @@ impl Shm {
                 let _ = epoll::delete(&self.epoll, &pending.socket);
                 match pending.judge(key, file.as_fd()) {
                     Some(socket) if watch(&self.epoll, &socket, id.index.into()).is_ok() => {
-                        self.connected(id.index, Connection::new(socket, rings, Side::Passive, depth));
+                        let connection = Connection::new(socket, rings, Side::Passive, &self.config);
+                        self.connected(id.index, connection);
                     }
                     _ => *refused += 1,
                 }

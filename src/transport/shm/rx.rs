@@ -15,12 +15,13 @@ use crate::mem::ring::{Consumer, OutOfStep, cells};
 use crate::mem::{Arena, RegionSlice};
 use crate::transport::endpoints::PendingRead;
 use crate::transport::grants::{Access, Grants};
-use crate::transport::{Completion, EndpointId, HEADER, Loan, MAX_SEND, Message};
+use crate::transport::{Completion, EndpointId, Loan, MAX_SEND, Message};
 
 /// Packets that are heard at most for the sake of one entry.
 const MOST_HEARD: usize = 4096;
 
-/// Most bytes that one turn copies, but for the operation that passes it. 256 KiB stay in L2 for whoever reads them next.
+/// Most bytes that one turn takes, but for the operation that passes it: 256 KiB that were copied stay in L2 for whoever reads them next,
+/// and who has lent as many hears soon that he has them back.
 const TURN_BYTES: usize = 256 << 10;
 /// Most operations of one turn, so that a fast sender of small ones leaves room for the others.
 const TURN_OPERATIONS: usize = 32;
@@ -76,6 +77,10 @@ pub(super) struct Rx {
     pub consumer: Consumer,
     /// What the peer has shown us, by its numbers.
     shown: Vec<Option<Arc<Arena>>>,
+    /// What it has us forget, while bodies that lie there are still lent to us.
+    forgotten: Vec<Arc<Arena>>,
+    /// Bytes that it may show, with what is forgotten and lent.
+    max_shown: usize,
     /// What comes in parts.
     incoming: Option<(RegionSlice, Then)>,
     /// The end of the connection was seen: what is in the ring is all there is.
@@ -83,9 +88,10 @@ pub(super) struct Rx {
 }
 
 impl Rx {
-    /// From a ring.
-    pub fn new(consumer: Consumer) -> Rx {
-        Rx { consumer, shown: Vec::new(), incoming: None, hung_up: false }
+    /// From a ring, with at most `max_shown` bytes of the peer's memory mapped.
+    pub fn new(consumer: Consumer, max_shown: usize) -> Rx {
+        let (shown, forgotten) = (Vec::new(), Vec::new());
+        Rx { consumer, shown, forgotten, max_shown, incoming: None, hung_up: false }
     }
 
     /// Whether bytes on their way go to grant `key`.
@@ -121,6 +127,13 @@ impl Rx {
             self.shown.resize(place + 1, None);
         }
         let bytes = usize::try_from(showing.bytes).unwrap_or(usize::MAX);
+        self.forgotten.retain(|arena| Arc::strong_count(arena) > 1);
+        let mapped =
+            self.shown.iter().flatten().chain(&self.forgotten).map(|arena| arena.len()).sum::<usize>();
+        if bytes > self.max_shown - mapped {
+            let expected = format!("at most {} bytes in all (shown_bytes)", self.max_shown);
+            return Err(Error::protocol(peer, "region", expected, format!("{mapped} and {bytes} more")));
+        }
         self.shown[place] = Some(Arena::of_peer(file, bytes, peer)?);
         Ok(true)
     }
@@ -147,7 +160,7 @@ impl Rx {
         Ok(true)
     }
 
-    /// Does what an entry says; gives the bytes that were copied.
+    /// Does what an entry says; gives the bytes that it brought.
     fn take(&mut self, frame: &Frame, to: &mut Context<'_>) -> Result<usize> {
         if self.incoming.is_some() != (frame.kind == Kind::Part) {
             let expected = if self.incoming.is_some() { "the next part" } else { "no part of nothing" };
@@ -193,7 +206,11 @@ impl Rx {
                 Ok(0)
             }
             Kind::Forget { region } => match self.shown.get_mut(region as usize).and_then(Option::take) {
-                Some(_) => Ok(0),
+                Some(arena) => {
+                    self.forgotten.push(arena);
+                    self.forgotten.retain(|arena| Arc::strong_count(arena) > 1);
+                    Ok(0)
+                }
                 None => Err(to.fault("region", "one that was shown", region)),
             },
         }
@@ -225,7 +242,6 @@ impl Rx {
                 if let Then::Written { imm: Some(imm), length, .. } = then {
                     to.out.push_back(Completion::Lent { endpoint: to.endpoint, imm, length, body });
                 }
-                return Ok(HEADER);
             }
         }
         Ok(length)

@@ -22,7 +22,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
-        let mut ends = [(); 3].map(|()| Shm::new(ShmConfig::default(), true).unwrap());
+        Scene::of(ShmConfig::default)
+    }
+
+    fn of(config: impl Fn() -> ShmConfig) -> Scene {
+        let mut ends = [(); 3].map(|()| Shm::new(config(), true).unwrap());
         let mut join = |other: usize| {
             let (active, to_active) = ends[other].open(Side::Active, "the victim").unwrap();
             let (passive, to_passive) = ends[0].open(Side::Passive, &format!("end {other}")).unwrap();
@@ -64,7 +68,8 @@ impl Scene {
     fn entry(&mut self, entry: &[u8; FRAME]) {
         let producer = &mut self.attack().tx.producer;
         producer.put(0, entry);
-        producer.publish(1);
+        producer.advance(1);
+        producer.publish();
     }
 
     /// The victim closes the attacker's endpoint, with a reason that names this field; nothing was written, and the bystander's
@@ -153,13 +158,163 @@ fn packets_that_show_nothing_that_can_be_mapped_are_refused() {
         (showing(u32::MAX, 4096), Some(sealed), "region"),
         (showing(0, 8192), Some(sealed), "descriptor"),
         (showing(0, 0), Some(sealed), "descriptor"),
-        (showing(0, u64::MAX), Some(sealed), "descriptor"),
+        (showing(0, u64::MAX), Some(sealed), "region"),
         (showing(0, 4096), Some(open), "descriptor"),
     ];
     for (packet, file, field) in cases {
         let mut scene = Scene::new();
         socket::send(&scene.attack().socket, &packet, file).unwrap();
         scene.fell(field);
+    }
+}
+
+/// Whether a transport's descriptor would wake its owner now.
+fn is_called(end: &Shm) -> bool {
+    // SAFETY: it is the transport's for as long as that lives, which is longer than this call.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(end.waitable()) };
+    let mut polled = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+}
+
+/// A peer of ours, dialled by hand, that has given its proof for an endpoint of which the key is not known yet.
+fn proved(victim: &mut Shm) -> (EndpointId, OwnedFd) {
+    let (id, address) = victim.open(Side::Passive, "early").unwrap();
+    let address = Address::decode(&address).unwrap();
+    let socket = socket::dial(&address.name).unwrap();
+    let dial = crate::transport::preamble::dial(crate::transport::preamble::SHM, id, &[1; 32]);
+    socket::send(&socket, &dial, None).unwrap();
+    let limit = Instant::now() + LIMIT;
+    let nonce = loop {
+        victim.poll(&mut Vec::new(), 64);
+        match socket::receive(&socket) {
+            Ok(Some(packet)) => break packet.bytes().try_into().unwrap(),
+            _ => assert!(Instant::now() < limit),
+        }
+    };
+    let proof = crate::transport::preamble::proof(&Secret([9; 32]), Side::Active, &dial, &nonce);
+    socket::send(&socket, proof.as_bytes(), None).unwrap();
+    while victim.lobby.proofs_for(id).is_empty() {
+        assert!(Instant::now() < limit);
+        victim.poll(&mut Vec::new(), 64);
+    }
+    (id, socket)
+}
+
+/// The timer runs, but what was left unread would wake the victim all the time.
+#[test]
+fn whoever_says_more_than_its_proof_or_leaves_is_gone() {
+    for says_more in [true, false] {
+        let mut victim = Shm::new(ShmConfig::default(), true).unwrap();
+        let (id, socket) = proved(&mut victim);
+        match says_more {
+            true => socket::send(&socket, &[0], None).unwrap(),
+            false => socket::shut(&socket),
+        }
+        let limit = Instant::now() + LIMIT;
+        while !victim.lobby.is_empty() {
+            assert!(Instant::now() < limit, "it keeps its place");
+            victim.poll(&mut Vec::new(), 64);
+        }
+        victim.arm();
+        victim.timer.set(Duration::ZERO);
+        assert!(!is_called(&victim), "nothing is left that could wake it");
+        assert!(victim.endpoints.get(id).is_some(), "the endpoint waits on");
+    }
+}
+
+#[test]
+fn a_proof_waits_for_the_key_of_its_endpoint() {
+    let mut victim = Shm::new(ShmConfig::default(), true).unwrap();
+    let (id, _socket) = proved(&mut victim);
+    victim.connect(id, address::ACTIVE, &[9; 32]).unwrap();
+    assert!(victim.lobby.is_empty());
+    assert!(victim.endpoints.connection(id).is_some());
+}
+
+/// Nobody waits for a completion or a body, so that only the full queue is a reason to be woken.
+#[test]
+fn whoever_was_refused_for_a_full_queue_is_woken_when_there_is_room() {
+    for queue_depth in [1, 8, 253] {
+        let mut scene = Scene::of(|| ShmConfig { queue_depth, ..ShmConfig::default() });
+        let (home, remote) = (scene.home[0], scene.granted);
+        let write =
+            || Write { header: Some([7; HEADER]), body: None, remote, offset: 0, imm: None, context: None };
+        for _ in 0..queue_depth {
+            scene.ends[1].write(home, write()).unwrap();
+        }
+        let refused = scene.ends[1].write(home, write()).unwrap_err();
+        assert_eq!(refused.refusal, crate::transport::Refusal::Full);
+        assert!(scene.ends[1].arm(), "it may sleep");
+        assert!(!is_called(&scene.ends[1]));
+        scene.ends[0].poll(&mut scene.seen[0], 64);
+        assert!(is_called(&scene.ends[1]), "depth {queue_depth}: it sleeps on");
+        while scene.ends[1].write(home, write()).is_err() {
+            let limit = Instant::now() + LIMIT;
+            assert!(Instant::now() < limit);
+            scene.step();
+        }
+    }
+}
+
+/// Bytes that lie in memory which was forgotten, but is lent, count as shown.
+#[test]
+fn nobody_shows_more_than_it_may() {
+    let shown = |scene: &mut Scene, place: u32| {
+        let arena = Arena::shared(4096).unwrap();
+        let packet = [&[1][..], &place.to_le_bytes(), &4096u64.to_le_bytes()].concat();
+        socket::send(&scene.attack().socket, &packet, arena.file()).unwrap();
+    };
+    let two = || Scene::of(|| ShmConfig { max_shown: 8192, ..ShmConfig::default() });
+    let mut scene = two();
+    (0..3).for_each(|place| shown(&mut scene, place));
+    scene.fell("region");
+    let mut scene = two();
+    let forget = |scene: &mut Scene, region| {
+        scene.entry(&Frame { kind: What::Forget { region }, inline: 0, source: None }.encode());
+    };
+    let hears = |scene: &mut Scene| (0..100).for_each(|_| scene.ends[0].poll(&mut scene.seen[0], 64));
+    shown(&mut scene, 0);
+    shown(&mut scene, 1);
+    let kind = What::Write { key: scene.granted.key, offset: 0, length: 64 + 4, imm: Some(1) };
+    let lent = Frame { kind, inline: 64, source: Some(Source { region: 1, offset: 0, lent: true }) };
+    let producer = &mut scene.attack().tx.producer;
+    producer.put(0, &lent.encode());
+    producer.put(1, &[0; 64]);
+    producer.advance(2);
+    producer.publish();
+    scene.until(|s| matches!(&s.seen[0][..], [Completion::Lent { .. }]));
+    // What is forgotten and lent to nobody makes room; what is lent does not, until it is given back.
+    forget(&mut scene, 0);
+    hears(&mut scene);
+    shown(&mut scene, 2);
+    forget(&mut scene, 1);
+    hears(&mut scene);
+    assert!(scene.ends[0].endpoints.connection(scene.victim[0]).is_some());
+    scene.seen[0].clear();
+    shown(&mut scene, 3);
+    hears(&mut scene);
+    assert!(scene.ends[0].endpoints.connection(scene.victim[0]).is_some(), "it was given back");
+    shown(&mut scene, 4);
+    scene.fell("region");
+}
+
+/// An honest sender keeps to its own limit: what it may not show goes through the ring.
+#[test]
+fn what_may_not_be_shown_is_copied() {
+    let mut scene = Scene::of(|| ShmConfig { max_shown: 8192, ..ShmConfig::default() });
+    for (number, bytes) in [(0u8, 8192), (1, 4096)] {
+        let arena = Arena::shared(bytes).unwrap();
+        arena.copy_in(0, &[number + 1; 4096]);
+        let region = scene.ends[1].register(arena.clone()).unwrap();
+        let slice = crate::mem::RegionSlice { arena, region, offset: 0, length: 4000 };
+        let (remote, body) = (scene.granted, Some(Payload::Pinned(slice)));
+        let write = Write { header: None, body, remote, offset: 0, imm: Some(number.into()), context: None };
+        let home = scene.home[0];
+        scene.ends[1].write(home, write).unwrap();
+        scene.until(|s| matches!(s.seen[0].last(), Some(Completion::Written { imm, .. }) if *imm == u32::from(number)));
+        let mut bytes = [0; 4000];
+        scene.memory.copy_out(0, &mut bytes);
+        assert_eq!(bytes, [number + 1; 4000]);
     }
 }
 

@@ -55,13 +55,37 @@ struct Flying {
     context: Option<u64>,
 }
 
+impl Flying {
+    fn is_awaited(&self) -> bool {
+        self.context.is_some() || matches!(self.body, Some(Payload::Owned(_) | Payload::Published(_)))
+    }
+}
+
 /// A number by which the peer knows one of our regions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Free,
-    Shown(RegionId),
+    Shown {
+        region: RegionId,
+        bytes: usize,
+    },
     /// The peer has not taken the word that it may forget it.
-    Leaving,
+    Leaving {
+        bytes: usize,
+    },
+}
+
+impl Place {
+    fn bytes(self) -> usize {
+        match self {
+            Place::Free => 0,
+            Place::Shown { bytes, .. } | Place::Leaving { bytes } => bytes,
+        }
+    }
+
+    fn shows(self, wanted: RegionId) -> bool {
+        matches!(self, Place::Shown { region, .. } if region == wanted)
+    }
 }
 
 /// See the module's head.
@@ -70,7 +94,13 @@ pub(super) struct Tx {
     pub producer: Producer,
     queue: VecDeque<Op>,
     flying: VecDeque<Flying>,
+    /// Those of the flying that somebody waits for.
+    awaited: usize,
     shown: Vec<Place>,
+    /// Bytes that we show at most: as many as we would let a peer show us.
+    max_shown: usize,
+    /// Operations of the caller's that there may be at a time.
+    depth: usize,
     /// Operations of the caller's, and answers, that are not done.
     posted: usize,
     answers: usize,
@@ -79,22 +109,20 @@ pub(super) struct Tx {
 }
 
 impl Tx {
-    /// Into a ring, with room for `depth` operations.
-    pub fn new(producer: Producer, depth: usize) -> Tx {
+    /// Into a ring, with room for `depth` operations, from regions of at most `max_shown` bytes together.
+    pub fn new(producer: Producer, depth: usize, max_shown: usize) -> Tx {
         Tx {
             producer,
             queue: VecDeque::new(),
             flying: VecDeque::with_capacity(depth),
+            awaited: 0,
             shown: Vec::new(),
+            max_shown,
+            depth,
             posted: 0,
             answers: 0,
             unrung: false,
         }
-    }
-
-    /// Operations of the caller's that are not done.
-    pub fn posted(&self) -> usize {
-        self.posted
     }
 
     /// Answers that the peer has not taken.
@@ -117,8 +145,8 @@ impl Tx {
 
     /// Lets the peer forget a region that no operation uses.
     pub fn forget(&mut self, region: RegionId) {
-        let Some(place) = self.shown.iter().position(|p| *p == Place::Shown(region)) else { return };
-        self.shown[place] = Place::Leaving;
+        let Some(place) = self.shown.iter().position(|p| p.shows(region)) else { return };
+        self.shown[place] = Place::Leaving { bytes: self.shown[place].bytes() };
         let kind = Kind::Forget { region: place as u32 };
         let (what, head) = (What::Forget(place), Message::NOTHING);
         self.queue.push_back(Op { what, kind, head, body: None, context: None, begun: None });
@@ -142,14 +170,17 @@ impl Tx {
 
     /// Whether somebody may wait for what the peer takes: for room, a completion, or a body to be given back.
     pub fn matters(&self) -> bool {
-        let held = |body: &Payload| matches!(body, Payload::Owned(_) | Payload::Published(_));
-        let flying = |op: &Flying| op.context.is_some() || op.body.as_ref().is_some_and(held);
-        !self.queue.is_empty() || self.flying.iter().any(flying)
+        self.awaited > 0 || !self.queue.is_empty() || self.is_full()
+    }
+
+    /// Whether the caller's next operation has to wait until the peer has taken one.
+    pub fn is_full(&self) -> bool {
+        self.posted >= self.depth
     }
 
     /// Whether it is worth asking what the peer has taken: to ask costs a cache line that both sides write.
     pub fn is_due(&self) -> bool {
-        self.matters() || self.answers > 0 || self.flying.len() >= self.flying.capacity() / 2
+        self.matters() || self.answers > 0 || self.flying.len() >= self.depth / 2
     }
 
     /// Lets go of what the peer has taken; `done` is told the contexts.
@@ -159,6 +190,7 @@ impl Tx {
         }
         let taken = self.producer.taken()?;
         while let Some(op) = self.flying.pop_front_if(|op| op.end <= taken) {
+            self.awaited -= usize::from(op.is_awaited());
             match op.what {
                 What::Posted => self.posted -= 1,
                 What::Answer(_) => self.answers -= 1,
@@ -169,8 +201,18 @@ impl Tx {
         Ok(())
     }
 
-    /// Moves operations into the ring while there is room.
+    /// Moves operations into the ring while there is room, and shows them to the peer.
     pub fn pump(&mut self, socket: &OwnedFd) -> Result<(), OutOfStep> {
+        let whole = self.producer.whole();
+        let filled = self.fill(socket);
+        if self.producer.whole() > whole {
+            self.producer.publish();
+            self.unrung = true;
+        }
+        filled
+    }
+
+    fn fill(&mut self, socket: &OwnedFd) -> Result<(), OutOfStep> {
         while let Some(op) = self.queue.front_mut() {
             let slice = op.body.as_ref().map(Payload::slice);
             let length = slice.as_ref().map_or(0, |s| s.length);
@@ -178,7 +220,7 @@ impl Tx {
             let mut source = None;
             if let Some(slice) = slice.as_ref().filter(|_| op.begun.is_none() && length > SHORT) {
                 let lent = matches!(op.body, Some(Payload::Lent(_)));
-                source = show(&mut self.shown, slice, socket).map(|place| Source {
+                source = show(&mut self.shown, self.max_shown, slice, socket).map(|place| Source {
                     region: place as u32,
                     offset: slice.offset as u64,
                     // A loan that nobody is told of can't be given back.
@@ -200,13 +242,18 @@ impl Tx {
                 // With a body the head is nothing, or the header: one cell.
                 self.producer.put_from(1 + cells(head.len()), &slice.arena, slice.offset + sent, part);
             }
-            self.producer.publish(needed);
-            self.unrung = true;
+            self.producer.advance(needed);
+            if part > SHORT {
+                // The peer takes it while the next part is copied.
+                self.producer.publish();
+            }
             op.begun = Some(sent + part);
             if source.is_some() || sent + part == length {
                 let Some(Op { what, body, context, .. }) = self.queue.pop_front() else { break };
                 let body = body.filter(|_| source.is_some());
-                self.flying.push_back(Flying { what, end: self.producer.published(), body, context });
+                let flying = Flying { what, end: self.producer.whole(), body, context };
+                self.awaited += usize::from(flying.is_awaited());
+                self.flying.push_back(flying);
             }
         }
         Ok(())
@@ -228,21 +275,23 @@ impl Drop for Tx {
 }
 
 /// The number by which the peer knows the region of a slice. `None` when it can't be shown, or not now.
-fn show(shown: &mut Vec<Place>, slice: &RegionSlice, socket: &OwnedFd) -> Option<usize> {
-    if let Some(place) = shown.iter().position(|p| *p == Place::Shown(slice.region)) {
+fn show(shown: &mut Vec<Place>, max_shown: usize, slice: &RegionSlice, socket: &OwnedFd) -> Option<usize> {
+    if let Some(place) = shown.iter().position(|p| p.shows(slice.region)) {
         return Some(place);
     }
     let file = slice.arena.file()?;
+    let bytes = slice.arena.len();
+    let room = max_shown - shown.iter().map(|p| p.bytes()).sum::<usize>();
     let place = shown.iter().position(|p| *p == Place::Free).unwrap_or(shown.len());
-    if place >= MAX_SHOWN {
+    if place >= MAX_SHOWN || bytes > room {
         return None;
     }
-    let packet = Showing { place: place as u32, bytes: slice.arena.len() as u64 }.encode();
+    let packet = Showing { place: place as u32, bytes: bytes as u64 }.encode();
     socket::send(socket, &packet, Some(file)).ok()?;
     if place == shown.len() {
         shown.push(Place::Free);
     }
-    shown[place] = Place::Shown(slice.region);
+    shown[place] = Place::Shown { region: slice.region, bytes };
     Some(place)
 }
 

@@ -8,6 +8,7 @@ mod data_path;
 mod handshake;
 mod pairing;
 mod server;
+mod shm;
 mod tcp;
 mod text;
 
@@ -43,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "spec", body: control::spec, seeds: control::spec_seeds, runs: 5_000 },
     Target { name: "tcp", body: tcp::stream, seeds: tcp::stream_seeds, runs: 1_500 },
+    Target { name: "shm", body: shm::socket, seeds: shm::socket_seeds, runs: 1_500 },
     Target { name: "address", body: tcp::address, seeds: tcp::address_seeds, runs: 1_000 },
     Target { name: "pairing", body: pairing::greet, seeds: pairing::greeting_seeds, runs: 20_000 },
     Target { name: "bootstrap", body: handshake::blob, seeds: handshake::blob_seeds, runs: 20_000 },

@@ -39,6 +39,18 @@ impl Rig {
     }
 }
 
+/// The worker could change them after they were looked at, before they are folded.
+#[test]
+fn values_that_may_be_rejected_are_not_taken_where_the_worker_can_change_them() {
+    let refused = |id| {
+        let mut rig = rig(2, |spec| spec);
+        let header = RequestHeader { table: id, ..part(Push, 0, 0) };
+        rig.lend((1, 0), header, loan(&ONES, 0)).err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(0), None);
+    assert!(refused(1).unwrap().contains("body: expected in its slot"));
+}
+
 /// Dense and sparse, held by the gate until the lower rank has ended its clock; the others of the clock count.
 #[test]
 fn a_held_piece_is_rejected_when_it_would_be_folded_and_the_clock_closes_without_it() {
