@@ -147,7 +147,8 @@ pub struct Shard {
     pub(super) tables: HashMap<TableId, Table>,
     /// Buckets of the other tables that the open clock touched.
     touched: Vec<(TableId, BucketId)>,
-    scratch: Vec<f32>,
+    /// Rows of a frame.
+    rows: Vec<u32>,
     /// Values that are not finite, so far.
     non_finite: u64,
     /// What tables may take when they are made, and what they took.
@@ -171,7 +172,7 @@ impl Shard {
             optimizers,
             tables: HashMap::new(),
             touched: Vec::new(),
-            scratch: Vec::new(),
+            rows: Vec::new(),
             non_finite: 0,
             budget,
             spare_bytes,
@@ -235,7 +236,7 @@ impl Shard {
                 let (optimizer, generation) = (optimizer.as_ref(), self.generation);
                 Body::Dense(Dense::new(spec, buckets, optimizer, memory, generation, register)?)
             }
-            TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets)),
+            TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets, optimizer.as_ref())),
         };
         self.used = used;
         if let Body::Dense(dense) = &body {
@@ -365,13 +366,16 @@ impl Shard {
         if piece.values.len() != piece.keys.len() * dim {
             return Err(Malformed::new("values", (piece.keys.len() * dim).to_string(), piece.values.len()));
         }
+        if intake != Intake::Drop {
+            sparse.resolve(piece.directory, piece.keys, &mut self.rows);
+        }
         let mut rejection: Option<Rejection> = None;
         let mut done = 0;
         for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
-            let count = count as usize;
-            let keys = &piece.keys[done..done + count];
-            let values = piece.values.part(done * dim, count * dim);
-            done += count;
+            let range = done..done + count as usize;
+            let keys = &piece.keys[range.clone()];
+            let values = piece.values.part(done * dim, keys.len() * dim);
+            done = range.end;
             if is_unfit(spec, values, &mut self.non_finite) {
                 rejection = Some(Rejection::after(rejection, id, Cause::NonFinite { first: keys[0] }));
                 continue;
@@ -379,17 +383,19 @@ impl Shard {
             if intake == Intake::Drop {
                 continue;
             }
-            let bucket = sparse.touch(id, optimizer.as_ref());
-            let rows = bucket.rows();
+            let mut bucket = sparse.touch(id);
+            let rows = &mut self.rows[range];
+            let before = bucket.read().rows();
             if let Intake::Step { divisor, base } = intake {
                 if let Some(marked) = &mut self.marked {
-                    marked.before_rows(table, id, bucket, bucket.rows_of(keys));
+                    // Rows that are missing come after the mark.
+                    marked.before_rows(table, id, bucket.read(), rows.iter().copied());
                 }
-                let current = bucket.version();
+                let current = bucket.read().version();
                 let version = match (how, aged(spec.stale, base, current, divisor)) {
-                    (How::Set, _) => bucket.set(keys, values),
+                    (How::Set, _) => bucket.set(keys, rows, values),
                     (How::Push, Some(divisor)) => {
-                        bucket.apply(keys, values, divisor, optimizer.as_ref(), &mut self.scratch)
+                        bucket.apply(keys, rows, (values, divisor), optimizer.as_ref())
                     }
                     (How::Push, None) => {
                         rejection = Some(Rejection::after(rejection, id, Cause::Stale { current }));
@@ -399,14 +405,14 @@ impl Shard {
                 applied.push(Applied { table, bucket: id, version });
             } else {
                 let first_of_clock = match how {
-                    How::Push => bucket.fold(keys, values),
-                    How::Set => bucket.hold_set(keys, values),
+                    How::Push => bucket.fold(keys, rows, values),
+                    How::Set => bucket.hold_set(keys, rows, values),
                 };
                 if first_of_clock {
                     touch(spec, (touched, &mut self.touched), (table, id));
                 }
             }
-            self.parameter_bytes += ((bucket.rows() - rows) * dim * 4) as u64;
+            self.parameter_bytes += ((bucket.read().rows() - before) * dim * 4) as u64;
         }
         Ok(rejection)
     }
@@ -499,15 +505,18 @@ impl Shard {
     }
 
     /// Gathers the rows of a checked pull into `into`, in the order of its keys; gives the largest version.
-    pub fn gather(&self, table: TableId, piece: &SparsePiece<'_>, into: &mut Vec<f32>) -> Version {
-        into.clear();
-        let Some(Table { body: Body::Sparse(sparse), .. }) = self.tables.get(&table) else { return 0 };
+    pub fn gather(&mut self, table: TableId, piece: &SparsePiece<'_>, into: &mut Vec<f32>) -> Version {
+        let Some(Table { spec, body: Body::Sparse(sparse), .. }) = self.tables.get(&table) else { return 0 };
+        let dim = spec.width() as usize;
+        into.resize(piece.keys.len() * dim, 0.0);
+        sparse.resolve(piece.directory, piece.keys, &mut self.rows);
         let mut done = 0;
         let mut version = 0;
         for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
-            let keys = &piece.keys[done..done + count as usize];
-            version = version.max(sparse.gather(id, keys, into));
-            done += keys.len();
+            let range = done..done + count as usize;
+            done = range.end;
+            let into = &mut into[range.start * dim..range.end * dim];
+            version = version.max(sparse.gather(id, &piece.keys[range.clone()], &self.rows[range], into));
         }
         version
     }
@@ -542,9 +551,9 @@ impl Table {
                 dense.close(bucket, &[], divisor, optimizer).unwrap_or(None)?
             }
             Body::Sparse(sparse) => {
-                let rows = sparse.touched(bucket)?;
+                let mut rows = sparse.touch(bucket);
                 if let Some(marked) = marked {
-                    marked.before_rows(id, bucket, rows, rows.open_rows());
+                    marked.before_rows(id, bucket, rows.read(), rows.read().open_rows());
                 }
                 rows.close(divisor, optimizer)
             }
