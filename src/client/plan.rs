@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::types::{BucketId, DirectoryEntry, KeyRange, PartitionMap, SortedKeys, TableSpec};
+use crate::types::{BucketId, DirectoryEntry, Key, KeyRange, PartitionMap, SortedKeys, TableSpec};
 
 /// Part of one dense bucket, small enough for one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,8 +80,12 @@ pub struct SparsePlan {
     pub order: Vec<u32>,
     pub directory: Vec<DirectoryEntry>,
     pub frames: Vec<SparseFrame>,
-    /// Shard, bucket and number of each key.
-    sorted: Vec<(u32, BucketId, u32)>,
+    /// The bucket of each key.
+    buckets: Vec<BucketId>,
+    /// For each bucket of the table how many keys it has, then where the next one goes. Zeros between calls.
+    places: Vec<u32>,
+    /// Shard, bucket and number of keys, of each bucket that has any.
+    runs: Vec<(u32, BucketId, u32)>,
 }
 
 impl SparsePlan {
@@ -101,56 +105,68 @@ impl SparsePlan {
                 reason: format!("table \"{}\" is dense: name a range of its keys", spec.name),
             });
         }
-        let keys = keys.as_slice();
-        // Stable within a bucket because the key's number is the last part: the keys ascend there as they did.
-        let SparsePlan { order, directory, frames, sorted } = self;
-        order.clear();
+        self.sort(spec, map, keys.as_slice());
+        self.cut(8 + row_bytes, limit);
+        Ok(())
+    }
+
+    /// Counts the keys of each bucket, then puts each key's number where its bucket's next one goes: those of a bucket
+    /// ascend as the keys do.
+    fn sort(&mut self, spec: &TableSpec, map: &PartitionMap, keys: &[Key]) {
+        let SparsePlan { order, buckets, places, runs, .. } = self;
+        places.resize(places.len().max(spec.buckets() as usize), 0);
+        buckets.clear();
+        runs.clear();
+        for &key in keys {
+            let bucket = spec.bucket_of(key);
+            buckets.push(bucket);
+            if places[bucket as usize] == 0 {
+                runs.push((map.owner(bucket) as u32, bucket, 0));
+            }
+            places[bucket as usize] += 1;
+        }
+        runs.sort_unstable();
+        let mut next = 0;
+        for (_, bucket, count) in runs.iter_mut() {
+            let place = &mut places[*bucket as usize];
+            (*count, *place, next) = (*place, next, next + *place);
+        }
+        order.resize(keys.len(), 0);
+        for (number, &bucket) in (0u32..).zip(buckets.iter()) {
+            let place = &mut places[bucket as usize];
+            order[*place as usize] = number;
+            *place += 1;
+        }
+        runs.iter().for_each(|(_, bucket, _)| places[*bucket as usize] = 0);
+    }
+
+    fn cut(&mut self, key_bytes: usize, limit: usize) {
+        let SparsePlan { directory, frames, runs, .. } = self;
         directory.clear();
         frames.clear();
-        sorted.clear();
-        for (number, &key) in (0u32..).zip(keys) {
-            let bucket = spec.bucket_of(key);
-            sorted.push((map.owner(bucket) as u32, bucket, number));
-        }
-        sorted.sort_unstable();
-        let key_bytes = 8 + row_bytes;
         let most = limit.saturating_sub(8) / key_bytes;
-        let mut bytes = 0;
-        let mut left = 0; // of the bucket's keys
-        for (at, &(shard, bucket, number)) in sorted.iter().enumerate() {
-            let shard = shard as usize;
-            let begins = left == 0;
-            if begins {
-                left = sorted[at..].iter().take_while(|o| o.1 == bucket).count();
-            }
-            let room = match begins {
-                true => 8 + if left <= most { left } else { 1 } * key_bytes,
-                false => key_bytes,
-            };
-            let fits = frames.last().is_some_and(|f| f.shard == shard) && bytes + room <= limit;
-            let same = fits && !begins && directory.last().is_some_and(|d| d.bucket == bucket);
-            left -= 1;
-            if !fits {
-                let entries = directory.len();
-                frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
-                bytes = 0;
-            }
-            if same {
-                if let Some(entry) = directory.last_mut() {
-                    entry.keys += 1;
+        let (mut bytes, mut at) = (0, 0);
+        for &(shard, bucket, count) in runs.iter() {
+            let (shard, mut left) = (shard as usize, count as usize);
+            while left > 0 {
+                let wanted = if left <= most { left } else { 1 };
+                let fits = frames.last().is_some_and(|f: &SparseFrame| f.shard == shard)
+                    && bytes + 8 + wanted * key_bytes <= limit;
+                if !fits {
+                    let entries = directory.len();
+                    frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
+                    bytes = 0;
                 }
-            } else {
-                directory.push(DirectoryEntry { bucket, keys: 1 });
-                bytes += 8;
+                let here = left.min(limit.saturating_sub(bytes + 8) / key_bytes).max(1);
+                directory.push(DirectoryEntry { bucket, keys: here as u32 });
+                bytes += 8 + here * key_bytes;
+                at += here;
+                left -= here;
+                if let Some(frame) = frames.last_mut() {
+                    (frame.keys.end, frame.directory.end) = (at, directory.len());
+                }
             }
-            bytes += key_bytes;
-            if let Some(frame) = frames.last_mut() {
-                frame.keys.end = at + 1;
-                frame.directory.end = directory.len();
-            }
-            order.push(number);
         }
-        Ok(())
     }
 
     /// Whether a bucket is cut over several frames.

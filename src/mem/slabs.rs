@@ -58,7 +58,9 @@ impl<T: bytemuck::Pod> Slabs<T> {
                     const { assert!(align_of::<T>() <= 4096) }; // an arena begins at a page
                     self.blocks.push(Block { start: arena.at(0, bytes).cast(), _arena: arena });
                 }
-                Err(_) => handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>())),
+                Err(_) => {
+                    handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))
+                }
             }
         }
         self.used += 1;

@@ -110,12 +110,12 @@ impl Marked {
         table: TableId,
         id: BucketId,
         bucket: SparseBucket<'_>,
-        rows: impl Iterator<Item = u32>,
+        positions: impl Iterator<Item = u32>,
     ) {
         let Some(Left::Sparse { buckets, .. }) = self.left.get_mut(&table) else { return };
         let Some(marked) = buckets.get_mut(&id) else { return };
         let (per, at_mark) = (bucket.rows_per_part(), marked.rows);
-        for row in rows.map(|row| row as usize).filter(|&row| row < at_mark) {
+        for row in positions.map(|position| bucket.number(position)).filter(|&row| row < at_mark) {
             marked.save(self.sink.as_mut(), (table, id), bucket, row / per);
         }
     }

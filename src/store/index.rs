@@ -1,4 +1,4 @@
-//! Key → row number: open addressing with linear probing, in segments that split.
+//! Key → a row's position: open addressing with linear probing, in segments that split.
 //!
 //! The few keys of a small bucket stand in one list of places, which is made anew, twice as long, when 3/4 of it are taken, until
 //! it has as many places as a segment. From then on a segment that has no room is split in two by the next bit of its keys' hashes
@@ -25,7 +25,7 @@ const LEAST: usize = 8;
 #[repr(C)]
 pub struct Place {
     key: Key,
-    /// The row's number + 1; 0 when the place is empty.
+    /// The row's position + 1; 0 when the place is empty.
     row: u32,
     unused: u32,
 }
@@ -79,7 +79,7 @@ impl Segments {
     }
 }
 
-/// The rows of one sparse bucket by key. The bucket numbers them.
+/// The positions of one sparse bucket's rows by key.
 #[derive(Debug, Default)]
 pub struct Index {
     /// As long as there is no directory.
@@ -91,13 +91,19 @@ pub struct Index {
 }
 
 impl Index {
+    /// Has the CPU fetch what says in which segment a key with this hash would be.
+    #[inline]
+    pub fn prefetch_segment(&self, hash: u64) {
+        self.directory.get(self.entry(hash)).inspect(|segment| prefetch(*segment));
+    }
+
     /// Has the CPU fetch the place where a key with this hash would be.
     #[inline]
     pub fn prefetch(&self, segments: &Segments, hash: u64) {
         if let Some(&segment) = self.directory.get(self.entry(hash)) {
-            prefetch(&segments.slabs.get(segment)[hash as usize % SEGMENT]);
+            prefetch(&segments.slabs.get(segment)[first(hash, SEGMENT)]);
         } else if !self.few.is_empty() {
-            prefetch(&self.few[hash as usize & (self.few.len() - 1)]);
+            prefetch(&self.few[first(hash, self.few.len())]);
         }
     }
 
@@ -110,7 +116,7 @@ impl Index {
             None => &self.few,
         };
         let mask = places.len() - 1;
-        let mut at = hash as usize & mask;
+        let mut at = first(hash, places.len());
         loop {
             let place = &places[at];
             // Of an empty place the row is 0, and 0 − 1 is `MISSING`.
@@ -121,7 +127,7 @@ impl Index {
         }
     }
 
-    /// Gives `key`, which must not be there, the row of this number, below [`MISSING`].
+    /// Gives `key`, which must not be there, the row at this position, below [`MISSING`].
     pub fn insert(&mut self, segments: &mut Segments, hash: u64, key: Key, row: u32) {
         if self.directory.is_empty() {
             if (self.few_keys + 1) * 4 <= self.few.len() * 3 {
@@ -186,10 +192,17 @@ impl Index {
     }
 }
 
+/// The place of `places`, a power of two, at which the search for a key begins: the first one of a cache line, so that most
+/// searches end in it.
+#[inline]
+fn first(hash: u64, places: usize) -> usize {
+    hash as usize & (places - 1) & !3
+}
+
 /// Puts a place where its key, which is not there, is looked for. There is room.
 fn put(places: &mut [Place], hash: u64, place: Place) {
     let mask = places.len() - 1;
-    let mut at = hash as usize & mask;
+    let mut at = first(hash, places.len());
     while places[at].row > 0 {
         at = (at + 1) & mask;
     }

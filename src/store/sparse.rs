@@ -5,11 +5,10 @@ use std::ops::Range;
 
 use super::index::{Index, MISSING, Segments, hash};
 use super::optimizer::Optimizer;
-use super::rows::{Rows, Shape};
+use super::rows::{Parts, Rows, Shape};
 use super::step::Steps;
 use crate::error::Malformed;
 use crate::kernels::{self, Input};
-use crate::mem::Slabs;
 use crate::types::{BucketId, DirectoryEntry, Initial, Key, TableSpec, Version};
 
 /// Keys that are looked up side by side, so that their cache misses overlap.
@@ -31,17 +30,17 @@ pub struct Sparse {
 
 /// Where all buckets of a table have their places and rows.
 struct Memory {
-    shape: Shape,
     segments: Segments,
-    slabs: Slabs<u64>,
+    rows: Rows,
 }
 
 /// The rows of one bucket, and what the open clock brought them.
 #[derive(Default)]
 struct Bucket {
+    /// The position of each key's row.
     index: Index,
-    rows: Rows,
-    /// Rows that the open clock pushed to, and in the same order their sums. Each row knows its place there.
+    parts: Parts,
+    /// Rows, by their positions, that the open clock pushed to, and in the same order their sums. Each row knows its place there.
     touched: Vec<u32>,
     sums: Vec<f32>,
     /// The places in `sets` of rows that the open clock set.
@@ -71,12 +70,13 @@ impl Sparse {
         let mut place_of = vec![FOREIGN; spec.buckets() as usize];
         buckets.iter().for_each(|bucket| place_of[*bucket as usize] = UNTOUCHED);
         let dim = spec.width() as usize;
-        let shape = Shape::new(dim, dim * (1 + optimizer.state_width()) + optimizer.scalars());
+        let stride = dim * (1 + optimizer.state_width()) + optimizer.scalars();
+        let rows = Rows::new(Shape::new(dim, stride, spec.buckets()));
         Sparse {
             initial: Initial::new(spec.initializer, &spec.name),
             place_of,
             touched: Vec::new(),
-            memory: Memory { shape, segments: Segments::default(), slabs: Slabs::new(shape.slab_words()) },
+            memory: Memory { segments: Segments::default(), rows },
             steps: Steps::default(),
         }
     }
@@ -115,54 +115,67 @@ impl Sparse {
         Some(SparseBucket { bucket, memory: &self.memory })
     }
 
-    /// The row of each key, [`MISSING`] where there is none. `directory` has been checked: its counts add up.
-    pub fn resolve(&self, directory: &[DirectoryEntry], keys: &[Key], rows: &mut Vec<u32>) {
-        rows.resize(keys.len(), MISSING);
+    /// The position of each key's row, [`MISSING`] where there is none. `directory` has been checked: its counts add up.
+    pub fn resolve(&self, directory: &[DirectoryEntry], keys: &[Key], positions: &mut Vec<u32>) {
+        positions.resize(keys.len(), MISSING);
         let mut cursor = Cursor { entries: directory, used: 0 };
         let mut hashes = [0; ASIDE];
-        for (keys, rows) in keys.chunks(ASIDE).zip(rows.chunks_mut(ASIDE)) {
-            let mut ahead = cursor.clone();
-            ahead.take(keys.len(), |bucket, range| {
-                let bucket = self.get(bucket);
+        let segments = &self.memory.segments;
+        for (keys, positions) in keys.chunks(ASIDE).zip(positions.chunks_mut(ASIDE)) {
+            let some = cursor.clone();
+            some.clone().take(keys.len(), |bucket, range| {
+                let index = self.index_of(bucket);
                 for (hashed, &key) in hashes[range.clone()].iter_mut().zip(&keys[range]) {
                     *hashed = hash(key);
-                    if let Some(SparseBucket { bucket, memory }) = bucket {
-                        bucket.index.prefetch(&memory.segments, *hashed);
-                    }
+                    index.inspect(|index| index.prefetch_segment(*hashed));
+                }
+            });
+            some.clone().take(keys.len(), |bucket, range| {
+                if let Some(index) = self.index_of(bucket) {
+                    hashes[range].iter().for_each(|&hash| index.prefetch(segments, hash));
                 }
             });
             cursor.take(keys.len(), |bucket, range| {
-                let Some(SparseBucket { bucket, memory }) = self.get(bucket) else {
-                    return rows[range].fill(MISSING);
+                let Some(index) = self.index_of(bucket) else {
+                    return positions[range].fill(MISSING);
                 };
                 for i in range {
-                    rows[i] = bucket.index.find(&memory.segments, hashes[i], keys[i]);
-                    if rows[i] != MISSING {
-                        bucket.rows.prefetch(&memory.shape, &memory.slabs, rows[i]);
+                    positions[i] = index.find(segments, hashes[i], keys[i]);
+                    if positions[i] != MISSING {
+                        self.memory.rows.prefetch(positions[i]);
                     }
                 }
             });
         }
     }
 
+    fn index_of(&self, bucket: BucketId) -> Option<&Index> {
+        self.get(bucket).map(|bucket| &bucket.bucket.index)
+    }
+
     /// Writes the row of each key of a bucket to `into`, `dim` for each; rows that do not exist read as they would begin, and are
-    /// not made. `rows` are those that [`Sparse::resolve`] gave for the keys.
-    pub fn gather(&self, bucket: BucketId, keys: &[Key], rows: &[u32], into: &mut [f32]) -> Version {
-        let dim = self.memory.shape.dim;
-        let Some(SparseBucket { bucket, memory }) = self.get(bucket) else {
-            into.fill(0.0);
-            keys.iter().zip(into.chunks_exact_mut(dim)).for_each(|(&key, row)| self.initial.fill_row(key, row));
-            return 0;
-        };
-        for ((&key, &row), into) in keys.iter().zip(rows).zip(into.chunks_exact_mut(dim)) {
-            if row == MISSING {
+    /// not made. `positions` are those that [`Sparse::resolve`] gave for the keys.
+    pub fn gather(&self, bucket: BucketId, keys: &[Key], positions: &[u32], into: &mut [f32]) -> Version {
+        let rows = &self.memory.rows;
+        let dim = rows.shape().dim;
+        for ((&key, &position), into) in keys.iter().zip(positions).zip(into.chunks_exact_mut(dim)) {
+            if position == MISSING {
                 into.fill(0.0);
                 self.initial.fill_row(key, into);
             } else {
-                into.copy_from_slice(&bucket.rows.get(&memory.shape, &memory.slabs, row)[..dim]);
+                copy_row(into, &rows.get(position)[..dim]);
             }
         }
-        bucket.version
+        self.get(bucket).map_or(0, SparseBucket::version)
+    }
+}
+
+/// Copies a row: the most usual width without a call.
+#[inline(always)]
+fn copy_row(to: &mut [f32], from: &[f32]) {
+    match (<&mut [f32; 16]>::try_from(&mut *to), <&[f32; 16]>::try_from(from)) {
+        (Ok(to), Ok(from)) => *to = *from,
+        _ => to.copy_from_slice(from),
     }
 }
 
@@ -194,24 +207,29 @@ impl Cursor<'_> {
 }
 
 impl<'a> SparseBucket<'a> {
-    /// The rows that the end of the open clock will write.
+    /// The positions of the rows that the end of the open clock will write.
     pub fn open_rows(self) -> impl Iterator<Item = u32> + 'a {
         self.bucket.touched.iter().chain(self.bucket.set_of.keys()).copied()
     }
 
+    /// The number of the row at a position, in the order in which the bucket's rows came. Of a [`MISSING`] one: beyond all.
+    pub fn number(self, position: u32) -> usize {
+        if position == MISSING { usize::MAX } else { self.memory.rows.number(position) }
+    }
+
     /// Keys and values of some rows of one part: from a multiple of [`SparseBucket::rows_per_part`], not beyond the next one.
     pub fn part(self, rows: Range<usize>) -> (&'a [Key], &'a [f32]) {
-        self.bucket.rows.part(&self.memory.shape, &self.memory.slabs, rows)
+        self.memory.rows.part(&self.bucket.parts, rows)
     }
 
     /// Rows that [`SparseBucket::part`] gives at a time.
     pub fn rows_per_part(self) -> usize {
-        self.memory.shape.rows_per_part()
+        self.memory.rows.shape().rows_per_part()
     }
 
     /// Bytes of a row: parameters, planes, scalars.
     pub fn row_bytes(self) -> usize {
-        self.memory.shape.stride * 4
+        self.memory.rows.shape().stride * 4
     }
 
     /// Updates that it has seen.
@@ -221,7 +239,7 @@ impl<'a> SparseBucket<'a> {
 
     /// Number of rows.
     pub fn rows(self) -> usize {
-        self.bucket.rows.len()
+        self.bucket.parts.rows()
     }
 }
 
@@ -231,18 +249,18 @@ impl SparseBucketMut<'_> {
         SparseBucket { bucket: self.bucket, memory: self.memory }
     }
 
-    /// Adds the rows of `values` to what the open clock brought. True when they are the bucket's first in this clock. `rows` are
-    /// those of the keys, [`MISSING`] where they are not made yet.
-    pub fn fold(&mut self, keys: &[Key], rows: &mut [u32], values: Input<'_>) -> bool {
+    /// Adds the rows of `values` to what the open clock brought. True when they are the bucket's first in this clock. `positions`
+    /// are those of the keys' rows, [`MISSING`] where they are not made yet.
+    pub fn fold(&mut self, keys: &[Key], positions: &mut [u32], values: Input<'_>) -> bool {
         let first = self.is_untouched();
-        self.make(keys, rows);
-        let Bucket { rows: of_bucket, touched, sums, .. } = self.bucket;
-        let Memory { shape, slabs, .. } = self.memory;
-        let dim = shape.dim;
-        for (i, &row) in rows.iter().enumerate() {
-            let place = of_bucket.sum_of(shape, slabs, row);
+        self.make(keys, positions);
+        let Bucket { touched, sums, .. } = self.bucket;
+        let rows = &mut self.memory.rows;
+        let dim = rows.shape().dim;
+        for (i, &position) in positions.iter().enumerate() {
+            let place = rows.sum_of(position);
             if *place == 0 {
-                touched.push(row);
+                touched.push(position);
                 sums.resize(sums.len() + dim, 0.0);
                 *place = touched.len() as u32;
             }
@@ -253,14 +271,14 @@ impl SparseBucketMut<'_> {
     }
 
     /// Keeps rows that replace those of the table when the clock closes. True when they are the bucket's first in this clock.
-    pub fn hold_set(&mut self, keys: &[Key], rows: &mut [u32], values: Input<'_>) -> bool {
+    pub fn hold_set(&mut self, keys: &[Key], positions: &mut [u32], values: Input<'_>) -> bool {
         let first = self.is_untouched();
-        self.make(keys, rows);
+        self.make(keys, positions);
         let Bucket { set_of, sets, .. } = self.bucket;
-        let dim = self.memory.shape.dim;
-        for (i, &row) in rows.iter().enumerate() {
+        let dim = self.memory.rows.shape().dim;
+        for (i, &position) in positions.iter().enumerate() {
             let next = set_of.len() as u32;
-            let at = *set_of.entry(row).or_insert(next) as usize * dim;
+            let at = *set_of.entry(position).or_insert(next) as usize * dim;
             sets.resize(sets.len().max(at + dim), 0.0);
             kernels::widen(&mut sets[at..at + dim], values.part(i * dim, dim));
         }
@@ -268,12 +286,12 @@ impl SparseBucketMut<'_> {
     }
 
     /// Replaces rows at once.
-    pub fn set(&mut self, keys: &[Key], rows: &mut [u32], values: Input<'_>) -> Version {
-        self.make(keys, rows);
-        let Memory { shape, slabs, .. } = self.memory;
-        for (i, &row) in rows.iter().enumerate() {
-            let parameters = &mut self.bucket.rows.get_mut(shape, slabs, row)[..shape.dim];
-            kernels::widen(parameters, values.part(i * shape.dim, shape.dim));
+    pub fn set(&mut self, keys: &[Key], positions: &mut [u32], values: Input<'_>) -> Version {
+        self.make(keys, positions);
+        let rows = &mut self.memory.rows;
+        let dim = rows.shape().dim;
+        for (i, &position) in positions.iter().enumerate() {
+            kernels::widen(&mut rows.get_mut(position)[..dim], values.part(i * dim, dim));
         }
         self.bucket.version += 1;
         self.bucket.version
@@ -281,20 +299,18 @@ impl SparseBucketMut<'_> {
 
     /// Each touched row takes one step with its sum divided by `divisor`; then what was set is written.
     pub fn close(&mut self, divisor: f32, optimizer: &dyn Optimizer) -> Version {
-        let Bucket { rows, touched, sums, set_of, sets, version, .. } = self.bucket;
-        let Memory { shape, slabs, .. } = self.memory;
+        let Bucket { touched, sums, set_of, sets, version, .. } = self.bucket;
+        let rows = &mut self.memory.rows;
+        let dim = rows.shape().dim;
         if divisor != 1.0 {
             kernels::divide(sums, divisor);
         }
-        let sums_now = Input::from(&sums[..]);
-        self.steps.step(shape, (&mut *rows, &mut *slabs), touched, (sums_now, 1.0), optimizer);
-        for row in touched.drain(..) {
-            *rows.sum_of(shape, slabs, row) = 0;
-        }
+        self.steps.step(rows, touched, (Input::from(&sums[..]), 1.0), optimizer);
+        touched.drain(..).for_each(|position| *rows.sum_of(position) = 0);
         sums.clear();
-        for (row, place) in set_of.drain() {
-            let at = place as usize * shape.dim;
-            rows.get_mut(shape, slabs, row)[..shape.dim].copy_from_slice(&sets[at..at + shape.dim]);
+        for (position, place) in set_of.drain() {
+            let at = place as usize * dim;
+            rows.get_mut(position)[..dim].copy_from_slice(&sets[at..at + dim]);
         }
         sets.clear();
         *version += 1;
@@ -305,21 +321,19 @@ impl SparseBucketMut<'_> {
     pub fn apply(
         &mut self,
         keys: &[Key],
-        rows: &mut [u32],
-        (values, divisor): (Input<'_>, f32),
+        positions: &mut [u32],
+        values: (Input<'_>, f32),
         optimizer: &dyn Optimizer,
     ) -> Version {
-        self.make(keys, rows);
-        let Memory { shape, slabs, .. } = self.memory;
-        let of_bucket = (&mut self.bucket.rows, slabs);
-        self.steps.step(shape, of_bucket, rows, (values, divisor), optimizer);
+        self.make(keys, positions);
+        self.steps.step(&mut self.memory.rows, positions, values, optimizer);
         self.bucket.version += 1;
         self.bucket.version
     }
 
     /// Takes the rows of an empty bucket from what [`SparseBucket::part`] gave.
     pub fn restore(&mut self, keys: &[Key], rows: &[f32], version: Version) -> Result<(), Malformed> {
-        let stride = self.memory.shape.stride;
+        let stride = self.memory.rows.shape().stride;
         if rows.len() != keys.len() * stride {
             let expected = format!("{stride} fp32 for each of {} keys", keys.len());
             return Err(Malformed::new("rows", expected, rows.len()));
@@ -328,8 +342,8 @@ impl SparseBucketMut<'_> {
             if self.bucket.index.find(&self.memory.segments, hash(key), key) != MISSING {
                 return Err(Malformed::new("keys", "different keys", key));
             }
-            let row = self.add(key);
-            self.bucket.rows.get_mut(&self.memory.shape, &mut self.memory.slabs, row).copy_from_slice(values);
+            let position = self.add(key);
+            self.memory.rows.get_mut(position).copy_from_slice(values);
         }
         self.bucket.version = version;
         Ok(())
@@ -341,20 +355,21 @@ impl SparseBucketMut<'_> {
     }
 
     /// Makes the rows that are [`MISSING`], in the order of the keys.
-    fn make(&mut self, keys: &[Key], rows: &mut [u32]) {
-        for (&key, row) in keys.iter().zip(rows) {
-            if *row == MISSING {
-                *row = self.add(key);
+    fn make(&mut self, keys: &[Key], positions: &mut [u32]) {
+        for (&key, position) in keys.iter().zip(positions) {
+            if *position == MISSING {
+                *position = self.add(key);
             }
         }
     }
 
     /// Makes the row of a key that has none.
     fn add(&mut self, key: Key) -> u32 {
-        let Memory { shape, segments, slabs } = self.memory;
-        let row = self.bucket.rows.add(shape, slabs, key);
-        self.initial.fill_row(key, &mut self.bucket.rows.get_mut(shape, slabs, row)[..shape.dim]);
-        self.bucket.index.insert(segments, hash(key), key, row);
-        row
+        let Memory { segments, rows } = self.memory;
+        let position = rows.add(&mut self.bucket.parts, key);
+        let dim = rows.shape().dim;
+        self.initial.fill_row(key, &mut rows.get_mut(position)[..dim]);
+        self.bucket.index.insert(segments, hash(key), key, position);
+        position
     }
 }

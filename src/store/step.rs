@@ -1,10 +1,9 @@
-//! Steps of many rows of a sparse bucket.
+//! Steps of many rows of a sparse table.
 
 use super::optimizer::{MAX_STATE_WIDTH, Optimizer};
-use super::rows::{Rows, Shape};
+use super::rows::Rows;
 use super::state::State;
 use crate::kernels::{self, BLOCK, Gradient, Input};
-use crate::mem::Slabs;
 
 /// Rows of fewer parameters are stepped side by side: a call for each would cost more than its arithmetic.
 const NARROW: usize = 64;
@@ -18,38 +17,37 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Each of these rows of a bucket, all different, takes one step with its part of `values`, divided by `divisor`.
+    /// Each of the rows at these positions, all different, takes one step with its part of `values`, divided by `divisor`.
     pub fn step(
         &mut self,
-        shape: &Shape,
-        (of_bucket, slabs): (&mut Rows, &mut Slabs<u64>),
-        rows: &[u32],
+        rows: &mut Rows,
+        positions: &[u32],
         (values, divisor): (Input<'_>, f32),
         optimizer: &dyn Optimizer,
     ) {
-        let dim = shape.dim;
+        let dim = rows.shape().dim;
         // Without scalars nothing tells the elements of one row from those of another (see `Optimizer`).
         let aside = optimizer.scalars() == 0 && dim < NARROW;
         if !aside && divisor == 1.0 {
-            for (i, &row) in rows.iter().enumerate() {
-                let (parameters, state) = of_bucket.get_mut(shape, slabs, row).split_at_mut(dim);
+            for (i, &position) in positions.iter().enumerate() {
+                let (parameters, state) = rows.get_mut(position).split_at_mut(dim);
                 let gradient = Gradient::Piece(values.part(i * dim, dim));
                 State::of_part(state, dim, 0, optimizer).step(optimizer, parameters, None, gradient);
             }
             return;
         }
         let some = (BLOCK / dim).max(1);
-        for (n, rows) in rows.chunks(some).enumerate() {
-            self.gradient.resize(rows.len() * dim, 0.0);
-            kernels::widen(&mut self.gradient, values.part(n * some * dim, rows.len() * dim));
+        for (n, positions) in positions.chunks(some).enumerate() {
+            self.gradient.resize(positions.len() * dim, 0.0);
+            kernels::widen(&mut self.gradient, values.part(n * some * dim, positions.len() * dim));
             if divisor != 1.0 {
                 kernels::divide(&mut self.gradient, divisor);
             }
             if aside {
-                self.step_aside(shape, (of_bucket, slabs), rows, optimizer);
+                self.step_aside(rows, positions, optimizer);
             } else {
-                for (&row, gradient) in rows.iter().zip(self.gradient.chunks_exact(dim)) {
-                    let (parameters, state) = of_bucket.get_mut(shape, slabs, row).split_at_mut(dim);
+                for (&position, gradient) in positions.iter().zip(self.gradient.chunks_exact(dim)) {
+                    let (parameters, state) = rows.get_mut(position).split_at_mut(dim);
                     State::of_part(state, dim, 0, optimizer).step_with(optimizer, parameters, gradient);
                 }
             }
@@ -57,46 +55,39 @@ impl Steps {
     }
 
     /// One step of all rows at once, in copies.
-    fn step_aside(
-        &mut self,
-        shape: &Shape,
-        (of_bucket, slabs): (&mut Rows, &mut Slabs<u64>),
-        rows: &[u32],
-        optimizer: &dyn Optimizer,
-    ) {
-        let (dim, width) = (shape.dim, optimizer.state_width());
-        let all = rows.len() * dim;
+    fn step_aside(&mut self, rows: &mut Rows, positions: &[u32], optimizer: &dyn Optimizer) {
+        let (dim, width) = (rows.shape().dim, optimizer.state_width());
+        let all = positions.len() * dim;
         self.parameters.resize(all, 0.0);
         self.planes.resize(all * width, 0.0);
-        for (i, &row) in rows.iter().enumerate() {
-            let row = of_bucket.get(shape, slabs, row);
-            copy(&mut self.parameters[i * dim..(i + 1) * dim], &row[..dim]);
+        if dim == 1 && width == 0 {
+            // As below; a row of one number is worth no loop.
+            for (copy, &position) in self.parameters.iter_mut().zip(positions) {
+                *copy = rows.get(position)[0];
+            }
+            optimizer.step(&mut self.parameters, &mut [], &[], &self.gradient);
+            for (copy, &position) in self.parameters.iter().zip(positions) {
+                rows.get_mut(position)[0] = *copy;
+            }
+            return;
+        }
+        for (i, &position) in positions.iter().enumerate() {
+            let row = rows.get(position);
+            self.parameters[i * dim..][..dim].copy_from_slice(&row[..dim]);
             for plane in 0..width {
-                let at = plane * all + i * dim;
-                copy(&mut self.planes[at..at + dim], &row[(1 + plane) * dim..(2 + plane) * dim]);
+                self.planes[plane * all + i * dim..][..dim].copy_from_slice(&row[(1 + plane) * dim..][..dim]);
             }
         }
         let mut planes = self.planes.chunks_exact_mut(all);
         let mut planes: [&mut [f32]; MAX_STATE_WIDTH] =
             std::array::from_fn(|_| planes.next().unwrap_or_default());
         optimizer.step(&mut self.parameters, &mut planes[..width], &[], &self.gradient);
-        for (i, &row) in rows.iter().enumerate() {
-            let row = of_bucket.get_mut(shape, slabs, row);
-            copy(&mut row[..dim], &self.parameters[i * dim..(i + 1) * dim]);
+        for (i, &position) in positions.iter().enumerate() {
+            let row = rows.get_mut(position);
+            row[..dim].copy_from_slice(&self.parameters[i * dim..][..dim]);
             for plane in 0..width {
-                let at = plane * all + i * dim;
-                copy(&mut row[(1 + plane) * dim..(2 + plane) * dim], &self.planes[at..at + dim]);
+                row[(1 + plane) * dim..][..dim].copy_from_slice(&self.planes[plane * all + i * dim..][..dim]);
             }
         }
-    }
-}
-
-/// Copies a few values: most rows are too short for a call of `memcpy`.
-#[inline(always)]
-fn copy(to: &mut [f32], from: &[f32]) {
-    if let ([to], [from]) = (&mut *to, from) {
-        *to = *from;
-    } else {
-        to.copy_from_slice(from);
     }
 }

@@ -13,6 +13,9 @@ use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
 use crate::transport::Payload;
 use crate::types::{Key, SortedKeys, TableId, TableKind, Version};
 
+/// fp32 that are gathered before they are encoded in one go: calls for each row would cost more than short rows.
+pub(super) const SIDE_BY_SIDE: usize = 2048;
+
 /// Where the values of a push lie.
 #[derive(Clone, Copy)]
 pub enum Source<'a> {
@@ -93,10 +96,7 @@ impl Engine {
             let length = rows_at + frame.keys.len() * row * chain.value_bytes();
             let mut fill = |buf: &mut Buf, at: usize| {
                 fill_keys(plan, frame, keys, buf, at);
-                for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
-                    let values = &values[number as usize * row..(number as usize + 1) * row];
-                    chain.encode(values, buf, at + rows_at + place * row * chain.value_bytes());
-                }
+                fill_rows(&plan.order[frame.keys.clone()], (values, row), chain, buf, at + rows_at);
             };
             let header = self.write_header(ticket, table);
             let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
@@ -426,8 +426,37 @@ impl Engine {
 fn fill_keys(plan: &SparsePlan, frame: &SparseFrame, keys: &[Key], buf: &mut Buf, at: usize) {
     let directory: &[u8] = bytemuck::cast_slice(&plan.directory[frame.directory.clone()]);
     buf.copy_in(at, directory);
-    for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
-        buf.copy_in(at + directory.len() + place * 8, &keys[number as usize].to_ne_bytes());
+    let mut some = [0; SIDE_BY_SIDE / 2];
+    let mut at = at + directory.len();
+    for numbers in plan.order[frame.keys.clone()].chunks(some.len()) {
+        let some = &mut some[..numbers.len()];
+        some.iter_mut().zip(numbers).for_each(|(key, &number)| *key = keys[number as usize]);
+        buf.copy_in(at, bytemuck::cast_slice(some));
+        at += some.len() * 8;
+    }
+}
+
+/// The rows, of `width` fp32, of the keys with these numbers, as they travel.
+fn fill_rows(numbers: &[u32], (values, width): (&[f32], usize), chain: Chain, buf: &mut Buf, mut at: usize) {
+    if width > SIDE_BY_SIDE / 8 {
+        for &number in numbers {
+            chain.encode(&values[number as usize * width..][..width], buf, at);
+            at += width * chain.value_bytes();
+        }
+        return;
+    }
+    let mut some = [0.0; SIDE_BY_SIDE];
+    for numbers in numbers.chunks(SIDE_BY_SIDE / width) {
+        let some = &mut some[..numbers.len() * width];
+        if width == 1 {
+            some.iter_mut().zip(numbers).for_each(|(value, &number)| *value = values[number as usize]);
+        } else {
+            for (row, &number) in some.chunks_exact_mut(width).zip(numbers) {
+                row.copy_from_slice(&values[number as usize * width..][..width]);
+            }
+        }
+        chain.encode(some, buf, at);
+        at += some.len() * chain.value_bytes();
     }
 }
 

@@ -57,10 +57,9 @@ impl Staging {
         directory: &mut Vec<DirectoryEntry>,
         keys: &mut Vec<Key>,
     ) -> u64 {
-        directory.clear();
+        // All of them are written over.
         directory.resize(body.entries, DirectoryEntry { bucket: 0, keys: 0 });
         self.arena.copy_out(at, bytemuck::cast_slice_mut(directory));
-        keys.clear();
         keys.resize(body.keys, 0);
         self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(keys));
         (size_of_val(&directory[..]) + size_of_val(&keys[..])) as u64
