@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::proto::{KeysAt, ListName, packed};
 use crate::types::{BucketId, DirectoryEntry, Key, KeyRange, PartitionMap, SortedKeys, TableSpec};
 
 /// Part of one dense bucket, small enough for one frame.
@@ -76,6 +77,12 @@ pub struct SparseFrame {
 /// The frames of one sparse call. Made once and filled for each, so that its lists grow only for the largest.
 #[derive(Debug, Default)]
 pub struct SparsePlan {
+    /// Where the frames have their keys, and under which names, one for each, where they are kept.
+    pub keys_at: KeysAt,
+    pub names: Vec<ListName>,
+    /// For each line of the directory the width of its packed keys, and for each frame their bytes; 0 where they travel as they are.
+    pub widths: Vec<u8>,
+    pub packed: Vec<usize>,
     /// The caller's key numbers in the order in which they travel.
     pub order: Vec<u32>,
     pub directory: Vec<DirectoryEntry>,
@@ -105,8 +112,10 @@ impl SparsePlan {
                 reason: format!("table \"{}\" is dense: name a range of its keys", spec.name),
             });
         }
+        (self.keys_at, _) = (KeysAt::Here, self.names.clear());
         self.sort(spec, map, keys.as_slice());
         self.cut(8 + row_bytes, limit);
+        self.pack(keys.as_slice());
         Ok(())
     }
 
@@ -169,12 +178,65 @@ impl SparsePlan {
         }
     }
 
+    /// Packs the keys of those frames that become a quarter shorter by it, at least.
+    fn pack(&mut self, keys: &[Key]) {
+        self.widths.clear();
+        self.packed.clear();
+        for frame in &self.frames {
+            let first = self.widths.len();
+            let mut at = frame.keys.start;
+            let mut words = packed::width_words(frame.directory.len());
+            let most = frame.keys.len() * 3 / 4;
+            for entry in &self.directory[frame.directory.clone()] {
+                let numbers = &self.order[at..at + entry.keys as usize];
+                at += numbers.len();
+                let width = packed::width(numbers.iter().map(|&number| keys[number as usize]));
+                words += packed::words(numbers.len(), width);
+                self.widths.push(width);
+                if words > most || width > packed::WIDEST {
+                    words = 0;
+                    break;
+                }
+            }
+            self.widths.resize(first + frame.directory.len(), 0);
+            self.packed.push(words * 8);
+        }
+    }
+
+    /// Bytes of a frame's name, directory and keys.
+    pub fn key_bytes(&self, number: usize) -> usize {
+        let (frame, packed) = (&self.frames[number], self.packed[number]);
+        let keys = if packed > 0 { packed } else { frame.keys.len() * 8 };
+        let name = if self.keys_at == KeysAt::Here { 0 } else { ListName::ENCODED };
+        let named = self.keys_at == KeysAt::Named;
+        name + if named { 0 } else { frame.directory.len() * 8 + keys }
+    }
+
     /// Whether a bucket is cut over several frames.
     pub fn is_cut(&self) -> bool {
         let edge = |frame: &SparseFrame| &self.directory[frame.directory.clone()];
         self.frames
             .windows(2)
             .any(|w| edge(&w[0]).last().map(|d| d.bucket) == edge(&w[1]).first().map(|d| d.bucket))
+    }
+}
+
+impl Clone for SparsePlan {
+    /// What the frames are; not what was needed to find that out.
+    fn clone(&self) -> SparsePlan {
+        let mut plan = SparsePlan::default();
+        plan.clone_from(self);
+        plan
+    }
+
+    fn clone_from(&mut self, other: &SparsePlan) {
+        self.keys_at = other.keys_at;
+        self.names.clone_from(&other.names);
+        self.widths.clone_from(&other.widths);
+        self.packed.clone_from(&other.packed);
+        self.order.clone_from(&other.order);
+        self.directory.clone_from(&other.directory);
+        self.frames.clone_from(&other.frames);
     }
 }
 

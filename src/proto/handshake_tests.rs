@@ -266,11 +266,9 @@ fn golden_messages() {
     a.feed(&proof, &mut accept).unwrap();
     let export = d.feed(&accept, &mut Vec::new()).unwrap().established.unwrap().export;
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    assert_eq!(hex(&hello), GOLDEN_HELLO);
-    assert_eq!(hex(&challenge), GOLDEN_CHALLENGE);
-    assert_eq!(hex(&proof), GOLDEN_PROOF);
-    assert_eq!(hex(&accept), GOLDEN_ACCEPT);
-    assert_eq!(hex(&export), GOLDEN_EXPORT);
+    let found = [hex(&hello), hex(&challenge), hex(&proof), hex(&accept), hex(&export)];
+    let golden = [GOLDEN_HELLO, GOLDEN_CHALLENGE, GOLDEN_PROOF, GOLDEN_ACCEPT, GOLDEN_EXPORT];
+    assert_eq!(found, golden);
     assert_eq!(hex(&encode_refuse(RefuseCode::Secret, "no")), "06000503".to_owned() + "02006e6f");
 }
 

@@ -357,17 +357,35 @@ impl Shard {
         intake: Intake,
         applied: &mut Vec<Applied>,
     ) -> Result<Option<Rejection>, Malformed> {
+        self.check_pull(table, &piece)?;
+        let mut positions = std::mem::take(&mut self.positions);
+        positions.clear();
+        let written = self.write_listed(table, how, piece, &mut positions, intake, applied);
+        self.positions = positions;
+        written
+    }
+
+    /// As [`Shard::write_sparse`], for keys that have been checked. `positions` is empty at first, and spares looking the same keys
+    /// up when they come again: rows never move.
+    pub fn write_listed(
+        &mut self,
+        table: TableId,
+        how: How,
+        piece: SparsePiece<'_>,
+        positions: &mut Vec<u32>,
+        intake: Intake,
+        applied: &mut Vec<Applied>,
+    ) -> Result<Option<Rejection>, Malformed> {
         let Table { spec, optimizer, body, touched } =
             self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Sparse(sparse) = body else { return Err(kind_mismatch("sparse")) };
         may_take(how, optimizer.as_ref())?;
-        check_directory(spec, &piece, |b| sparse.owns(b))?;
         let dim = spec.width() as usize;
         if piece.values.len() != piece.keys.len() * dim {
             return Err(Malformed::new("values", (piece.keys.len() * dim).to_string(), piece.values.len()));
         }
-        if intake != Intake::Drop {
-            sparse.resolve(piece.directory, piece.keys, &mut self.positions);
+        if intake != Intake::Drop && positions.is_empty() {
+            sparse.resolve(piece.directory, piece.keys, positions);
         }
         let mut rejection: Option<Rejection> = None;
         let mut done = 0;
@@ -384,7 +402,7 @@ impl Shard {
                 continue;
             }
             let mut bucket = sparse.touch(id);
-            let positions = &mut self.positions[range];
+            let positions = &mut positions[range];
             let before = bucket.read().rows();
             if let Intake::Step { divisor, base } = intake {
                 if let Some(marked) = &mut self.marked {
@@ -495,7 +513,7 @@ impl Shard {
         self.tables.values().map(moves).sum()
     }
 
-    /// Checks a sparse pull before it waits for its clock.
+    /// Checks the keys of a sparse piece.
     pub fn check_pull(&self, table: TableId, piece: &SparsePiece<'_>) -> Result<(), Malformed> {
         let table = self.tables.get(&table).ok_or_else(|| unknown(table))?;
         match &table.body {
@@ -509,17 +527,7 @@ impl Shard {
         let Some(Table { spec, body: Body::Sparse(sparse), .. }) = self.tables.get(&table) else { return 0 };
         let dim = spec.width() as usize;
         into.resize(piece.keys.len() * dim, 0.0);
-        sparse.resolve(piece.directory, piece.keys, &mut self.positions);
-        let mut done = 0;
-        let mut version = 0;
-        for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
-            let range = done..done + count as usize;
-            done = range.end;
-            let into = &mut into[range.start * dim..range.end * dim];
-            version =
-                version.max(sparse.gather(id, &piece.keys[range.clone()], &self.positions[range], into));
-        }
-        version
+        sparse.gather(piece.directory, piece.keys, &mut self.positions, into)
     }
 
     /// Values that were not finite, in tables that look for them.

@@ -117,56 +117,93 @@ impl Sparse {
 
     /// The position of each key's row, [`MISSING`] where there is none. `directory` has been checked: its counts add up.
     pub fn resolve(&self, directory: &[DirectoryEntry], keys: &[Key], positions: &mut Vec<u32>) {
+        self.look_up(directory, keys, positions, |_, _| {});
+    }
+
+    /// Writes the row of each key to `into`, `dim` for each; rows that do not exist read as they would begin, and are not made. Gives
+    /// the largest version. `directory` has been checked; `positions` is left with those of the rows.
+    pub fn gather(
+        &self,
+        directory: &[DirectoryEntry],
+        keys: &[Key],
+        positions: &mut Vec<u32>,
+        into: &mut [f32],
+    ) -> Version {
+        let rows = &self.memory.rows;
+        let dim = rows.shape().dim;
+        self.look_up(directory, keys, positions, |some, positions| {
+            let into = into[some.start * dim..some.end * dim].chunks_exact_mut(dim);
+            for ((&key, &position), into) in keys[some].iter().zip(positions).zip(into) {
+                if position == MISSING {
+                    into.fill(0.0);
+                    self.initial.fill_row(key, into);
+                } else {
+                    copy_row(into, &rows.get(position)[..dim]);
+                }
+            }
+        });
+        let versions = directory.iter().filter_map(|entry| self.get(entry.bucket));
+        versions.map(SparseBucket::version).max().unwrap_or(0)
+    }
+
+    /// Looks keys up, some side by side: while those of one window are looked for, the next ones' places are fetched, and then
+    /// `found` is told of the window before, whose rows have come meanwhile.
+    fn look_up(
+        &self,
+        directory: &[DirectoryEntry],
+        keys: &[Key],
+        positions: &mut Vec<u32>,
+        mut found: impl FnMut(Range<usize>, &[u32]),
+    ) {
         positions.resize(keys.len(), MISSING);
-        let mut cursor = Cursor { entries: directory, used: 0 };
-        let mut hashes = [0; ASIDE];
-        let segments = &self.memory.segments;
-        for (keys, positions) in keys.chunks(ASIDE).zip(positions.chunks_mut(ASIDE)) {
-            let some = cursor.clone();
-            some.clone().take(keys.len(), |bucket, range| {
-                let index = self.index_of(bucket);
-                for (hashed, &key) in hashes[range.clone()].iter_mut().zip(&keys[range]) {
-                    *hashed = hash(key);
-                    index.inspect(|index| index.prefetch_segment(*hashed));
-                }
-            });
-            some.clone().take(keys.len(), |bucket, range| {
-                if let Some(index) = self.index_of(bucket) {
-                    hashes[range].iter().for_each(|&hash| index.prefetch(segments, hash));
-                }
-            });
-            cursor.take(keys.len(), |bucket, range| {
-                let Some(index) = self.index_of(bucket) else {
-                    return positions[range].fill(MISSING);
-                };
-                for i in range {
-                    positions[i] = index.find(segments, hashes[i], keys[i]);
-                    if positions[i] != MISSING {
-                        self.memory.rows.prefetch(positions[i]);
-                    }
-                }
-            });
+        let begin = Cursor { entries: directory, used: 0 };
+        let (mut ahead, mut here) = (begin.clone(), begin);
+        let mut hashes = [[0; ASIDE]; 2];
+        let window = |n: usize| (n * ASIDE).min(keys.len())..((n + 1) * ASIDE).min(keys.len());
+        self.fetch(&mut ahead, &keys[window(0)], &mut hashes[0]);
+        for n in 0..keys.len().div_ceil(ASIDE) {
+            self.fetch(&mut ahead, &keys[window(n + 1)], &mut hashes[(n + 1) % 2]);
+            self.find(&mut here, &keys[window(n)], &hashes[n % 2], &mut positions[window(n)]);
+            if n > 0 {
+                found(window(n - 1), &positions[window(n - 1)]);
+            }
         }
+        if let Some(last) = keys.len().div_ceil(ASIDE).checked_sub(1) {
+            found(window(last), &positions[window(last)]);
+        }
+    }
+
+    /// Hashes the next keys, and has the CPU fetch the places where they would be.
+    fn fetch(&self, cursor: &mut Cursor<'_>, keys: &[Key], hashes: &mut [u64; ASIDE]) {
+        cursor.clone().take(keys.len(), |bucket, range| {
+            let index = self.index_of(bucket);
+            for (hashed, &key) in hashes[range.clone()].iter_mut().zip(&keys[range]) {
+                *hashed = hash(key);
+                index.inspect(|index| index.prefetch_segment(*hashed));
+            }
+        });
+        cursor.take(keys.len(), |bucket, range| {
+            if let Some(index) = self.index_of(bucket) {
+                hashes[range].iter().for_each(|&hash| index.prefetch(&self.memory.segments, hash));
+            }
+        });
+    }
+
+    /// Finds the next keys, and has the CPU fetch their rows.
+    fn find(&self, cursor: &mut Cursor<'_>, keys: &[Key], hashes: &[u64; ASIDE], positions: &mut [u32]) {
+        cursor.take(keys.len(), |bucket, range| {
+            let Some(index) = self.index_of(bucket) else { return positions[range].fill(MISSING) };
+            for i in range {
+                positions[i] = index.find(&self.memory.segments, hashes[i], keys[i]);
+                if positions[i] != MISSING {
+                    self.memory.rows.prefetch(positions[i]);
+                }
+            }
+        });
     }
 
     fn index_of(&self, bucket: BucketId) -> Option<&Index> {
         self.get(bucket).map(|bucket| &bucket.bucket.index)
-    }
-
-    /// Writes the row of each key of a bucket to `into`, `dim` for each; rows that do not exist read as they would begin, and are
-    /// not made. `positions` are those that [`Sparse::resolve`] gave for the keys.
-    pub fn gather(&self, bucket: BucketId, keys: &[Key], positions: &[u32], into: &mut [f32]) -> Version {
-        let rows = &self.memory.rows;
-        let dim = rows.shape().dim;
-        for ((&key, &position), into) in keys.iter().zip(positions).zip(into.chunks_exact_mut(dim)) {
-            if position == MISSING {
-                into.fill(0.0);
-                self.initial.fill_row(key, into);
-            } else {
-                copy_row(into, &rows.get(position)[..dim]);
-            }
-        }
-        self.get(bucket).map_or(0, SparseBucket::version)
     }
 }
 

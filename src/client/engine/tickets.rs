@@ -30,6 +30,7 @@ impl Engine {
             rejection: None,
             told_by: None,
             lists,
+            list: None,
             floats: 0,
             version: 0,
             uses,
