@@ -4,76 +4,22 @@ A measure has a few contenders, which run in turns. The first is ours; the other
 """
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
 import pathlib
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import time
 
-WINDLASS = "target/release/windlass"
-BARE = "target/reference/"
-RATE, LATENCY = "gbytes_per_second", "p50_us"
+import bench_peers
+import bench_sweeps
+from bench_programs import LATENCY, Failed, Iperf, ours, python_with, shm, tcp
 
 
-class Failed(Exception):
-    """A program did not give a figure."""
-
-
-class Contender:
-    """A command whose last line of output is a JSON object with the figure in it."""
-
-    def __init__(self, command, figure=RATE, bar=None, note=""):
-        self.command, self.figure, self.bar, self.note = command.split(), figure, bar, note
-
-    def name(self):
-        return " ".join(pathlib.Path(word).name if word.startswith("target/") else word for word in self.command)
-
-    def missing(self):
-        program = self.command[0]
-        return None if os.path.exists(program) or shutil.which(program) else program
-
-    def run(self, seconds):
-        command = [*self.command, "--seconds", str(seconds)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120 + 20 * seconds, check=False)
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
-            raise Failed(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-        return float(json.loads(lines[-1])[self.figure])
-
-
-class Iperf(Contender):
-    """One stream over loopback."""
-
-    def __init__(self, congestion, bar=None):
-        super().__init__(f"iperf3 -c 127.0.0.1 -l 1M -C {congestion}", bar=bar)
-
-    def run(self, seconds):
-        with contextlib.closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        server = subprocess.Popen(
-            ["iperf3", "-s", "-1", "-B", "127.0.0.1", "-p", port, "--forceflush"], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            for line in server.stdout:
-                if "listening" in line:
-                    break
-            # It takes whole seconds only.
-            client = [*self.command, "-p", port, "-t", str(max(1, round(seconds))), "-J"]
-            done = subprocess.run(client, capture_output=True, text=True, timeout=120, check=False)
-            try:
-                return json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"] / 8e9
-            except (ValueError, KeyError) as error:
-                raise Failed(f"{' '.join(client)}: {done.stdout}{done.stderr}") from error
-        finally:
-            server.kill()
-            server.wait()
+def summary(contender, taken):
+    return {"unit": contender.unit(), "median": statistics.median(taken), "least": min(taken), "most": max(taken)}
 
 
 class Measure:
@@ -99,46 +45,26 @@ class Measure:
             rows.append({
                 "measure": self.name,
                 "command": contender.name(),
-                "unit": "GB/s" if contender.figure == RATE else "µs",
-                "median": statistics.median(taken),
-                "least": min(taken),
-                "most": max(taken),
+                **summary(contender, taken),
                 "ratio": None if contender is present[0] else statistics.median(ratios),
                 "bar": contender.bar,
             })
         return rows
 
 
-def usual_congestion():
-    """What windlass itself takes: see src/transport/tcp/socket.rs."""
-    proc = pathlib.Path("/proc/sys/net/ipv4")
-    available = (proc / "tcp_available_congestion_control").read_text().split()
-    usual = (proc / "tcp_congestion_control").read_text().strip()
-    return next((name for name in ("cubic", "reno") if name in available), usual)
-
-
 def measures():
     """All of them."""
-    congestion = usual_congestion()
     mib = 1 << 20
-
-    def ours(rest, figure=RATE):
-        return Contender(f"{WINDLASS} bench {rest} --json", figure)
-
-    def tcp(rest, bar=None, figure=RATE):
-        return Contender(f"{BARE}tcp {rest} --congestion {congestion}", figure, bar)
-
-    def shm(rest, bar=None, figure=RATE):
-        return Contender(f"{BARE}shm {rest}", figure, bar)
-
     small_table = 4 * mib
     return [
-        Measure("write", ours("write --bytes 1M --table-bytes 4M"), tcp("stream"), Iperf(congestion)),
-        Measure("push", ours("push --bytes 1M"), tcp("add", ">= 0.9"), Iperf(congestion, ">= 0.7")),
+        Measure("write", ours("write --bytes 1M --table-bytes 4M"), tcp("stream"), Iperf()),
+        Measure("push", ours("push --bytes 1M"), tcp("add", ">= 0.9"), Iperf(">= 0.7")),
         Measure("push 16M", ours("push --bytes 16M"), tcp(f"add --bytes {16 * mib}", ">= 0.9")),
-        Measure("push, table of 4 MiB", ours("push --bytes 1M --table-bytes 4M"), tcp(f"add --table {small_table}"), Iperf(congestion)),
-        Measure("pull", ours("pull --bytes 1M"), tcp("source", ">= 0.9"), Iperf(congestion, ">= 0.7")),
-        Measure("pull, table of 4 MiB", ours("pull --bytes 1M --table-bytes 4M"), tcp(f"source --table {small_table}"), Iperf(congestion)),
+        Measure("push, table of 64 MiB", ours("push --bytes 1M --table-bytes 64M"), tcp(f"add --table {64 * mib}")),
+        Measure("push, table of 1 GiB", ours("push --bytes 1M --table-bytes 1G"), tcp(f"add --table {1024 * mib}")),
+        Measure("push, table of 4 MiB", ours("push --bytes 1M --table-bytes 4M"), tcp(f"add --table {small_table}"), Iperf()),
+        Measure("pull", ours("pull --bytes 1M"), tcp("source", ">= 0.9"), Iperf(">= 0.7")),
+        Measure("pull, table of 4 MiB", ours("pull --bytes 1M --table-bytes 4M"), tcp(f"source --table {small_table}"), Iperf()),
         Measure("push-pull 16M", ours("push-pull --bytes 16M"), tcp(f"duplex --bytes {16 * mib}", ">= 0.8")),
         Measure("latency, spinning", ours("latency --bytes 64 --poll spin", LATENCY), tcp("pingpong --spin 1", "<= 1.3", LATENCY)),
         Measure("latency, blocking", ours("latency --bytes 64 --poll block", LATENCY), tcp("pingpong", "<= 1.3", LATENCY)),
@@ -148,13 +74,46 @@ def measures():
     ]
 
 
+def run_sweep(sweep, rounds, seconds, short):
+    """A row for each point; `short` takes the ends of each series only."""
+    points = sweep.points()
+    if short:
+        ends = {series: (taken[0][0], taken[-1][0]) for series, taken in sweep.series.items()}
+        points = [point for point in points if point[1] in ends[point[0]]]
+    figures = [[] for _ in points]
+    for _ in range(rounds):
+        for (_, _, contender), taken in zip(points, figures):
+            taken.append(contender.run(seconds))
+    return [
+        {"series": series, "x": x, "command": contender.name(), **summary(contender, taken)}
+        for (series, x, contender), taken in zip(points, figures)
+    ]
+
+
+def amount(row):
+    """Median and range, with the digits that they are worth."""
+    digits = 0 if row["median"] >= 1000 else 1 if row["median"] >= 1 else 4
+    return f"{row['median']:.{digits}f} ({row['least']:.{digits}f}–{row['most']:.{digits}f}) {row['unit']}"
+
+
 def table(rows):
     """Markdown."""
     lines = ["| measure | command | median (range) | ours / it | bar |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        figures = f"{row['median']:.1f} ({row['least']:.1f}–{row['most']:.1f}) {row['unit']}"
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        lines.append(f"| {row['measure']} | `{row['command']}` | {figures} | {ratio} | {row['bar'] or ''} |")
+        lines.append(f"| {row['measure']} | `{row['command']}` | {amount(row)} | {ratio} | {row['bar'] or ''} |")
+    return "\n".join(lines)
+
+
+def sweep_table(sweep, rows):
+    """Markdown: medians, a row for each series and a column for each x."""
+    columns = sorted({row["x"] for row in rows})
+    found = {(row["series"], row["x"]): row["median"] for row in rows}
+    lines = [f"{sweep.name}: {sweep.unit} by {sweep.x}", "", "| | " + " | ".join(map(str, columns)) + " |"]
+    lines.append("| --- |" + " --- |" * len(columns))
+    for series in sweep.series:
+        cells = [f"{found[series, x]:.3g}" if (series, x) in found else "" for x in columns]
+        lines.append(f"| {series} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -165,42 +124,75 @@ def cpu():
     return "unknown CPU"
 
 
-def main():
+def flags():
     parser = argparse.ArgumentParser(prog="scripts/bench.sh")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("expected at least one round, and some time")
-    rounds, seconds = (1, 0.1) if options.smoke else (options.rounds, options.seconds)
-    chosen = [m for m in measures() if not options.only or any(word in m.name for word in options.only)]
-    if not chosen:
-        parser.error(f"no measure has one of {options.only} in its name")
-    rows = []
-    for measure in chosen:
-        started = time.monotonic()
-        try:
-            rows += measure.run(rounds, seconds)
-        except (Failed, subprocess.TimeoutExpired, ValueError, KeyError) as error:
-            sys.exit(f"bench.sh: {measure.name}: {error}")
-        print(f"{measure.name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    if options.smoke:
+        options.rounds, options.seconds, options.peers, options.sweep = 1, 0.1, True, True
+
+    def chosen(things):
+        return [thing for thing in things if not options.only or any(word in thing.name for word in options.only)]
+
+    options.measures = chosen(measures() + (bench_peers.measures(Measure) if options.peers else []))
+    options.sweeps = chosen(bench_sweeps.sweeps() if options.sweep else [])
+    if not options.measures and not options.sweeps:
+        parser.error(f"nothing that is measured has one of {options.only} in its name")
+    return options
+
+
+def timed(name, run, *arguments):
+    """What `run` returns; a program that fails ends everything, since a table with holes would not say so."""
+    started = time.monotonic()
+    try:
+        rows = run(*arguments)
+    except (Failed, subprocess.TimeoutExpired, ValueError, KeyError) as error:
+        sys.exit(f"bench.sh: {name}: {error}")
+    print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return rows
+
+
+def main():
+    options = flags()
+    rounds, seconds = options.rounds, options.seconds
+    rows = [row for measure in options.measures for row in timed(measure.name, measure.run, rounds, seconds)]
+    swept = [(sweep, timed(sweep.name, run_sweep, sweep, rounds, seconds, options.smoke)) for sweep in options.sweeps]
+
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     load = pathlib.Path("/proc/loadavg").read_text().split()[0]
     heading = (
         f"{today}, {cpu()}, {os.cpu_count()} CPUs, Linux {os.uname().release}, load {load} at the end, "
         f"{rounds} rounds of {seconds:g} s in turns"
     )
-    text = f"{heading}\n\n{table(rows)}\n"
+    tables = ([table(rows)] if rows else []) + [sweep_table(*both) for both in swept]
+    text = "\n\n".join([heading, *tables]) + "\n"
     print(text, end="")
-    if options.record:
-        name = f"{today}-{cpu()}".replace(" ", "-").replace("(R)", "").replace("/", "-")
-        record = pathlib.Path("benches/record")
-        record.mkdir(exist_ok=True)
-        (record / f"{name}.md").write_text(text)
-        (record / f"{name}.json").write_text(json.dumps({"heading": heading, "rows": rows}, indent=1) + "\n")
+    if options.record or options.smoke:
+        folder = pathlib.Path("target/smoke" if options.smoke else "benches/record")
+        record(folder, heading, f"{today}-{cpu()}", text, rows, swept)
+
+
+def record(folder, heading, name, text, rows, swept):
+    """NAME.json and .md, and a plot of each sweep."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = name.replace(" ", "-").replace("(R)", "").replace("/", "-")
+    (folder / f"{name}.md").write_text(text)
+    sweeps = [{"name": sweep.name, "x": sweep.x, "unit": sweep.unit, "rows": taken} for sweep, taken in swept]
+    contents = folder / f"{name}.json"
+    contents.write_text(json.dumps({"heading": heading, "rows": rows, "sweeps": sweeps}, indent=1) + "\n")
+    python = python_with("matplotlib")
+    if python:
+        subprocess.run([python, "scripts/bench_plots.py", contents], check=True)
+    else:
+        print("no python3 with matplotlib: no plots", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,34 @@
 # Measures Windlass beside bare loops that do the same with nothing around them (benches/reference), and beside other programs, in
 # turns on this machine: median and range of each figure, and the median of the ratios of each turn.
 #
-#   scripts/bench.sh [--rounds N] [--seconds S] [--only WORD]... [--record] [--smoke]
+#   scripts/bench.sh [--rounds N] [--seconds S] [--only WORD]... [--peers] [--sweep] [--record] [--smoke]
 #
-#   --only WORD   measures whose name has the word, of: kernels, push, pull, push-pull, latency, shm, …; without it all
-#   --record      writes benches/record/DATE-CPU.json and .md, too
+#   --only WORD   measures whose name has the word, of: push, pull, push-pull, latency, shm, allreduce, …; without it all
+#   --peers       beside Open MPI, gloo, torch.distributed.rpc, MXNet's kvstore and redis, too (benches/peers)
+#   --sweep       throughput and latency by size, by workers and servers, by wire and consistency, too
+#   --record      writes benches/record/DATE-CPU.json and .md, too, and plots of the sweeps
 #   --smoke       everything once and short, to see that it runs: the figures mean nothing
 #
-# Programs that are missing are named and left out (iperf3: apt-get install iperf3); a C compiler and python3 are needed. Nothing
-# else should run meanwhile. Exit codes: 2 wrong usage, 1 a measurement that failed.
+# A C compiler and python3 are needed. Other programs that are missing are named and left out:
+#   apt-get install iperf3 openmpi-bin libopenmpi-dev redis-server python3-torch python3-matplotlib
+# MXNet comes from PyPI, into target/peers, with --peers. Nothing else should run meanwhile. Exit codes: 2 wrong usage, 1 a
+# measurement that failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+# Open MPI's compiler, and MXNet with the numpy that it was made for: what can't be had is left out, and bench.py names it.
+prepare_peers() {
+    mkdir -p target/peers
+    if command -v mpicc > /dev/null; then
+        mpicc -O3 -march=native -o target/peers/allreduce benches/peers/allreduce.c
+    fi
+    if [[ ! -e target/peers/mxnet/ready ]]; then
+        python3 -m venv target/peers/mxnet &&
+            target/peers/mxnet/bin/pip -q install --no-deps mxnet==1.9.1 &&
+            target/peers/mxnet/bin/pip -q install 'numpy<1.24' 'graphviz<0.9' requests &&
+            touch target/peers/mxnet/ready || echo "bench.sh: MXNet can't be installed" >&2
+    fi
+}
 
 for program in cc cargo python3; do
     command -v "$program" > /dev/null || { echo "bench.sh: $program: not found" >&2; exit 1; }
@@ -22,4 +40,7 @@ for source in benches/reference/*.c; do
     program=target/reference/$(basename "$source" .c)
     [[ $program -nt $source && $program -nt benches/reference/bare.h ]] || cc -O3 -march=native -o "$program" "$source"
 done
+if [[ " $* " == *" --peers "* || " $* " == *" --smoke "* ]]; then
+    prepare_peers
+fi
 exec python3 scripts/bench.py "$@"

@@ -26,6 +26,7 @@ use crate::launch;
 use crate::proto::secret::Secret;
 use crate::server::Server;
 use crate::server::coordinator::{Checkpoints, CoordinatorServer, CoordinatorServerConfig};
+use crate::transport::descriptors;
 
 /// Features of this build, for `--version`.
 const VERSION: &str = if cfg!(feature = "verbs") {
@@ -178,6 +179,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = logged {
         eprintln!("windlass: no log: {error}");
     }
+    descriptors::allow_many();
     match obey(cli.command, &environment) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

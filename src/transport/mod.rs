@@ -15,6 +15,7 @@
 mod arenas;
 pub mod choice;
 pub mod cpus;
+pub mod descriptors;
 mod endpoints;
 mod grants;
 pub mod interface;

@@ -1,0 +1,44 @@
+"""Windlass beside what a user would take instead: the measures of `scripts/bench.sh --peers`."""
+
+from bench_programs import LATENCY, OPERATIONS, Allreduce, Python, Redis, ours, tcp
+
+MIB = 1 << 20
+
+
+def measures(measure):
+    """`measure` is bench.Measure."""
+
+    def allreduce(mib, transport, bare):
+        """Two workers push, and pull the sum into buffers of their own: what an allreduce does. Figures are of one rank."""
+        job = f"push-pull --workers 2 --consistency bsp --window 1 --bytes {mib}M --table-bytes {mib}M --transport {transport}"
+        mpi = Allreduce(mib * MIB, transport, bar=">= 1.5" if transport == "shm" else None)
+        gloo = Python("torch", "gloo.py", f"--bytes {mib * MIB}")
+        return measure(f"allreduce {mib}M over {transport}", ours(job, scale=0.5), *bare, mpi, gloo)
+
+    def bare(mib):
+        return [tcp(f"reduce --senders 2 --bytes {mib * MIB} --table {mib * MIB}", bar=">= 0.85")]
+
+    half = "push-pull --workers 2 --consistency bsp --window 1 --bytes 16M --table-bytes 16M --wire fp16 --transport tcp"
+    large, small = f"--bytes {16 * MIB}", "--bytes 64"
+    return [
+        allreduce(16, "shm", []),
+        allreduce(64, "shm", []),
+        allreduce(16, "tcp", bare(16)),
+        allreduce(64, "tcp", bare(64)),
+        measure("allreduce 16M over tcp, fp16", ours(half, scale=0.5), *bare(16), Allreduce(16 * MIB, "tcp")),
+        measure(
+            "push-pull 16M beside peers",
+            ours("push-pull --bytes 16M"),
+            Python("mxnet", "mxnet_kvstore.py", large, bar=">= 3"),
+            Python("torch", "torch_rpc.py", large, bar=">= 3"),
+        ),
+        measure(
+            "latency beside peers",
+            ours("latency --bytes 64 --poll block", LATENCY),
+            Python("mxnet", "mxnet_kvstore.py", small, "mean_us"),
+            Python("torch", "torch_rpc.py", small, "mean_us"),
+        ),
+        measure("push 1M beside redis", ours("push --bytes 1M --table-bytes 4M"), Redis("set", MIB, 4)),
+        measure("pull 1M beside redis", ours("pull --bytes 1M --table-bytes 4M"), Redis("get", MIB, 4)),
+        measure("pushes of 64 B beside redis", ours("push --bytes 64 --window 64", OPERATIONS), Redis("set", 64, 64, OPERATIONS)),
+    ]

@@ -1,0 +1,196 @@
+"""The programs that scripts/bench.sh runs: ours, bare loops (benches/reference), and peers (benches/peers)."""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+
+WINDLASS = "target/release/windlass"
+BARE = "target/reference/"
+PEERS = "benches/peers/"
+RATE, LATENCY, OPERATIONS = "gbytes_per_second", "p50_us", "ops_per_second"
+UNITS = {RATE: "GB/s", OPERATIONS: "/s"}
+
+
+class Failed(Exception):
+    """A program did not give a figure."""
+
+
+class Contender:
+    """A command whose last line of output is a JSON object with the figure in it.
+
+    `scale` makes figures comparable: ours are of all workers together, those of an allreduce of one rank.
+    """
+
+    environment = {}
+
+    def __init__(self, command, figure=RATE, bar=None, scale=1):
+        self.command, self.figure, self.bar, self.scale = command.split(), figure, bar, scale
+
+    def name(self):
+        return " ".join(pathlib.Path(word).name if "/" in word else word for word in self.command)
+
+    def unit(self):
+        return UNITS.get(self.figure, "µs")
+
+    def missing(self):
+        """What is not there to run it; None when all is."""
+        program = self.command[0]
+        return None if os.path.exists(program) or shutil.which(program) else program
+
+    def run(self, seconds):
+        return self.scale * float(last_object([*self.command, "--seconds", str(seconds)], seconds, self.environment)[self.figure])
+
+
+def last_object(command, seconds, environment):
+    """The JSON object in the last line that `command` prints."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120 + 20 * seconds, check=False, env={**os.environ, **environment}
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise Failed(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return json.loads(lines[-1])
+
+
+def ours(rest, figure=RATE, scale=1):
+    return Contender(f"{WINDLASS} bench {rest} --json", figure, scale=scale)
+
+
+def tcp(rest, bar=None, figure=RATE):
+    return Contender(f"{BARE}tcp {rest} --congestion {usual_congestion()}", figure, bar)
+
+
+def shm(rest, bar=None, figure=RATE):
+    return Contender(f"{BARE}shm {rest}", figure, bar)
+
+
+class Iperf(Contender):
+    """One stream over loopback."""
+
+    def __init__(self, bar=None):
+        super().__init__(f"iperf3 -c 127.0.0.1 -l 1M -C {usual_congestion()}", bar=bar)
+
+    def run(self, seconds):
+        port = free_port()
+        server = subprocess.Popen(
+            ["iperf3", "-s", "-1", "-B", "127.0.0.1", "-p", port, "--forceflush"], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            wait_for(server, "listening")
+            # It takes whole seconds only.
+            client = [*self.command, "-p", port, "-t", str(max(1, round(seconds))), "-J"]
+            done = subprocess.run(client, capture_output=True, text=True, timeout=120, check=False)
+            try:
+                return json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"] / 8e9
+            except (ValueError, KeyError) as error:
+                raise Failed(f"{' '.join(client)}: {done.stdout}{done.stderr}") from error
+        finally:
+            server.kill()
+            server.wait()
+
+
+class Redis(Contender):
+    """redis-benchmark with one client and a pipeline, against a redis-server that keeps nothing on disk."""
+
+    def __init__(self, operation, size, pipeline, figure=RATE, bar=None):
+        super().__init__(f"redis-benchmark -t {operation} -d {size} -P {pipeline} -c 1", figure, bar)
+        self.operation, self.size = operation, size
+
+    def missing(self):
+        return next((program for program in ("redis-server", "redis-benchmark") if not shutil.which(program)), None)
+
+    def run(self, seconds):
+        port = free_port()
+        with tempfile.TemporaryDirectory() as folder:
+            server = subprocess.Popen(
+                ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                wait_for(server, "Ready to accept connections")
+                # It counts requests, not seconds; and a get of nothing answers nothing.
+                self.rate(port, "set", 100)
+                # It can't time what takes less than a millisecond.
+                trial = min(self.rate(port, self.operation, 100), 1e6)
+                rate = self.rate(port, self.operation, max(100, round(trial * seconds)))
+            finally:
+                server.kill()
+                server.wait()
+        return rate if self.figure == OPERATIONS else rate * self.size / 1e9
+
+    def rate(self, port, operation, requests):
+        command = [*self.command, "-p", port, "-n", str(requests), "--csv"]
+        command[2] = operation
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        try:
+            return float(done.stdout.strip().splitlines()[-1].split(",")[1].strip('"'))
+        except (IndexError, ValueError) as error:
+            raise Failed(f"{' '.join(command)}: {done.stdout}{done.stderr}") from error
+
+
+class Allreduce(Contender):
+    """MPI_Allreduce between two ranks of Open MPI; `transport` is what its byte transfer layer takes."""
+
+    environment = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+    def __init__(self, size, transport, bar=None):
+        layers = {"tcp": "self,tcp --mca btl_tcp_if_include lo", "shm": "self,vader"}[transport]
+        super().__init__(
+            f"mpirun --oversubscribe --bind-to none --mca btl {layers} -n 2 target/peers/allreduce --bytes {size}", bar=bar
+        )
+
+    def missing(self):
+        return super().missing() or (None if os.path.exists("target/peers/allreduce") else "mpicc")
+
+
+class Python(Contender):
+    """A program of benches/peers, run by a Python that has `module`."""
+
+    def __init__(self, module, program, rest, figure=RATE, bar=None):
+        super().__init__(f"{python_with(module) or 'python3'} {PEERS}{program} {rest}", figure, bar)
+        self.module = module
+
+    def missing(self):
+        return None if python_with(self.module) else f"python3 with {self.module}"
+
+
+@functools.cache
+def python_with(module):
+    """A Python that can import it: the one of target/peers, the usual one, or the system's."""
+    for program in ("target/peers/mxnet/bin/python", sys.executable, "/usr/bin/python3"):
+        if os.path.exists(program):
+            done = subprocess.run([program, "-c", f"import {module}"], capture_output=True, check=False)
+            if done.returncode == 0:
+                return program
+    return None
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for(process, word):
+    """Reads what it prints until `word` is in a line."""
+    for line in process.stdout:
+        if word in line:
+            return
+    raise Failed(f"{process.args[0]} ended at once")
+
+
+@functools.cache
+def usual_congestion():
+    """What windlass itself takes: see src/transport/tcp/socket.rs."""
+    proc = pathlib.Path("/proc/sys/net/ipv4")
+    available = (proc / "tcp_available_congestion_control").read_text().split()
+    usual = (proc / "tcp_congestion_control").read_text().strip()
+    return next((name for name in ("cubic", "reno") if name in available), usual)
