@@ -7,7 +7,7 @@ mod common;
 
 use common::job::Job;
 use windlass::config::ServerLimits;
-use windlass::types::{Aggregate, Consistency, NonFinite, OptimizerSpec, Stale};
+use windlass::types::{Aggregate, Consistency, NonFinite, OptimizerSpec, Stale, TableKind};
 use windlass::{Client, SortedKeys, TableSpec};
 
 const DIM: usize = 3;
@@ -104,7 +104,9 @@ fn lists_that_are_forgotten_are_told_again() {
 #[test]
 fn neighbouring_keys_travel_as_their_differences() {
     for wire in [windlass::types::Wire::Fp32, windlass::types::Wire::Fp16] {
-        let spec = spec(Consistency::Bsp).wire(wire);
+        // Few buckets, so that each has several keys of a list.
+        let kind = TableKind::Sparse { dim: DIM as u32, buckets: 8 };
+        let spec = TableSpec { kind, ..spec(Consistency::Bsp).wire(wire) };
         let (_, spread) = run((1, 2, 2), 0, spec.clone(), (LISTS, true));
         let (bits, packed) = run((1, 2, 2), 0, spec.clone(), (LISTS, false));
         let keys = 2 * ROUNDS * KEYS * 8;
