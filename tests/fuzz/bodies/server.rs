@@ -261,16 +261,17 @@ fn listed(shape: usize, header: &mut [u8; HEADER], body: Vec<u8>) -> Vec<u8> {
     let place = (shape >> 4 & 3) as u32;
     let name = ListName { hash: [shape as u8 & 1; 16], place }.encode();
     let count = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let keys = (count(44) as usize + count(48) as usize) * 8;
+    let (entries, keys) = (count(44), count(48));
+    let words = (entries as usize).saturating_add(keys as usize) * 8;
     header[4] |= [0, 4, 8, 16][shape >> 6 & 3];
     match shape >> 6 & 3 {
         1 => [&name, &body[..]].concat(),
         2 => {
             header[44..48].fill(0);
-            [&name, &body[keys.min(body.len())..]].concat()
+            [&name, &body[words.min(body.len())..]].concat()
         }
         3 => {
-            header[36..40].copy_from_slice(&(count(48) * 8).to_le_bytes());
+            header[36..40].copy_from_slice(&keys.wrapping_mul(8).to_le_bytes());
             body
         }
         _ => body,
