@@ -102,7 +102,9 @@ fn growth(_: &mut Criterion) {
             let took = start.elapsed();
             (longest, all) = (longest.max(took), all + took);
         }
-        println!("growth to {rows} rows of {DIM}, {buckets} buckets: {all:.1?}, the longest push of {KEYS} {longest:.2?}");
+        println!(
+            "growth to {rows} rows of {DIM}, {buckets} buckets: {all:.1?}, the longest push of {KEYS} {longest:.2?}"
+        );
     }
 }
 
