@@ -15,7 +15,7 @@ import time
 
 import bench_peers
 import bench_sweeps
-from bench_programs import LATENCY, Failed, Iperf, ours, python_with, shm, tcp
+from bench_programs import KEYS, LATENCY, RATE, Failed, Iperf, bare, ours, python_with, shm, tcp
 
 
 def summary(contender, taken):
@@ -68,6 +68,11 @@ def measures():
         Measure("push-pull 16M", ours("push-pull --bytes 16M"), tcp(f"duplex --bytes {16 * mib}", ">= 0.8")),
         Measure("latency, spinning", ours("latency --bytes 64 --poll spin", LATENCY), tcp("pingpong --spin 1", "<= 1.3", LATENCY)),
         Measure("latency, blocking", ours("latency --bytes 64 --poll block", LATENCY), tcp("pingpong", "<= 1.3", LATENCY)),
+        Measure("sparse push, one list", ours("sparse-push --keys 100000 --dim 1 --rows 1000000", KEYS), bare("sparse push --rows 1000000", KEYS)),
+        Measure("sparse push, drawn lists", ours("sparse-push --keys 100000 --dim 1 --rows 1000000 --lists 16", KEYS, key_list_bytes=0), bare("sparse push --rows 1000000", KEYS, ">= 0.7")),
+        Measure("sparse push, wide rows", ours("sparse-push --keys 10000 --dim 64 --rows 1000000"), ours("push --bytes 2560000", RATE, bar=">= 0.8")),
+        Measure("gather", ours("gather --rows 10000000 --keys 4096", KEYS), bare("memory gather", KEYS, ">= 0.8")),
+        Measure("sparse pull", ours("sparse-pull --rows 10000000 --keys 4096", KEYS), bare("memory gather", KEYS)),
         Measure("shm push 16M", ours("push --bytes 16M --transport shm"), shm(f"add --bytes {16 * mib}", ">= 0.9")),
         Measure("shm latency, spinning", ours("latency --bytes 64 --poll spin --transport shm", LATENCY), shm("pingpong --spin 1", None, LATENCY)),
         Measure("shm latency, blocking", ours("latency --bytes 64 --poll block --transport shm", LATENCY), shm("pingpong", "<= 1.3", LATENCY), shm("pingpong --spin -1", None, LATENCY)),

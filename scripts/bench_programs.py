@@ -14,8 +14,8 @@ import tempfile
 WINDLASS = "target/release/windlass"
 BARE = "target/reference/"
 PEERS = "benches/peers/"
-RATE, LATENCY, OPERATIONS = "gbytes_per_second", "p50_us", "ops_per_second"
-UNITS = {RATE: "GB/s", OPERATIONS: "/s"}
+RATE, LATENCY, OPERATIONS, KEYS = "gbytes_per_second", "p50_us", "ops_per_second", "keys_per_second"
+UNITS = {RATE: "GB/s", OPERATIONS: "/s", KEYS: "keys/s"}
 
 
 class Failed(Exception):
@@ -59,8 +59,17 @@ def last_object(command, seconds, environment):
     return json.loads(lines[-1])
 
 
-def ours(rest, figure=RATE, scale=1):
-    return Contender(f"{WINDLASS} bench {rest} --json", figure, scale=scale)
+def ours(rest, figure=RATE, scale=1, bar=None, key_list_bytes=None):
+    """`key_list_bytes` is the servers' setting, where it is not the default."""
+    contender = Contender(f"{WINDLASS} bench {rest} --json", figure, bar, scale)
+    if key_list_bytes is not None:
+        contender.environment = {"WINDLASS_KEY_LIST_BYTES": str(key_list_bytes)}
+    return contender
+
+
+def bare(rest, figure=RATE, bar=None):
+    """A bare loop: its program and arguments."""
+    return Contender(f"{BARE}{rest}", figure, bar)
 
 
 def tcp(rest, bar=None, figure=RATE):

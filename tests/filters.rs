@@ -101,9 +101,9 @@ fn the_same_bits_on_any_number_of_servers_and_threads() {
             let (bits, [pushed, pulled]) = trained(wire, servers, threads);
             assert_eq!(bits, expected, "{wire}, {servers} × {threads}");
             assert_eq!(pulled, u64::from(WORKERS) * values * wire.bytes() as u64, "{wire}");
-            // Keys are as long as ever, and so is the directory of the buckets.
+            // Keys are as long as ever, and so is the directory of the buckets. The third time a name stands for them.
             let rest = pushed - u64::from(WORKERS * CLOCKS) * values * wire.bytes() as u64;
-            assert!(rest > keys && rest <= keys * 2, "{wire}: {rest} bytes of keys and directories");
+            assert!(rest > keys / 3 * 2 && rest <= keys * 2, "{wire}: {rest} bytes of keys and directories");
         }
     }
 }

@@ -280,6 +280,8 @@ fn header(kind: RequestKind, bucket: u32, count: u32) -> RequestHeader {
         kind,
         after_push,
         void: false,
+        keys: Default::default(),
+        packed: false,
         sequence: 0,
         clock: 0,
         region: 0,

@@ -275,7 +275,8 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
         Verdict::Wrong => 1,
     };
     if options.op.is_local() {
-        return bench::add(options).map(judged);
+        let measure = if options.op == bench::Op::Gather { bench::gather } else { bench::add };
+        return measure(options).map(judged);
     }
     if options.responder {
         return bench::pair(options, environment).map(judged);

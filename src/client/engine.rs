@@ -10,6 +10,7 @@ use slab::Slab;
 use super::control::Shared;
 use super::frame::{Outgoing, Spare};
 use super::link::Link;
+use super::lists::KeyLists;
 use super::plan::SparsePlan;
 use super::readable::Readable;
 use super::reopen::Reopener;
@@ -105,6 +106,8 @@ pub struct Pending {
     floats: usize,
     version: Version,
     uses: Uses,
+    /// The list of keys that its frames name.
+    list: Option<u64>,
     dropped: bool,
     /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
     after: Option<Arc<After>>,
@@ -150,6 +153,7 @@ pub struct Engine {
     /// Lists of ended operations.
     spare: Vec<Lists>,
     plan: SparsePlan,
+    key_lists: KeyLists,
     /// By number; none has number 0.
     buffers: Vec<Option<Registered>>,
     /// Buffers that were dropped and are still registered.
@@ -204,6 +208,7 @@ impl Engine {
             pending: Slab::new(),
             spare: Vec::new(),
             plan: SparsePlan::default(),
+            key_lists: KeyLists::default(),
             buffers: Vec::new(),
             retiring: 0,
             quarantined: 0,

@@ -21,6 +21,8 @@ pub struct Grant {
     pub slot_count: u32,
     pub slot_bytes: u32,
     pub pull_credits: u32,
+    /// Lists of keys that it keeps.
+    pub key_lists: u32,
 }
 
 /// What the server needs to open its end.
@@ -106,7 +108,7 @@ impl Link {
             closed: 0,
             regions: Regions::new(),
             published: HashMap::new(),
-            grant: Grant { slots: nothing, slot_count: 0, slot_bytes: 0, pull_credits: 0 },
+            grant: Grant { slots: nothing, slot_count: 0, slot_bytes: 0, pull_credits: 0, key_lists: 0 },
             free: 0,
             filled: Vec::new(),
             replay: VecDeque::new(),
@@ -165,6 +167,11 @@ impl Link {
         self.free = self.all_slots();
         self.filled = (0..grant.slot_count).map(|_| None).collect();
         Ok(())
+    }
+
+    /// Lists of keys that the server thread keeps.
+    pub fn key_lists(&self) -> usize {
+        self.grant.key_lists as usize
     }
 
     /// The longest body of a frame, in bytes.

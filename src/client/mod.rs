@@ -12,6 +12,7 @@ mod engine;
 mod frame;
 mod lane;
 mod link;
+mod lists;
 mod plan;
 mod readable;
 mod regions;

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::types::{BucketId, DirectoryEntry, KeyRange, PartitionMap, SortedKeys, TableSpec};
+use crate::proto::{KeysAt, ListName, packed};
+use crate::types::{BucketId, DirectoryEntry, Key, KeyRange, PartitionMap, SortedKeys, TableSpec};
 
 /// Part of one dense bucket, small enough for one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,12 +77,22 @@ pub struct SparseFrame {
 /// The frames of one sparse call. Made once and filled for each, so that its lists grow only for the largest.
 #[derive(Debug, Default)]
 pub struct SparsePlan {
+    /// Where the frames have their keys, and under which names, one for each, where they are kept.
+    pub keys_at: KeysAt,
+    pub names: Vec<ListName>,
+    /// For each line of the directory the width of its packed keys, and for each frame their bytes; 0 where they travel as they are.
+    pub widths: Vec<u8>,
+    pub packed: Vec<usize>,
     /// The caller's key numbers in the order in which they travel.
     pub order: Vec<u32>,
     pub directory: Vec<DirectoryEntry>,
     pub frames: Vec<SparseFrame>,
-    /// Shard, bucket and number of each key.
-    sorted: Vec<(u32, BucketId, u32)>,
+    /// The bucket of each key.
+    buckets: Vec<BucketId>,
+    /// For each bucket of the table how many keys it has, then where the next one goes. Zeros between calls.
+    places: Vec<u32>,
+    /// Shard, bucket and number of keys, of each bucket that has any.
+    runs: Vec<(u32, BucketId, u32)>,
 }
 
 impl SparsePlan {
@@ -101,56 +112,104 @@ impl SparsePlan {
                 reason: format!("table \"{}\" is dense: name a range of its keys", spec.name),
             });
         }
-        let keys = keys.as_slice();
-        // Stable within a bucket because the key's number is the last part: the keys ascend there as they did.
-        let SparsePlan { order, directory, frames, sorted } = self;
-        order.clear();
+        (self.keys_at, _) = (KeysAt::Here, self.names.clear());
+        self.sort(spec, map, keys.as_slice());
+        self.cut(8 + row_bytes, limit);
+        self.pack(keys.as_slice());
+        Ok(())
+    }
+
+    /// Counts the keys of each bucket, then puts each key's number where its bucket's next one goes: those of a bucket
+    /// ascend as the keys do.
+    fn sort(&mut self, spec: &TableSpec, map: &PartitionMap, keys: &[Key]) {
+        let SparsePlan { order, buckets, places, runs, .. } = self;
+        places.resize(places.len().max(spec.buckets() as usize), 0);
+        buckets.clear();
+        runs.clear();
+        for &key in keys {
+            let bucket = spec.bucket_of(key);
+            buckets.push(bucket);
+            if places[bucket as usize] == 0 {
+                runs.push((map.owner(bucket) as u32, bucket, 0));
+            }
+            places[bucket as usize] += 1;
+        }
+        runs.sort_unstable();
+        let mut next = 0;
+        for (_, bucket, count) in runs.iter_mut() {
+            let place = &mut places[*bucket as usize];
+            (*count, *place, next) = (*place, next, next + *place);
+        }
+        order.resize(keys.len(), 0);
+        for (number, &bucket) in (0u32..).zip(buckets.iter()) {
+            let place = &mut places[bucket as usize];
+            order[*place as usize] = number;
+            *place += 1;
+        }
+        runs.iter().for_each(|(_, bucket, _)| places[*bucket as usize] = 0);
+    }
+
+    fn cut(&mut self, key_bytes: usize, limit: usize) {
+        let SparsePlan { directory, frames, runs, .. } = self;
         directory.clear();
         frames.clear();
-        sorted.clear();
-        for (number, &key) in (0u32..).zip(keys) {
-            let bucket = spec.bucket_of(key);
-            sorted.push((map.owner(bucket) as u32, bucket, number));
-        }
-        sorted.sort_unstable();
-        let key_bytes = 8 + row_bytes;
         let most = limit.saturating_sub(8) / key_bytes;
-        let mut bytes = 0;
-        let mut left = 0; // of the bucket's keys
-        for (at, &(shard, bucket, number)) in sorted.iter().enumerate() {
-            let shard = shard as usize;
-            let begins = left == 0;
-            if begins {
-                left = sorted[at..].iter().take_while(|o| o.1 == bucket).count();
-            }
-            let room = match begins {
-                true => 8 + if left <= most { left } else { 1 } * key_bytes,
-                false => key_bytes,
-            };
-            let fits = frames.last().is_some_and(|f| f.shard == shard) && bytes + room <= limit;
-            let same = fits && !begins && directory.last().is_some_and(|d| d.bucket == bucket);
-            left -= 1;
-            if !fits {
-                let entries = directory.len();
-                frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
-                bytes = 0;
-            }
-            if same {
-                if let Some(entry) = directory.last_mut() {
-                    entry.keys += 1;
+        let (mut bytes, mut at) = (0, 0);
+        for &(shard, bucket, count) in runs.iter() {
+            let (shard, mut left) = (shard as usize, count as usize);
+            while left > 0 {
+                let wanted = if left <= most { left } else { 1 };
+                let fits = frames.last().is_some_and(|f: &SparseFrame| f.shard == shard)
+                    && bytes + 8 + wanted * key_bytes <= limit;
+                if !fits {
+                    let entries = directory.len();
+                    frames.push(SparseFrame { shard, directory: entries..entries, keys: at..at });
+                    bytes = 0;
                 }
-            } else {
-                directory.push(DirectoryEntry { bucket, keys: 1 });
-                bytes += 8;
+                let here = left.min(limit.saturating_sub(bytes + 8) / key_bytes).max(1);
+                directory.push(DirectoryEntry { bucket, keys: here as u32 });
+                bytes += 8 + here * key_bytes;
+                at += here;
+                left -= here;
+                if let Some(frame) = frames.last_mut() {
+                    (frame.keys.end, frame.directory.end) = (at, directory.len());
+                }
             }
-            bytes += key_bytes;
-            if let Some(frame) = frames.last_mut() {
-                frame.keys.end = at + 1;
-                frame.directory.end = directory.len();
-            }
-            order.push(number);
         }
-        Ok(())
+    }
+
+    /// Packs the keys of those frames that become a quarter shorter by it, at least.
+    fn pack(&mut self, keys: &[Key]) {
+        self.widths.clear();
+        self.packed.clear();
+        for frame in &self.frames {
+            let first = self.widths.len();
+            let mut at = frame.keys.start;
+            let mut words = packed::width_words(frame.directory.len());
+            let most = frame.keys.len() * 3 / 4;
+            for entry in &self.directory[frame.directory.clone()] {
+                let numbers = &self.order[at..at + entry.keys as usize];
+                at += numbers.len();
+                let width = packed::width(numbers.iter().map(|&number| keys[number as usize]));
+                words += packed::words(numbers.len(), width);
+                self.widths.push(width);
+                if words > most || width > packed::WIDEST {
+                    words = 0;
+                    break;
+                }
+            }
+            self.widths.resize(first + frame.directory.len(), 0);
+            self.packed.push(words * 8);
+        }
+    }
+
+    /// Bytes of a frame's name, directory and keys.
+    pub fn key_bytes(&self, number: usize) -> usize {
+        let (frame, packed) = (&self.frames[number], self.packed[number]);
+        let keys = if packed > 0 { packed } else { frame.keys.len() * 8 };
+        let name = if self.keys_at == KeysAt::Here { 0 } else { ListName::ENCODED };
+        let named = self.keys_at == KeysAt::Named;
+        name + if named { 0 } else { frame.directory.len() * 8 + keys }
     }
 
     /// Whether a bucket is cut over several frames.
@@ -159,6 +218,25 @@ impl SparsePlan {
         self.frames
             .windows(2)
             .any(|w| edge(&w[0]).last().map(|d| d.bucket) == edge(&w[1]).first().map(|d| d.bucket))
+    }
+}
+
+impl Clone for SparsePlan {
+    /// What the frames are; not what was needed to find that out.
+    fn clone(&self) -> SparsePlan {
+        let mut plan = SparsePlan::default();
+        plan.clone_from(self);
+        plan
+    }
+
+    fn clone_from(&mut self, other: &SparsePlan) {
+        self.keys_at = other.keys_at;
+        self.names.clone_from(&other.names);
+        self.widths.clone_from(&other.widths);
+        self.packed.clone_from(&other.packed);
+        self.order.clone_from(&other.order);
+        self.directory.clone_from(&other.directory);
+        self.frames.clone_from(&other.frames);
     }
 }
 

@@ -62,6 +62,7 @@ pub struct Granted {
     pub slot_count: u32,
     pub slot_bytes: u32,
     pub pull_credits: u32,
+    pub key_lists: u32,
 }
 
 impl Granted {
@@ -75,7 +76,11 @@ impl Granted {
                 slot_count,
                 slot_bytes,
                 pull_credits,
-            } => Some((request, Ok(Granted { address, slots, slot_count, slot_bytes, pull_credits }))),
+                key_lists,
+            } => {
+                let granted = Granted { address, slots, slot_count, slot_bytes, pull_credits, key_lists };
+                Some((request, Ok(granted)))
+            }
             ControlMessage::EndpointRefused { request, reason } => Some((request, Err(reason))),
             _ => None,
         }
@@ -83,11 +88,11 @@ impl Granted {
 
     /// The grant and the address to connect to; an error when `peer` refused, or sent no region.
     pub fn check(granted: std::result::Result<Granted, String>, peer: &str) -> Result<(Grant, Vec<u8>)> {
-        let Granted { address, slots, slot_count, slot_bytes, pull_credits } =
+        let Granted { address, slots, slot_count, slot_bytes, pull_credits, key_lists } =
             granted.map_err(|reason| Error::Refused { peer: peer.to_owned(), reason })?;
         let slots = RemoteRegion::decode(&slots)
             .ok_or_else(|| Error::protocol(peer, "slots", "a region", "malformed bytes"))?;
-        Ok((Grant { slots, slot_count, slot_bytes, pull_credits }, address))
+        Ok((Grant { slots, slot_count, slot_bytes, pull_credits, key_lists }, address))
     }
 }
 

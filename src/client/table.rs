@@ -455,13 +455,13 @@ impl Table {
             more_follows,
             |engine| engine.new_push(kind, &self.target(), Source::Slice(values), base),
             |engine, ticket| {
-                let planned = self.plan(&mut plan, engine, (keys, self.chains.push))?;
+                let planned = self.plan(&mut plan, engine, ticket, keys)?;
                 if base.is_some() && planned.is_cut() {
                     return Err(self.cut_bucket("push_from"));
                 }
                 let all =
                     engine.push_sparse((ticket, self.id), planned, (keys.as_slice(), values), &mut next);
-                engine.put_back(&mut plan, all);
+                engine.put_back(ticket, &mut plan, all);
                 Ok(all)
             },
         )
@@ -473,9 +473,9 @@ impl Table {
             more_follows,
             |engine| engine.new_pull(&self.target(), after_push, None),
             |engine, ticket| {
-                let planned = self.plan(&mut plan, engine, (keys, self.chains.pull))?;
+                let planned = self.plan(&mut plan, engine, ticket, keys)?;
                 let all = engine.pull_sparse((ticket, self.id), planned, keys.as_slice(), &mut next)?;
-                engine.put_back(&mut plan, all);
+                engine.put_back(ticket, &mut plan, all);
                 Ok(all)
             },
         )
@@ -513,10 +513,12 @@ impl Table {
         &self,
         plan: &'p mut Option<SparsePlan>,
         engine: &mut Engine,
-        (keys, chain): (SortedKeys<'_>, Chain),
+        ticket: usize,
+        keys: SortedKeys<'_>,
     ) -> Result<&'p mut SparsePlan> {
         if plan.is_none() {
-            *plan = Some(engine.plan_sparse(&self.target(), keys, chain, self.inner.payload_bytes)?);
+            let limit = self.inner.payload_bytes;
+            *plan = Some(engine.plan_sparse((ticket, self.id), &self.target(), keys, limit)?);
         }
         Ok(plan.get_or_insert_default())
     }

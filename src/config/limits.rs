@@ -160,6 +160,9 @@ pub struct ServerLimits {
     pub slots: usize,
     /// Pulls of one worker that may be outstanding.
     pub pull_credits: usize,
+    /// What of workers' lists of keys each server thread may keep, in bytes, so that the same keys need not come again: workers
+    /// share it evenly, each in lists of a frame's keys. 0 keeps none.
+    pub key_list_bytes: u64,
     /// Buffers for replies.
     pub reply_buffers: usize,
     /// What of a cut may be on its way to the disk of each server thread, in bytes: a copy of what pushes change while it is being
@@ -178,6 +181,7 @@ impl Default for ServerLimits {
             spare_bytes: 16 << 20,
             slots: 16,
             pull_credits: 64,
+            key_list_bytes: 256 << 20,
             reply_buffers: 32,
             cut_bytes: 2 << 30,
             stop_timeout: Duration::from_secs(5),
@@ -201,6 +205,7 @@ impl ServerLimits {
             spare_bytes: number(&settings::SPARE_BYTES)?,
             slots: number(&settings::SLOTS)? as usize,
             pull_credits: number(&settings::PULL_CREDITS)? as usize,
+            key_list_bytes: number(&settings::KEY_LIST_BYTES)?,
             reply_buffers: number(&settings::REPLY_BUFFERS)? as usize,
             cut_bytes: number(&settings::CUT_BYTES)?,
             stop_timeout: environment.seconds(&settings::STOP_TIMEOUT)?,

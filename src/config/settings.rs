@@ -337,6 +337,8 @@ settings! {
         "Requests of one worker that may wait in one server thread, where its memory allows them"
         PULL_CREDITS, "N", Kind::Count(1..=4096), ServerLimits::default().pull_credits;
         "Pulls of one worker that may be outstanding at one server thread"
+        KEY_LIST_BYTES, "BYTES", Kind::Bytes(0..=1 << 40), ServerLimits::default().key_list_bytes;
+        "Memory of each server thread for lists of keys that workers push to again and again, so that the keys come once; 0 keeps none"
         REPLY_BUFFERS, "N", Kind::Count(1..=4096), ServerLimits::default().reply_buffers;
         "Buffers of each server thread for answers"
         CUT_BYTES, "BYTES", Kind::Bytes(1 << 20..=1 << 40), ServerLimits::default().cut_bytes;

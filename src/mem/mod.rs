@@ -11,6 +11,7 @@ pub mod epochs;
 mod pool;
 mod published;
 pub(crate) mod ring;
+mod slabs;
 mod stack;
 mod values;
 
@@ -18,6 +19,7 @@ pub use arena::Arena;
 pub use block::{Block, Blocks};
 pub use pool::{Buf, Pool};
 pub use published::{Pin, Published, Writing};
+pub use slabs::{Slabs, prefetch};
 pub use values::{Floats, Halves, Room, Values};
 
 use std::sync::Arc;

@@ -179,6 +179,8 @@ pub enum ControlMessage {
         slot_bytes: u32,
         /// How many pulls may be outstanding.
         pull_credits: u32,
+        /// How many lists of keys the worker may keep there, each of those of one frame.
+        key_lists: u32,
     },
     /// No endpoint.
     EndpointRefused {

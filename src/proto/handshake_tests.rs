@@ -118,12 +118,12 @@ fn another_job_is_refused_without_telling_ours() {
 
 #[test]
 fn another_version_names_both() {
-    let hello = encode_hello(&worker(), (3, 4), &[1; 32]);
+    let hello = encode_hello(&worker(), (4, 5), &[1; 32]);
     let mut out = Vec::new();
     let error = acceptor(coordinator()).feed(&hello, &mut out).unwrap_err().to_string();
-    assert!(error.contains("version 3.4, expected 2.0"), "{error}");
+    assert!(error.contains("version 4.5, expected 3.0"), "{error}");
     let error = dialler(worker(), &mut Vec::new()).feed(&out, &mut Vec::new()).unwrap_err().to_string();
-    assert!(error.contains("version 3.4, expected 2.0"), "{error}");
+    assert!(error.contains("version 4.5, expected 3.0"), "{error}");
 }
 
 #[test]
@@ -266,19 +266,17 @@ fn golden_messages() {
     a.feed(&proof, &mut accept).unwrap();
     let export = d.feed(&accept, &mut Vec::new()).unwrap().established.unwrap().export;
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    assert_eq!(hex(&hello), GOLDEN_HELLO);
-    assert_eq!(hex(&challenge), GOLDEN_CHALLENGE);
-    assert_eq!(hex(&proof), GOLDEN_PROOF);
-    assert_eq!(hex(&accept), GOLDEN_ACCEPT);
-    assert_eq!(hex(&export), GOLDEN_EXPORT);
+    let found = [hex(&hello), hex(&challenge), hex(&proof), hex(&accept), hex(&export)];
+    let golden = [GOLDEN_HELLO, GOLDEN_CHALLENGE, GOLDEN_PROOF, GOLDEN_ACCEPT, GOLDEN_EXPORT];
+    assert_eq!(found, golden);
     assert_eq!(hex(&encode_refuse(RefuseCode::Secret, "no")), "06000503".to_owned() + "02006e6f");
 }
 
-const GOLDEN_HELLO: &str = "54000177696e646c6173730200000003006a6f6202010300000005000000000000000600686f73743a370101010101010101010101010101010101010101010101010101010101010101020300637263040066703136";
-const GOLDEN_CHALLENGE: &str = "4700020200000000000000000005000000000000000600686f73743a370202020202020202020202020202020202020202020202020202020202020202020300637263040066703136";
-const GOLDEN_PROOF: &str = "210003da85c5602ecb0b1931bb322a5d4843fc2537134ee5900fad68a908405bf2dc84";
-const GOLDEN_ACCEPT: &str = "21000489c0c7cc4b6fcbc6ab1e88e06e3958cb323fa5058d18d598c1771d3446750f5e";
-const GOLDEN_EXPORT: &str = "ee29de672c66e15576e154790af1384f45cba32a51f833d267c3e2fd184e09f9";
+const GOLDEN_HELLO: &str = "54000177696e646c6173730300000003006a6f6202010300000005000000000000000600686f73743a370101010101010101010101010101010101010101010101010101010101010101020300637263040066703136";
+const GOLDEN_CHALLENGE: &str = "4700020300000000000000000005000000000000000600686f73743a370202020202020202020202020202020202020202020202020202020202020202020300637263040066703136";
+const GOLDEN_PROOF: &str = "210003ddbc2f7933db7b644b5adda335f9b419dc8279aa81967ab3aad79c7472ca1aa1";
+const GOLDEN_ACCEPT: &str = "210004336cb8364a115ad87e9453f0d4c6e9a5b46b209db671d0b8f6735645cc9e2ab0";
+const GOLDEN_EXPORT: &str = "543560420cf9c64618da6b8d8224c722470b6a383df95cabd167582b5207a01e";
 
 #[test]
 fn what_would_not_fit_is_refused_before_anything_is_said() {

@@ -4,8 +4,8 @@
 //!  0  magic    u16  0x4C57 ("WL")          24  argument u64  pull: byte offset in the region;
 //!                                                        push: base version, 2^64 − 1 for none
 //!  2  version  u8   2                      32  table    u32
-//!  3  kind     u8                          36  bucket   u32  dense only
-//!  4  flags    u8   0 after push, 1 void   40  epoch    u32  of the View that routed it
+//!  3  kind     u8                          36  bucket   u32  dense: the bucket; packed keys: bytes
+//!  4  flags    u8   see below              40  epoch    u32  of the View that routed it
 //!  5  region   u8   pull: number, else 0   44  first    u32  dense: element in the bucket; sparse: directory entries
 //!  6  chain    u16  check of the filters   48  count    u32  elements (dense), keys (sparse) or parts (batch)
 //!  8  sequence u64  per thread, from 0
@@ -14,12 +14,15 @@
 //!                                          60  check    u32  CRC32C of bytes 0..60
 //! ```
 //!
+//! Flags: bit 0, a pull that must see the pushes of its own clock, too; bit 1, void; bit 2, the keys are to be kept under the name at the
+//! head of the body; bit 3, the keys are those that are kept under it; bit 4, the keys are packed (see `packed.rs`), into as many bytes as `bucket` says.
+//!
 //! A batch holds several requests in one slot: its body is a row of *parts*, each a header as above, whose sequence is its
 //! number within the batch, and its own body, padded with anything to 64 bytes. It means what its parts mean one after
 //! another. All are of the batch's clock and epoch, and none is a batch. A void request asks for nothing: what it asked for has
 //! been answered, or is not wanted any more.
 
-use super::{Builder, Fields, HEADER};
+use super::{Builder, Fields, HEADER, KeysAt};
 use crate::error::Malformed;
 use crate::mem::align_up;
 
@@ -27,6 +30,9 @@ const MAGIC: u16 = 0x4C57;
 const VERSION: u8 = 2;
 const AFTER_PUSH: u8 = 1;
 const VOID: u8 = 2;
+const KEPT: u8 = 4;
+const NAMED: u8 = 8;
+const PACKED: u8 = 16;
 /// The argument of a push that does not say which version of its bucket it was computed from.
 pub const NO_BASE: u64 = u64::MAX;
 
@@ -56,6 +62,10 @@ pub struct RequestHeader {
     pub after_push: bool,
     /// It asks for nothing.
     pub void: bool,
+    /// Where the keys of a sparse request are.
+    pub keys: KeysAt,
+    /// The keys in its body are packed, into `bucket` bytes.
+    pub packed: bool,
     /// Counts the requests for one server thread; of a part, those before it in its batch.
     pub sequence: u64,
     /// The worker's clock.
@@ -93,7 +103,14 @@ impl RequestHeader {
             RequestKind::Set => 5,
             RequestKind::Batch => 6,
         };
-        let flags = if self.after_push { AFTER_PUSH } else { 0 } | if self.void { VOID } else { 0 };
+        let keys = match self.keys {
+            KeysAt::Here => 0,
+            KeysAt::Kept => KEPT,
+            KeysAt::Named => NAMED,
+        };
+        let packed = if self.packed { PACKED } else { 0 };
+        let flags =
+            packed | keys | if self.after_push { AFTER_PUSH } else { 0 } | if self.void { VOID } else { 0 };
         Builder::new()
             .put(0, MAGIC.to_le_bytes())
             .put(2, [VERSION, kind])
@@ -129,11 +146,27 @@ impl RequestHeader {
         if region != 0 && kind != RequestKind::Pull {
             return Err(Malformed::new("region", "0 but for a pull", region));
         }
-        if flags & !(AFTER_PUSH | VOID) != 0 {
+        if flags & !(AFTER_PUSH | VOID | KEPT | NAMED | PACKED) != 0 {
             return Err(Malformed::new("flags", "only known flags", format!("{flags:#04x}")));
+        }
+        let keys = match (kind, flags & (KEPT | NAMED)) {
+            (_, 0) => KeysAt::Here,
+            (RequestKind::Push | RequestKind::Set, KEPT) => KeysAt::Kept,
+            (RequestKind::Push | RequestKind::Set | RequestKind::Pull, NAMED) => KeysAt::Named,
+            _ => {
+                let expected = "keys that a push or set keeps, or that are kept";
+                return Err(Malformed::new("flags", expected, format!("{flags:#04x}")));
+            }
+        };
+        let packed = flags & PACKED != 0;
+        let has_keys = matches!(kind, RequestKind::Push | RequestKind::Set | RequestKind::Pull);
+        if packed && (!has_keys || keys == KeysAt::Named) {
+            return Err(Malformed::new("flags", "packed keys where there are keys", format!("{flags:#04x}")));
         }
         Ok(RequestHeader {
             kind,
+            keys,
+            packed,
             after_push: flags & AFTER_PUSH != 0,
             void: flags & VOID != 0,
             sequence: fields.u64(8),
@@ -164,6 +197,8 @@ impl RequestHeader {
             kind: RequestKind::Mark,
             after_push: false,
             void: false,
+            keys: KeysAt::Here,
+            packed: false,
             sequence: 0,
             clock,
             region: 0,
@@ -265,6 +300,8 @@ mod tests {
             kind: RequestKind::Pull,
             after_push: true,
             void: false,
+            keys: KeysAt::Here,
+            packed: false,
             sequence: 0x0102_0304_0506_0708,
             clock: 9,
             region: 2,
@@ -289,6 +326,37 @@ mod tests {
              030000001100000001000000050000000600000018000000efbeaddefe4cbbbe"
         );
         assert_eq!(RequestHeader::decode(&example().encode()), Ok(example()));
+    }
+
+    #[test]
+    fn where_the_keys_are_is_two_flags() {
+        for (keys, kind, flags) in [
+            (KeysAt::Kept, RequestKind::Push, 4),
+            (KeysAt::Kept, RequestKind::Set, 4),
+            (KeysAt::Named, RequestKind::Push, 8),
+            (KeysAt::Named, RequestKind::Pull, 9),
+        ] {
+            let after_push = kind == RequestKind::Pull;
+            let region = if after_push { 2 } else { 0 };
+            let header = RequestHeader { keys, kind, after_push, region, ..example() };
+            assert_eq!(header.encode()[4], flags);
+            assert_eq!(RequestHeader::decode(&header.encode()), Ok(header));
+        }
+        let refused = |keys, kind| {
+            let header = RequestHeader { keys, kind, region: 0, ..example() };
+            RequestHeader::decode(&header.encode()).unwrap_err().field
+        };
+        assert_eq!(refused(KeysAt::Kept, RequestKind::Pull), "flags");
+        assert_eq!(refused(KeysAt::Named, RequestKind::Mark), "flags");
+        assert_eq!(refused(KeysAt::Kept, RequestKind::Batch), "flags");
+        let packed = RequestHeader { packed: true, ..example() };
+        assert_eq!(packed.encode()[4], 17);
+        assert_eq!(RequestHeader::decode(&packed.encode()), Ok(packed));
+        let named = RequestHeader { keys: KeysAt::Named, ..packed };
+        assert_eq!(RequestHeader::decode(&named.encode()).unwrap_err().field, "flags");
+        let mut both = Builder(RequestHeader { kind: RequestKind::Push, region: 0, ..example() }.encode());
+        both = both.put(4, [12]);
+        assert_eq!(RequestHeader::decode(&both.finish()).unwrap_err().field, "flags");
     }
 
     #[test]

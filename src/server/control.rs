@@ -514,6 +514,7 @@ impl Control {
                         slot_count: opened.slot_count,
                         slot_bytes: opened.slot_bytes,
                         pull_credits: opened.pull_credits,
+                        key_lists: opened.key_lists,
                     },
                     Err(error) => ControlMessage::EndpointRefused { request, reason: error.to_string() },
                 };

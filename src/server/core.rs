@@ -14,7 +14,7 @@ use crate::error::{Error, Malformed, Result};
 use crate::kernels::Input;
 use crate::mem::{Arena, Pool, RegionId, Rights};
 use crate::proto::{
-    Chains, HEADER, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage,
+    Chains, HEADER, KeysAt, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage,
 };
 use crate::store::{Applied, How, Intake, Rejection, Shard, SparsePiece};
 use crate::transport::{Loan, Transport};
@@ -27,8 +27,10 @@ mod answer;
 mod cut;
 mod drain;
 mod fold;
+mod lists;
 mod staging;
 
+use lists::Lists;
 use staging::Loans;
 pub use staging::Staging;
 
@@ -115,6 +117,7 @@ pub struct Core {
     loans: Loans,
     replies: Pool,
     pull_credits: usize,
+    lists: Lists,
     stats: ThreadStats,
     /// What the gate said since the last turn.
     verdicts: Vec<Verdict<Held>>,
@@ -137,6 +140,8 @@ pub struct Core {
     cutting: Option<u64>,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
+    /// Of packed keys.
+    words: Vec<u64>,
     gathered: Vec<f32>,
     /// The lists of answered pulls, to be used again.
     spare: Vec<(Vec<DirectoryEntry>, Vec<Key>)>,
@@ -171,6 +176,7 @@ impl Core {
             staging,
             replies,
             pull_credits,
+            lists: Lists::default(),
             stats: ThreadStats::default(),
             verdicts: Vec::new(),
             ready: Vec::new(),
@@ -184,9 +190,22 @@ impl Core {
             cutting: None,
             directory: Vec::new(),
             keys: Vec::new(),
+            words: Vec::new(),
             gathered: Vec::new(),
             spare: Vec::new(),
         }
+    }
+
+    /// The same with lists of keys that workers may keep, in all of so many bytes.
+    pub fn keeping_lists(mut self, bytes: u64) -> Core {
+        let workers = self.view.workers as usize;
+        self.lists = Lists::new(workers, bytes, self.staging.slot_bytes - HEADER);
+        self
+    }
+
+    /// Lists of keys that each worker may keep.
+    pub fn key_lists(&self) -> usize {
+        self.lists.of_each_worker()
     }
 
     /// Makes this shard's part of a table, unless it does not know one of its filters; `register` makes its parameters known to
@@ -493,9 +512,14 @@ impl Core {
         }
         let chain = self.chains(&header)?.push;
         chain.expect(header.chain)?;
+        if dense && header.keys != KeysAt::Here {
+            return Err(Malformed::new("flags", "no list of keys of a dense table", "one"));
+        }
         if dense {
             let piece = self.loans.dense(&self.staging, place.of(rank), &header, chain)?;
             self.shard.check_dense(header.table, &piece)?;
+        } else {
+            self.find_list(rank, place, &header, chain)?;
         }
         if by_rank {
             // With a quorum it is done when it is folded: for that the clocks before its own have to close.
@@ -558,12 +582,30 @@ impl Core {
             }
             TableKind::Sparse { dim, .. } => {
                 let body = SparseBody::announced(&header, dim as usize * chain.value_bytes())?;
-                let copied = self.staging.keys(body_at, &body, &mut self.directory, &mut self.keys);
-                self.stats.bytes_copied += copied;
                 let values = body.keys * dim as usize;
                 let values = chain.view(&self.staging.arena, body_at + body.values_at(), values);
-                let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
-                (body.entries, self.shard.write_sparse(header.table, how, piece, intake, &mut self.applied)?)
+                if header.keys == KeysAt::Here {
+                    let copied = self.staging.keys(
+                        body_at,
+                        &body,
+                        &mut self.directory,
+                        &mut self.keys,
+                        &mut self.words,
+                    )?;
+                    self.stats.bytes_copied += copied;
+                    let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
+                    let written =
+                        self.shard.write_sparse(header.table, how, piece, intake, &mut self.applied)?;
+                    (body.entries, written)
+                } else {
+                    let name = self.staging.list_name(body_at)?;
+                    let list = self.lists.find(rank, name, (header.table, body.keys))?;
+                    let piece = SparsePiece { directory: &list.directory, keys: &list.keys, values };
+                    let (table, applied) = (header.table, &mut self.applied);
+                    let positions = &mut list.positions;
+                    let written = self.shard.write_listed(table, how, piece, positions, intake, applied)?;
+                    (list.directory.len(), written)
+                }
             }
         };
         match rejection {
@@ -610,8 +652,16 @@ impl Core {
             let body = SparseBody::announced(&header, 0)?;
             (waiting.directory, waiting.keys) = self.spare.pop().unwrap_or_default();
             let (directory, keys) = (&mut waiting.directory, &mut waiting.keys);
-            self.stats.bytes_copied += self.staging.keys(place.body_at, &body, directory, keys);
-            self.shard.check_pull(header.table, &waiting.piece())?;
+            if header.keys == KeysAt::Named {
+                let name = self.staging.list_name(place.body_at)?;
+                let list = self.lists.find(rank, name, (header.table, body.keys))?;
+                directory.clone_from(&list.directory);
+                keys.clone_from(&list.keys);
+            } else {
+                self.stats.bytes_copied +=
+                    self.staging.keys(place.body_at, &body, directory, keys, &mut self.words)?;
+                self.shard.check_pull(header.table, &waiting.piece())?;
+            }
         }
         if let Some(link) = &mut self.links[rank as usize] {
             let Some(region) = link.region(header.region) else {

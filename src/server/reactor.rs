@@ -84,6 +84,7 @@ pub struct Opened {
     pub slot_bytes: u32,
     /// Pulls that may be outstanding.
     pub pull_credits: u32,
+    pub key_lists: u32,
 }
 
 /// Answers to commands.
@@ -429,7 +430,8 @@ impl Reactor {
         let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes);
         let first = self.resumed.as_ref().map_or(0, |cut| cut.manifest().clock);
         let credits = self.limits.pull_credits;
-        self.core = Some(Core::new(self.id, view, shard, staging, replies, credits, first));
+        let core = Core::new(self.id, view, shard, staging, replies, credits, first);
+        self.core = Some(core.keeping_lists(self.limits.key_list_bytes));
         Ok(())
     }
 
@@ -459,6 +461,7 @@ impl Reactor {
             slot_count: staging.slots as u32,
             slot_bytes: staging.slot_bytes as u32,
             pull_credits: self.limits.pull_credits as u32,
+            key_lists: core.key_lists() as u32,
         };
         self.transport.connect(endpoint, &request.address, &request.key)?;
         let link = Link::new(endpoint, request.peer, request.ring, request.ring_entries, request.receive);

@@ -186,6 +186,7 @@ fn answer(outcome: Result<Opened>) -> ControlMessage {
             slot_count: opened.slot_count,
             slot_bytes: opened.slot_bytes,
             pull_credits: opened.pull_credits,
+            key_lists: opened.key_lists,
         },
         Err(error) => ControlMessage::EndpointRefused { request: 0, reason: error.to_string() },
     }

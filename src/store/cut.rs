@@ -8,13 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::dense::Dense;
 use super::shard::{Body, Shard, Table, kind_mismatch, unknown};
-use super::sparse::{Sparse, SparseBucket};
+use super::sparse::SparseBucket;
 use crate::error::Malformed;
 use crate::types::{BucketId, Key, TableId, TableSpec, Version};
-
-/// Rows of sparse buckets are saved in parts of about so many bytes: a push that touches a thousand rows all over a table of
-/// millions saves a few MB, not all of it.
-const PART: usize = 4096;
 
 /// Which numbers of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,12 +81,12 @@ impl Marked {
                 Left::Dense { saved: vec![false; buckets.len()], buckets, next: 0 }
             }
             Body::Sparse(sparse) => {
-                let rows = |bucket: &SparseBucket| {
+                let rows = |bucket: SparseBucket<'_>| {
                     let rows = bucket.rows();
-                    let saved = vec![false; rows.div_ceil(rows_per_part(bucket))];
+                    let saved = vec![false; rows.div_ceil(bucket.rows_per_part())];
                     Rows { rows, version: bucket.version(), saved, next: 0 }
                 };
-                let buckets: HashMap<_, _> = sparse.all().map(|(&id, b)| (id, rows(b))).collect();
+                let buckets: HashMap<_, _> = sparse.all().map(|(id, b)| (id, rows(b))).collect();
                 let mut order: Vec<_> = buckets.keys().copied().collect();
                 order.sort_unstable_by(|a, b| b.cmp(a));
                 Left::Sparse { buckets, order }
@@ -113,13 +109,13 @@ impl Marked {
         &mut self,
         table: TableId,
         id: BucketId,
-        bucket: &SparseBucket,
-        rows: impl Iterator<Item = usize>,
+        bucket: SparseBucket<'_>,
+        positions: impl Iterator<Item = u32>,
     ) {
         let Some(Left::Sparse { buckets, .. }) = self.left.get_mut(&table) else { return };
         let Some(marked) = buckets.get_mut(&id) else { return };
-        let (per, at_mark) = (rows_per_part(bucket), marked.rows);
-        for row in rows.filter(|&row| row < at_mark) {
+        let (per, at_mark) = (bucket.rows_per_part(), marked.rows);
+        for row in positions.map(|position| bucket.number(position)).filter(|&row| row < at_mark) {
             marked.save(self.sink.as_mut(), (table, id), bucket, row / per);
         }
     }
@@ -174,13 +170,13 @@ impl Rows {
         &mut self,
         sink: &mut dyn CutSink,
         (table, id): (TableId, BucketId),
-        bucket: &SparseBucket,
+        bucket: SparseBucket<'_>,
         part: usize,
     ) -> usize {
         if std::mem::replace(&mut self.saved[part], true) {
             return 0;
         }
-        let per = rows_per_part(bucket);
+        let per = bucket.rows_per_part();
         let range = part * per..((part + 1) * per).min(self.rows);
         let (keys, rows) = bucket.part(range.clone());
         let (keys, rows): (&[u8], &[u8]) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(rows));
@@ -190,10 +186,6 @@ impl Rows {
         }
         keys.len() + rows.len()
     }
-}
-
-fn rows_per_part(bucket: &SparseBucket) -> usize {
-    (PART / bucket.row_bytes()).max(1)
 }
 
 fn save_dense(sink: &mut dyn CutSink, (table, bucket): (TableId, BucketId), dense: &Dense) -> usize {
@@ -262,8 +254,7 @@ impl Shard {
         (keys, rows): (&[Key], &[f32]),
         version: Version,
     ) -> Result<(), Malformed> {
-        let Table { spec, optimizer, body, .. } =
-            self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
+        let Table { spec, body, .. } = self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Sparse(sparse) = body else { return Err(kind_mismatch("sparse")) };
         if !sparse.owns(bucket) {
             return Err(Malformed::new("bucket", "a bucket of this shard", bucket));
@@ -271,20 +262,9 @@ impl Shard {
         if let Some(key) = keys.iter().find(|&&key| spec.bucket_of(key) != bucket) {
             return Err(Malformed::new("keys", format!("keys of bucket {bucket}"), key));
         }
-        sparse.touch(bucket, optimizer.as_ref()).restore(keys, rows, version)?;
+        sparse.touch(bucket).restore(keys, rows, version)?;
         self.parameter_bytes += (keys.len() * spec.width() as usize * 4) as u64;
         Ok(())
-    }
-}
-
-impl Sparse {
-    /// The buckets that were touched.
-    fn all(&self) -> impl Iterator<Item = (&BucketId, &SparseBucket)> {
-        self.touched.iter()
-    }
-
-    fn get(&self, bucket: BucketId) -> Option<&SparseBucket> {
-        self.touched.get(&bucket)
     }
 }
 

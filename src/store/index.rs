@@ -1,89 +1,220 @@
-//! Key → row number: open addressing with linear probing, at most 3/4 full.
+//! Key → a row's position: open addressing with linear probing, in segments that split.
+//!
+//! The few keys of a small bucket stand in one list of places, which is made anew, twice as long, when 3/4 of it are taken, until
+//! it has as many places as a segment. From then on a segment that has no room is split in two by the next bit of its keys' hashes
+//! (extendible hashing: Fagin, Nievergelt, Pippenger and Strong, TODS 1979). So no insertion moves more than a segment's keys,
+//! however many there are, and a key is always looked for in one place. Twice as many segments need a directory of twice the
+//! length: 4 bytes for each of them are copied.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
+use crate::mem::{Slabs, prefetch};
 use crate::types::Key;
 
-const EMPTY: u32 = u32::MAX;
+/// Where a key without a row would be.
+pub const MISSING: u32 = u32::MAX;
 
-/// The rows of one sparse bucket by key. Rows are numbered from 0 in the order of their first insertion.
+/// Places of a segment: a page of memory.
+const SEGMENT: usize = 256;
+/// Places of the shortest list.
+const LEAST: usize = 8;
+
+/// One place: a key and its row, or nothing.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Place {
+    key: Key,
+    /// The row's position + 1; 0 when the place is empty.
+    row: u32,
+    unused: u32,
+}
+
+const EMPTY: Place = Place { key: 0, row: 0, unused: 0 };
+
+/// The segments of the indices of all buckets of a table.
+#[derive(Debug)]
+pub struct Segments {
+    slabs: Slabs<Place>,
+    of: Vec<Segment>,
+    /// Keys that were put elsewhere so far, to make room.
+    #[cfg(test)]
+    pub moved: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    keys: u16,
+    /// Leading bits of the hash that all its keys have in common.
+    bits: u8,
+}
+
+impl Default for Segments {
+    fn default() -> Segments {
+        Segments {
+            slabs: Slabs::new(SEGMENT),
+            of: Vec::new(),
+            #[cfg(test)]
+            moved: 0,
+        }
+    }
+}
+
+impl Segments {
+    fn add(&mut self, bits: u8) -> u32 {
+        self.of.push(Segment { keys: 0, bits });
+        self.slabs.add()
+    }
+
+    /// Puts a key that is not there into a segment.
+    fn put(&mut self, segment: u32, hash: u64, key: Key, row: u32) {
+        put(self.slabs.get_mut(segment), hash, Place { key, row: row + 1, unused: 0 });
+        self.of[segment as usize].keys += 1;
+    }
+
+    fn count_moved(&mut self, keys: usize) {
+        #[cfg(test)]
+        (self.moved += keys as u64);
+        let _ = keys;
+    }
+}
+
+/// The positions of one sparse bucket's rows by key.
 #[derive(Debug, Default)]
 pub struct Index {
-    /// A power of two of row numbers.
-    places: Vec<u32>,
-    /// The key of each row.
-    keys: Vec<Key>,
+    /// As long as there is no directory.
+    few: Vec<Place>,
+    few_keys: usize,
+    /// By the leading `bits` of the hash: the segment.
+    directory: Vec<u32>,
+    bits: u32,
 }
 
 impl Index {
-    /// The row of `key`, if it has one.
-    pub fn find(&self, key: Key) -> Option<u32> {
-        if self.places.is_empty() {
-            return None;
+    /// Has the CPU fetch what says in which segment a key with this hash would be.
+    #[inline]
+    pub fn prefetch_segment(&self, hash: u64) {
+        self.directory.get(self.entry(hash)).inspect(|segment| prefetch(*segment));
+    }
+
+    /// Has the CPU fetch the place where a key with this hash would be.
+    #[inline]
+    pub fn prefetch(&self, segments: &Segments, hash: u64) {
+        if let Some(&segment) = self.directory.get(self.entry(hash)) {
+            prefetch(&segments.slabs.get(segment)[first(hash, SEGMENT)]);
+        } else if !self.few.is_empty() {
+            prefetch(&self.few[first(hash, self.few.len())]);
         }
-        let row = self.places[self.place_of(key)];
-        (row != EMPTY).then_some(row)
     }
 
-    /// The row of `key`, a new one if it has none; `true` when it is new.
-    pub fn find_or_insert(&mut self, key: Key) -> (u32, bool) {
-        if self.keys.len() * 4 >= self.places.len() * 3 {
-            self.grow();
-        }
-        let place = self.place_of(key);
-        if self.places[place] != EMPTY {
-            return (self.places[place], false);
-        }
-        // `grow` panics on capacity overflow long before 2^32 - 1 rows: a bucket of 4 G rows needs 48 GB of index alone.
-        let row = self.keys.len() as u32;
-        self.places[place] = row;
-        self.keys.push(key);
-        (row, true)
-    }
-
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.keys.len()
-    }
-
-    /// The key of each row.
-    pub fn keys(&self) -> &[Key] {
-        &self.keys
-    }
-
-    /// Where `key` stands, or the empty place where it would go. There always is an empty place.
-    fn place_of(&self, key: Key) -> usize {
-        let mask = self.places.len() - 1;
-        let mut place = hash(key) as usize & mask;
+    /// The row of `key`, whose hash is `hash`; [`MISSING`] if it has none.
+    #[inline]
+    pub fn find(&self, segments: &Segments, hash: u64, key: Key) -> u32 {
+        let places = match self.directory.get(self.entry(hash)) {
+            Some(&segment) => segments.slabs.get(segment),
+            None if self.few.is_empty() => return MISSING,
+            None => &self.few,
+        };
+        let mask = places.len() - 1;
+        let mut at = first(hash, places.len());
         loop {
-            let row = self.places[place];
-            if row == EMPTY || self.keys[row as usize] == key {
-                return place;
+            let place = &places[at];
+            // Of an empty place the row is 0, and 0 − 1 is `MISSING`.
+            if place.key == key || place.row == 0 {
+                return place.row.wrapping_sub(1);
             }
-            place = (place + 1) & mask;
+            at = (at + 1) & mask;
         }
     }
 
-    fn grow(&mut self) {
-        let size = (self.places.len() * 2).max(16);
-        self.places.clear();
-        self.places.resize(size, EMPTY);
-        for row in 0..self.keys.len() {
-            let mut place = hash(self.keys[row]) as usize & (size - 1);
-            while self.places[place] != EMPTY {
-                place = (place + 1) & (size - 1);
+    /// Gives `key`, which must not be there, the row at this position, below [`MISSING`].
+    pub fn insert(&mut self, segments: &mut Segments, hash: u64, key: Key, row: u32) {
+        if self.directory.is_empty() {
+            if (self.few_keys + 1) * 4 <= self.few.len() * 3 {
+                self.few_keys += 1;
+                return put(&mut self.few, hash, Place { key, row: row + 1, unused: 0 });
             }
-            self.places[place] = row as u32;
+            self.lengthen(segments);
+            return self.insert(segments, hash, key, row);
+        }
+        let mut segment = self.directory[self.entry(hash)];
+        while (usize::from(segments.of[segment as usize].keys) + 1) * 4 > SEGMENT * 3 {
+            self.split(segments, segment, hash);
+            segment = self.directory[self.entry(hash)];
+        }
+        segments.put(segment, hash, key, row);
+    }
+
+    /// The directory's entry for a hash.
+    #[inline]
+    fn entry(&self, hash: u64) -> usize {
+        (hash >> 1 >> (63 - self.bits)) as usize
+    }
+
+    /// Puts what the list holds into one of twice its length, or into the first segment.
+    fn lengthen(&mut self, segments: &mut Segments) {
+        let old = std::mem::take(&mut self.few);
+        let keys = old.iter().filter(|place| place.row > 0);
+        segments.count_moved(self.few_keys);
+        if old.len() * 2 < SEGMENT {
+            self.few = vec![EMPTY; (old.len() * 2).max(LEAST)];
+            keys.for_each(|place| put(&mut self.few, hash(place.key), *place));
+        } else {
+            let segment = segments.add(0);
+            self.directory = vec![segment];
+            keys.for_each(|place| segments.put(segment, hash(place.key), place.key, place.row - 1));
         }
     }
+
+    /// Gives half of the keys of a segment, that of a key with this hash, to a new one.
+    fn split(&mut self, segments: &mut Segments, old: u32, of: u64) {
+        let bits = segments.of[old as usize].bits + 1;
+        if u32::from(bits) > self.bits {
+            // 2^32 segments would be beyond what their numbers count: memory ends long before.
+            self.bits = u32::from(bits);
+            self.directory = self.directory.iter().flat_map(|&segment| [segment; 2]).collect();
+        }
+        let new = segments.add(bits);
+        let mut places = [EMPTY; SEGMENT];
+        places.copy_from_slice(segments.slabs.get(old));
+        segments.slabs.get_mut(old).fill(EMPTY);
+        segments.of[old as usize] = Segment { keys: 0, bits };
+        let upper = |hash: u64| hash >> (64 - u32::from(bits)) & 1 == 1;
+        for place in places.iter().filter(|place| place.row > 0) {
+            let hash = hash(place.key);
+            segments.put(if upper(hash) { new } else { old }, hash, place.key, place.row - 1);
+        }
+        segments.count_moved(SEGMENT * 3 / 4);
+        // The entries of the old segment follow each other; the upper half of them becomes the new one's.
+        let entries = 1usize << (self.bits - u32::from(bits) + 1);
+        let first = self.entry(of) / entries * entries;
+        self.directory[first + entries / 2..first + entries].fill(new);
+    }
+}
+
+/// The place of `places`, a power of two, at which the search for a key begins: the first one of a cache line, so that most
+/// searches end in it.
+#[inline]
+fn first(hash: u64, places: usize) -> usize {
+    hash as usize & (places - 1) & !3
+}
+
+/// Puts a place where its key, which is not there, is looked for. There is room.
+fn put(places: &mut [Place], hash: u64, place: Place) {
+    let mask = places.len() - 1;
+    let mut at = first(hash, places.len());
+    while places[at].row > 0 {
+        at = (at + 1) & mask;
+    }
+    places[at] = place;
 }
 
 /// A hash that nobody outside this process can predict, so that no worker can choose keys that all collide. Only where a
 /// row is looked for depends on it; the rows' order and values don't.
 ///
 /// The folded product of wyhash (Wang Yi, 2019): both halves of the 128-bit product of the salted key.
-fn hash(key: Key) -> u64 {
+#[inline]
+pub fn hash(key: Key) -> u64 {
     static SALTS: OnceLock<[u64; 2]> = OnceLock::new();
     let [first, second] = *SALTS.get_or_init(|| {
         let random = RandomState::new(); // seeded by the system
@@ -124,18 +255,51 @@ mod tests {
     }
 
     proptest! {
+        /// Two indices that grow side by side, through lists, segments and directories.
         #[test]
-        fn agrees_with_a_hash_map(keys in proptest::collection::vec(0u64..300, 0..600)) {
-            let mut oracle = HashMap::new();
-            let mut index = Index::default();
-            for key in keys {
-                let key = key.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        fn agrees_with_a_hash_map(
+            keys in proptest::collection::vec((0u64..1500, any::<bool>()), 0..6000), spread in any::<u64>(),
+        ) {
+            let mut oracles = [HashMap::new(), HashMap::new()];
+            let (mut segments, mut indices) = (Segments::default(), [Index::default(), Index::default()]);
+            for (key, other) in keys {
+                let key = key.wrapping_mul(spread | 1);
+                let (oracle, index) = (&mut oracles[usize::from(other)], &mut indices[usize::from(other)]);
                 let next = oracle.len() as u32;
-                let expected = *oracle.entry(key).or_insert(next);
-                prop_assert_eq!(index.find(key), (expected != next).then_some(expected));
-                prop_assert_eq!(index.find_or_insert(key), (expected, expected == next));
+                let known = oracle.get(&key).copied();
+                prop_assert_eq!(index.find(&segments, hash(key), key), known.unwrap_or(MISSING));
+                if known.is_none() {
+                    oracle.insert(key, next);
+                    index.insert(&mut segments, hash(key), key, next);
+                }
             }
-            prop_assert_eq!(index.len(), oracle.len());
+            for (oracle, index) in oracles.iter().zip(&indices) {
+                for (&key, &row) in oracle {
+                    prop_assert_eq!(index.find(&segments, hash(key), key), row);
+                }
+            }
+        }
+    }
+
+    /// However many keys there are: what one insertion moves does not grow with them.
+    #[test]
+    fn an_insertion_moves_a_segments_keys_at_most() {
+        let (mut segments, mut index) = (Segments::default(), Index::default());
+        let (mut most, mut splits) = (0, 0);
+        for row in 0..300_000u32 {
+            let key = mix64(u64::from(row));
+            let before = segments.moved;
+            index.insert(&mut segments, hash(key), key, row);
+            let moved = segments.moved - before;
+            most = most.max(moved);
+            splits += u64::from(moved > 0);
+        }
+        // Twice a segment's, if all keys of a segment had the next bit in common.
+        assert!(most <= 2 * SEGMENT as u64 * 3 / 4, "{most}");
+        assert!(splits > 1000 && index.directory.len() >= 1024, "{splits} {}", index.directory.len());
+        for row in 0..300_000u32 {
+            let key = mix64(u64::from(row));
+            assert_eq!(index.find(&segments, hash(key), key), row);
         }
     }
 }

@@ -7,9 +7,11 @@ mod cut;
 mod dense;
 mod index;
 mod optimizer;
+mod rows;
 mod shard;
 mod sparse;
 mod state;
+mod step;
 
 pub use cut::{CutSink, Part, Plane};
 pub use optimizer::{MAX_STATE_WIDTH, Optimizer, Optimizers};

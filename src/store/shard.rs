@@ -147,7 +147,8 @@ pub struct Shard {
     pub(super) tables: HashMap<TableId, Table>,
     /// Buckets of the other tables that the open clock touched.
     touched: Vec<(TableId, BucketId)>,
-    scratch: Vec<f32>,
+    /// Of a frame's rows.
+    positions: Vec<u32>,
     /// Values that are not finite, so far.
     non_finite: u64,
     /// What tables may take when they are made, and what they took.
@@ -170,7 +171,7 @@ impl Shard {
             optimizers,
             tables: HashMap::new(),
             touched: Vec::new(),
-            scratch: Vec::new(),
+            positions: Vec::new(),
             non_finite: 0,
             budget,
             spare_bytes,
@@ -226,7 +227,7 @@ impl Shard {
                 let (optimizer, generation) = (optimizer.as_ref(), self.generation);
                 Body::Dense(Dense::new(spec, buckets, optimizer, spare_bytes, generation, register)?)
             }
-            TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets)),
+            TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets, optimizer.as_ref())),
         };
         self.used = used;
         if let Body::Dense(dense) = &body {
@@ -347,22 +348,43 @@ impl Shard {
         intake: Intake,
         applied: &mut Vec<Applied>,
     ) -> Result<Option<Rejection>, Malformed> {
+        self.check_pull(table, &piece)?;
+        let mut positions = std::mem::take(&mut self.positions);
+        positions.clear();
+        let written = self.write_listed(table, how, piece, &mut positions, intake, applied);
+        self.positions = positions;
+        written
+    }
+
+    /// As [`Shard::write_sparse`], for keys that have been checked. `positions` is empty at first, and spares looking the same keys
+    /// up when they come again: rows never move.
+    pub fn write_listed(
+        &mut self,
+        table: TableId,
+        how: How,
+        piece: SparsePiece<'_>,
+        positions: &mut Vec<u32>,
+        intake: Intake,
+        applied: &mut Vec<Applied>,
+    ) -> Result<Option<Rejection>, Malformed> {
         let Table { spec, optimizer, body, touched } =
             self.tables.get_mut(&table).ok_or_else(|| unknown(table))?;
         let Body::Sparse(sparse) = body else { return Err(kind_mismatch("sparse")) };
         may_take(how, optimizer.as_ref())?;
-        check_directory(spec, &piece, |b| sparse.owns(b))?;
         let dim = spec.width() as usize;
         if piece.values.len() != piece.keys.len() * dim {
             return Err(Malformed::new("values", (piece.keys.len() * dim).to_string(), piece.values.len()));
         }
+        if intake != Intake::Drop && positions.is_empty() {
+            sparse.resolve(piece.directory, piece.keys, positions);
+        }
         let mut rejection: Option<Rejection> = None;
         let mut done = 0;
         for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
-            let count = count as usize;
-            let keys = &piece.keys[done..done + count];
-            let values = piece.values.part(done * dim, count * dim);
-            done += count;
+            let range = done..done + count as usize;
+            let keys = &piece.keys[range.clone()];
+            let values = piece.values.part(done * dim, keys.len() * dim);
+            done = range.end;
             if is_unfit(spec, values, &mut self.non_finite) {
                 rejection = Some(Rejection::after(rejection, id, Cause::NonFinite { first: keys[0] }));
                 continue;
@@ -370,17 +392,19 @@ impl Shard {
             if intake == Intake::Drop {
                 continue;
             }
-            let bucket = sparse.touch(id, optimizer.as_ref());
-            let rows = bucket.rows();
+            let mut bucket = sparse.touch(id);
+            let positions = &mut positions[range];
+            let before = bucket.read().rows();
             if let Intake::Step { divisor, base } = intake {
                 if let Some(marked) = &mut self.marked {
-                    marked.before_rows(table, id, bucket, bucket.rows_of(keys));
+                    // Rows that are missing come after the mark.
+                    marked.before_rows(table, id, bucket.read(), positions.iter().copied());
                 }
-                let current = bucket.version();
+                let current = bucket.read().version();
                 let version = match (how, aged(spec.stale, base, current, divisor)) {
-                    (How::Set, _) => bucket.set(keys, values),
+                    (How::Set, _) => bucket.set(keys, positions, values),
                     (How::Push, Some(divisor)) => {
-                        bucket.apply(keys, values, divisor, optimizer.as_ref(), &mut self.scratch)
+                        bucket.apply(keys, positions, (values, divisor), optimizer.as_ref())
                     }
                     (How::Push, None) => {
                         rejection = Some(Rejection::after(rejection, id, Cause::Stale { current }));
@@ -390,14 +414,14 @@ impl Shard {
                 applied.push(Applied { table, bucket: id, version });
             } else {
                 let first_of_clock = match how {
-                    How::Push => bucket.fold(keys, values),
-                    How::Set => bucket.hold_set(keys, values),
+                    How::Push => bucket.fold(keys, positions, values),
+                    How::Set => bucket.hold_set(keys, positions, values),
                 };
                 if first_of_clock {
                     touch(spec, (touched, &mut self.touched), (table, id));
                 }
             }
-            self.parameter_bytes += ((bucket.rows() - rows) * dim * 4) as u64;
+            self.parameter_bytes += ((bucket.read().rows() - before) * dim * 4) as u64;
         }
         Ok(rejection)
     }
@@ -480,7 +504,7 @@ impl Shard {
         self.tables.values().map(moves).sum()
     }
 
-    /// Checks a sparse pull before it waits for its clock.
+    /// Checks the keys of a sparse piece.
     pub fn check_pull(&self, table: TableId, piece: &SparsePiece<'_>) -> Result<(), Malformed> {
         let table = self.tables.get(&table).ok_or_else(|| unknown(table))?;
         match &table.body {
@@ -490,17 +514,11 @@ impl Shard {
     }
 
     /// Gathers the rows of a checked pull into `into`, in the order of its keys; gives the largest version.
-    pub fn gather(&self, table: TableId, piece: &SparsePiece<'_>, into: &mut Vec<f32>) -> Version {
-        into.clear();
-        let Some(Table { body: Body::Sparse(sparse), .. }) = self.tables.get(&table) else { return 0 };
-        let mut done = 0;
-        let mut version = 0;
-        for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
-            let keys = &piece.keys[done..done + count as usize];
-            version = version.max(sparse.gather(id, keys, into));
-            done += keys.len();
-        }
-        version
+    pub fn gather(&mut self, table: TableId, piece: &SparsePiece<'_>, into: &mut Vec<f32>) -> Version {
+        let Some(Table { spec, body: Body::Sparse(sparse), .. }) = self.tables.get(&table) else { return 0 };
+        let dim = spec.width() as usize;
+        into.resize(piece.keys.len() * dim, 0.0);
+        sparse.gather(piece.directory, piece.keys, &mut self.positions, into)
     }
 
     /// Values that were not finite, in tables that look for them.
@@ -533,9 +551,9 @@ impl Table {
                 dense.close(bucket, &[], divisor, optimizer).unwrap_or(None)?
             }
             Body::Sparse(sparse) => {
-                let rows = sparse.touched(bucket)?;
+                let mut rows = sparse.touch(bucket);
                 if let Some(marked) = marked {
-                    marked.before_rows(id, bucket, rows, rows.open_rows());
+                    marked.before_rows(id, bucket, rows.read(), rows.read().open_rows());
                 }
                 rows.close(divisor, optimizer)
             }
@@ -609,7 +627,11 @@ fn check_directory(
         let keys = keys.filter(|k| !k.is_empty());
         let keys =
             keys.ok_or_else(|| Malformed::new("directory", "counts of 1 or more that add up", count))?;
-        if let Some(key) = keys.iter().find(|&&k| spec.bucket_of(k) != bucket) {
+        // Without a way out: most are right, and their hashes are computed side by side.
+        let strange = |k: &Key| spec.bucket_of(*k) != bucket;
+        if keys.iter().fold(false, |any, k| any | strange(k))
+            && let Some(key) = keys.iter().find(|k| strange(k))
+        {
             return Err(Malformed::new("keys", format!("keys of bucket {bucket}"), key));
         }
         if let Some(w) = keys.windows(2).find(|w| w[0] >= w[1]) {

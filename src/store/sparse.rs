@@ -3,260 +3,410 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::index::Index;
+use super::index::{Index, MISSING, Segments, hash};
 use super::optimizer::Optimizer;
-use super::state::State;
+use super::rows::{Parts, Rows, Shape};
+use super::step::Steps;
 use crate::error::Malformed;
 use crate::kernels::{self, Input};
-use crate::types::{BucketId, Initial, Key, TableSpec, Version};
+use crate::types::{BucketId, DirectoryEntry, Initial, Key, TableSpec, Version};
 
-const UNTOUCHED: u32 = u32::MAX;
+/// Keys that are looked up side by side, so that their cache misses overlap.
+const ASIDE: usize = 64;
 
-/// Buckets of one sparse table. Those that nobody has touched cost one bit.
+/// Instead of a bucket's place: another shard's, or not touched yet.
+const FOREIGN: u32 = u32::MAX;
+const UNTOUCHED: u32 = u32::MAX - 1;
+
+/// Buckets of one sparse table. Those that nobody has touched cost four bytes.
 pub struct Sparse {
-    dim: usize,
     initial: Initial,
-    /// A bit for each bucket of the table: whether it is this shard's.
-    ours: Vec<u64>,
-    pub(super) touched: HashMap<BucketId, SparseBucket>,
+    /// For each bucket of the table its place in `touched`.
+    place_of: Vec<u32>,
+    touched: Vec<(BucketId, Bucket)>,
+    memory: Memory,
+    steps: Steps,
+}
+
+/// Where all buckets of a table have their places and rows.
+struct Memory {
+    segments: Segments,
+    rows: Rows,
+}
+
+/// The rows of one bucket, and what the open clock brought them.
+#[derive(Default)]
+struct Bucket {
+    /// The position of each key's row.
+    index: Index,
+    parts: Parts,
+    /// Rows, by their positions, that the open clock pushed to, and in the same order their sums. Each row knows its place there.
+    touched: Vec<u32>,
+    sums: Vec<f32>,
+    /// The places in `sets` of rows that the open clock set.
+    set_of: HashMap<u32, u32>,
+    sets: Vec<f32>,
+    version: Version,
+}
+
+/// A bucket, to be read.
+#[derive(Clone, Copy)]
+pub struct SparseBucket<'a> {
+    bucket: &'a Bucket,
+    memory: &'a Memory,
+}
+
+/// A bucket, to be written.
+pub struct SparseBucketMut<'a> {
+    bucket: &'a mut Bucket,
+    memory: &'a mut Memory,
+    steps: &'a mut Steps,
+    initial: Initial,
 }
 
 impl Sparse {
     /// Empty `buckets`, which must be buckets of `spec`.
-    pub fn new(spec: &TableSpec, buckets: &[BucketId]) -> Sparse {
-        let mut ours = vec![0; spec.buckets().div_ceil(64) as usize];
-        for bucket in buckets {
-            ours[*bucket as usize / 64] |= 1 << (bucket % 64);
+    pub fn new(spec: &TableSpec, buckets: &[BucketId], optimizer: &dyn Optimizer) -> Sparse {
+        let mut place_of = vec![FOREIGN; spec.buckets() as usize];
+        buckets.iter().for_each(|bucket| place_of[*bucket as usize] = UNTOUCHED);
+        let dim = spec.width() as usize;
+        let stride = dim * (1 + optimizer.state_width()) + optimizer.scalars();
+        let rows = Rows::new(Shape::new(dim, stride, spec.buckets()));
+        Sparse {
+            initial: Initial::new(spec.initializer, &spec.name),
+            place_of,
+            touched: Vec::new(),
+            memory: Memory { segments: Segments::default(), rows },
+            steps: Steps::default(),
         }
-        let initial = Initial::new(spec.initializer, &spec.name);
-        Sparse { dim: spec.width() as usize, initial, ours, touched: HashMap::new() }
     }
 
     /// Bytes that a table takes before it has rows.
     pub fn bytes(spec: &TableSpec) -> u64 {
-        u64::from(spec.buckets().div_ceil(64)) * 8
+        u64::from(spec.buckets()) * 4
     }
 
     /// Whether a bucket is this shard's.
     pub fn owns(&self, bucket: BucketId) -> bool {
-        self.ours.get(bucket as usize / 64).is_some_and(|bits| bits >> (bucket % 64) & 1 != 0)
+        self.place_of.get(bucket as usize).is_some_and(|&place| place != FOREIGN)
     }
 
     /// A bucket of this shard, made when it is touched for the first time.
-    pub fn touch(&mut self, bucket: BucketId, optimizer: &dyn Optimizer) -> &mut SparseBucket {
-        self.touched.entry(bucket).or_insert_with(|| SparseBucket::new(self.dim, self.initial, optimizer))
+    pub fn touch(&mut self, bucket: BucketId) -> SparseBucketMut<'_> {
+        let place = &mut self.place_of[bucket as usize];
+        if *place == UNTOUCHED {
+            *place = self.touched.len() as u32;
+            self.touched.push((bucket, Bucket::default()));
+        }
+        let (_, bucket) = &mut self.touched[*place as usize];
+        SparseBucketMut { bucket, memory: &mut self.memory, steps: &mut self.steps, initial: self.initial }
     }
 
-    /// A bucket that was touched before.
-    pub fn touched(&mut self, bucket: BucketId) -> Option<&mut SparseBucket> {
-        self.touched.get_mut(&bucket)
+    /// The buckets that were touched.
+    pub fn all(&self) -> impl Iterator<Item = (BucketId, SparseBucket<'_>)> {
+        self.touched.iter().map(|(id, bucket)| (*id, SparseBucket { bucket, memory: &self.memory }))
     }
 
-    /// Appends the row of each key of a bucket; rows that do not exist read as they would begin, and are not made.
-    pub fn gather(&self, bucket: BucketId, keys: &[Key], into: &mut Vec<f32>) -> Version {
-        match self.touched.get(&bucket) {
-            Some(bucket) => bucket.gather(keys, into),
-            None => {
-                keys.iter().for_each(|key| begin(self.initial, *key, self.dim, into));
-                0
+    /// A bucket that was touched.
+    #[inline]
+    pub fn get(&self, bucket: BucketId) -> Option<SparseBucket<'_>> {
+        // Places that say that there is none lie beyond.
+        let (_, bucket) = self.touched.get(*self.place_of.get(bucket as usize)? as usize)?;
+        Some(SparseBucket { bucket, memory: &self.memory })
+    }
+
+    /// The position of each key's row, [`MISSING`] where there is none. `directory` has been checked: its counts add up.
+    pub fn resolve(&self, directory: &[DirectoryEntry], keys: &[Key], positions: &mut Vec<u32>) {
+        self.look_up(directory, keys, positions, |_, _| {});
+    }
+
+    /// Writes the row of each key to `into`, `dim` for each; rows that do not exist read as they would begin, and are not made. Gives
+    /// the largest version. `directory` has been checked; `positions` is left with those of the rows.
+    pub fn gather(
+        &self,
+        directory: &[DirectoryEntry],
+        keys: &[Key],
+        positions: &mut Vec<u32>,
+        into: &mut [f32],
+    ) -> Version {
+        let rows = &self.memory.rows;
+        let dim = rows.shape().dim;
+        self.look_up(directory, keys, positions, |some, positions| {
+            let into = into[some.start * dim..some.end * dim].chunks_exact_mut(dim);
+            for ((&key, &position), into) in keys[some].iter().zip(positions).zip(into) {
+                if position == MISSING {
+                    into.fill(0.0);
+                    self.initial.fill_row(key, into);
+                } else {
+                    copy_row(into, &rows.get(position)[..dim]);
+                }
+            }
+        });
+        let versions = directory.iter().filter_map(|entry| self.get(entry.bucket));
+        versions.map(SparseBucket::version).max().unwrap_or(0)
+    }
+
+    /// Looks keys up, some side by side: while those of one window are looked for, the next ones' places are fetched, and then
+    /// `found` is told of the window before, whose rows have come meanwhile.
+    fn look_up(
+        &self,
+        directory: &[DirectoryEntry],
+        keys: &[Key],
+        positions: &mut Vec<u32>,
+        mut found: impl FnMut(Range<usize>, &[u32]),
+    ) {
+        positions.resize(keys.len(), MISSING);
+        let begin = Cursor { entries: directory, used: 0 };
+        let (mut ahead, mut here) = (begin.clone(), begin);
+        let mut hashes = [[0; ASIDE]; 2];
+        let window = |n: usize| (n * ASIDE).min(keys.len())..((n + 1) * ASIDE).min(keys.len());
+        self.fetch(&mut ahead, &keys[window(0)], &mut hashes[0]);
+        for n in 0..keys.len().div_ceil(ASIDE) {
+            self.fetch(&mut ahead, &keys[window(n + 1)], &mut hashes[(n + 1) % 2]);
+            self.find(&mut here, &keys[window(n)], &hashes[n % 2], &mut positions[window(n)]);
+            if n > 0 {
+                found(window(n - 1), &positions[window(n - 1)]);
+            }
+        }
+        if let Some(last) = keys.len().div_ceil(ASIDE).checked_sub(1) {
+            found(window(last), &positions[window(last)]);
+        }
+    }
+
+    /// Hashes the next keys, and has the CPU fetch the places where they would be.
+    fn fetch(&self, cursor: &mut Cursor<'_>, keys: &[Key], hashes: &mut [u64; ASIDE]) {
+        cursor.clone().take(keys.len(), |bucket, range| {
+            let index = self.index_of(bucket);
+            for (hashed, &key) in hashes[range.clone()].iter_mut().zip(&keys[range]) {
+                *hashed = hash(key);
+                index.inspect(|index| index.prefetch_segment(*hashed));
+            }
+        });
+        cursor.take(keys.len(), |bucket, range| {
+            if let Some(index) = self.index_of(bucket) {
+                hashes[range].iter().for_each(|&hash| index.prefetch(&self.memory.segments, hash));
+            }
+        });
+    }
+
+    /// Finds the next keys, and has the CPU fetch their rows.
+    fn find(&self, cursor: &mut Cursor<'_>, keys: &[Key], hashes: &[u64; ASIDE], positions: &mut [u32]) {
+        cursor.take(keys.len(), |bucket, range| {
+            let Some(index) = self.index_of(bucket) else { return positions[range].fill(MISSING) };
+            for i in range {
+                positions[i] = index.find(&self.memory.segments, hashes[i], keys[i]);
+                if positions[i] != MISSING {
+                    self.memory.rows.prefetch(positions[i]);
+                }
+            }
+        });
+    }
+
+    fn index_of(&self, bucket: BucketId) -> Option<&Index> {
+        self.get(bucket).map(|bucket| &bucket.bucket.index)
+    }
+}
+
+/// Copies a row: the most usual width without a call.
+#[inline(always)]
+fn copy_row(to: &mut [f32], from: &[f32]) {
+    match (<&mut [f32; 16]>::try_from(&mut *to), <&[f32; 16]>::try_from(from)) {
+        (Ok(to), Ok(from)) => *to = *from,
+        _ => to.copy_from_slice(from),
+    }
+}
+
+/// Goes through the entries of a directory, some keys at a time.
+#[derive(Clone)]
+struct Cursor<'a> {
+    entries: &'a [DirectoryEntry],
+    /// Keys of the first entry that were taken.
+    used: usize,
+}
+
+impl Cursor<'_> {
+    /// The next `count` keys: which of them are of which bucket.
+    fn take(&mut self, count: usize, mut some: impl FnMut(BucketId, Range<usize>)) {
+        let mut at = 0;
+        while at < count
+            && let Some((entry, rest)) = self.entries.split_first()
+        {
+            let left = entry.keys as usize - self.used;
+            let taken = left.min(count - at);
+            some(entry.bucket, at..at + taken);
+            at += taken;
+            self.used += taken;
+            if taken == left {
+                (self.entries, self.used) = (rest, 0);
             }
         }
     }
 }
 
-/// The rows of one bucket. A row is `dim` parameters, then the optimizer's planes, then its scalars.
-pub struct SparseBucket {
-    dim: usize,
-    stride: usize,
-    initial: Initial,
-    index: Index,
-    rows: Vec<f32>,
-    /// For each row its place in `sums`, if the open clock touched it.
-    sum_of: Vec<u32>,
-    touched: Vec<u32>,
-    sums: Vec<f32>,
-    /// Rows that the open clock set, and to what.
-    sets: HashMap<u32, Vec<f32>>,
-    version: Version,
-}
-
-impl SparseBucket {
-    /// An empty bucket of rows of `dim`.
-    pub fn new(dim: usize, initial: Initial, optimizer: &dyn Optimizer) -> SparseBucket {
-        SparseBucket {
-            dim,
-            stride: dim * (1 + optimizer.state_width()) + optimizer.scalars(),
-            initial,
-            index: Index::default(),
-            rows: Vec::new(),
-            sum_of: Vec::new(),
-            touched: Vec::new(),
-            sums: Vec::new(),
-            sets: HashMap::new(),
-            version: 0,
-        }
+impl<'a> SparseBucket<'a> {
+    /// The positions of the rows that the end of the open clock will write.
+    pub fn open_rows(self) -> impl Iterator<Item = u32> + 'a {
+        self.bucket.touched.iter().chain(self.bucket.set_of.keys()).copied()
     }
 
-    /// Adds the rows of `values` to what the open clock brought. True when they are the bucket's first in this clock.
-    pub fn fold(&mut self, keys: &[Key], values: Input<'_>) -> bool {
-        let first = self.touched.is_empty() && self.sets.is_empty();
-        for (i, &key) in keys.iter().enumerate() {
-            let row = self.row(key);
-            if self.sum_of[row] == UNTOUCHED {
-                self.sum_of[row] = self.touched.len() as u32;
-                self.touched.push(row as u32);
-                self.sums.resize(self.sums.len() + self.dim, 0.0);
+    /// The number of the row at a position, in the order in which the bucket's rows came. Of a [`MISSING`] one: beyond all.
+    pub fn number(self, position: u32) -> usize {
+        if position == MISSING { usize::MAX } else { self.memory.rows.number(position) }
+    }
+
+    /// Keys and values of some rows of one part: from a multiple of [`SparseBucket::rows_per_part`], not beyond the next one.
+    pub fn part(self, rows: Range<usize>) -> (&'a [Key], &'a [f32]) {
+        self.memory.rows.part(&self.bucket.parts, rows)
+    }
+
+    /// Rows that [`SparseBucket::part`] gives at a time.
+    pub fn rows_per_part(self) -> usize {
+        self.memory.rows.shape().rows_per_part()
+    }
+
+    /// Bytes of a row: parameters, planes, scalars.
+    pub fn row_bytes(self) -> usize {
+        self.memory.rows.shape().stride * 4
+    }
+
+    /// Updates that it has seen.
+    pub fn version(self) -> Version {
+        self.bucket.version
+    }
+
+    /// Number of rows.
+    pub fn rows(self) -> usize {
+        self.bucket.parts.rows()
+    }
+}
+
+impl SparseBucketMut<'_> {
+    /// The same, to be read.
+    pub fn read(&self) -> SparseBucket<'_> {
+        SparseBucket { bucket: self.bucket, memory: self.memory }
+    }
+
+    /// Adds the rows of `values` to what the open clock brought. True when they are the bucket's first in this clock. `positions`
+    /// are those of the keys' rows, [`MISSING`] where they are not made yet.
+    pub fn fold(&mut self, keys: &[Key], positions: &mut [u32], values: Input<'_>) -> bool {
+        let first = self.is_untouched();
+        self.make(keys, positions);
+        let Bucket { touched, sums, .. } = self.bucket;
+        let rows = &mut self.memory.rows;
+        let dim = rows.shape().dim;
+        for (i, &position) in positions.iter().enumerate() {
+            let place = rows.sum_of(position);
+            if *place == 0 {
+                touched.push(position);
+                sums.resize(sums.len() + dim, 0.0);
+                *place = touched.len() as u32;
             }
-            let sum = self.sum_of[row] as usize * self.dim;
-            kernels::accumulate(&mut self.sums[sum..sum + self.dim], values.part(i * self.dim, self.dim));
+            let sum = (*place as usize - 1) * dim;
+            kernels::accumulate(&mut sums[sum..sum + dim], values.part(i * dim, dim));
         }
         first
     }
 
     /// Keeps rows that replace those of the table when the clock closes. True when they are the bucket's first in this clock.
-    pub fn hold_set(&mut self, keys: &[Key], values: Input<'_>) -> bool {
-        let first = self.touched.is_empty() && self.sets.is_empty();
-        for (i, &key) in keys.iter().enumerate() {
-            let row = self.row(key) as u32;
-            let kept = self.sets.entry(row).or_insert_with(|| vec![0.0; self.dim]);
-            kernels::widen(kept, values.part(i * self.dim, self.dim));
+    pub fn hold_set(&mut self, keys: &[Key], positions: &mut [u32], values: Input<'_>) -> bool {
+        let first = self.is_untouched();
+        self.make(keys, positions);
+        let Bucket { set_of, sets, .. } = self.bucket;
+        let dim = self.memory.rows.shape().dim;
+        for (i, &position) in positions.iter().enumerate() {
+            let next = set_of.len() as u32;
+            let at = *set_of.entry(position).or_insert(next) as usize * dim;
+            sets.resize(sets.len().max(at + dim), 0.0);
+            kernels::widen(&mut sets[at..at + dim], values.part(i * dim, dim));
         }
         first
     }
 
     /// Replaces rows at once.
-    pub fn set(&mut self, keys: &[Key], values: Input<'_>) -> Version {
-        for (i, &key) in keys.iter().enumerate() {
-            let start = self.row(key) * self.stride;
-            kernels::widen(&mut self.rows[start..start + self.dim], values.part(i * self.dim, self.dim));
+    pub fn set(&mut self, keys: &[Key], positions: &mut [u32], values: Input<'_>) -> Version {
+        self.make(keys, positions);
+        let rows = &mut self.memory.rows;
+        let dim = rows.shape().dim;
+        for (i, &position) in positions.iter().enumerate() {
+            kernels::widen(&mut rows.get_mut(position)[..dim], values.part(i * dim, dim));
         }
-        self.version += 1;
-        self.version
+        self.bucket.version += 1;
+        self.bucket.version
     }
 
     /// Each touched row takes one step with its sum divided by `divisor`; then what was set is written.
     pub fn close(&mut self, divisor: f32, optimizer: &dyn Optimizer) -> Version {
+        let Bucket { touched, sums, set_of, sets, version, .. } = self.bucket;
+        let rows = &mut self.memory.rows;
+        let dim = rows.shape().dim;
         if divisor != 1.0 {
-            kernels::divide(&mut self.sums, divisor);
+            kernels::divide(sums, divisor);
         }
-        for (row, sum) in self.touched.iter().zip(self.sums.chunks_exact(self.dim)) {
-            let row = *row as usize;
-            step_row(&mut self.rows[row * self.stride..(row + 1) * self.stride], sum, optimizer);
-            self.sum_of[row] = UNTOUCHED;
+        self.steps.step(rows, touched, (Input::from(&sums[..]), 1.0), optimizer);
+        touched.drain(..).for_each(|position| *rows.sum_of(position) = 0);
+        sums.clear();
+        for (position, place) in set_of.drain() {
+            let at = place as usize * dim;
+            rows.get_mut(position)[..dim].copy_from_slice(&sets[at..at + dim]);
         }
-        self.touched.clear();
-        self.sums.clear();
-        for (row, values) in self.sets.drain() {
-            let start = row as usize * self.stride;
-            self.rows[start..start + self.dim].copy_from_slice(&values);
-        }
-        self.version += 1;
-        self.version
+        sets.clear();
+        *version += 1;
+        *version
     }
 
     /// Each row takes one step at once, divided by `divisor`.
     pub fn apply(
         &mut self,
         keys: &[Key],
-        values: Input<'_>,
-        divisor: f32,
+        positions: &mut [u32],
+        values: (Input<'_>, f32),
         optimizer: &dyn Optimizer,
-        scratch: &mut Vec<f32>,
     ) -> Version {
-        scratch.resize(values.len(), 0.0);
-        kernels::widen(scratch, values);
-        if divisor != 1.0 {
-            kernels::divide(scratch, divisor);
-        }
-        for (&key, gradient) in keys.iter().zip(scratch.chunks_exact(self.dim)) {
-            let row = self.row(key);
-            step_row(&mut self.rows[row * self.stride..(row + 1) * self.stride], gradient, optimizer);
-        }
-        self.version += 1;
-        self.version
-    }
-
-    fn gather(&self, keys: &[Key], into: &mut Vec<f32>) -> Version {
-        for &key in keys {
-            match self.index.find(key) {
-                Some(row) => {
-                    let start = row as usize * self.stride;
-                    into.extend_from_slice(&self.rows[start..start + self.dim]);
-                }
-                None => begin(self.initial, key, self.dim, into),
-            }
-        }
-        self.version
-    }
-
-    /// The rows that some of these keys have.
-    pub fn rows_of(&self, keys: &[Key]) -> impl Iterator<Item = usize> {
-        keys.iter().filter_map(|&key| self.index.find(key)).map(|row| row as usize)
-    }
-
-    /// The rows that the end of the open clock will write.
-    pub fn open_rows(&self) -> impl Iterator<Item = usize> {
-        self.touched.iter().chain(self.sets.keys()).map(|&row| row as usize)
-    }
-
-    /// Keys and values of some rows.
-    pub fn part(&self, rows: Range<usize>) -> (&[Key], &[f32]) {
-        let values = &self.rows[rows.start * self.stride..rows.end * self.stride];
-        (&self.index.keys()[rows], values)
-    }
-
-    /// Bytes of a row: parameters, planes, scalars.
-    pub fn row_bytes(&self) -> usize {
-        self.stride * 4
+        self.make(keys, positions);
+        self.steps.step(&mut self.memory.rows, positions, values, optimizer);
+        self.bucket.version += 1;
+        self.bucket.version
     }
 
     /// Takes the rows of an empty bucket from what [`SparseBucket::part`] gave.
     pub fn restore(&mut self, keys: &[Key], rows: &[f32], version: Version) -> Result<(), Malformed> {
-        if rows.len() != keys.len() * self.stride {
-            let expected = format!("{} fp32 for each of {} keys", self.stride, keys.len());
+        let stride = self.memory.rows.shape().stride;
+        if rows.len() != keys.len() * stride {
+            let expected = format!("{stride} fp32 for each of {} keys", keys.len());
             return Err(Malformed::new("rows", expected, rows.len()));
         }
-        for (&key, values) in keys.iter().zip(rows.chunks_exact(self.stride)) {
-            if self.index.find(key).is_some() {
+        for (&key, values) in keys.iter().zip(rows.chunks_exact(stride)) {
+            if self.bucket.index.find(&self.memory.segments, hash(key), key) != MISSING {
                 return Err(Malformed::new("keys", "different keys", key));
             }
-            let start = self.row(key) * self.stride;
-            self.rows[start..start + self.stride].copy_from_slice(values);
+            let position = self.add(key);
+            self.memory.rows.get_mut(position).copy_from_slice(values);
         }
-        self.version = version;
+        self.bucket.version = version;
         Ok(())
     }
 
-    /// Updates that it has seen.
-    pub fn version(&self) -> Version {
-        self.version
+    /// Whether the open clock has brought nothing yet.
+    fn is_untouched(&self) -> bool {
+        self.bucket.touched.is_empty() && self.bucket.set_of.is_empty()
     }
 
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.index.len()
-    }
-
-    fn row(&mut self, key: Key) -> usize {
-        let (row, new) = self.index.find_or_insert(key);
-        if new {
-            let start = self.rows.len();
-            self.rows.resize(start + self.stride, 0.0);
-            self.initial.fill_row(key, &mut self.rows[start..start + self.dim]);
-            self.sum_of.push(UNTOUCHED);
+    /// Makes the rows that are [`MISSING`], in the order of the keys.
+    fn make(&mut self, keys: &[Key], positions: &mut [u32]) {
+        for (&key, position) in keys.iter().zip(positions) {
+            if *position == MISSING {
+                *position = self.add(key);
+            }
         }
-        row as usize
     }
-}
 
-/// Appends the row that `key` begins with.
-fn begin(initial: Initial, key: Key, dim: usize, into: &mut Vec<f32>) {
-    let start = into.len();
-    into.resize(start + dim, 0.0);
-    initial.fill_row(key, &mut into[start..]);
-}
-
-fn step_row(row: &mut [f32], gradient: &[f32], optimizer: &dyn Optimizer) {
-    let (parameters, state) = row.split_at_mut(gradient.len());
-    State::of_part(state, gradient.len(), 0, optimizer).step_with(optimizer, parameters, gradient);
+    /// Makes the row of a key that has none.
+    fn add(&mut self, key: Key) -> u32 {
+        let Memory { segments, rows } = self.memory;
+        let position = rows.add(&mut self.bucket.parts, key);
+        let dim = rows.shape().dim;
+        self.initial.fill_row(key, &mut rows.get_mut(position)[..dim]);
+        self.bucket.index.insert(segments, hash(key), key, position);
+        position
+    }
 }

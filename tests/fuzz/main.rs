@@ -102,7 +102,7 @@ macro_rules! targets {
     };
 }
 
-targets!(request reply message sparse server acceptor dialler frames coordinator spec tcp shm address pairing bootstrap libsvm checkpoint settings);
+targets!(request reply message sparse packed server acceptor dialler frames coordinator spec tcp shm address pairing bootstrap libsvm checkpoint settings);
 
 #[test]
 fn a_failing_body_is_found_and_shown() {

@@ -33,6 +33,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/mem/arena.rs", "memory that peers write"),
     ("src/mem/block.rs", "floats that one thread owns"),
     ("src/mem/ring.rs", "counters in memory that another process writes"),
+    ("src/mem/slabs.rs", "memory that grows in place, and prefetches"),
     ("src/mem/values.rs", "floats that a peer may be changing"),
     ("src/transport/park.rs", "descriptors of somebody else"),
     ("src/transport/shm/socket.rs", "asking whose a peer is"),

@@ -1,7 +1,7 @@
 //! One operation on a table, in parts that fit the worker's memory for frames.
 
 use super::options::{Op, Options};
-use super::place::Numbers;
+use super::place::{Numbers, draw};
 use crate::client::{Buffer, Client, Table, Ticket};
 use crate::error::Result;
 use crate::types::{DEFAULT_SEGMENT_BYTES, KeyRange, SortedKeys};
@@ -24,6 +24,9 @@ pub struct Load {
     width: u64,
     /// What one more row's key is larger by, so that keys lie in the whole of u64.
     spread: u64,
+    rows: u64,
+    /// For each place the rows of its keys, where they are drawn.
+    lists: Vec<Vec<u64>>,
     /// Parts that may be under way.
     depth: usize,
     started: u64,
@@ -73,7 +76,11 @@ impl Load {
             stride,
             part,
             width,
-            spread: if options.op.is_sparse() { u64::MAX / options.rows } else { 1 },
+            spread: if op.is_sparse() { options.spread() } else { 1 },
+            rows: options.rows,
+            lists: (0..u64::from(options.lists) * u64::from(op.is_sparse()))
+                .map(|number| draw(number, stride as usize, options.rows))
+                .collect(),
             depth,
             started: 0,
             finished: 0,
@@ -102,7 +109,13 @@ impl Load {
             Memory::Plain { ones, .. } => {
                 let (places, spread) = (self.places, self.spread);
                 self.keys.clear();
-                self.keys.extend((first..first + count).map(|j| (place + j * places) * spread));
+                match self.lists.get(place as usize) {
+                    Some(list) => {
+                        let part = &list[first as usize..(first + count) as usize];
+                        self.keys.extend(part.iter().map(|row| row * spread));
+                    }
+                    None => self.keys.extend((first..first + count).map(|j| (place + j * places) * spread)),
+                }
                 let keys = SortedKeys::new(&self.keys)?;
                 match self.op {
                     Op::SparsePush => self.table.push(keys, &ones[..(count * self.width) as usize]),
@@ -178,6 +191,10 @@ impl Load {
         let elements = self.elements();
         let step = self.chunk();
         let mut values = Vec::new();
+        let mut of_row = vec![0; if self.lists.is_empty() { 0 } else { self.rows as usize }];
+        for (place, list) in (0..).zip(&self.lists) {
+            list.iter().for_each(|&row| of_row[row as usize] += pushes(place));
+        }
         for start in (0..elements).step_by(step as usize) {
             let end = (start + step).min(elements);
             values.resize((end - start) as usize, 0.0);
@@ -191,7 +208,7 @@ impl Load {
             for (element, &found) in (start..).zip(&values) {
                 if place != self.place_of(element) {
                     place = self.place_of(element);
-                    pushed = pushes(place) as f32;
+                    pushed = of_row.get(place as usize).map_or_else(|| pushes(place), |&n| n) as f32;
                 }
                 // Exact, see `place`.
                 let expected = self.numbers.pattern(element) + pushed;
@@ -222,16 +239,26 @@ impl Load {
 
     /// All fp32 of all places.
     fn elements(&self) -> u64 {
-        self.places * self.stride * self.width
+        let keys = if self.lists.is_empty() { self.places * self.stride } else { self.rows };
+        keys * self.width
     }
 
     /// Number of the first fp32 of element or key `j` of the operation at `place`.
     fn element(&self, place: u64, j: u64) -> u64 {
-        if self.op.is_sparse() { (place + j * self.places) * self.width } else { place * self.stride + j }
+        match self.lists.get(place as usize) {
+            Some(list) => list[j as usize] * self.width,
+            None if self.op.is_sparse() => (place + j * self.places) * self.width,
+            None => place * self.stride + j,
+        }
     }
 
+    /// Where lists are drawn, each row counts as a place.
     fn place_of(&self, element: u64) -> u64 {
-        if self.op.is_sparse() { (element / self.width) % self.places } else { element / self.stride }
+        match self.op.is_sparse() {
+            true if self.lists.is_empty() => (element / self.width) % self.places,
+            true => element / self.width,
+            false => element / self.stride,
+        }
     }
 
     fn row_keys(&mut self, first: u64, end: u64) {

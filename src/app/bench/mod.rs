@@ -7,10 +7,11 @@
 //! | `load` | one operation on a table |
 //! | `work` | a worker: fill, run against the clock, check |
 //! | `pair` | `write` and `read`: two transports, no server; on one machine, or between the workers of a job |
-//! | `add` | what a server does to a push, without a network |
+//! | `add`, `gather` | what a server does to a push, and to a pull of rows, without a network |
 //! | `latencies`, `report` | what is measured, and how it is printed |
 
 mod add;
+mod gather;
 mod latencies;
 mod load;
 mod options;
@@ -20,6 +21,7 @@ mod report;
 mod work;
 
 pub use add::measure as add;
+pub use gather::measure as gather;
 pub use options::{Op, Options};
 
 use crate::config::Environment;

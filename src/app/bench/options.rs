@@ -36,6 +36,8 @@ pub enum Op {
     SparsePush,
     /// Pulls of rows
     SparsePull,
+    /// Gathering rows of a sparse table, which is what a server does to a pull of them, in this process alone
+    Gather,
 }
 
 impl Op {
@@ -46,17 +48,17 @@ impl Op {
 
     /// Whether it needs no network either.
     pub fn is_local(self) -> bool {
-        self == Op::Add
+        matches!(self, Op::Add | Op::Gather)
     }
 
     /// Whether its table has rows.
     pub fn is_sparse(self) -> bool {
-        matches!(self, Op::SparsePush | Op::SparsePull)
+        matches!(self, Op::SparsePush | Op::SparsePull | Op::Gather)
     }
 
     /// Whether it changes the table.
     pub fn pushes(self) -> bool {
-        !matches!(self, Op::Pull | Op::SparsePull | Op::Read)
+        !matches!(self, Op::Pull | Op::SparsePull | Op::Gather | Op::Read)
     }
 
     /// Whether values come back.
@@ -128,6 +130,12 @@ pub struct Options {
     /// sparse: rows of the table
     #[arg(long, default_value_t = 1 << 20)]
     pub rows: u64,
+    /// sparse: operations go round N lists of keys that are drawn at random beforehand; without it, round all rows
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub lists: u32,
+    /// sparse: what one more row's key is larger by [default: 2^64 / --rows]
+    #[arg(long, value_name = "N")]
+    pub spread: Option<u64>,
     /// Operations of one worker under way at a time
     #[arg(long, default_value_t = 4)]
     pub window: u32,
@@ -182,6 +190,14 @@ impl Options {
             if self.rows > 1 << 32 {
                 return Err(Error::config("--rows", "at most 2^32", self.rows));
             }
+            if (self.lists > 0 || self.op == Op::Gather) && u64::from(self.keys) * 2 > self.rows {
+                let expected = format!("at most half of --rows ({}) where they are drawn", self.rows);
+                return Err(Error::config("--keys", expected, self.keys));
+            }
+            if !(1..=u64::MAX / self.rows).contains(&self.spread()) {
+                let expected = format!("1 to {}", u64::MAX / self.rows);
+                return Err(Error::config("--spread", expected, self.spread()));
+            }
         } else {
             let (bytes, most) = (self.payload_bytes(), self.table_bytes.0);
             if bytes < 4 || bytes > most.min(1 << 30) || !bytes.is_multiple_of(4) {
@@ -220,11 +236,18 @@ impl Options {
 
     /// Places that operations go round: as many as fit.
     pub fn places(&self) -> u64 {
-        if self.op.is_sparse() {
+        if self.op.is_sparse() && self.lists > 0 {
+            u64::from(self.lists)
+        } else if self.op.is_sparse() {
             self.rows / u64::from(self.keys)
         } else {
             self.table_bytes.0 / self.payload_bytes()
         }
+    }
+
+    /// What one more row's key is larger by: usually so much that keys lie in the whole of u64.
+    pub fn spread(&self) -> u64 {
+        self.spread.unwrap_or(u64::MAX / self.rows)
     }
 
     /// The table, without what would lie behind the last place.

@@ -5,7 +5,7 @@
 //! up to 2^11 in fp16, up to 2^8 in bf16, whatever the order in which they are added up. Nobody pushes beyond, so the
 //! table can be checked to the bit on any wire.
 
-use crate::types::Wire;
+use crate::types::{Wire, mix64};
 
 /// The numbers that come up on one wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,20 @@ impl Numbers {
     pub fn most_operations(self, places: u64, workers: u32) -> u64 {
         places.saturating_mul((self.exact - self.period) / u64::from(workers.max(1)))
     }
+}
+
+/// `count` different rows of `rows`, ascending, drawn at random: the same for the same number.
+pub fn draw(number: u64, count: usize, rows: u64) -> Vec<u64> {
+    let mut drawn = Vec::with_capacity(count);
+    let mut next = number << 40;
+    while drawn.len() < count {
+        let missing = count - drawn.len();
+        drawn.extend((next..).take(missing).map(|n| mix64(n) % rows));
+        next += missing as u64;
+        drawn.sort_unstable();
+        drawn.dedup();
+    }
+    drawn
 }
 
 /// What element `i` of memory holds that is read without a table.
@@ -82,6 +96,17 @@ mod tests {
                 assert!(most > 0 && largest < next, "{wire}: {workers} workers, {largest}");
             }
         }
+    }
+
+    #[test]
+    fn drawn_rows_ascend_and_differ_from_list_to_list() {
+        for (count, rows) in [(1, 2), (500, 1000), (100, 1 << 30)] {
+            let list = draw(3, count, rows);
+            assert_eq!(list.len(), count);
+            assert!(list.windows(2).all(|w| w[0] < w[1]) && list.iter().all(|&row| row < rows));
+            assert_eq!(list, draw(3, count, rows));
+        }
+        assert_ne!(draw(3, 100, 1000), draw(4, 100, 1000));
     }
 
     #[test]

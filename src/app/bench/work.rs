@@ -153,7 +153,11 @@ impl<'a> Worker<'a> {
     /// Operations after which sums would no longer be exact.
     fn most_operations(&self) -> u64 {
         match self.options.op.pushes() {
-            true => self.options.numbers().most_operations(self.options.places(), self.client.workers()),
+            // A drawn row may be in every list.
+            true => {
+                let places = if self.options.lists > 0 { 1 } else { self.options.places() };
+                self.options.numbers().most_operations(places, self.client.workers())
+            }
             false => u64::MAX,
         }
     }

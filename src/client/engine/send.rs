@@ -6,12 +6,16 @@ use std::iter::Peekable;
 use super::{Asked, Engine, LONG_FRAME, Part, Places, Span, Target, Uses};
 use crate::client::frame::{Fill, Outgoing, Owner};
 use crate::client::link::Link;
-use crate::client::plan::{DenseFrame, SparseFrame, SparsePlan};
+use crate::client::lists::Cut;
+use crate::client::plan::{DenseFrame, SparsePlan};
 use crate::error::{Error, Result};
 use crate::mem::Buf;
-use crate::proto::{Chain, NO_BASE, RequestHeader, RequestKind};
+use crate::proto::{Chain, KeysAt, ListName, NO_BASE, RequestHeader, RequestKind, packed};
 use crate::transport::Payload;
 use crate::types::{Key, SortedKeys, TableId, Version};
+
+/// fp32 that are gathered before they are encoded in one go: calls for each row would cost more than short rows.
+pub(super) const SIDE_BY_SIDE: usize = 2048;
 
 /// Where the values of a push lie.
 #[derive(Clone, Copy)]
@@ -89,17 +93,14 @@ impl Engine {
     ) -> bool {
         let (row, chain) = (self.pending[ticket].spec.width() as usize, self.pending[ticket].chain);
         while let Some(frame) = plan.frames.get(*next) {
-            let rows_at = frame.directory.len() * 8 + frame.keys.len() * 8;
+            let rows_at = plan.key_bytes(*next);
             let length = rows_at + frame.keys.len() * row * chain.value_bytes();
             let mut fill = |buf: &mut Buf, at: usize| {
-                fill_keys(plan, frame, keys, buf, at);
-                for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
-                    let values = &values[number as usize * row..(number as usize + 1) * row];
-                    chain.encode(values, buf, at + rows_at + place * row * chain.value_bytes());
-                }
+                fill_keys(plan, *next, keys, buf, at);
+                fill_rows(&plan.order[frame.keys.clone()], (values, row), chain, buf, at + rows_at);
             };
             let header = self.write_header(ticket, table);
-            let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
+            let header = header.sparse(plan, *next, length);
             if !self.push_frame(frame.shard, ticket, header, &mut fill) {
                 return false;
             }
@@ -172,10 +173,8 @@ impl Engine {
     ) -> Result<bool> {
         let width = self.pending[ticket].spec.width() as usize;
         while let Some(frame) = plan.frames.get(*next) {
-            let length = frame.directory.len() * 8 + frame.keys.len() * 8;
-            let mut fill = |buf: &mut Buf, at: usize| fill_keys(plan, frame, keys, buf, at);
-            let header = self.header(RequestKind::Pull, table);
-            let header = header.sparse(frame.directory.len(), frame.keys.len(), length);
+            let mut fill = |buf: &mut Buf, at: usize| fill_keys(plan, *next, keys, buf, at);
+            let header = self.header(RequestKind::Pull, table).sparse(plan, *next, plan.key_bytes(*next));
             let answer = (frame.keys.len() * width, Places::Rows(frame.keys.clone()));
             if !self.ask(frame.shard, ticket, header, &mut fill, answer)? {
                 return Ok(false);
@@ -189,26 +188,47 @@ impl Engine {
     /// The engine's plan, filled; [`Engine::put_back`] gives it back.
     pub fn plan_sparse(
         &mut self,
+        (ticket, id): (usize, TableId),
         table: &Target<'_>,
         keys: SortedKeys<'_>,
-        chain: Chain,
         limit: usize,
     ) -> Result<SparsePlan> {
         let mut plan = std::mem::take(&mut self.plan);
         // A pull's answer has to fit a frame, too: rows count as if they travelled with the keys.
-        let row = table.spec.width() as usize * chain.value_bytes();
-        match plan.fill(table.spec, table.map, keys, row, limit) {
-            Ok(()) => Ok(plan),
-            Err(error) => {
-                self.plan = plan;
-                Err(error)
-            }
+        let row_bytes = table.spec.width() as usize * self.pending[ticket].chain.value_bytes();
+        // The keys of a push that may be rejected are looked for in its frame. Frames that wait for other tickets may be taken back.
+        let listed = !self.pending[ticket].may_be_rejected() && !self.stalls(ticket);
+        let cut = Cut { table: id, row_bytes };
+        if listed && let Some(list) = self.key_lists.find(cut, keys.as_slice(), &mut plan) {
+            self.pending[ticket].list = Some(list);
+            return Ok(plan);
         }
+        if let Err(error) = plan.fill(table.spec, table.map, keys, row_bytes, limit - ListName::ENCODED) {
+            self.plan = plan;
+            return Err(error);
+        }
+        if self.pending[ticket].may_be_rejected() {
+            plan.packed.fill(0);
+        }
+        // Pulls may be taken back, too.
+        if listed && !self.pending[ticket].is_pull() {
+            let Engine { key_lists, links, pending, .. } = self;
+            let in_use = |list| pending.iter().any(|(_, p)| p.list == Some(list) && p.open > 0);
+            let granted = links.iter().map(Link::key_lists);
+            let list = key_lists.notice(cut, keys.as_slice(), &mut plan, granted, in_use);
+            self.pending[ticket].list = list;
+        }
+        Ok(plan)
     }
 
     /// Takes a plan back once `all` of it is queued.
-    pub fn put_back(&mut self, plan: &mut Option<SparsePlan>, all: bool) {
+    pub fn put_back(&mut self, ticket: usize, plan: &mut Option<SparsePlan>, all: bool) {
         if let Some(plan) = plan.take_if(|_| all) {
+            if let Some(list) = self.pending.get(ticket).and_then(|pending| pending.list)
+                && plan.keys_at == KeysAt::Kept
+            {
+                self.key_lists.told(list);
+            }
             self.plan = plan;
         }
     }
@@ -421,12 +441,66 @@ impl Engine {
     }
 }
 
-/// A sparse body's directory and keys.
-fn fill_keys(plan: &SparsePlan, frame: &SparseFrame, keys: &[Key], buf: &mut Buf, at: usize) {
+/// What stands before the rows in the body of a plan's frame: name, directory and keys, as far as they travel.
+fn fill_keys(plan: &SparsePlan, frame: usize, keys: &[Key], buf: &mut Buf, mut at: usize) {
+    if let Some(name) = plan.names.get(frame) {
+        buf.copy_in(at, &name.encode());
+        at += ListName::ENCODED;
+    }
+    if plan.keys_at == KeysAt::Named {
+        return;
+    }
+    let (packed, frame) = (plan.packed[frame] > 0, &plan.frames[frame]);
     let directory: &[u8] = bytemuck::cast_slice(&plan.directory[frame.directory.clone()]);
     buf.copy_in(at, directory);
-    for (place, &number) in plan.order[frame.keys.clone()].iter().enumerate() {
-        buf.copy_in(at + directory.len() + place * 8, &keys[number as usize].to_ne_bytes());
+    let mut some = [0; SIDE_BY_SIDE / 2];
+    let mut at = at + directory.len();
+    if packed {
+        let widths = &plan.widths[frame.directory.clone()];
+        buf.copy_in(at, widths);
+        // The buffer has been used before.
+        buf.copy_in(at + widths.len(), &[0; 8][..packed::width_words(widths.len()) * 8 - widths.len()]);
+        at += packed::width_words(widths.len()) * 8;
+        let mut numbers = &plan.order[frame.keys.clone()];
+        for (entry, &width) in plan.directory[frame.directory.clone()].iter().zip(widths) {
+            let (here, behind) = numbers.split_at(entry.keys as usize);
+            numbers = behind;
+            packed::encode(here.iter().map(|&number| keys[number as usize]), width, |word| {
+                buf.copy_in(at, &word.to_le_bytes());
+                at += 8;
+            });
+        }
+        return;
+    }
+    for numbers in plan.order[frame.keys.clone()].chunks(some.len()) {
+        let some = &mut some[..numbers.len()];
+        some.iter_mut().zip(numbers).for_each(|(key, &number)| *key = keys[number as usize]);
+        buf.copy_in(at, bytemuck::cast_slice(some));
+        at += some.len() * 8;
+    }
+}
+
+/// The rows, of `width` fp32, of the keys with these numbers, as they travel.
+fn fill_rows(numbers: &[u32], (values, width): (&[f32], usize), chain: Chain, buf: &mut Buf, mut at: usize) {
+    if width > SIDE_BY_SIDE / 8 {
+        for &number in numbers {
+            chain.encode(&values[number as usize * width..][..width], buf, at);
+            at += width * chain.value_bytes();
+        }
+        return;
+    }
+    let mut some = [0.0; SIDE_BY_SIDE];
+    for numbers in numbers.chunks(SIDE_BY_SIDE / width) {
+        let some = &mut some[..numbers.len() * width];
+        if width == 1 {
+            some.iter_mut().zip(numbers).for_each(|(value, &number)| *value = values[number as usize]);
+        } else {
+            for (row, &number) in some.chunks_exact_mut(width).zip(numbers) {
+                row.copy_from_slice(&values[number as usize * width..][..width]);
+            }
+        }
+        chain.encode(some, buf, at);
+        at += some.len() * chain.value_bytes();
     }
 }
 
@@ -439,9 +513,14 @@ impl RequestHeader {
         self
     }
 
-    fn sparse(mut self, entries: usize, keys: usize, length: usize) -> RequestHeader {
-        self.first = entries as u32;
-        self.count = keys as u32;
+    fn sparse(mut self, plan: &SparsePlan, number: usize, length: usize) -> RequestHeader {
+        let (frame, packed) = (&plan.frames[number], plan.packed[number]);
+        if packed > 0 && plan.keys_at != KeysAt::Named {
+            (self.packed, self.bucket) = (true, packed as u32);
+        }
+        self.keys = plan.keys_at;
+        self.first = if plan.keys_at == KeysAt::Named { 0 } else { frame.directory.len() as u32 };
+        self.count = frame.keys.len() as u32;
         self.length = length as u32;
         self
     }

@@ -163,6 +163,7 @@ impl Rig {
             slot_count: slots,
             slot_bytes: (256 << 10) + HEADER as u32,
             pull_credits: 64,
+            key_lists: 4,
         })
         .unwrap();
         let identity =

@@ -1,9 +1,11 @@
 //! Tickets: when they are done, what they wait for, and the values of a pull.
 
+use super::send::SIDE_BY_SIDE;
 use super::{Engine, Part, Pending, Places, Target, Uses};
 use crate::client::frame::Owner;
 use crate::error::{Error, Result};
-use crate::proto::RequestKind;
+use crate::mem::Buf;
+use crate::proto::{Chain, RequestKind};
 use crate::types::Version;
 
 impl Engine {
@@ -28,6 +30,7 @@ impl Engine {
             rejection: None,
             told_by: None,
             lists,
+            list: None,
             floats: 0,
             version: 0,
             uses,
@@ -95,10 +98,7 @@ impl Engine {
                     chain.decode(&part.buf, 0, &mut into[*at..*at + count]);
                 }
                 Places::Rows(range) => {
-                    for (row, &number) in pending.lists.order[range.clone()].iter().enumerate() {
-                        let at = number as usize * width;
-                        chain.decode(&part.buf, row * width * value, &mut into[at..at + width]);
-                    }
+                    scatter_rows(&pending.lists.order[range.clone()], &part.buf, chain, (into, width));
                 }
                 Places::Buffer(_) => {} // they went there when they came
             }
@@ -159,5 +159,25 @@ impl Pending {
     /// A push that is committed when its clock closes: under Bsp, unless a quorum closes it.
     pub(super) fn at_close(&self) -> bool {
         self.under_bsp() && self.spec.quorum.is_none()
+    }
+}
+
+/// Copies rows of `width` fp32 to where the keys with these numbers have theirs.
+fn scatter_rows(numbers: &[u32], from: &Buf, chain: Chain, (into, width): (&mut [f32], usize)) {
+    let mut some = [0.0; SIDE_BY_SIDE];
+    let mut at = 0;
+    for numbers in numbers.chunks((SIDE_BY_SIDE / width).max(1)) {
+        let bytes = numbers.len() * width * chain.value_bytes();
+        if let [number] = numbers {
+            let first = *number as usize * width;
+            chain.decode(from, at, &mut into[first..first + width]);
+        } else {
+            let some = &mut some[..numbers.len() * width];
+            chain.decode(from, at, some);
+            for (row, &number) in some.chunks_exact(width).zip(numbers) {
+                into[number as usize * width..][..width].copy_from_slice(row);
+            }
+        }
+        at += bytes;
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::Malformed;
 use crate::mem::{Arena, RegionId};
-use crate::proto::{Chain, HEADER, RequestHeader, SparseBody};
+use crate::proto::{Chain, HEADER, ListName, RequestHeader, SparseBody, packed};
 use crate::store::DensePiece;
 use crate::transport::Loan;
 use crate::types::{DirectoryEntry, Key, Rank};
@@ -49,21 +49,35 @@ impl Staging {
         Ok(header)
     }
 
-    /// Private copies of a sparse body's directory and keys; how many bytes that are. `body` fits the slot.
+    /// A private copy of the name of a list of keys at the head of a sparse body.
+    pub(super) fn list_name(&self, at: usize) -> Result<ListName, Malformed> {
+        let mut bytes = [0; ListName::ENCODED];
+        self.arena.copy_out(at, &mut bytes);
+        ListName::decode(&bytes)
+    }
+
+    /// Private copies of a sparse body's directory and keys; how many bytes that are. `body` fits the slot. `words` is used for packed
+    /// keys.
     pub(super) fn keys(
         &self,
         at: usize,
         body: &SparseBody,
         directory: &mut Vec<DirectoryEntry>,
         keys: &mut Vec<Key>,
-    ) -> u64 {
-        directory.clear();
+        words: &mut Vec<u64>,
+    ) -> Result<u64, Malformed> {
+        // All of them are written over.
         directory.resize(body.entries, DirectoryEntry { bucket: 0, keys: 0 });
-        self.arena.copy_out(at, bytemuck::cast_slice_mut(directory));
-        keys.clear();
+        self.arena.copy_out(at + body.directory_at(), bytemuck::cast_slice_mut(directory));
         keys.resize(body.keys, 0);
-        self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(keys));
-        (size_of_val(&directory[..]) + size_of_val(&keys[..])) as u64
+        if body.packed {
+            words.resize(body.key_bytes / 8, 0);
+            self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(words));
+            packed::decode(directory, words, keys)?;
+        } else {
+            self.arena.copy_out(at + body.keys_at(), bytemuck::cast_slice_mut(keys));
+        }
+        Ok((size_of_val(&directory[..]) + body.key_bytes) as u64)
     }
 }
 

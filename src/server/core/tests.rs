@@ -380,6 +380,8 @@ fn push(table: u32, sequence: u64, clock: u64, argument: u64) -> RequestHeader {
         kind: RequestKind::Push,
         after_push: false,
         void: false,
+        keys: Default::default(),
+        packed: false,
         sequence,
         clock,
         region: 0,

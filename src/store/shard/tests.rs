@@ -41,7 +41,7 @@ fn push_sparse(
     shard.write_sparse(0, How::Push, piece, Intake::Fold, &mut Vec::new())
 }
 
-fn read_sparse(shard: &Shard, spec: &TableSpec, keys: &[u64]) -> HashMap<u64, u32> {
+fn read_sparse(shard: &mut Shard, spec: &TableSpec, keys: &[u64]) -> HashMap<u64, u32> {
     let (directory, keys, _) = grouped(spec, &keys.iter().map(|&k| (k, 0.0)).collect::<Vec<_>>());
     let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&[][..]) };
     shard.check_pull(0, &piece).unwrap();
@@ -83,7 +83,7 @@ proptest! {
             dense.close(pushes.len() as u32, &mut Vec::new());
         }
         let keys: Vec<u64> = (0..100).collect();
-        let from_sparse = read_sparse(&sparse, &sparse_spec, &keys);
+        let from_sparse = read_sparse(&mut sparse, &sparse_spec, &keys);
         for bucket in 0..dense_spec.buckets() {
             let range = dense_spec.segment_range(bucket).unwrap();
             let reading = dense.read_dense(0, bucket, 0, range.len() as u32).unwrap();
@@ -188,7 +188,7 @@ fn of_a_sparse_frame_only_the_stale_pieces_are_rejected() {
     assert_eq!(push(&[5], None), None, "without a base nothing is stale");
     let rejection = Rejection { stale: 2, non_finite: 0, bucket: 2, cause: Cause::Stale { current: 1 } };
     assert_eq!(push(&[1, 2, 3, 5], Some(0)), Some(rejection));
-    let read = read_sparse(&shard, &spec, &[1, 2, 3, 5].map(key_in));
+    let read = read_sparse(&mut shard, &spec, &[1, 2, 3, 5].map(key_in));
     let values = [1, 2, 3, 5].map(|b| f32::from_bits(read[&key_in(b)]));
     assert_eq!(values, [1.0, 1.0, 1.0, 2.0]);
 }
@@ -412,7 +412,7 @@ fn adam_counts_the_steps_of_each_row_and_of_each_bucket() {
         }
         sparse.close(1, &mut Vec::new());
     }
-    let rows = read_sparse(&sparse, &spec, &[1, 2]);
+    let rows = read_sparse(&mut sparse, &spec, &[1, 2]);
     // With a constant gradient every step of Adam is one of the learning rate.
     let near = |bits: u32, expected: f32| (f32::from_bits(bits) - expected).abs() < 1e-5;
     assert!(near(rows[&1], -1.5) && near(rows[&2], -0.5), "{rows:?}");
@@ -455,7 +455,7 @@ fn buckets_that_nobody_touched_read_as_zeros() {
     let mut shard = shard(&spec);
     push_sparse(&mut shard, &spec, &[(5, 1.0)]).unwrap();
     shard.close(1, &mut Vec::new());
-    let read = read_sparse(&shard, &spec, &(0..50).collect::<Vec<_>>());
+    let read = read_sparse(&mut shard, &spec, &(0..50).collect::<Vec<_>>());
     assert_eq!(read.len(), 50);
     assert!(read.iter().all(|(&key, &bits)| (bits != 0) == (key == 5)), "{read:?}");
     assert_eq!(shard.parameter_bytes(), 4);
@@ -637,11 +637,11 @@ fn a_missing_row_reads_as_it_begins_is_not_made_and_the_first_push_starts_from_i
     };
     let keys = [3, 4, u64::MAX];
     let expected: HashMap<u64, u32> = keys.iter().map(|&key| (key, initial(key).to_bits())).collect();
-    assert_eq!(read_sparse(&shard, &spec, &keys), expected);
+    assert_eq!(read_sparse(&mut shard, &spec, &keys), expected);
     assert_eq!(shard.parameter_bytes(), 0);
     push_sparse(&mut shard, &spec, &[(4, 0.5)]).unwrap();
     shard.close(1, &mut Vec::new());
-    let read = read_sparse(&shard, &spec, &keys);
+    let read = read_sparse(&mut shard, &spec, &keys);
     assert_eq!(read[&4], (initial(4) + 0.5).to_bits());
     assert_eq!((read[&3], read[&u64::MAX]), (expected[&3], expected[&u64::MAX]));
     assert_eq!(shard.parameter_bytes(), 4);
@@ -679,27 +679,27 @@ fn what_a_clock_sets_is_written_after_its_step() {
     write(How::Set, &[(0, 10.0), (1, 20.0)]);
     write(How::Push, &[(1, 1.0), (2, 1.0)]);
     write(How::Set, &[(1, 30.0)]);
-    let read = |sparse: &Shard, dense: &Shard| {
+    let read = |sparse: &mut Shard, dense: &Shard| {
         let keys = [0, 1, 2, 3];
         let rows = read_sparse(sparse, &sparse_spec, &keys);
         let rows = keys.map(|key| f32::from_bits(rows[&key]));
         assert_eq!(dense.read_dense(0, 0, 0, 4).unwrap().values, rows);
         rows
     };
-    assert_eq!(read(&sparse, &dense), [0.0; 4], "nothing before the clock closes");
+    assert_eq!(read(&mut sparse, &dense), [0.0; 4], "nothing before the clock closes");
     let close = |shard: &mut Shard| {
         let mut applied = Vec::new();
         shard.close(1, &mut applied);
         applied.iter().map(|a| a.version).max()
     };
     assert_eq!((close(&mut sparse), close(&mut dense)), (Some(1), Some(1)));
-    assert_eq!(read(&sparse, &dense), [10.0, 30.0, -1.0, 0.0]);
+    assert_eq!(read(&mut sparse, &dense), [10.0, 30.0, -1.0, 0.0]);
     // The momentum of 1 was kept: its next step is 0.5 · 1 + 2.
     let (directory, keys, values) = grouped(&sparse_spec, &[(1, 2.0)]);
     let piece = SparsePiece { directory: &directory, keys: &keys, values: Input::from(&values[..]) };
     sparse.write_sparse(0, How::Push, piece, Intake::Fold, &mut Vec::new()).unwrap();
     close(&mut sparse);
-    assert_eq!(f32::from_bits(read_sparse(&sparse, &sparse_spec, &[1])[&1]), 27.5);
+    assert_eq!(f32::from_bits(read_sparse(&mut sparse, &sparse_spec, &[1])[&1]), 27.5);
     // A clock that only sets is no step of the rule.
     let values = [5.0];
     let piece = DensePiece { bucket: 0, first: 3, values: Input::from(&values[..]) };

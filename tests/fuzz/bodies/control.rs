@@ -141,6 +141,7 @@ fn examples() -> Vec<ControlMessage> {
             slot_count: 2,
             slot_bytes: 4160,
             pull_credits: 4,
+            key_lists: 5,
         },
         ControlMessage::Stats { request: 1, threads: vec![Default::default()], clocks: vec![7, 8] },
     ]

@@ -2,8 +2,9 @@
 
 use windlass::mem::{RemoteRegion, Rights};
 use windlass::proto::{
-    HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind, SparseBody, WorkerMessage,
+    HEADER, ReplyHeader, ReplyKind, RequestHeader, RequestKind, SparseBody, WorkerMessage, packed,
 };
+use windlass::types::DirectoryEntry;
 
 use super::Bytes;
 
@@ -51,6 +52,8 @@ fn example(kind: RequestKind) -> RequestHeader {
         kind,
         after_push: kind == RequestKind::Pull,
         void: false,
+        keys: Default::default(),
+        packed: false,
         sequence: 3,
         clock: 9,
         region: 0,
@@ -131,6 +134,33 @@ pub fn sparse(data: &[u8]) {
     assert!(body.entries >= 1 && body.entries <= body.keys);
     assert!(body.keys_at() <= body.values_at() && body.values_at() <= body.length());
     assert_eq!(body.length(), header.length as usize);
+}
+
+/// Ascending keys, or an error, whatever the words are.
+pub fn packed(data: &[u8]) {
+    let mut input = Bytes(data);
+    let lines = usize::from(input.u8()) % 8;
+    let entry = |bucket, keys: u8| DirectoryEntry { bucket, keys: keys.into() };
+    let directory: Vec<_> = (0..lines as u32).map(|bucket| entry(bucket, input.u8())).collect();
+    let extra = usize::from(input.u8() == 255);
+    let words: Vec<u64> = std::iter::from_fn(|| (!input.is_empty()).then(|| input.u64())).collect();
+    let mut keys = vec![0; directory.iter().map(|entry| entry.keys as usize).sum::<usize>() + extra];
+    if packed::decode(&directory, &words, &mut keys).is_ok() {
+        let mut rest = &keys[..];
+        for entry in directory {
+            let (here, behind) = rest.split_at(entry.keys as usize);
+            assert!(here.windows(2).all(|w| w[0] < w[1]));
+            rest = behind;
+        }
+    }
+}
+
+pub fn packed_seeds() -> Vec<Vec<u8>> {
+    let seed = |counts: &[u8], words: &[u64]| {
+        let words = words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        [&[counts.len() as u8][..], counts, &[0], &words].concat()
+    };
+    vec![seed(&[4, 1], &[2, 10, 24, u64::MAX]), seed(&[3], &[0, 7]), seed(&[2], &[56, 1, 1 << 55])]
 }
 
 pub fn sparse_seeds() -> Vec<Vec<u8>> {

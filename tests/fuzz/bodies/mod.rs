@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "reply", body: data_path::reply, seeds: data_path::reply_seeds, runs: 20_000 },
     Target { name: "message", body: data_path::message, seeds: data_path::message_seeds, runs: 20_000 },
     Target { name: "sparse", body: data_path::sparse, seeds: data_path::sparse_seeds, runs: 20_000 },
+    Target { name: "packed", body: data_path::packed, seeds: data_path::packed_seeds, runs: 20_000 },
     Target { name: "server", body: server::requests, seeds: server::seeds, runs: 4_000 },
     Target { name: "acceptor", body: handshake::acceptor, seeds: handshake::acceptor_seeds, runs: 10_000 },
     Target { name: "dialler", body: handshake::dialler, seeds: handshake::dialler_seeds, runs: 10_000 },

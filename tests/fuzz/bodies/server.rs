@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use windlass::error::{Error, Result};
 use windlass::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
-use windlass::proto::{Chains, HEADER, NO_BASE, RequestHeader, RequestKind, ThreadStats, WorkerMessage};
+use windlass::proto::{
+    Chains, HEADER, ListName, NO_BASE, RequestHeader, RequestKind, ThreadStats, WorkerMessage,
+};
 use windlass::server::core::{Core, Staging};
 use windlass::server::link::Link;
 use windlass::store::{Optimizers, Shard};
@@ -78,8 +80,9 @@ impl Rig {
         let staging = Staging { arena: arena.clone(), region: RegionId(0), slots: SLOTS, slot_bytes: SLOT };
         let replies = Pool::new(&[(1024, 2)], |_| Ok(RegionId(1))).unwrap();
         let id = ShardId { server: 0, thread: 0 };
-        let mut core =
-            Core::new(id, view, Shard::new(Optimizers::default(), 1 << 20, 1 << 16), staging, replies, 3, 0);
+        let shard = Shard::new(Optimizers::default(), 1 << 20, 1 << 16);
+        let core = Core::new(id, view, shard, staging, replies, 3, 0);
+        let mut core = core.keeping_lists(WORKERS as u64 * SLOT as u64 * 4);
         let mut chains = Vec::new();
         for (id, spec) in (0..).zip(tables()) {
             core.create_table(id, &spec, |_| Ok(RegionId(2 + id))).unwrap();
@@ -150,6 +153,7 @@ impl Rig {
         } else {
             input.take(shape * 4).to_vec()
         };
+        let body = if sparse && how & 0x40 == 0 { listed(shape, &mut bytes, body) } else { body };
         if how & 0x20 == 0 {
             bytes[52..56].copy_from_slice(&(body.len() as u32).to_le_bytes());
         }
@@ -192,6 +196,8 @@ impl Rig {
             kind,
             after_push: how & 4 != 0,
             void: false,
+            keys: Default::default(),
+            packed: false,
             sequence: 0,
             clock: self.core.clocks()[rank as usize].saturating_sub(behind),
             // Sometimes one that the worker did not announce.
@@ -247,6 +253,28 @@ impl Rig {
         };
         let (bytes, length) = message.encode();
         self.core.message(rank, &bytes[..length])
+    }
+}
+
+/// A sparse body whose keys are to be kept under a name, are kept under it, or count as packed, as the upper bits of `shape` say.
+fn listed(shape: usize, header: &mut [u8; HEADER], body: Vec<u8>) -> Vec<u8> {
+    let place = (shape >> 4 & 3) as u32;
+    let name = ListName { hash: [shape as u8 & 1; 16], place }.encode();
+    let count = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let (entries, keys) = (count(44), count(48));
+    let words = (entries as usize).saturating_add(keys as usize) * 8;
+    header[4] |= [0, 4, 8, 16][shape >> 6 & 3];
+    match shape >> 6 & 3 {
+        1 => [&name, &body[..]].concat(),
+        2 => {
+            header[44..48].fill(0);
+            [&name, &body[words.min(body.len())..]].concat()
+        }
+        3 => {
+            header[36..40].copy_from_slice(&keys.wrapping_mul(8).to_le_bytes());
+            body
+        }
+        _ => body,
     }
 }
 

@@ -1,0 +1,90 @@
+//! `gather`: what a server does to a pull of rows and the network does not, in this process alone.
+
+use std::time::{Duration, Instant};
+
+use super::Verdict;
+use super::latencies::Latencies;
+use super::options::Options;
+use super::place::draw;
+use super::report::{Figures, Report};
+use crate::error::Result;
+use crate::kernels::Input;
+use crate::mem::RegionId;
+use crate::store::{How, Intake, Optimizers, Shard, SparsePiece};
+use crate::types::{DirectoryEntry, Key, TableSpec};
+
+/// Lists that are gathered in turns, unless the options name another number.
+const LISTS: u32 = 64;
+/// Rows that are made at a time.
+const FILLED: u64 = 1 << 16;
+
+/// Keys as they come from a worker: by bucket, ascending within each.
+struct List {
+    directory: Vec<DirectoryEntry>,
+    keys: Vec<Key>,
+}
+
+impl List {
+    fn new(spec: &TableSpec, mut keys: Vec<Key>) -> List {
+        keys.sort_by_cached_key(|&key| (spec.bucket_of(key), key));
+        let runs = keys.chunk_by(|&a, &b| spec.bucket_of(a) == spec.bucket_of(b));
+        let entry = |run: &[Key]| DirectoryEntry { bucket: spec.bucket_of(run[0]), keys: run.len() as u32 };
+        List { directory: runs.map(entry).collect(), keys }
+    }
+
+    fn piece<'a>(&'a self, values: &'a [f32]) -> SparsePiece<'a> {
+        SparsePiece { directory: &self.directory, keys: &self.keys, values: Input::from(values) }
+    }
+}
+
+/// Makes all rows, then gathers those of list after list until the time is up. Row r holds r mod 2^20.
+pub fn measure(options: &Options) -> Result<Verdict> {
+    options.check()?;
+    let (spec, dim) = (options.spec(), options.dim as usize);
+    let value = |row: u64| (row % (1 << 20)) as f32;
+    let mut shard = Shard::new(Optimizers::default(), u64::MAX, 0);
+    let buckets: Vec<u32> = (0..spec.buckets()).collect();
+    shard.create_table(0, &spec, &buckets, |_| Ok(RegionId(0)))?;
+    let values_of = |list: &List| -> Vec<f32> {
+        list.keys.iter().flat_map(|key| std::iter::repeat_n(value(key / options.spread()), dim)).collect()
+    };
+    let (mut first, mut applied) = (0, Vec::new());
+    while first < options.rows {
+        let rows = first..(first + FILLED).min(options.rows);
+        first = rows.end;
+        let list = List::new(&spec, rows.map(|row| row * options.spread()).collect());
+        let intake = Intake::Step { divisor: 1.0, base: None };
+        let values = values_of(&list);
+        let taken = shard.write_sparse(0, How::Push, list.piece(&values), intake, &mut applied);
+        taken.map_err(|malformed| malformed.by("this process"))?;
+        applied.clear();
+    }
+    let lists: Vec<List> = (0..if options.lists > 0 { options.lists } else { LISTS })
+        .map(|number| draw(number.into(), options.keys as usize, options.rows))
+        .map(|rows| List::new(&spec, rows.into_iter().map(|row| row * options.spread()).collect()))
+        .collect();
+    let (mut latencies, mut took, mut done) = (Latencies::new(), Duration::ZERO, 0);
+    let mut into = Vec::new();
+    while took < options.duration() {
+        let list = &lists[done % lists.len()];
+        let begun = Instant::now();
+        shard.gather(0, &list.piece(&[]), &mut into);
+        took += begun.elapsed();
+        latencies.record(begun.elapsed());
+        done += 1;
+        if done % lists.len() == 1 && into != values_of(list) {
+            return Ok(Verdict::Wrong);
+        }
+    }
+    let figures = Figures {
+        transport: "none".to_owned(),
+        workers: 1,
+        servers: 0,
+        threads: 1,
+        operations: done as u64,
+        seconds: took.as_secs_f64(),
+        latencies: &latencies,
+    };
+    Report::new(options, &figures).print(options)?;
+    Ok(Verdict::Right)
+}

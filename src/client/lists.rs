@@ -1,0 +1,306 @@
+//! Lists of keys that come again and again: how they are cut into frames, and what of them the server threads keep.
+//!
+//! A list is noticed when it comes for the second time: then its keys travel once more, with the names under which the server
+//! threads keep them, one for each frame. From the third time on the names stand for the keys, and the cut is taken from here.
+//! It is the worker that says what the server threads keep, so it always knows; see [`ListName`].
+//!
+//! ```text
+//!  unknown ──pushed──▶ noticed ──pushed──▶ being told ──all queued──▶ known ──room needed, and not in use──▶ unknown
+//! ```
+//! A list is in use as long as a frame that names it has not come back, or a pull that names it is not answered: those may be sent
+//! again, and must find it.
+
+use super::plan::SparsePlan;
+use crate::proto::{KeysAt, ListName};
+use crate::types::{Key, TableId, mix64};
+
+/// A list of fewer keys is not worth a name.
+const LEAST: usize = 32;
+/// Lists that are remembered as noticed.
+const NOTICED: usize = 256;
+/// Keys that a fingerprint looks at.
+const SAMPLES: usize = 16;
+
+/// What a list is cut for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    pub table: TableId,
+    /// Bytes of a row on the wire.
+    pub row_bytes: usize,
+}
+
+#[derive(Debug)]
+struct List {
+    cut: Cut,
+    fingerprint: u64,
+    keys: Vec<Key>,
+    plan: SparsePlan,
+    /// All its frames are queued.
+    known: bool,
+    /// Counts the lists.
+    number: u64,
+    used: u64,
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct KeyLists {
+    lists: Vec<List>,
+    noticed: Vec<u64>,
+    next_noticed: usize,
+    /// For each server thread: the number of the list that each of its places holds, 0 for none.
+    places: Vec<Vec<u64>>,
+    /// Of the hashes; drawn when it is first needed.
+    key: Option<[u8; 32]>,
+    numbers: u64,
+    uses: u64,
+}
+
+impl KeyLists {
+    /// The cut of a known list, copied into `plan`. Gives its number, or nothing, and then `plan` is as it was.
+    pub fn find(&mut self, cut: Cut, keys: &[Key], plan: &mut SparsePlan) -> Option<u64> {
+        if self.lists.is_empty() || keys.len() < LEAST {
+            return None;
+        }
+        let wanted = fingerprint(cut, keys);
+        let is = |list: &&mut List| {
+            list.known && list.fingerprint == wanted && list.cut == cut && list.keys == keys
+        };
+        let list = self.lists.iter_mut().find(is)?;
+        self.uses += 1;
+        list.used = self.uses;
+        plan.clone_from(&list.plan);
+        plan.keys_at = KeysAt::Named;
+        Some(list.number)
+    }
+
+    /// Notices a list that was cut into the frames of `plan`. When it comes for the second time, names its frames, if the server
+    /// threads, of which each keeps as many lists as `granted` says, have room, and gives its number. `in_use` tells of a list's
+    /// number whether it is.
+    pub fn notice(
+        &mut self,
+        cut: Cut,
+        keys: &[Key],
+        plan: &mut SparsePlan,
+        granted: impl Iterator<Item = usize>,
+        in_use: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        if keys.len() < LEAST {
+            return None;
+        }
+        let fingerprint = fingerprint(cut, keys);
+        // One that is being told, or that looks the same, is left alone.
+        if self.lists.iter().any(|list| list.fingerprint == fingerprint && list.cut == cut) {
+            return None;
+        }
+        if !self.noticed.contains(&fingerprint) {
+            if self.noticed.len() < NOTICED {
+                self.noticed.push(fingerprint);
+            } else {
+                self.noticed[self.next_noticed % NOTICED] = fingerprint;
+                self.next_noticed += 1;
+            }
+            return None;
+        }
+        let key = self.key()?;
+        let numbers = self.numbers + 1;
+        for (link, places) in granted.enumerate() {
+            if self.places.len() <= link {
+                self.places.push(Vec::new());
+            }
+            self.places[link].resize(places, 0);
+        }
+        if !self.make_room(plan, in_use) {
+            return None;
+        }
+        self.numbers = numbers;
+        plan.names.clear();
+        for frame in &plan.frames {
+            let Some(places) = self.places.get_mut(frame.shard) else { continue };
+            // `make_room` has seen to it.
+            let Some(place) = places.iter().position(|&list| list == 0) else { continue };
+            places[place] = numbers;
+            let mut hash = blake3::Hasher::new_keyed(&key);
+            for number in &plan.order[frame.keys.clone()] {
+                hash.update(&keys[*number as usize].to_le_bytes());
+            }
+            let mut name = ListName { hash: [0; 16], place: place as u32 };
+            name.hash.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+            plan.names.push(name);
+        }
+        plan.keys_at = KeysAt::Kept;
+        self.uses += 1;
+        self.lists.push(List {
+            cut,
+            fingerprint,
+            keys: keys.to_vec(),
+            plan: plan.clone(),
+            known: false,
+            number: numbers,
+            used: self.uses,
+        });
+        Some(numbers)
+    }
+
+    /// All frames of a list are queued: what is queued from now on finds it.
+    pub fn told(&mut self, number: u64) {
+        self.lists.iter_mut().filter(|list| list.number == number).for_each(|list| list.known = true);
+    }
+
+    /// Forgets the lists that were used longest ago until there is a free place for each frame. False when there can't be.
+    fn make_room(&mut self, plan: &SparsePlan, in_use: impl Fn(u64) -> bool) -> bool {
+        let lacks = |places: &[Vec<u64>], whole: bool| {
+            (0..places.len()).any(|link| {
+                let wanted = plan.frames.iter().filter(|frame| frame.shard == link).count();
+                let free = places[link].iter().filter(|&&list| whole || list == 0).count();
+                wanted > free
+            }) || plan.frames.iter().any(|frame| frame.shard >= places.len())
+        };
+        if lacks(&self.places, true) {
+            return false;
+        }
+        while lacks(&self.places, false) {
+            let unused = self.lists.iter().enumerate().filter(|(_, list)| !in_use(list.number));
+            let Some(oldest) = unused.min_by_key(|(_, list)| list.used).map(|(at, _)| at) else {
+                return false;
+            };
+            let forgotten = self.lists.swap_remove(oldest).number;
+            let places = self.places.iter_mut().flatten();
+            places.filter(|list| **list == forgotten).for_each(|list| *list = 0);
+        }
+        true
+    }
+
+    fn key(&mut self) -> Option<[u8; 32]> {
+        if self.key.is_none() {
+            let mut key = [0; 32];
+            // Without random numbers no list gets a name.
+            getrandom::fill(&mut key).ok()?;
+            self.key = Some(key);
+        }
+        self.key
+    }
+}
+
+/// Of a few keys of a list: lists with the same one are compared whole.
+fn fingerprint(cut: Cut, keys: &[Key]) -> u64 {
+    let start = mix64(keys.len() as u64 ^ u64::from(cut.table) << 40 ^ (cut.row_bytes as u64) << 20);
+    let step = (keys.len() / SAMPLES).max(1);
+    let samples = keys.iter().step_by(step).chain(keys.last());
+    samples.fold(start, |hash, &key| mix64(hash ^ key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{PartitionMap, ServerInfo, SortedKeys, TableSpec, View};
+
+    const CUT: Cut = Cut { table: 0, row_bytes: 4 };
+
+    struct Rig {
+        lists: KeyLists,
+        spec: TableSpec,
+        map: PartitionMap,
+        granted: usize,
+    }
+
+    impl Rig {
+        /// Two server threads that keep so many lists each.
+        fn new(granted: usize) -> Rig {
+            let servers = vec![ServerInfo { rank: 0, address: String::new(), threads: 2, first: 0 }];
+            let spec = TableSpec::sparse("w", 1);
+            let map = PartitionMap::new(&View { epoch: 1, servers, workers: 1 }, &spec);
+            Rig { lists: KeyLists::default(), spec, map, granted }
+        }
+
+        /// What a push of these keys, cut into frames of `limit` bytes, would do; whole.
+        fn push(&mut self, keys: &[Key], limit: usize, in_use: &[u64]) -> (KeysAt, Option<u64>, SparsePlan) {
+            let mut plan = SparsePlan::default();
+            let mut number = self.lists.find(CUT, keys, &mut plan);
+            if number.is_none() {
+                plan.fill(&self.spec, &self.map, SortedKeys::new(keys).unwrap(), CUT.row_bytes, limit)
+                    .unwrap();
+                let granted = [self.granted; 2].into_iter();
+                number = self.lists.notice(CUT, keys, &mut plan, granted, |list| in_use.contains(&list));
+                number.inspect(|&number| self.lists.told(number));
+            }
+            (plan.keys_at, number, plan)
+        }
+    }
+
+    fn keys(first: u64) -> Vec<Key> {
+        (first..first + 100).collect()
+    }
+
+    #[test]
+    fn a_list_is_named_when_it_comes_again_and_then_stands_for_its_keys() {
+        let mut rig = Rig::new(8);
+        assert_eq!(rig.push(&keys(0), 600, &[]).0, KeysAt::Here);
+        let (at, number, told) = rig.push(&keys(0), 600, &[]);
+        assert_eq!((at, number, told.names.len()), (KeysAt::Kept, Some(1), told.frames.len()));
+        assert!(told.frames.len() > 2, "{}", told.frames.len());
+        let (at, number, named) = rig.push(&keys(0), 600, &[]);
+        assert_eq!((at, number), (KeysAt::Named, Some(1)));
+        assert_eq!((&named.names, &named.order, &named.frames), (&told.names, &told.order, &told.frames));
+        // Each frame has a place of its own at its server thread.
+        let mut places: Vec<_> =
+            named.frames.iter().zip(&named.names).map(|(frame, name)| (frame.shard, name.place)).collect();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), named.frames.len());
+        // One key differs, between those that a fingerprint looks at.
+        let mut other = keys(0);
+        other[97] = 1000;
+        other[98] = 1001;
+        other[99] = 1002;
+        assert_eq!(rig.push(&other, 600, &[]).0, KeysAt::Here);
+        assert_eq!(rig.push(&keys(0)[..20], 600, &[]).0, KeysAt::Here);
+        assert_eq!(rig.push(&keys(0)[..20], 600, &[]).0, KeysAt::Here, "too few for a name");
+    }
+
+    #[test]
+    fn lists_that_look_alike_are_told_apart_by_all_their_keys() {
+        let mut rig = Rig::new(8);
+        // The same samples: every sixth key and the last.
+        let spaced: Vec<Key> = keys(0).iter().map(|key| key * 10).collect();
+        let mut moved = spaced.clone();
+        moved[1] += 1;
+        assert_eq!(fingerprint(CUT, &spaced), fingerprint(CUT, &moved));
+        rig.push(&spaced, 600, &[]);
+        assert_eq!(rig.push(&spaced, 600, &[]).0, KeysAt::Kept);
+        assert_eq!(rig.push(&moved, 600, &[]).0, KeysAt::Here);
+        assert_eq!(rig.push(&spaced, 600, &[]).0, KeysAt::Named);
+    }
+
+    #[test]
+    fn the_list_used_longest_ago_makes_room_unless_it_is_in_use() {
+        let mut rig = Rig::new(2);
+        let tell = |rig: &mut Rig, first: u64, in_use: &[u64]| {
+            rig.push(&keys(first), 4000, in_use);
+            rig.push(&keys(first), 4000, in_use)
+        };
+        let (_, one, first) = tell(&mut rig, 0, &[]);
+        assert_eq!(first.frames.len(), 2);
+        let (_, two, _) = tell(&mut rig, 1000, &[]);
+        assert_eq!((one, two), (Some(1), Some(2)));
+        // The first one is used again, so the second one goes.
+        assert_eq!(rig.push(&keys(0), 4000, &[]).0, KeysAt::Named);
+        assert_eq!(tell(&mut rig, 2000, &[]).1, Some(3));
+        assert_eq!(rig.push(&keys(0), 4000, &[]).0, KeysAt::Named);
+        assert_eq!(rig.push(&keys(1000), 4000, &[]).0, KeysAt::Kept, "its places were taken");
+        // Nothing makes room for what can't stay.
+        let (at, number, _) = tell(&mut rig, 3000, &[1, 2, 3, 4]);
+        assert_eq!((at, number), (KeysAt::Here, None));
+        let many: Vec<Key> = (0..3000).collect();
+        assert_eq!(rig.push(&many, 1000, &[]).0, KeysAt::Here);
+        assert_eq!(rig.push(&many, 1000, &[]).0, KeysAt::Here, "more frames than places");
+    }
+
+    #[test]
+    fn without_places_nothing_is_named() {
+        let mut rig = Rig::new(0);
+        for _ in 0..3 {
+            assert_eq!(rig.push(&keys(0), 600, &[]).0, KeysAt::Here);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Memory that grows without anything moving: slabs of equal length, numbered from 0.
+
+use std::alloc::{Layout, handle_alloc_error};
+use std::sync::Arc;
+
+use super::Arena;
+
+/// Slabs in the first block; each further block has twice as many as the one before. What of a block is not used yet takes
+/// address space alone.
+const FIRST: usize = 16;
+
+/// Slabs of `length` values, which are zeros at first. None moves, and none is given back.
+#[derive(Debug)]
+pub struct Slabs<T> {
+    length: usize,
+    blocks: Vec<Block<T>>,
+    used: u32,
+}
+
+/// Where the slabs of a block begin; the arena keeps them mapped.
+#[derive(Debug)]
+struct Block<T> {
+    start: *mut T,
+    _arena: Arc<Arena>,
+}
+
+// SAFETY: the memory is the block's own, and reached through its `Slabs` alone, which lends it as `&T` and `&mut T` would.
+unsafe impl<T: Send> Send for Block<T> {}
+
+impl<T: bytemuck::Pod> Slabs<T> {
+    /// No slab yet.
+    ///
+    /// # Panics
+    /// When a slab would hold nothing.
+    pub fn new(length: usize) -> Slabs<T> {
+        assert!(length > 0 && size_of::<T>() > 0, "slabs of nothing");
+        Slabs { length, blocks: Vec::new(), used: 0 }
+    }
+
+    /// How many slabs there are.
+    pub fn len(&self) -> usize {
+        self.used as usize
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
+    /// One more slab; its number. Memory that can't be had ends the process, as with `Vec`.
+    pub fn add(&mut self) -> u32 {
+        let slab = self.used;
+        let (block, _) = locate(slab);
+        if block == self.blocks.len() {
+            let bytes = (FIRST << block).saturating_mul(self.length).saturating_mul(size_of::<T>());
+            match Arena::new(bytes) {
+                Ok(arena) => {
+                    const { assert!(align_of::<T>() <= 4096) }; // an arena begins at a page
+                    self.blocks.push(Block { start: arena.at(0, bytes).cast(), _arena: arena });
+                }
+                Err(_) => {
+                    handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))
+                }
+            }
+        }
+        self.used += 1;
+        slab
+    }
+
+    /// The values of a slab.
+    ///
+    /// # Panics
+    /// When there is none of this number.
+    #[inline]
+    pub fn get(&self, slab: u32) -> &[T] {
+        let start = self.start(slab);
+        // SAFETY: `start` gave `length` values that are this slab's alone, zeroed or written since, and any bits are a `T`; the
+        // borrow of `self` keeps writers out.
+        unsafe { std::slice::from_raw_parts(start, self.length) }
+    }
+
+    /// The values of a slab, to be written.
+    ///
+    /// # Panics
+    /// As [`Slabs::get`].
+    #[inline]
+    pub fn get_mut(&mut self, slab: u32) -> &mut [T] {
+        let start = self.start(slab);
+        // SAFETY: as in `get`; `&mut self` makes this the only reference.
+        unsafe { std::slice::from_raw_parts_mut(start, self.length) }
+    }
+
+    #[inline]
+    fn start(&self, slab: u32) -> *mut T {
+        assert!(slab < self.used, "slab {slab} of {}", self.used);
+        let (block, place) = locate(slab);
+        // SAFETY: `add` made the block with room for its `FIRST << block` slabs before it gave the number away, and `place` is
+        // below that.
+        unsafe { self.blocks[block].start.add(place * self.length) }
+    }
+}
+
+/// The block of a slab, and its place there: block b holds `FIRST << b` slabs.
+#[inline]
+fn locate(slab: u32) -> (usize, usize) {
+    let slab = slab as usize;
+    let block = (slab / FIRST + 1).ilog2() as usize;
+    (block, slab - FIRST * ((1 << block) - 1))
+}
+
+/// Has the CPU fetch the line that holds a value, which changes nothing but the time that it takes to reach it.
+#[inline(always)]
+pub fn prefetch<T>(at: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 CPU has the instruction, which may be given any address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slabs_do_not_overlap_and_do_not_move() {
+        let mut slabs = Slabs::<u64>::new(3);
+        assert!(slabs.is_empty());
+        let mut places = Vec::new();
+        for slab in 0..200 {
+            assert_eq!(slabs.add(), slab);
+            assert_eq!(slabs.get(slab), [0; 3]);
+            slabs.get_mut(slab).fill(u64::from(slab) + 1);
+            places.push(slabs.get(slab).as_ptr());
+        }
+        assert_eq!(slabs.len(), 200);
+        for (slab, place) in (0..).zip(places) {
+            assert_eq!(slabs.get(slab), [u64::from(slab) + 1; 3]);
+            assert_eq!(slabs.get(slab).as_ptr(), place);
+        }
+    }
+
+    #[test]
+    fn blocks_follow_each_other() {
+        let mut expected = (0, 0);
+        for slab in 0..10_000 {
+            assert_eq!(locate(slab), expected);
+            expected.1 += 1;
+            if expected.1 == FIRST << expected.0 {
+                expected = (expected.0 + 1, 0);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "slab 1 of 1")]
+    fn a_slab_that_is_not_there_is_refused() {
+        let mut slabs = Slabs::<u8>::new(1);
+        slabs.add();
+        slabs.get(1);
+    }
+}

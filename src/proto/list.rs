@@ -1,0 +1,77 @@
+//! The name of a list of keys that a server thread keeps, so that further requests for the same keys need not bring them.
+//!
+//! ```text
+//!  0 hash 16 │ place u32 │ zero u32
+//! ```
+//! The worker says what is kept where: `place` is one of those that the server thread granted it, and a list that is put there takes
+//! the place of the one before. Frames are taken once and in order, also across endpoints, so the worker knows what lies where, and
+//! nothing is ever missed: a name that is not what lies at its place breaks the protocol. A list belongs to its worker; no other
+//! can name it, or put one in its place.
+//!
+//! The hash tells lists of one worker apart, and nothing follows from it: the server thread only compares it with that which came
+//! with the keys. A worker compares whole lists before it uses a name again, and computes the hash with a key of its own that nobody
+//! else knows, so that nobody who chooses its keys can make two lists collide.
+
+use crate::error::Malformed;
+
+/// Where a request has its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeysAt {
+    /// In its body.
+    #[default]
+    Here,
+    /// In its body, behind the name under which they are to be kept.
+    Kept,
+    /// At the server thread, under the name in its body.
+    Named,
+}
+
+/// See the head of this file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListName {
+    /// Of the keys in the order in which they travel.
+    pub hash: [u8; 16],
+    /// Counted from 0.
+    pub place: u32,
+}
+
+impl ListName {
+    /// Bytes of a name.
+    pub const ENCODED: usize = 24;
+
+    /// The bytes drawn above.
+    pub fn encode(&self) -> [u8; Self::ENCODED] {
+        let mut out = [0; Self::ENCODED];
+        out[..16].copy_from_slice(&self.hash);
+        out[16..20].copy_from_slice(&self.place.to_le_bytes());
+        out
+    }
+
+    /// The inverse of [`ListName::encode`].
+    pub fn decode(bytes: &[u8; Self::ENCODED]) -> Result<ListName, Malformed> {
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&bytes[..16]);
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if word(20) != 0 {
+            return Err(Malformed::new("list", "0 behind the place", word(20)));
+        }
+        Ok(ListName { hash, place: word(16) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let hash = std::array::from_fn(|i| i as u8);
+        let name = ListName { hash, place: 0x0102_0304 };
+        let hex: String = name.encode().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "000102030405060708090a0b0c0d0e0f0403020100000000");
+        assert_eq!(ListName::decode(&name.encode()), Ok(name));
+        let mut bytes = name.encode();
+        bytes[23] = 1;
+        assert_eq!(ListName::decode(&bytes).unwrap_err().field, "list");
+    }
+}
