@@ -44,8 +44,8 @@ measured() {
         sed -n "s/.*\"$field\":\([0-9.e+-]*\).*/\1/p"
 }
 
-note() { # note NAME VALUE
-    echo "$2" >>"$figures/$1"
+note() { # note NAME VALUE; where perftest divides by nothing it prints no number
+    [[ $2 == inf ]] || echo "$2" >>"$figures/$1"
     echo "$1 $2"
 }
 
@@ -54,10 +54,11 @@ for ((round = 0; round < rounds; round++)); do
     # MB of perftest are 2^20 bytes.
     note ib_write_bw "$(perftest ib_write_bw "$bytes" -q 1 -t "$depth" -n "$iterations" | awk '{ print $4 * 1.048576e-3 }')"
     note write "$(measured gbytes_per_second write --bytes "$bytes" --window "$depth")"
-    note ib_read_bw "$(perftest ib_read_bw "$bytes" -q 1 -n "$iterations" | awk '{ print $4 * 1.048576e-3 }')"
-    note read "$(measured gbytes_per_second read --bytes "$bytes" --window 16)"
+    note ib_read_bw "$(perftest ib_read_bw "$bytes" -q 1 -t "$depth" -n "$iterations" | awk '{ print $4 * 1.048576e-3 }')"
+    note read "$(measured gbytes_per_second read --bytes "$bytes" --window "$depth")"
     note ib_write_lat "$(perftest ib_write_lat 64 -n 1000 | awk '{ print $5 }')"
-    note round_trip "$(measured p50_us write --bytes 64 --window 1)"
+    # perftest never sleeps.
+    note round_trip "$(measured p50_us write --bytes 64 --window 1 --poll spin)"
     note push "$(measured gbytes_per_second push --bytes "$bytes" --window "$depth")"
     note add "$(measured gbytes_per_second add --bytes "$bytes")"
 done

@@ -336,6 +336,16 @@ pub enum Polling {
     Spin(Duration),
 }
 
+impl fmt::Display for Polling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Polling::Block => f.write_str("block"),
+            Polling::Spin(Duration::MAX) => f.write_str("spin"),
+            Polling::Spin(time) => write!(f, "spin for {time:?}"),
+        }
+    }
+}
+
 impl Polling {
     /// What `choice` comes to on a host with so many waiting threads and CPUs.
     pub fn chosen(choice: PollChoice, pollers: usize, cpus: usize) -> Polling {

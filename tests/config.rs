@@ -68,6 +68,18 @@ fn each_source_outdoes_the_next_and_is_named() {
     assert_eq!(all["staging_bytes"].1, "default");
 }
 
+/// Each worker and each server thread says once what it uses.
+#[test]
+fn what_holds_is_logged_once() {
+    let job = ["train", "lr", "--epochs", "1", "--servers", "2", "--threads", "1", "--workers", "2"];
+    let ended = run_with(&[&job[..], &["--poll", "block"]].concat(), &[("WINDLASS_LOG", "info")]);
+    for who in ["server 0 thread 0", "server 1 thread 0", "worker 0", "worker 1"] {
+        let said = format!("{who}: data travels by tcp (");
+        let lines: Vec<&str> = ended.stderr.lines().filter(|line| line.contains(&said)).collect();
+        assert!(lines.len() == 1 && lines[0].contains("), poll block"), "{who}: {lines:?}");
+    }
+}
+
 #[test]
 fn what_is_printed_is_a_file_that_means_the_same() {
     let directory = scratch();

@@ -9,8 +9,9 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::job::Job;
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::types::Consistency;
-use windlass::{Buffer, Client, KeyRange, SortedKeys, Table, TableSpec};
+use windlass::{Buffer, Client, ClientConfig, KeyRange, SortedKeys, Table, TableSpec};
 
 struct Counting;
 
@@ -56,18 +57,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Elements of the dense tables: several frames for each server thread.
-const N: u64 = 600_000;
-
 struct Tables {
     dense: Table,
     sparse: Table,
 }
 
 impl Tables {
-    fn open(client: &Client, consistency: Consistency) -> Tables {
+    fn open(client: &Client, elements: u64, consistency: Consistency) -> Tables {
         let name = consistency.to_string();
-        let dense = TableSpec::dense(&format!("dense {name}"), &[N]).consistency(consistency);
+        let dense = TableSpec::dense(&format!("dense {name}"), &[elements]).consistency(consistency);
         let sparse = TableSpec::sparse(&format!("sparse {name}"), 3).consistency(consistency);
         Tables { dense: client.table(&dense).unwrap(), sparse: client.table(&sparse).unwrap() }
     }
@@ -86,7 +84,7 @@ impl Work {
     /// Every kind of operation once on each table.
     fn round(&mut self) {
         let Work { client, tables, keys, rows, values, buffer } = self;
-        let all = KeyRange::new(0, N).unwrap();
+        let all = KeyRange::new(0, values.len() as u64).unwrap();
         let few = KeyRange::new(100, 130).unwrap();
         for Tables { dense, sparse } in tables {
             for range in [few, all] {
@@ -115,15 +113,32 @@ impl Work {
 
 #[test]
 fn no_message_is_an_allocation() {
+    over(TransportKind::Tcp, 600_000);
+}
+
+/// Needs a device, and no other test beside it: `.ci/verbs` runs it.
+#[cfg(feature = "verbs")]
+#[test]
+fn nor_is_one_over_verbs() {
+    match windlass::transport::verbs::available().unwrap().iter().any(|device| device.active) {
+        true => over(TransportKind::Verbs, 200_000),
+        false => println!("skipped: no RDMA device"),
+    }
+}
+
+/// Dense tables have so many elements: several frames for each server thread.
+fn over(transport: TransportKind, elements: u64) {
     const ROUNDS: usize = 5;
-    let job = Job::start(1, 2, 1);
-    let client = job.client(0);
+    let network = Network { transport: TransportChoice::Only(transport), ..Network::default() };
+    let job = Job::start_with(1, 1, |server| server.threads(2).network(network.clone()));
+    let client = Client::connect(ClientConfig { network: network.clone(), ..job.config(0) }).unwrap();
+    assert!(client.transport().starts_with(transport.name()), "{}", client.transport());
     let keys: Vec<u64> = (0..2000).map(|k| k * 0x1357_9BDF_0246).collect();
     let mut work = Work {
-        tables: [Consistency::Bsp, Consistency::Asp].map(|c| Tables::open(&client, c)),
+        tables: [Consistency::Bsp, Consistency::Asp].map(|c| Tables::open(&client, elements, c)),
         rows: vec![0.25; keys.len() * 3],
-        values: vec![0.25; N as usize],
-        buffer: client.buffer(N as usize).unwrap(),
+        values: vec![0.25; elements as usize],
+        buffer: client.buffer(elements as usize).unwrap(),
         keys,
         client,
     };

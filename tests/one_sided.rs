@@ -8,7 +8,7 @@ use common::job::Job;
 use windlass::client::ReadStats;
 use windlass::config::PullMode;
 use windlass::types::{Aggregate, Consistency, Late, OptimizerSpec, Publish, Quorum};
-use windlass::{Client, Error, KeyRange, TableSpec};
+use windlass::{Client, Error, KeyRange, Table, TableSpec};
 
 const LENGTH: usize = 10_000;
 
@@ -93,6 +93,63 @@ fn under_ssp_and_asp_a_read_sees_no_less_than_it_must() {
         let read = client.stats().reads.read;
         assert!(read >= 9 * 10, "{consistency}: {read}");
         client.finalize().unwrap();
+        job.end();
+    }
+}
+
+/// With `every` = 3 a reader sees every third version and no other, and at the end of a clock what is left over. Another worker pushes,
+/// since one whose own pushes are on their way asks.
+#[test]
+fn every_third_update_is_published_and_what_a_clock_leaves_over() {
+    const EVERY: u64 = 3;
+    for consistency in [Consistency::Ssp { staleness: 0 }, Consistency::Asp] {
+        let job = Job::start(1, 1, 2);
+        let spec =
+            || sums(consistency).segment_bytes(1 << 20).publish(Publish::Epochs { buffers: 2, every: 3 });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let client = reader(&job, 0);
+                let table = client.table(&spec()).unwrap();
+                for pushed in 1..=10u64 {
+                    client.barrier().unwrap();
+                    table.push_range(all(), &[1.0; LENGTH]).unwrap().wait().unwrap();
+                    // Its own pushes, too, are there with every third only, or all of them where it asks.
+                    let version = table.pull_range(all(), &mut [0.0; LENGTH]).unwrap();
+                    assert!([pushed / EVERY * EVERY, pushed].contains(&version), "{version} of {pushed}");
+                    client.barrier().unwrap();
+                }
+                client.clock().unwrap();
+                client.finalize().unwrap();
+            });
+            let client = reader(&job, 1);
+            let table = client.table(&spec()).unwrap();
+            let mut values = vec![0.0f32; LENGTH];
+            let mut pull = |table: &Table| {
+                let version = table.pull_range(all(), &mut values).unwrap();
+                assert!(values.iter().all(|v| *v == version as f32), "version {version}: {}", values[0]);
+                version
+            };
+            // Until the server has told where it publishes, it is asked.
+            while client.stats().reads.read == 0 {
+                assert_eq!(pull(&table), 0);
+            }
+            let before = client.stats().reads;
+            for pushed in 1..=10u64 {
+                client.barrier().unwrap();
+                client.barrier().unwrap();
+                assert_eq!(pull(&table), pushed / EVERY * EVERY, "{consistency}, {pushed} pushes");
+            }
+            client.clock().unwrap();
+            // Under Ssp{0} a pull needs the clock before its own, under Asp none.
+            let mut last = pull(&table);
+            assert!(last == 10 || last == 9 && consistency == Consistency::Asp, "{consistency}: {last}");
+            while last < 10 {
+                last = pull(&table);
+            }
+            let after = client.stats().reads;
+            assert!(after.read >= before.read + 10 && after.asked == before.asked, "{before:?} {after:?}");
+            client.finalize().unwrap();
+        });
         job.end();
     }
 }

@@ -61,7 +61,7 @@ enum Command {
     /// Measure a job, or the transport alone; exit code 1 when the memory at the end is not what it should be
     ///
     /// Alone it starts its own job on this machine; in a job (WINDLASS_COORDINATOR is set, or --coordinator is given) it
-    /// is one of its workers. `write`, `read` and `add` need no job.
+    /// is one of its workers. `write` and `read` need no job; in one they are between its two workers, of which worker 0 measures.
     Bench(Box<bench::Options>),
     /// Look at checkpoints, check them, and pass their parameters to other programs and back
     #[command(subcommand)]
@@ -256,11 +256,14 @@ fn measure(options: &bench::Options, environment: &Environment) -> Result<u8> {
     if options.op.is_local() {
         return bench::add(options).map(judged);
     }
-    if options.op.is_transport() {
+    if options.responder {
         return bench::pair(options, environment).map(judged);
     }
     if let Some(environment) = in_a_job(&options.node, environment)? {
         return bench::work(options, &environment).map(judged);
+    }
+    if options.op.is_transport() {
+        return bench::pair(options, environment).map(judged);
     }
     options.check()?;
     let plan = Plan {

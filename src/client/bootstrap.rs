@@ -33,6 +33,8 @@ pub struct Joined {
     pub view: View,
     /// Each server, and the filters that both ends know.
     pub filters: Vec<(String, Vec<String>)>,
+    /// By what data travels.
+    pub agreed: choice::Agreed,
     pub engine: Engine,
     pub links: ControlLinks,
     pub shared: Arc<Shared>,
@@ -90,6 +92,7 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     let cuts =
         joining.resumed.take().map_or_else(Cuts::default, |(clock, state)| Cuts::resumed(clock, state));
     let shared = Arc::new(Shared::new(config.rank, clock, cuts)?);
+    let kind = agreed.kind;
     let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, agreed, shared.clone())?;
     let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export, _)| *export);
     let filters = |(server, link): (&ServerInfo, &LinkId)| {
@@ -100,7 +103,7 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
     let servers = view.servers.iter().zip(servers).map(|(s, link)| (s.rank, link, export(&link))).collect();
     let early = joining.early;
     let links = ControlLinks { hub: joining.hub, coordinator, servers, wishes, outcomes, early };
-    Ok(Joined { view, filters, engine, links, shared })
+    Ok(Joined { view, filters, agreed: kind, engine, links, shared })
 }
 
 impl Joining {
@@ -162,10 +165,11 @@ impl Joining {
         agreed: Agreed,
         shared: Arc<Shared>,
     ) -> Result<(Engine, Receiver<Wish>, Sender<Outcome>)> {
-        let mut transport = choice::build_agreed(&config.network, agreed.kind)?;
+        let mut transport = choice::build_agreed(&config.network, agreed.kind, false)?;
         let kind = transport.caps().name;
         choice::warn_of_fallback(&config.network, agreed.kind.kind, &agreed.reason);
-        tracing::info!("worker {}: data travels by {}", config.rank, transport.caps().describe());
+        let (used, polling) = (transport.caps().describe(), config.network.polling);
+        tracing::info!("worker {}: data travels by {used}, poll {polling}", config.rank);
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();
         let limits = config.limits;
         let ring_bytes = limits.ring_entries as usize * HEADER;

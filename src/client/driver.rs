@@ -11,7 +11,7 @@ use super::control::Shared;
 use super::engine::Engine;
 use crate::error::{Error, Result};
 use crate::time::Deadline;
-use crate::transport::park::{Waker, park};
+use crate::transport::park::{Waker, park, pause};
 
 /// The longest sleep of a waiter, because another thread may take what it sleeps for.
 const WAITER_NAP: Duration = Duration::from_millis(20);
@@ -110,7 +110,10 @@ impl Driver {
             if late {
                 return Err(Error::Timeout { waited_for: waited_for(&engine), after: deadline.given() });
             }
-            if engine.may_sleep(&mut idle_since, now) {
+            if let Some(idle) = engine.spins(&mut idle_since, now) {
+                drop(engine);
+                pause(idle);
+            } else if engine.may_sleep() {
                 let descriptors = engine.descriptors();
                 drop(engine);
                 park(&descriptors, deadline.left(now).min(WAITER_NAP))?;
@@ -215,7 +218,7 @@ fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
                 Ok(false) => {}
                 Err(_) => return,
             }
-            if !engine.may_sleep_at_once() {
+            if !engine.may_sleep() {
                 continue;
             }
             let [transport, shared] = engine.descriptors();

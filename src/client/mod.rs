@@ -43,6 +43,7 @@ use crate::proto::control::{MAX_STATE, PeerStatus};
 use crate::proto::filter::{self, Chains};
 use crate::proto::secret::Secret;
 use crate::time::Deadline;
+use crate::transport::choice::Agreed;
 use crate::transport::{interface, network};
 use crate::types::{Clock, PartitionMap, Publish, Rank, TableKind, TableSpec, View};
 use control::ControlThread;
@@ -167,6 +168,7 @@ pub(crate) struct Inner {
     view: View,
     /// Each server, and the filters that it and this worker know: from the handshake.
     filters: Vec<(String, Vec<String>)>,
+    agreed: Agreed,
     /// The longest body of a frame, in bytes.
     payload_bytes: usize,
     /// The memory that answers of pulls come in.
@@ -192,7 +194,8 @@ impl Client {
         // From here on the control thread drives the links: an endpoint can already be lost and opened anew.
         let control = ControlThread::start(joined.links, joined.shared.clone())?;
         let driver = Driver::new(joined.engine, joined.shared);
-        let inner = Inner::connect(config, (joined.view, joined.filters), driver, control, deadline)?;
+        let inner =
+            Inner::connect(config, (joined.view, joined.filters, joined.agreed), driver, control, deadline)?;
         Ok(Client { inner: Arc::new(inner) })
     }
 
@@ -224,6 +227,11 @@ impl Client {
     /// What the data travels by.
     pub fn transport(&self) -> String {
         self.inner.driver.engine().transport_name()
+    }
+
+    /// What the job's nodes have agreed to carry data by.
+    pub(crate) fn agreed(&self) -> Agreed {
+        self.inner.agreed
     }
 
     /// Opens a table, and makes it if there is none of that name. Blocks until all servers have it. One that was made from
@@ -371,7 +379,7 @@ impl Inner {
     /// Waits until the engine's endpoints are connected.
     fn connect(
         config: ClientConfig,
-        (view, filters): (View, Vec<(String, Vec<String>)>),
+        (view, filters, agreed): (View, Vec<(String, Vec<String>)>, Agreed),
         driver: Driver,
         control: ControlThread,
         deadline: Deadline,
@@ -387,7 +395,7 @@ impl Inner {
             Progress::Thread => Some(ProgressThread::start(driver.clone())?),
         };
         let progress = Mutex::new(progress);
-        Ok(Inner { view, filters, payload_bytes, receive, progress, driver, control, config })
+        Ok(Inner { view, filters, agreed, payload_bytes, receive, progress, driver, control, config })
     }
 
     fn finish(&self) -> Result<()> {

@@ -13,7 +13,7 @@ use super::engine::Engine;
 use super::link::Link;
 use super::reopen::{Granted, Outcome, Reopener, Wish};
 use super::{Client, ClientConfig, Inner, Table};
-use crate::config::{Polling, PullMode, WorkerLimits};
+use crate::config::{Polling, PullMode, TransportKind, WorkerLimits};
 use crate::control::HubWaker;
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
@@ -21,6 +21,7 @@ use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
 use crate::proto::{Chains, HEADER};
 use crate::time::Deadline;
+use crate::transport::choice::Agreed;
 use crate::transport::{SessionKey, Transport};
 use crate::types::{PartitionMap, Rank, TableId, TableSpec, View};
 
@@ -117,7 +118,10 @@ impl Joining {
         let control = ControlThread::unlinked(self.shared.clone(), self.waker);
         let driver = Driver::new(self.engine, self.shared);
         let deadline = Deadline::after(Instant::now(), NEVER);
-        let inner = Inner::connect(self.config, (self.view, Vec::new()), driver, control, deadline)?;
+        // Nothing asks for it here.
+        let agreed = Agreed { kind: TransportKind::Tcp, local: false };
+        let known = (self.view, Vec::new(), agreed);
+        let inner = Inner::connect(self.config, known, driver, control, deadline)?;
         Ok(Client { inner: Arc::new(inner) })
     }
 }

@@ -58,7 +58,7 @@ impl Secret {
     }
 
     /// A key for one purpose.
-    pub(super) fn derive(&self, context: &'static str) -> [u8; 32] {
+    pub(crate) fn derive(&self, context: &'static str) -> [u8; 32] {
         blake3::derive_key(context, self.bytes.as_bytes())
     }
 }

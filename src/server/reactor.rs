@@ -19,7 +19,7 @@ use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
 use crate::store::{Optimizers, Shard};
 use crate::transport::choice::{self, Agreed};
-use crate::transport::park::{Waker, park};
+use crate::transport::park::{Waker, park, pause};
 use crate::transport::{Completion, EndpointId, Loan, SessionKey, Side, Transport};
 use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
 
@@ -362,7 +362,7 @@ impl Reactor {
         Ok(obeyed)
     }
 
-    /// Keeps what the job has agreed on, and lets go of the others. No endpoint is open yet.
+    /// Keeps what the job has agreed on, says so, and lets go of the others. No endpoint is open yet.
     fn settle_on(&mut self, agreed: Agreed) -> Result<()> {
         for other in std::mem::take(&mut self.others) {
             if other.caps().name == agreed.kind.name() {
@@ -372,6 +372,8 @@ impl Reactor {
         if agreed.local {
             choice::add_memory(&mut self.transport, true)?;
         }
+        let (ShardId { server, thread }, used) = (self.id, self.transport.caps().describe());
+        info!("server {server} thread {thread}: data travels by {used}, poll {}", self.polling);
         Ok(())
     }
 
@@ -463,8 +465,9 @@ impl Reactor {
     fn idle(&mut self, idle_since: &mut Option<Instant>) -> Result<()> {
         if let Polling::Spin(time) = self.polling {
             let since = *idle_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < time {
-                std::hint::spin_loop();
+            let idle = since.elapsed();
+            if idle < time {
+                pause(idle);
                 return Ok(());
             }
         }

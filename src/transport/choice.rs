@@ -71,11 +71,11 @@ fn check(network: &Network, kind: TransportKind) -> Result<()> {
     }
 }
 
-/// What a job has agreed on, for a thread that dials.
-pub fn build_agreed(network: &Network, agreed: Agreed) -> Result<Box<dyn Transport>> {
-    let mut transport = build(network, agreed.kind, false)?;
+/// What a job has agreed on, for one thread; `listen` when peers are to dial it.
+pub fn build_agreed(network: &Network, agreed: Agreed, listen: bool) -> Result<Box<dyn Transport>> {
+    let mut transport = build(network, agreed.kind, listen)?;
     if agreed.local {
-        add_memory(&mut transport, false)?;
+        add_memory(&mut transport, listen)?;
     }
     Ok(transport)
 }

@@ -344,7 +344,9 @@ pub enum Completion {
 /// A network, as one thread uses it. Nothing in here blocks.
 ///
 /// Operations of one endpoint take effect at the peer in the order in which they were posted; a write's bytes lie in
-/// place before its `Written` is reported there, and before the `Written` or `Received` of every later operation.
+/// place before its `Written` is reported there, and before the `Written` or `Received` of every later operation. A read brings what
+/// all operations before it left; of one that is posted before the read is `Done` it may bring a part, since tcp and shm answer from
+/// where the bytes lie. (On verbs later operations wait for it.)
 pub trait Transport: Send {
     /// What it can do.
     fn caps(&self) -> &Caps;

@@ -1,4 +1,4 @@
-//! Sleeping until a descriptor is readable, and waking a sleeper from another thread.
+//! Waiting: sleeping until a descriptor is readable, waking a sleeper from another thread, and looking again and again without sleep.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -8,6 +8,16 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::error::{Error, Result};
+
+/// How long a thread that looks again and again keeps its CPU to itself.
+const ALONE: Duration = Duration::from_micros(50);
+
+/// The pause between two looks of a thread that has found nothing for `idle` and does not sleep. At first it is a moment; then the CPU
+/// goes to whoever else wants it. Where threads outnumber CPUs that may be the peer, or the kernel thread of an emulated device,
+/// which would otherwise get it only when the scheduler takes it from us, milliseconds later.
+pub fn pause(idle: Duration) {
+    if idle < ALONE { std::hint::spin_loop() } else { std::thread::yield_now() }
+}
 
 /// Wakes a thread that sleeps in [`park`] on [`Waker::fd`]. Clones share one eventfd.
 #[derive(Debug, Clone)]
@@ -56,6 +66,40 @@ pub fn park<const N: usize>(fds: &[RawFd; N], timeout: Duration) -> Result<()> {
         Ok(_) => Ok(()),
         Err(rustix::io::Errno::INTR) => Ok(()),
         Err(e) => Err(Error::io("poll", "waiting for the network", io::Error::from(e))),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::transport::cpus;
+
+    /// Two threads on one CPU take turns, and neither sleeps. One that kept the CPU while it waits would look in vain until the scheduler
+    /// takes it away: tens of thousands of times in each turn.
+    #[test]
+    fn whoever_looks_in_vain_gives_its_cpu_to_whom_it_waits_for() {
+        const TURNS: u64 = 100;
+        let cpu = cpus::allowed().unwrap()[0];
+        let turn = Arc::new(AtomicU64::new(0));
+        let players = [0, 1].map(|player| {
+            let turn = turn.clone();
+            std::thread::spawn(move || {
+                cpus::pin_to(cpu).unwrap();
+                let mut looks = 0u64;
+                for mine in (player..TURNS).step_by(2) {
+                    while turn.load(Ordering::Acquire) != mine {
+                        pause(ALONE);
+                        looks += 1;
+                    }
+                    turn.store(mine + 1, Ordering::Release);
+                }
+                looks
+            })
+        });
+        let looks: u64 = players.into_iter().map(|player| player.join().unwrap()).sum();
+        assert!(looks < TURNS * 1000, "{looks} looks for {TURNS} turns");
     }
 }
 

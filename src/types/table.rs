@@ -118,7 +118,8 @@ pub enum Publish {
     Epochs {
         /// How many versions of a bucket are kept: a reader has that many, less one, publications' time to read one.
         buffers: u32,
-        /// 1 publishes each update at once, so that a worker sees its own; ignored by the closes of clocks.
+        /// 1 publishes each update at once, so that a worker sees its own. With more a read sees versions `every` apart, and may lack
+        /// the last `every` − 1 updates, its worker's own among them. Ignored by the closes of clocks, which publish what is left.
         every: u32,
     },
 }

@@ -1,5 +1,7 @@
 //! Reads.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use windlass::mem::Rights;
 use windlass::mem::epochs::{Epochs, HEAD, Judgement, Layout, Seen, judge};
 use windlass::transport::{Read, Refusal, Write};
@@ -91,63 +93,80 @@ pub fn refused_locally(fabric: &dyn Fabric) {
     p.net.ping((0, p.a), (1, p.b));
 }
 
-/// A writer publishes while the peer reads: whatever arrives in between, no value that the check takes is of another epoch.
+/// A writer, on a thread of its own, publishes while the peer reads, at moments that follow from how far the reader is: of what
+/// the check takes no value is of another epoch.
 pub fn races_a_writer(fabric: &dyn Fabric) {
     const LENGTH: usize = 16 << 10;
+    const WHOLE: u32 = 1000;
     let mut p = pair(fabric);
     let layout = Layout { length: LENGTH, buffers: 2 };
     let mut epochs = Epochs::new(layout, 1, 1, |arena| p.net.ends[1].transport.register(arena)).unwrap();
     let (region, length) = (epochs.region().0, epochs.length());
     let remote = p.net.ends[1].transport.authorise(p.b, region, 0, length, Rights::Read).unwrap();
-    let (mut version, mut random, mut values) = (0u16, Random(5), vec![0.0f32; LENGTH]);
-    let mut publish = |random: &mut Random| {
-        if version == 0 || version < 60_000 && random.below(4) == 0 {
-            version += 1;
-            values.fill(f32::from(version));
+    epochs.publish(0, &[1.0; LENGTH], 1, (0, 0));
+    // Reads that were posted, and whether there will be more.
+    let (posted, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let writer = || {
+        let (mut random, mut values, mut due) = (Random(5), vec![0.0f32; LENGTH], 0);
+        for version in 2u32..1 << 24 {
+            while posted.load(Ordering::Relaxed) < due {
+                if over.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::yield_now();
+            }
+            values.fill(version as f32);
             epochs.publish(0, &values, version.into(), (0, 0));
+            // Often at once: then the buffer that the head names is the one that is written.
+            due = posted.load(Ordering::Relaxed) + random.below(10).saturating_sub(4) as u64;
         }
     };
-    publish(&mut random);
-    let (mut whole, mut again, mut torn) = (0, 0, 0);
-    while whole < 1000 {
-        let head = |p: &mut Pair, at: usize| {
-            let local = p.net.ends[0].slice(at, HEAD);
-            p.net.read(0, p.a, Read { remote, offset: 0, local, context: 1 });
-            p.net.done(0, p.a);
-            Seen::decode(&p.net.ends[0].bytes(at, HEAD).try_into().unwrap())
-        };
-        let before = head(&mut p, 0);
-        let parts =
-            [(layout.stamp(before.epoch), HEAD, HEAD), (layout.value(before.epoch, 0), 4096, LENGTH * 4)];
-        for (offset, at, length) in parts {
-            let local = p.net.ends[0].slice(at, length);
-            p.net.read(0, p.a, Read { remote, offset, local, context: 2 });
-        }
-        let mut here = 0;
-        p.net.until("stamp and values", |net| {
-            publish(&mut random);
-            let done = |c: &windlass::transport::Completion| {
-                matches!(c, windlass::transport::Completion::Done { .. })
-            };
-            let seen = net.ends[0].seen.len();
-            net.ends[0].seen.retain(|c| !done(c));
-            here += seen - net.ends[0].seen.len();
-            here == 2
-        });
-        let after = head(&mut p, 2 * HEAD);
-        let stamp = p.net.ends[0].bytes(HEAD, HEAD).try_into().unwrap();
-        let read = p.net.ends[0].bytes(4096, LENGTH * 4);
-        let first: [u8; 4] = read[..4].try_into().unwrap();
-        let one_value = read.chunks_exact(4).all(|v| v == first);
-        torn += u32::from(!one_value);
-        match judge(&layout, (&before, &after), &stamp, (1, 0, LENGTH as u32)).unwrap() {
-            Judgement::Whole(version) => {
-                assert!(one_value && f32::from_le_bytes(first) == version as f32, "version {version}");
-                whole += 1;
+    std::thread::scope(|scope| {
+        scope.spawn(writer);
+        // However this ends, the writer does, too.
+        let _end = OnDrop(|| over.store(true, Ordering::Relaxed));
+        let read = |p: &mut Pair, parts: &[(u64, usize, usize)]| {
+            for (context, &(offset, at, length)) in (0..).zip(parts) {
+                let local = p.net.ends[0].slice(at, length);
+                p.net.read(0, p.a, Read { remote, offset, local, context });
+                posted.fetch_add(1, Ordering::Relaxed);
             }
-            Judgement::Again => again += 1,
+            for _ in parts {
+                p.net.done(0, p.a);
+            }
+        };
+        let head = |p: &mut Pair| {
+            read(p, &[(0, 0, HEAD)]);
+            Seen::decode(&p.net.ends[0].bytes(0, HEAD).try_into().unwrap())
+        };
+        let (mut whole, mut again, mut torn) = (0, 0, 0);
+        while whole < WHOLE || again == 0 {
+            let before = head(&mut p);
+            let (stamp, value) = (layout.stamp(before.epoch), layout.value(before.epoch, 0));
+            read(&mut p, &[(stamp, HEAD, HEAD), (value, 4096, LENGTH * 4)]);
+            let after = head(&mut p);
+            let stamp = p.net.ends[0].bytes(HEAD, HEAD).try_into().unwrap();
+            let values = p.net.ends[0].bytes(4096, LENGTH * 4);
+            let first: [u8; 4] = values[..4].try_into().unwrap();
+            let one_value = values.chunks_exact(4).all(|v| v == first);
+            torn += u32::from(!one_value);
+            match judge(&layout, (&before, &after), &stamp, (1, 0, LENGTH as u32)).unwrap() {
+                Judgement::Whole(version) => {
+                    assert!(one_value && f32::from_le_bytes(first) == version as f32, "version {version}");
+                    whole += 1;
+                }
+                Judgement::Again => again += 1,
+            }
+            assert!(again < 1_000_000, "{whole} whole, {again} read again");
         }
+        println!("{whole} whole, {again} read again, of which {torn} were torn");
+    });
+}
+
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        self.0();
     }
-    println!("{whole} whole, {again} read again, of which {torn} were torn");
-    assert!(again > 0, "the writer never came in between");
 }

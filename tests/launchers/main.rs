@@ -96,6 +96,17 @@ impl Launcher {
         assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".windlass")), "{left:?}");
     }
 
+    /// Measures pushes to the server, and the transport between the two workers: on each worker's rank the same command line.
+    pub fn bench(&self) {
+        for op in ["push", "write", "read"] {
+            let job = [WINDLASS, "run", "--servers", "1", "--", WINDLASS, "bench", op];
+            let short = ["--bytes", "64K", "--table-bytes", "1M", "--seconds", "0.2", "--json"];
+            let ended = self.run(&[&job[..], &short].concat()).expect(0);
+            let figures: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+            assert!(figures["op"] == op && figures["gbytes_per_second"].as_f64().unwrap() > 0.0, "{figures}");
+        }
+    }
+
     /// Ends `victim`, a process of a training that does not end by itself: everything ends soon, with a failure, and nothing is left.
     pub fn killed(&self, victim: impl Fn(&Process) -> i32) -> Ended {
         let job = ["run", "--servers", "2", "--", WINDLASS, "train", "lr", "--epochs", "1000000"];
@@ -126,7 +137,7 @@ pub fn leader(process: &Process) -> i32 {
 const RUN: [&str; 6] = [WINDLASS, "run", "--servers", "2", "--", WINDLASS];
 
 #[test]
-fn open_mpi_gives_the_same_bits() {
+fn open_mpi_gives_the_same_bits_and_is_measured() {
     if !wanted() {
         return;
     }
@@ -134,16 +145,18 @@ fn open_mpi_gives_the_same_bits() {
     Launcher::open_mpi("6", directory.path()).train(&RUN);
     // Each program with a command line of its own.
     Launcher::open_mpi("2", directory.path()).train(&[WINDLASS, "server", ":", "-n", "4", WINDLASS]);
+    Launcher::open_mpi("3", directory.path()).bench();
 }
 
 #[test]
-fn mpich_gives_the_same_bits() {
+fn mpich_gives_the_same_bits_and_is_measured() {
     if !wanted() {
         return;
     }
     let directory = scratch();
     Launcher::mpich("6", directory.path()).train(&RUN);
     Launcher::mpich("2", directory.path()).train(&[WINDLASS, "server", ":", "-n", "4", WINDLASS]);
+    Launcher::mpich("3", directory.path()).bench();
 }
 
 #[test]

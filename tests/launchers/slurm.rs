@@ -79,6 +79,17 @@ fn slurm_gives_the_same_bits_by_every_means() {
 }
 
 #[test]
+fn two_nodes_are_measured() {
+    if !wanted() {
+        return;
+    }
+    let (slurm, folder) = (Slurm::start(), scratch());
+    for mpi in ["--mpi=pmi2", "--mpi=pmix"] {
+        slurm.srun(&[mpi, "-N2", "-n3"], folder.path()).bench();
+    }
+}
+
+#[test]
 fn servers_are_spread_over_the_nodes() {
     if !wanted() {
         return;

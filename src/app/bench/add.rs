@@ -14,6 +14,7 @@ use crate::mem::Floats;
 /// Adds to place after place until the time is up, after a round that only warms up; then the table must hold the sums.
 pub fn measure(options: &Options) -> Result<Verdict> {
     options.check()?;
+    options.check_alone()?;
     let (floats, places) = ((options.payload_bytes() / 4) as usize, options.places());
     let ones = vec![1.0f32; floats];
     let mut table = vec![0.0f32; floats * places as usize];

@@ -6,7 +6,7 @@
 //! | `place` | where operation n goes, and what the table must hold after all of them |
 //! | `load` | one operation on a table |
 //! | `work` | a worker: fill, run against the clock, check |
-//! | `pair` | `write` and `read`: two transports, no server |
+//! | `pair` | `write` and `read`: two transports, no server; on one machine, or between the workers of a job |
 //! | `add` | what a server does to a push, without a network |
 //! | `latencies`, `report` | what is measured, and how it is printed |
 
@@ -41,5 +41,5 @@ pub fn work(options: &Options, environment: &Environment) -> Result<Verdict> {
 
 /// Measures the transport alone, between this process and another that it starts.
 pub fn pair(options: &Options, environment: &Environment) -> Result<Verdict> {
-    if options.responder { pair::respond(options, environment) } else { pair::measure(options, environment) }
+    pair::alone::run(options, environment)
 }

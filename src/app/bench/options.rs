@@ -18,9 +18,9 @@ use crate::types::{Aggregate, Consistency, NonFinite, OptimizerSpec, TableSpec, 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Op {
-    /// One-sided writes between two transports, without a server
+    /// One-sided writes between two transports, without a server; in a job between its two workers
     Write,
-    /// One-sided reads between two transports, without a server
+    /// One-sided reads, likewise
     Read,
     /// Adding to a dense table, which is what a server does to a push, in this process alone
     Add,
@@ -170,10 +170,10 @@ impl Options {
         if (self.op.is_transport() || self.op.is_local()) && self.wire != Wire::Fp32 {
             return Err(Error::config(format!("--wire with {}", self.op), "fp32", self.wire));
         }
-        let started = (self.servers, self.workers.unwrap_or(1), self.threads.unwrap_or(1));
-        if (self.op.is_transport() || self.op.is_local()) && started != (1, 1, 1) {
-            let given = format!("--servers, --workers, --threads with {}", self.op);
-            return Err(Error::config(given, "1, 1 and 1", format!("{started:?}")));
+        let started = (self.servers, self.threads.unwrap_or(1));
+        if (self.op.is_transport() || self.op.is_local()) && started != (1, 1) {
+            let given = format!("--servers, --threads with {}", self.op);
+            return Err(Error::config(given, "1 and 1", format!("{started:?}")));
         }
         if self.op.is_sparse() {
             if self.keys == 0 || u64::from(self.keys) > self.rows {
@@ -190,6 +190,17 @@ impl Options {
             }
         }
         if self.op.is_transport() { Ok(()) } else { self.spec().validate() }
+    }
+
+    /// And for `write`, `read` and `add` outside a job.
+    pub fn check_alone(&self) -> Result<()> {
+        match self.workers {
+            None | Some(1) => Ok(()),
+            Some(n) => {
+                let given = format!("--workers with {} outside a job", self.op);
+                Err(Error::config(given, "1", n))
+            }
+        }
     }
 
     /// Payload of one operation.

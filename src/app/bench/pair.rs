@@ -1,19 +1,22 @@
-//! The transport alone: this process writes into, or reads from, the memory of another that it starts.
+//! The transport alone: one process writes into, or reads from, the memory of another, without a server.
 //!
 //! ```text
-//!  this process                                        the responder, our own program again
-//!    Hello { key, address }        ── its stdin ──▶    connects
-//!    connects                      ◀── its stdout ──   Answer { address, region }
-//!    write … write                 ── transport ──▶    counts what came
-//!    records latencies             ◀── send ──         how many have come
-//!    send: how many there were     ── transport ──▶    looks at its memory
-//!    prints                        ◀── its stdout ──   Judged { wrong }
+//!  the one that measures                               the one that responds
+//!    Hello { nonce, address, task }  ── words ──▶        connects
+//!    connects                        ◀── words ──        Answer { address, region }
+//!    write … write                   ── transport ──▶    counts what came
+//!    records latencies               ◀── send ──         how many have come
+//!    send: how many there were       ── transport ──▶    looks at its memory
+//!    prints                          ◀── words ──        Judged { wrong }
 //! ```
 //! A write counts when the responder has said that it came, since a transport's `Done` only frees the source.
+//!
+//! Words go another way than what is measured: `alone` has a child process and its pipes, `job` two workers and a table.
+
+pub mod alone;
+pub mod job;
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,25 +28,48 @@ use super::latencies::Latencies;
 use super::options::{Op, Options};
 use super::place::{Walk, pattern};
 use super::report::{Figures, Report};
-use crate::config::{Environment, Network, Polling};
+use crate::config::{Network, Polling};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
-use crate::transport::park::park;
+use crate::proto::handshake::derive_endpoint_key;
+use crate::transport::choice::{self, Agreed};
+use crate::transport::park::{park, pause};
 use crate::transport::{
-    Completion, EndpointId, Message, Payload, Read, Refusal, SessionKey, Side, Transport, Write, choice,
+    Completion, EndpointId, Message, Payload, Read, Refusal, SessionKey, Side, Transport, Write,
 };
 
-/// After so much silence the other end counts as lost.
+/// After so much silence the other end counts as lost, unless it has more to do.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest sleep: a bound on how late a lost wake-up could be noticed.
+const NAP: Duration = Duration::from_secs(1);
 const BUDGET: usize = 256;
 /// Memory of this process that reads may fill at a time, in bytes.
 const READ_BYTES: u64 = 256 << 20;
 const PEER: &str = "the other end of the measurement";
 
+/// How the two speak with each other, beside the transport. They take turns.
+trait Words {
+    /// What both know and nobody else.
+    fn root(&self) -> &SessionKey;
+    fn say(&mut self, words: &str) -> Result<()>;
+    fn hear(&mut self) -> Result<String>;
+}
+
+fn say(to: &mut dyn Words, value: &impl Serialize) -> Result<()> {
+    let failed = |e| Error::io("encode", PEER, std::io::Error::other(e));
+    to.say(&serde_json::to_string(value).map_err(failed)?)
+}
+
+fn hear<T: DeserializeOwned>(from: &mut dyn Words) -> Result<T> {
+    let malformed = |e| Error::protocol(PEER, "words", "JSON of the expected fields", e);
+    serde_json::from_str(&from.hear()?).map_err(malformed)
+}
+
 #[derive(Serialize, Deserialize)]
 struct Hello {
-    key: SessionKey,
+    nonce: [u32; 8],
     address: Vec<u8>,
+    task: Task,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -57,6 +83,20 @@ struct Judged {
     wrong: u64,
 }
 
+/// What both have to be told alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Task {
+    op: String,
+    bytes: u64,
+    places: u64,
+}
+
+/// By what the two reach each other.
+struct Way<'a> {
+    network: &'a Network,
+    agreed: Agreed,
+}
+
 /// One end: a transport with one registered arena and one endpoint.
 struct End {
     transport: Box<dyn Transport>,
@@ -67,27 +107,35 @@ struct End {
     completions: Vec<Completion>,
     idle_since: Option<Instant>,
     heard: Instant,
+    /// After so much silence the other end counts as lost.
+    patience: Duration,
 }
 
 impl End {
     /// An end with `bytes` of memory, and its address.
-    fn new(network: &Network, side: Side, bytes: u64) -> Result<(End, Vec<u8>)> {
-        let kind = choice::offer(network)?.kinds[0];
-        let mut transport = choice::build(network, kind, side == Side::Passive)?;
+    fn new(way: &Way<'_>, side: Side, bytes: u64) -> Result<(End, Vec<u8>)> {
+        let mut transport = choice::build_agreed(way.network, way.agreed, side == Side::Passive)?;
         let arena = transport.memory().arena(bytes as usize)?;
         let region = transport.register(arena.clone())?;
         let (endpoint, address) = transport.open(side, PEER)?;
         let end = End {
             transport,
-            polling: network.polling,
+            polling: way.network.polling,
             arena,
             region,
             endpoint,
             completions: Vec::with_capacity(BUDGET),
             idle_since: None,
             heard: Instant::now(),
+            patience: PATIENCE,
         };
         Ok((end, address))
+    }
+
+    /// Begins to connect; what was said before took its own time.
+    fn connect(&mut self, address: &[u8], key: &SessionKey) -> Result<()> {
+        self.heard = Instant::now();
+        self.transport.connect(self.endpoint, address, key)
     }
 
     /// Waits until something has come.
@@ -99,15 +147,14 @@ impl End {
                 (self.idle_since, self.heard) = (None, now);
                 return Ok(());
             }
-            if now - self.heard > PATIENCE {
-                return Err(Error::Timeout { waited_for: PEER.to_owned(), after: PATIENCE });
+            if now - self.heard > self.patience {
+                return Err(Error::Timeout { waited_for: PEER.to_owned(), after: self.patience });
             }
-            let since = *self.idle_since.get_or_insert(now);
-            let spins = matches!(self.polling, Polling::Spin(time) if now - since < time);
-            if spins {
-                std::hint::spin_loop();
+            let idle = now - *self.idle_since.get_or_insert(now);
+            if matches!(self.polling, Polling::Spin(time) if idle < time) {
+                pause(idle);
             } else if self.transport.arm() {
-                park(&[self.transport.waitable()], PATIENCE)?;
+                park(&[self.transport.waitable()], NAP)?;
             }
         }
     }
@@ -156,6 +203,11 @@ fn fresh_key() -> Result<SessionKey> {
     Ok(key)
 }
 
+/// The key of the two endpoints: the nonce makes it another one each time.
+fn endpoint_key(root: &SessionKey, nonce: &[u32]) -> SessionKey {
+    derive_endpoint_key(root, "bench", nonce)
+}
+
 fn lost(reason: Option<Error>) -> Error {
     let reason = reason.map_or("closed".to_owned(), |r| r.to_string());
     Error::PeerLost { peer: PEER.to_owned(), reason }
@@ -169,25 +221,6 @@ fn number(message: &Message) -> Result<u64> {
     let bytes = message.bytes().try_into();
     let bytes = bytes.map_err(|_| Error::protocol(PEER, "message", "8 bytes", message.bytes().len()))?;
     Ok(u64::from_le_bytes(bytes))
-}
-
-fn say_line(to: &mut impl std::io::Write, value: &impl Serialize) -> Result<()> {
-    let write = |to: &mut dyn std::io::Write| -> std::io::Result<()> {
-        let line = serde_json::to_string(value)?;
-        writeln!(to, "{line}")?;
-        to.flush()
-    };
-    write(to).map_err(|e| Error::io("write", PEER, e))
-}
-
-fn hear_line<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<T> {
-    let mut line = String::new();
-    let got = from.read_line(&mut line).map_err(|e| Error::io("read", PEER, e))?;
-    if got == 0 {
-        let reason = "it ended before it answered".to_owned();
-        return Err(Error::PeerLost { peer: PEER.to_owned(), reason });
-    }
-    serde_json::from_str(&line).map_err(|e| Error::protocol(PEER, "line", "JSON of the expected fields", e))
 }
 
 /// Operations may be posted `window` deep; where they go.
@@ -209,6 +242,10 @@ impl Course {
         Course { op: options.op, bytes, places, walk: Walk::new(0, 1, places), window }
     }
 
+    fn task(&self) -> Task {
+        Task { op: self.op.to_string(), bytes: self.bytes, places: self.places }
+    }
+
     fn offset(&self, n: u64) -> u64 {
         self.walk.place(n) * self.bytes
     }
@@ -228,27 +265,23 @@ impl Course {
     }
 }
 
-/// The process that measures.
-pub fn measure(options: &Options, environment: &Environment) -> Result<Verdict> {
-    options.check()?;
+/// The one that measures.
+fn measure(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Verdict> {
     let course = Course::new(options);
-    let network = options.node.network.network(environment, 2)?;
-    let offer = choice::offer(&network)?;
-    choice::warn_of_fallback(&network, offer.kinds[0], &offer.lacks);
-    let mut responder = Responder::start()?;
     let local = if course.op == Op::Read { course.window * course.bytes } else { course.bytes };
-    let (mut end, address) = End::new(&network, Side::Active, local)?;
+    let (mut end, address) = End::new(way, Side::Active, local)?;
     let most = end.transport.caps().max_write as u64;
     if course.bytes > most {
         let expected = format!("at most {most} for this transport");
         return Err(Error::config("--bytes", expected, course.bytes));
     }
-    let transport = end.transport.caps().describe();
-    let key = fresh_key()?;
-    say_line(&mut responder.stdin, &Hello { key, address })?;
-    let answer: Answer = hear_line(&mut responder.stdout)?;
-    end.transport.connect(end.endpoint, &answer.address, &key)?;
+    let nonce: [u32; 8] = bytemuck::cast(fresh_key()?);
+    say(words, &Hello { nonce, address, task: course.task() })?;
+    let answer: Answer = hear(words)?;
+    end.connect(&answer.address, &endpoint_key(words.root(), &nonce))?;
     end.until_connected()?;
+    let transport = end.transport.caps().describe();
+    tracing::info!("bench: connected by {transport}");
     let remote = RemoteRegion::decode(&answer.region)
         .ok_or_else(|| Error::protocol(PEER, "region", "a region", "malformed bytes"))?;
     for j in 0..course.elements() {
@@ -259,7 +292,7 @@ pub fn measure(options: &Options, environment: &Environment) -> Result<Verdict> 
     race.latencies = Latencies::new();
     let before = race.done;
     let took = race.run(options.duration())?;
-    let wrong = race.end(&mut responder)?;
+    let wrong = race.end(words)?;
     let figures = Figures {
         transport,
         workers: 1,
@@ -413,7 +446,7 @@ impl Race<'_> {
     }
 
     /// Ends the measurement; gives how many elements are wrong.
-    fn end(&mut self, responder: &mut Responder) -> Result<u64> {
+    fn end(&mut self, words: &mut dyn Words) -> Result<u64> {
         if self.course.op == Op::Read {
             for n in self.done.saturating_sub(self.course.window)..self.done {
                 self.look_at(n, 0, self.course.elements());
@@ -421,47 +454,21 @@ impl Race<'_> {
         }
         // Nothing is under way, so there is room.
         self.end.tell(self.done)?;
-        let judged: Judged = hear_line(&mut responder.stdout)?;
+        let judged: Judged = hear(words)?;
         Ok(self.wrong + judged.wrong)
     }
 }
 
-/// The other process. It ends by itself when the connection does.
-struct Responder {
-    process: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Responder {
-    fn start() -> Result<Responder> {
-        let failed = |e| Error::io("start", PEER, e);
-        let exe = std::env::current_exe().map_err(failed)?;
-        let mut command = Command::new(exe);
-        command.args(std::env::args_os().skip(1)).arg("--responder");
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
-        match (process.stdin.take(), process.stdout.take()) {
-            (Some(stdin), Some(stdout)) => Ok(Responder { process, stdin, stdout: BufReader::new(stdout) }),
-            _ => Err(failed(std::io::ErrorKind::BrokenPipe.into())),
-        }
-    }
-}
-
-impl Drop for Responder {
-    fn drop(&mut self) {
-        // Whatever happened, nothing of it is needed any more.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// The process that is written to or read from.
-pub fn respond(options: &Options, environment: &Environment) -> Result<Verdict> {
-    options.check()?;
+/// The one that is written to or read from.
+fn respond(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Verdict> {
     let course = Course::new(options);
-    let network = options.node.network.network(environment, 2)?;
-    let (mut end, address) = End::new(&network, Side::Passive, course.remote_bytes())?;
-    let hello: Hello = hear_line(&mut std::io::stdin().lock())?;
+    let (mut end, address) = End::new(way, Side::Passive, course.remote_bytes())?;
+    let hello: Hello = hear(words)?;
+    if hello.task != course.task() {
+        let reason =
+            format!("it measures {:?}, this end {:?}: give both the same options", hello.task, course.task());
+        return Err(Error::Refused { peer: PEER.to_owned(), reason });
+    }
     let rights = if course.op == Op::Read { Rights::Read } else { Rights::Write };
     let length = course.remote_bytes() as usize;
     let region = end.transport.authorise(end.endpoint, end.region, 0, length, rights)?;
@@ -470,11 +477,16 @@ pub fn respond(options: &Options, environment: &Environment) -> Result<Verdict> 
             end.arena.copy_in(i as usize * 4, &pattern(i).to_le_bytes());
         }
     }
-    end.transport.connect(end.endpoint, &hello.address, &hello.key)?;
-    say_line(&mut std::io::stdout(), &Answer { address, region: region.encode().to_vec() })?;
+    let key = endpoint_key(words.root(), &hello.nonce);
+    end.connect(&hello.address, &key)?;
+    say(words, &Answer { address, region: region.encode().to_vec() })?;
+    if course.op == Op::Read {
+        // Whoever is read from hears nothing meanwhile.
+        end.patience += 2 * options.duration();
+    }
     let total = serve(&mut end)?;
     let wrong = if course.op == Op::Write { unwritten(&end, &course, total) } else { 0 };
-    say_line(&mut std::io::stdout(), &Judged { wrong })?;
+    say(words, &Judged { wrong })?;
     Ok(Verdict::Right)
 }
 
@@ -484,12 +496,14 @@ fn serve(end: &mut End) -> Result<u64> {
     loop {
         end.wait()?;
         let mut ended = None;
+        let caps = end.transport.caps();
         for completion in end.completions.drain(..) {
             match completion {
                 Completion::Written { .. } | Completion::Lent { .. } => come += 1,
                 Completion::Received { message, .. } => ended = Some(number(&message)?),
                 Completion::Closed { reason, .. } => return Err(lost(reason)),
-                Completion::Connected { .. } | Completion::Done { .. } => {}
+                Completion::Connected { .. } => tracing::info!("bench: connected by {}", caps.describe()),
+                Completion::Done { .. } => {}
             }
         }
         if let Some(total) = ended {

@@ -7,6 +7,7 @@ use super::Verdict;
 use super::latencies::{BUCKETS, Latencies};
 use super::load::{Load, Wrong};
 use super::options::Options;
+use super::pair;
 use super::place::Walk;
 use super::report::{Figures, Report};
 use crate::client::{Client, Ticket};
@@ -24,8 +25,13 @@ pub fn run(options: &Options, environment: &Environment) -> Result<Verdict> {
     options.check()?;
     let settings = options.settings(environment)?;
     let config = options.node.client(&settings, options.rank, options.workers)?;
+    let (network, secret) = (config.network.clone(), config.secret.clone());
     let client = Client::connect(config)?;
-    match Worker::new(&client, options).and_then(Worker::run) {
+    let measured = match options.op.is_transport() {
+        true => pair::job::run(&client, options, &network, &secret),
+        false => Worker::new(&client, options).and_then(Worker::run),
+    };
+    match measured {
         Ok(verdict) => client.finalize().map(|()| verdict),
         Err(error) => {
             // The others are told why, and not only that a link closed.

@@ -1,6 +1,6 @@
 //! The engine's turn: completions in, what waits out, lost endpoints opened anew.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Accepted, Asked, BUDGET, Engine};
 use crate::client::frame::{Outgoing, Owner};
@@ -216,19 +216,15 @@ impl Engine {
         }
     }
 
-    /// Whether a waiter has spun long enough and nothing has come meanwhile.
-    pub fn may_sleep(&mut self, idle_since: &mut Option<Instant>, now: Instant) -> bool {
-        if let Polling::Spin(time) = self.polling
-            && now.duration_since(*idle_since.get_or_insert(now)) < time
-        {
-            std::hint::spin_loop();
-            return false;
-        }
-        self.transport.arm()
+    /// For how long a waiter has found nothing, while it has not spun long enough yet.
+    pub fn spins(&self, idle_since: &mut Option<Instant>, now: Instant) -> Option<Duration> {
+        let Polling::Spin(time) = self.polling else { return None };
+        let idle = now.duration_since(*idle_since.get_or_insert(now));
+        (idle < time).then_some(idle)
     }
 
-    /// Whether a thread that never spins may sleep.
-    pub fn may_sleep_at_once(&mut self) -> bool {
+    /// Whether a thread that does not spin, or no more, may sleep: nothing has come meanwhile.
+    pub fn may_sleep(&mut self) -> bool {
         self.transport.arm()
     }
 

@@ -10,7 +10,8 @@
 //! reply which clocks are closed, so it does not read before it has heard of the clock that it needs. A table with a
 //! quorum closes its clocks earlier than that tells, so of such a table it reads at once.
 //!
-//! Under Ssp and Asp a pull sees its worker's own earlier pushes: it only reads when all of these were taken.
+//! Under Ssp and Asp a pull sees its worker's own earlier pushes where each update is published (`every` = 1): it only reads when all of
+//! these were taken.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

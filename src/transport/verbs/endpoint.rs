@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::cq::{CompletionQueue, Status, Work, WorkId};
 use super::device::{Context, Port};
 use super::memory::{Domain, Region};
+use super::post::Fence;
 use super::qp::{self, Piece, QueuePair, SendRequest, Settings, Verb};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
@@ -125,8 +126,7 @@ pub(super) struct Endpoint {
     pub(super) unsignalled: u32,
     /// Whether a payload waits for a signal that no posted operation carries.
     pub(super) holding: bool,
-    /// Whether a read is not yet fenced off from what follows it.
-    pub(super) fence: bool,
+    pub(super) fence: Fence,
     /// Receive buffers that the device has.
     pub(super) posted: u32,
     /// Receive buffers to be posted again.
@@ -162,7 +162,7 @@ impl Endpoint {
             next: 0,
             unsignalled: 0,
             holding: false,
-            fence: false,
+            fence: Fence::default(),
             posted: 0,
             returned: Vec::with_capacity(shared.receives as usize),
         };
@@ -465,7 +465,7 @@ impl Endpoint {
     fn again(&mut self, shared: &Shared, greeting: Greeting) -> Result<()> {
         self.qp.reset()?;
         self.operations.clear();
-        (self.unsignalled, self.holding, self.fence) = (0, false, false);
+        (self.unsignalled, self.holding, self.fence) = (0, false, Fence::default());
         self.prepare(shared)?;
         self.greet(shared, greeting)
     }

@@ -95,6 +95,19 @@ impl SendRequest {
     fn length(&self) -> u32 {
         self.pieces.iter().map(|p| p.length).sum()
     }
+
+    /// Its flags on a queue pair that takes so many bytes inside a request.
+    fn flags(&self, inline: u32) -> u32 {
+        let within = self.verb != Verb::Read && (1..=inline).contains(&self.length());
+        [
+            (self.signalled, ibv_send_flags::IBV_SEND_SIGNALED),
+            (self.fenced, ibv_send_flags::IBV_SEND_FENCE),
+            (within, ibv_send_flags::IBV_SEND_INLINE),
+        ]
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(0, |flags, (_, flag)| flags | flag.0)
+    }
 }
 
 /// Where a queue pair stands: see the head of this file. A device enters `Error` by itself, too, at the first failure.
@@ -337,17 +350,7 @@ impl QueuePair {
         wr.imm_data_invalidated_rkey_union =
             imm_data_invalidated_rkey_union_t { imm_data: imm.unwrap_or(0).to_be() };
         wr.wr = wr_t { rdma: rdma_t { remote_addr: request.remote.0, rkey: request.remote.1 } };
-        let mut flags = 0;
-        if request.signalled {
-            flags |= ibv_send_flags::IBV_SEND_SIGNALED.0;
-        }
-        if request.fenced {
-            flags |= ibv_send_flags::IBV_SEND_FENCE.0;
-        }
-        if request.verb != Verb::Read && request.length() > 0 && request.length() <= self.inline {
-            flags |= ibv_send_flags::IBV_SEND_INLINE.0;
-        }
-        wr.send_flags = flags;
+        wr.send_flags = request.flags(self.inline);
     }
 
     /// Posts at most [`BATCH`] receive buffers.
@@ -420,6 +423,7 @@ mod tests {
     use super::*;
     use crate::config::Rdma;
     use crate::transport::Side;
+    use crate::transport::verbs::cq::Work;
     use crate::transport::verbs::device::available;
 
     const ALL: [State; 5] = [Reset, Init, ReadyToReceive, ReadyToSend, Error];
@@ -439,6 +443,29 @@ mod tests {
                 assert_eq!(from.may_become(to), allowed, "{from:?} to {to:?}");
             }
         }
+    }
+
+    #[test]
+    fn flags_are_those_that_were_asked_for() {
+        let [signalled, fence, inline] = [
+            ibv_send_flags::IBV_SEND_SIGNALED.0,
+            ibv_send_flags::IBV_SEND_FENCE.0,
+            ibv_send_flags::IBV_SEND_INLINE.0,
+        ];
+        let request = |verb, signalled, fenced, length| SendRequest {
+            id: WorkId { work: Work::Send, index: 0, generation: 0, sequence: 0 },
+            verb,
+            pieces: [Piece::default(), Piece { address: 0, length, key: 0 }],
+            remote: (0, 0),
+            signalled,
+            fenced,
+        };
+        let write = Verb::Write(Some(1));
+        assert_eq!(request(write, false, false, 65).flags(64), 0);
+        assert_eq!(request(write, true, false, 64).flags(64), signalled | inline);
+        assert_eq!(request(write, false, true, 64).flags(0), fence);
+        assert_eq!(request(write, true, true, 0).flags(64), signalled | fence);
+        assert_eq!(request(Verb::Read, true, false, 8).flags(64), signalled);
     }
 
     /// Two queue pairs of one port, each with its address.
