@@ -344,13 +344,13 @@ mod tests {
 
     #[test]
     fn a_range_of_ports_is_used_up_and_then_refused() {
-        let ip = IpAddr::from([127, 0, 0, 1]);
-        let first = listen(ip, None).unwrap();
+        let on = |ports| listen(&TcpConfig { ports, ..TcpConfig::default() });
+        let first = on(None).unwrap();
         let port = first.local_addr().unwrap().port();
-        let error = listen(ip, Some(&(port..=port))).unwrap_err();
+        let error = on(Some(port..=port)).unwrap_err();
         assert!(error.to_string().contains(&port.to_string()), "{error}");
         #[allow(clippy::reversed_empty_ranges)]
         let empty = 2..=1;
-        assert!(listen(ip, Some(&empty)).is_err());
+        assert!(on(Some(empty)).is_err());
     }
 }

@@ -72,7 +72,7 @@ fn socket_options_are_set_or_refused_by_name() {
     let with = |change: &dyn Fn(&mut TcpConfig)| {
         let mut config = TcpConfig::default();
         change(&mut config);
-        Tcp::new(config).map(|tcp| tcp.caps().detail)
+        Tcp::new(config).map(|tcp| tcp.caps().detail.clone())
     };
     assert!(with(&|c| c.buffer = Some(65_536)).unwrap().contains("buffers of 65536 bytes"));
     let error = with(&|c| c.buffer = Some(u32::MAX >> 1)).unwrap_err().to_string();
