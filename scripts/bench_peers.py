@@ -11,6 +11,9 @@ def measures(measure):
     def allreduce(mib, transport, bare):
         """Two workers push, and pull the sum into buffers of their own: what an allreduce does. Figures are of one rank."""
         job = f"push-pull --workers 2 --consistency bsp --window 1 --bytes {mib}M --table-bytes {mib}M --transport {transport}"
+        if transport == "shm":
+            # As many threads at work as an allreduce of two ranks has.
+            job += " --threads 2"
         mpi = Allreduce(mib * MIB, transport, bar=">= 1.5" if transport == "shm" else None)
         gloo = Python("torch", "gloo.py", f"--bytes {mib * MIB}")
         return measure(f"allreduce {mib}M over {transport}", ours(job, scale=0.5), *bare, mpi, gloo)

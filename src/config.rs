@@ -5,6 +5,7 @@ mod limits;
 mod pin;
 pub mod rdma;
 pub mod settings;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +24,7 @@ pub use limits::{
 pub use pin::{MAX_CPUS, Pin, ranges};
 pub use rdma::Rdma;
 pub use settings::Setting;
+pub use sockets::Sockets;
 
 /// Variables that the launcher sets for the processes of a job, and that a user may set by hand.
 pub mod variable {
@@ -473,6 +475,8 @@ pub struct Network {
     pub advertise: Option<SocketAddr>,
     /// How RDMA devices are used.
     pub rdma: Rdma,
+    /// How TCP sockets are set up.
+    pub sockets: Sockets,
     /// A peer that is silent for so long is lost.
     pub peer_timeout: Duration,
     /// A lost data connection is opened anew for so long before its peer counts as lost.
@@ -491,6 +495,7 @@ impl Default for Network {
             ports: None,
             advertise: None,
             rdma: Rdma::default(),
+            sockets: Sockets::default(),
             peer_timeout: Duration::from_secs(10),
             reconnect_timeout: Duration::from_secs(10),
             polling: Polling::Block,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::limits::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, DEFAULT_WAIT_TIMEOUT};
 use super::rdma::{Devices, Mtu, Rdma, Switch};
 use super::{
-    Environment, LinkLimits, Network, Pin, PollChoice, Progress, PullMode, ServerLimits, TransportChoice,
-    WorkerLimits, parse_bytes,
+    Environment, LinkLimits, Network, Pin, PollChoice, Progress, PullMode, ServerLimits, Sockets,
+    TransportChoice, WorkerLimits, parse_bytes,
 };
 use crate::error::{Error, Result};
 
@@ -243,6 +243,12 @@ settings! {
         "Seconds in which a lost data connection is opened anew before its peer counts as lost"
         PAYLOAD_BYTES, "BYTES", Kind::Bytes(ServerLimits::LEAST_PAYLOAD..=ServerLimits::MOST_PAYLOAD), ServerLimits::default().payload_bytes;
         "Longest body of one request, which is the size of a slot and of a worker's buffers"
+        TCP_ZEROCOPY, "on|off", Kind::Word(|text| text.parse::<Switch>().map(drop)), Sockets::default().zerocopy;
+        "Whether the kernel sends long bodies to other hosts from where they lie (MSG_ZEROCOPY)"
+        TCP_BUSY_POLL, "MICROSECONDS", Kind::Count(Sockets::BUSY_POLL), Sockets::default().busy_poll;
+        "How long a call on a TCP socket that finds nothing asks the network card itself (SO_BUSY_POLL)"
+        TCP_BUFFER, "BYTES", Kind::Choice(Sockets::BUFFER), AUTO;
+        "Bytes of each TCP socket's send and receive buffer, or auto: the kernel's own growing ones"
     }
     /// What every process of a job has that takes or makes control links, the Coordinator included.
     LINK {

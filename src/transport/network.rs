@@ -2,7 +2,7 @@
 
 use super::{cpus, interface};
 use crate::config::{
-    Environment, LinkLimits, Network, PollChoice, Polling, Rdma, parse_ports, settings, variable,
+    Environment, LinkLimits, Network, PollChoice, Polling, Rdma, Sockets, parse_ports, settings, variable,
 };
 use crate::error::{Error, Result};
 
@@ -25,6 +25,7 @@ pub fn from_environment(environment: &Environment, own_pollers: usize) -> Result
         interface,
         ports: environment.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?,
         rdma: Rdma::from_environment(environment)?,
+        sockets: Sockets::from_environment(environment)?,
         peer_timeout: environment.seconds(&settings::PEER_TIMEOUT)?,
         reconnect_timeout: environment.seconds(&settings::RECONNECT_TIMEOUT)?,
         polling: Polling::chosen(poll, pollers, cpus::allowed_count()),

@@ -62,6 +62,11 @@ mod on_tcp_over_ipv6 {
     all_cases!(crate::tcp::Loopback::v6());
 }
 
+/// With long bodies that the kernel sends from where they lie, until it says that it copied them.
+mod on_tcp_zero_copy {
+    all_cases!(crate::tcp::Loopback::lending());
+}
+
 mod on_shm {
     all_cases!(Some(crate::shm::Loopback { shown: true }));
 }

@@ -5,11 +5,23 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::config::Network;
+use crate::config::rdma::Switch;
 use crate::error::{Error, Result};
 
 /// Times that make sense; the kernel takes no keepalive above 32767 s.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(12 * 3600);
+
+/// To whom the kernel may send long bodies from where they lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lending {
+    /// To nobody: it copies them.
+    Never,
+    /// To peers on other hosts, until it says of a connection that it copied after all.
+    ToOthers,
+    /// To all, whatever it says: over loopback it always copies. For tests.
+    Always,
+}
 
 /// Settings of one TCP transport.
 #[derive(Debug, Clone)]
@@ -34,11 +46,17 @@ pub struct TcpConfig {
     pub connect_timeout: Duration,
     /// How long a peer's host may leave us without an answer before it counts as lost.
     pub lost_after: Duration,
+    /// To whom long bodies are sent from where they lie.
+    pub lending: Lending,
+    /// Microseconds of SO_BUSY_POLL; 0 for none.
+    pub busy_poll: u32,
+    /// Bytes of SO_SNDBUF and SO_RCVBUF.
+    pub buffer: Option<u32>,
 }
 
 impl TcpConfig {
     /// The defaults: 256 operations, 256 MiB per write, 256 pending connections, 5 s to authenticate, 10 s to connect, 10 s
-    /// of silence.
+    /// of silence; bodies are copied, buffers the kernel's.
     pub fn new(bind: IpAddr, listen: bool) -> TcpConfig {
         TcpConfig {
             bind,
@@ -51,6 +69,9 @@ impl TcpConfig {
             preamble_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(10),
             lost_after: Duration::from_secs(10),
+            lending: Lending::Never,
+            busy_poll: 0,
+            buffer: None,
         }
     }
 
@@ -64,6 +85,12 @@ impl TcpConfig {
             max_pending: network.limits.strangers,
             preamble_timeout: network.limits.handshake_timeout,
             connect_timeout: network.limits.dial_timeout,
+            lending: match network.sockets.zerocopy {
+                Switch::On => Lending::ToOthers,
+                Switch::Off => Lending::Never,
+            },
+            busy_poll: network.sockets.busy_poll,
+            buffer: network.sockets.buffer,
             ..TcpConfig::new(network.interface, listen)
         }
     }

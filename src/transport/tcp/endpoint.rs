@@ -11,8 +11,11 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 
+use super::config::Lending;
 use super::dial::Dialer;
+use super::lent::Lent;
 use super::rx::Rx;
+use super::socket;
 use super::tx::Tx;
 use crate::error::Error;
 use crate::mem::RegionId;
@@ -38,11 +41,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, depth: usize) -> Connection {
+    /// `lending` is to this peer.
+    pub fn new(stream: TcpStream, depth: usize, lending: Lending) -> Connection {
+        let allowed = lending != Lending::Never && socket::allow_lending(stream.as_raw_fd()).is_ok();
+        let lent = allowed.then(|| Lent::new(lending == Lending::Always));
         Connection {
             stream,
             rx: Rx::new(),
-            tx: Tx::new(depth),
+            tx: Tx::new(depth, lent),
             reads: VecDeque::new(),
             next_read: 0,
             in_rx: false,
@@ -54,6 +60,15 @@ impl Connection {
 
     pub fn fd(&self) -> i32 {
         self.stream.as_raw_fd()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Else the kernel would go on sending from memory that has new owners.
+        if self.tx.has_lent() {
+            socket::break_off(self.fd());
+        }
     }
 }
 

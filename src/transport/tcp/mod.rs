@@ -24,13 +24,14 @@ mod config;
 mod dial;
 mod endpoint;
 mod frame;
+mod lent;
 mod post;
 mod progress;
 mod rx;
 mod socket;
 mod tx;
 
-pub use config::TcpConfig;
+pub use config::{Lending, TcpConfig};
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -101,9 +102,9 @@ impl Tcp {
         let fd = timer.as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE).map_err(register)?;
         let (mut listener, mut local) = (None, None);
-        let mut detail = format!("congestion control {}", socket::congestion(config.bind)?);
+        let mut detail = socket::probe(&config)?;
         if config.listen {
-            let mut l = socket::listen(config.bind, config.ports.as_ref())?;
+            let mut l = socket::listen(&config)?;
             let address = l.local_addr().map_err(|e| Error::io("getsockname", config.bind, e))?;
             poll.registry().register(&mut l, LISTENER, Interest::READABLE).map_err(register)?;
             detail = format!("{address}, {detail}");
@@ -163,7 +164,7 @@ impl Tcp {
             let found = format!("{} bytes", address.len());
             return Err(Error::protocol(&endpoint.peer, "address", expected, found));
         };
-        let stream = socket::dial(address, self.config.lost_after)
+        let stream = socket::dial(address, &self.config)
             .map_err(|e| Error::io("connect", format!("{} at {address}", endpoint.peer), e))?;
         let until = Instant::now() + self.config.connect_timeout;
         let mut dialer = Box::new(Dialer::new(stream, address, remote, key, until)?);

@@ -10,6 +10,7 @@ use mio::{Events, Interest, Token};
 use socket2::SockRef;
 
 use super::accept::{GRACE, Progress};
+use super::config::Lending;
 use super::endpoint::{Connection, State};
 use super::rx::{Context, Turn};
 use super::tx::Pumped;
@@ -87,7 +88,11 @@ impl Tcp {
         match &mut endpoint.state {
             State::Dialing(_) => self.advance_dial(index),
             State::Connected(connection) => {
-                connection.ending |= event.is_read_closed() || event.is_error();
+                let (id, fd, outbox) = (endpoint.id, connection.stream.as_raw_fd(), &mut self.outbox);
+                let done = |context| outbox.push_back(Completion::Done { endpoint: id, context });
+                // What the kernel says of lent bodies comes as an error, too.
+                let said = event.is_error() && connection.tx.hear(fd, done).unwrap_or(false);
+                connection.ending |= event.is_read_closed() || (event.is_error() && !said);
                 if event.is_writable() {
                     connection.tx.blocked = false;
                 }
@@ -217,7 +222,12 @@ impl Tcp {
         if let Ok(address) = stream.peer_addr() {
             endpoint.peer = format!("{} at {address}", endpoint.peer);
         }
-        endpoint.state = State::Connected(Connection::new(stream, self.config.queue_depth));
+        let lending = match self.config.lending {
+            // Over loopback the kernel copies in any case.
+            Lending::ToOthers if !socket::other_host(&stream) => Lending::Never,
+            lending => lending,
+        };
+        endpoint.state = State::Connected(Connection::new(stream, self.config.queue_depth, lending));
         self.outbox.push_back(Completion::Connected { endpoint: endpoint.id });
         self.clock_stale = true;
         // Frames may have arrived together with the end of the preamble.
@@ -258,7 +268,7 @@ impl Tcp {
                 // No descriptors or no memory, most likely.
                 Err(_) => return self.stall(),
             };
-            if socket::set_options(&SockRef::from(&stream), self.config.lost_after).is_err() {
+            if socket::set_options(&SockRef::from(&stream), &self.config).is_err() {
                 continue;
             }
             if let Some((place, stream)) = self.lobby.enter(stream, now, self.config.preamble_timeout)

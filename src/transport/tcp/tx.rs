@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::frame::{FRAME, Frame};
-use super::socket::{self, NO_PART, Part};
+use super::lent::{self, Lent};
+use super::socket::{self, How, NO_PART, Part};
 use crate::mem::{RegionId, RegionSlice};
 use crate::transport::{HEADER, MAX_SEND, Message, Payload};
 
@@ -28,8 +29,9 @@ pub(super) enum Origin {
     Answer(u32),
 }
 
+/// A frame with all that it needs until the kernel has done with it.
 #[derive(Debug)]
-struct Item {
+pub(super) struct Item {
     head: [u8; HEAD],
     head_length: usize,
     body: Option<RegionSlice>,
@@ -54,7 +56,11 @@ impl Item {
     }
 
     fn length(&self) -> usize {
-        self.head_length + self.body.as_ref().map_or(0, |b| b.length)
+        self.head_length + self.body_length()
+    }
+
+    fn body_length(&self) -> usize {
+        self.body.as_ref().map_or(0, |b| b.length)
     }
 }
 
@@ -77,39 +83,69 @@ pub(super) struct Tx {
     sent: usize,
     posted: usize,
     answers: usize,
+    /// Whether long bodies are lent to the kernel, and what it has; `None` where it copies all.
+    lent: Option<Lent<Item>>,
+    /// A part of the front item was lent.
+    lends_front: bool,
     /// The socket took less than it was offered and has not become writable since.
     pub blocked: bool,
 }
 
 impl Tx {
-    /// An empty queue.
-    pub fn new(depth: usize) -> Tx {
-        Tx { items: VecDeque::with_capacity(depth.min(64)), sent: 0, posted: 0, answers: 0, blocked: false }
+    /// An empty queue; with `lent` the socket allows long bodies to be lent.
+    pub fn new(depth: usize, lent: Option<Lent<Item>>) -> Tx {
+        Tx {
+            items: VecDeque::with_capacity(depth.min(64)),
+            sent: 0,
+            posted: 0,
+            answers: 0,
+            lent,
+            lends_front: false,
+            blocked: false,
+        }
     }
 
-    /// Frames that the caller posted and the kernel does not have.
+    /// Frames that the caller posted and the kernel has not done with.
     pub fn posted(&self) -> usize {
         self.posted
     }
 
-    /// Answers to the peer's reads that the kernel does not have.
+    /// Answers to the peer's reads that the kernel has not done with.
     pub fn answers(&self) -> usize {
         self.answers
     }
 
-    /// Whether nothing waits.
+    /// Whether nothing waits to be sent.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// Whether an answer from this grant waits or is half sent.
+    /// Whether an answer from this grant waits, is half sent, or lent.
     pub fn answers_from(&self, key: u32) -> bool {
-        self.answers > 0 && self.items.iter().any(|i| i.origin == Origin::Answer(key))
+        self.answers > 0 && self.held().any(|i| i.origin == Origin::Answer(key))
     }
 
-    /// Whether a body in this region waits or is half sent.
+    /// Whether a body in this region waits, is half sent, or lent.
     pub fn sends_from(&self, region: RegionId) -> bool {
-        self.items.iter().any(|i| i.body.as_ref().is_some_and(|b| b.region == region))
+        self.held().any(|i| i.body.as_ref().is_some_and(|b| b.region == region))
+    }
+
+    /// Whether the kernel may still read bodies that it was lent.
+    pub fn has_lent(&self) -> bool {
+        self.lent.as_ref().is_some_and(|lent| !lent.is_empty())
+    }
+
+    /// Takes what the kernel says of bodies that it was lent, and calls `done` as [`Tx::pump`] does; whether it said anything.
+    pub fn hear(&mut self, fd: RawFd, mut done: impl FnMut(u64)) -> io::Result<bool> {
+        let Some(lent) = &mut self.lent else { return Ok(false) };
+        let heard = lent.hear(fd)?;
+        self.take_back(&mut done);
+        Ok(heard)
+    }
+
+    /// All frames that are not done.
+    fn held(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().chain(self.lent.iter().flat_map(Lent::iter))
     }
 
     /// Queues a write. `frame` says its length.
@@ -143,10 +179,11 @@ impl Tx {
         self.push(Item::new(frame, &[], Some(bytes), None, Origin::Answer(key)));
     }
 
-    /// Offers the kernel one turn of bytes, and calls `done` with the context of each write that it has wholly.
+    /// Offers the kernel one turn of bytes, and calls `done` with the context of each write that it has wholly, and has done with.
     pub fn pump(&mut self, fd: RawFd, mut done: impl FnMut(u64)) -> io::Result<Pumped> {
         match self.items.len() {
             0 => Ok(Pumped::Empty),
+            _ if self.items.front().is_some_and(|front| self.lends(front)) => self.lend(fd, &mut done),
             n if 2 * n <= FEW => self.offer::<FEW>(fd, &mut done),
             _ => self.offer::<MANY>(fd, &mut done),
         }
@@ -157,7 +194,13 @@ impl Tx {
         let count = self.gather(&mut parts);
         // SAFETY: `gather` made the parts from heads, which stay in the queue untouched during the call, and from region
         // slices, whose arenas the queued items keep alive and whose range was checked when they were posted.
-        match unsafe { socket::send(fd, &mut parts[..count]) } {
+        let sent = unsafe { socket::send(fd, &mut parts[..count], How::Now) };
+        self.took(sent, done)
+    }
+
+    /// What a call that sent came to.
+    fn took(&mut self, sent: io::Result<usize>, done: &mut impl FnMut(u64)) -> io::Result<Pumped> {
+        match sent {
             Ok(sent) => {
                 self.advance(sent, done);
                 Ok(if self.items.is_empty() { Pumped::Empty } else { Pumped::More })
@@ -169,6 +212,45 @@ impl Tx {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(Pumped::More),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether the body of this frame goes by itself, lent.
+    fn lends(&self, item: &Item) -> bool {
+        item.body_length() >= lent::LEAST && self.lent.as_ref().is_some_and(Lent::goes_on)
+    }
+
+    /// Sends what is left of the front frame's head, or lends a turn of its body. Heads are copied: they move with the queue.
+    fn lend(&mut self, fd: RawFd, done: &mut impl FnMut(u64)) -> io::Result<Pumped> {
+        let (Some(front), Some(lent)) = (self.items.front(), &mut self.lent) else {
+            return Ok(Pumped::Empty);
+        };
+        if self.sent < front.head_length {
+            let head = &front.head[self.sent..front.head_length];
+            // SAFETY: the part is `head`, borrowed for the length of the call.
+            let sent =
+                unsafe { socket::send(fd, &mut [socket::part(head.as_ptr(), head.len())], How::WithMore) };
+            return self.took(sent, done);
+        }
+        let from = self.sent - front.head_length;
+        let Some(body) = &front.body else { return Ok(Pumped::Empty) };
+        let rest = (body.length - from).min(TURN_BYTES);
+        let part = || [socket::part(body.arena.at(body.offset + from, rest), rest)];
+        // SAFETY: the item keeps the arena alive, and its owner leaves the bytes alone until it is done: until the kernel has said so
+        // it stays here, or in `lent`; and where it goes before that the connection is broken off first (`Connection::drop`).
+        let mut sent = unsafe { socket::send(fd, &mut part(), How::Lent) };
+        match &sent {
+            Ok(_) => {
+                lent.called();
+                self.lends_front = true;
+            }
+            // As much is lent as the system allows (net.core.optmem_max, RLIMIT_MEMLOCK).
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                // SAFETY: as above, and it is read during the call only.
+                sent = unsafe { socket::send(fd, &mut part(), How::Now) };
+            }
+            Err(_) => {}
+        }
+        self.took(sent, done)
     }
 
     fn push(&mut self, item: Item) {
@@ -183,7 +265,7 @@ impl Tx {
     fn gather(&self, parts: &mut [Part]) -> usize {
         let (mut count, mut bytes, mut skip) = (0, 0, self.sent);
         for item in &self.items {
-            if count + 2 > parts.len() || bytes >= TURN_BYTES {
+            if count + 2 > parts.len() || bytes >= TURN_BYTES || self.lends(item) {
                 break;
             }
             if skip < item.head_length {
@@ -217,16 +299,35 @@ impl Tx {
                 break;
             }
             self.sent -= length;
-            match front.origin {
-                Origin::Posted(context) => {
-                    self.posted -= 1;
-                    if let Some(context) = context {
-                        done(context);
-                    }
+            let lends = std::mem::take(&mut self.lends_front);
+            match (self.items.pop_front(), &mut self.lent) {
+                (Some(item), Some(lent)) if lends => {
+                    lent.keep(item);
+                    self.take_back(done);
                 }
-                Origin::Answer(_) => self.answers -= 1,
+                (Some(item), _) => self.finish(&item, done),
+                (None, _) => break,
             }
-            self.items.pop_front();
+        }
+    }
+
+    /// Finishes what the kernel has done with of what it was lent.
+    fn take_back(&mut self, done: &mut impl FnMut(u64)) {
+        while let Some(item) = self.lent.as_mut().and_then(Lent::back) {
+            self.finish(&item, done);
+        }
+    }
+
+    /// The kernel has done with a frame.
+    fn finish(&mut self, item: &Item, done: &mut impl FnMut(u64)) {
+        match item.origin {
+            Origin::Posted(context) => {
+                self.posted -= 1;
+                if let Some(context) = context {
+                    done(context);
+                }
+            }
+            Origin::Answer(_) => self.answers -= 1,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use windlass::transport::Transport;
-use windlass::transport::tcp::{Tcp, TcpConfig};
+use windlass::transport::tcp::{Lending, Tcp, TcpConfig};
 
 use crate::rig::Fabric;
 
@@ -43,8 +43,43 @@ impl Loopback {
     }
 }
 
+impl Loopback {
+    /// With long bodies lent to the kernel, where this one can.
+    pub fn lending() -> Option<Loopback> {
+        let Loopback(mut config) = Loopback::default();
+        config.lending = Lending::Always;
+        match Tcp::new(config.clone()) {
+            Ok(tcp) => {
+                assert!(tcp.caps().detail.contains("zero-copy"));
+                Some(Loopback(config))
+            }
+            Err(error) => {
+                println!("skipped: no MSG_ZEROCOPY here ({error})");
+                None
+            }
+        }
+    }
+}
+
 impl Fabric for Loopback {
     fn transport(&self) -> Box<dyn Transport> {
         Box::new(Tcp::new(self.0.clone()).unwrap())
+    }
+}
+
+#[test]
+fn socket_options_are_set_or_refused_by_name() {
+    let with = |change: &dyn Fn(&mut TcpConfig)| {
+        let mut config = TcpConfig::default();
+        change(&mut config);
+        Tcp::new(config).map(|tcp| tcp.caps().detail.clone())
+    };
+    assert!(with(&|c| c.buffer = Some(65_536)).unwrap().contains("buffers of 65536 bytes"));
+    let error = with(&|c| c.buffer = Some(u32::MAX >> 1)).unwrap_err().to_string();
+    assert!(error.contains("tcp_buffer") && error.contains("wmem_max"), "{error}");
+    // To raise it above the system's is a privilege.
+    match with(&|c| c.busy_poll = 50) {
+        Ok(detail) => assert!(detail.contains("busy polling for 50 µs"), "{detail}"),
+        Err(error) => assert!(error.to_string().contains("tcp_busy_poll"), "{error}"),
     }
 }
