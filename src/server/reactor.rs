@@ -592,8 +592,7 @@ mod tests {
         assert!(rows.len() >= 6, "{rows:?}");
         for row in rows {
             let staging = row[4].split_whitespace().next().unwrap();
-            let limits =
-                ServerLimits { staging_bytes: parse_bytes(staging).unwrap() as usize, ..default.clone() };
+            let limits = ServerLimits { staging_bytes: parse_bytes(staging).unwrap() as usize, ..default };
             assert_eq!(slots(&limits, number(row[1]) as usize).0 as f64, number(row[5]), "{row:?}");
             let (servers, threads) = row[3].split_once('×').unwrap();
             let each =
