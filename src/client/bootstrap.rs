@@ -166,7 +166,10 @@ impl Joining {
         agreed: Agreed,
         shared: Arc<Shared>,
     ) -> Result<(Engine, Receiver<Wish>, Sender<Outcome>)> {
-        let mut transport = choice::build_agreed(&config.network, agreed.kind, choice::Seat::Dials)?;
+        let mut network = config.network.clone();
+        // A server thread writes to its ring of replies, and announces nothing else.
+        network.rdma.receives = config.limits.ring_entries;
+        let mut transport = choice::build_agreed(&network, agreed.kind, choice::Seat::Dials)?;
         let kind = transport.caps().name;
         choice::warn_of_fallback(&config.network, agreed.kind.kind, &agreed.reason);
         let (used, polling) = (transport.caps().describe(), config.network.polling);

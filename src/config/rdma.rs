@@ -30,6 +30,9 @@ pub struct Rdma {
     pub retries: u8,
     /// Operations that one endpoint may have under way; rounded up to a power of two, at least 64.
     pub queue_depth: u32,
+    /// Receive buffers of 256 bytes that each endpoint keeps posted: one for each message or numbered write that its peer may have under way.
+    /// No setting: it follows from what the peer is granted.
+    pub receives: u32,
     /// The longest write or message in bytes that travels inside its work request; less where the device takes less.
     pub inline: u32,
     /// Whether writes of the device to memory may overtake each other on PCIe, where the device can.
@@ -48,6 +51,7 @@ impl Default for Rdma {
             timeout: None,
             retries: 6,
             queue_depth: 256,
+            receives: 512,
             inline: 64,
             relaxed_ordering: Switch::Off,
         }
@@ -87,6 +91,7 @@ impl Rdma {
             timeout: choice(&settings::RDMA_TIMEOUT)?.map(|n| n as u8),
             retries: number(&settings::RDMA_RETRIES)? as u8,
             queue_depth: number(&settings::RDMA_QUEUE_DEPTH)? as u32,
+            receives: Rdma::default().receives,
             inline: number(&settings::RDMA_INLINE)? as u32,
             relaxed_ordering: environment.parsed(&settings::RDMA_RELAXED_ORDERING)?,
         })
@@ -348,6 +353,7 @@ mod tests {
             timeout: Some(20),
             retries: 2,
             queue_depth: 64,
+            receives: 512,
             inline: 0,
             relaxed_ordering: Switch::On,
         };

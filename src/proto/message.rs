@@ -14,6 +14,11 @@ use crate::mem::RemoteRegion;
 /// The most regions of a worker that a server thread knows, with the receive memory: one bit each in a reply's `withdrawn`.
 pub const MAX_REGIONS: usize = 64;
 
+/// The most messages that a worker has under way to one server thread: a ring read for each quarter of its ring, of at most 7 entries
+/// where a quarter is one entry; and of each region an announcement and a withdrawal, since it is announced anew only after the server
+/// has acknowledged that.
+pub const MOST_UNDER_WAY: usize = 7 + 2 * (MAX_REGIONS - 1);
+
 /// One message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerMessage {

@@ -17,7 +17,7 @@ pub use control::ThreadStats;
 pub use filter::{Chain, Chains};
 pub use layout::SparseBody;
 pub use list::{KeysAt, ListName};
-pub use message::{MAX_REGIONS, WorkerMessage};
+pub use message::{MAX_REGIONS, MOST_UNDER_WAY, WorkerMessage};
 pub use reply::{ReplyHeader, ReplyKind};
 pub use request::{NO_BASE, RequestHeader, RequestKind};
 

@@ -27,6 +27,7 @@ use crate::config::{Environment, Network, Pin, ServerLimits, TransportKind, sett
 use crate::control::{Hub, HubConfig, HubWaker, Limits, this_process};
 use crate::error::{Error, Result};
 use crate::kernels;
+use crate::proto::MOST_UNDER_WAY;
 use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
 use crate::store::{Optimizer, Optimizers};
@@ -328,7 +329,9 @@ impl ServerBuilder {
         // The rank may only be known after the Coordinator's welcome; `Begin` brings it.
         let id = ShardId { server: self.rank.unwrap_or(0), thread };
         let stop = Arc::new(AtomicBool::new(false));
-        let (network, limits, optimizers) = (self.network.clone(), self.limits, self.optimizers.clone());
+        let (mut network, limits, optimizers) = (self.network.clone(), self.limits, self.optimizers.clone());
+        // A worker writes to slots and sends messages, and nothing else.
+        network.rdma.receives = (self::core::MAX_SLOTS + MOST_UNDER_WAY) as u32;
         let (stopped, woken) = (stop.clone(), waker.clone());
         let seat = Seat::Listens(self.place.first(self.threads).saturating_add(thread));
         let (told, made) = bounded(1);

@@ -24,8 +24,7 @@ impl Fabric for Loopback {
     fn transport(&self) -> Box<dyn Transport> {
         // soft-RoCE has completion queues of 32 767 entries.
         let config = VerbsConfig {
-            rdma: Rdma { queue_depth: 128, ..Rdma::default() },
-            receives: 256,
+            rdma: Rdma { queue_depth: 128, receives: 256, ..Rdma::default() },
             endpoints: 80,
             ..VerbsConfig::default()
         };

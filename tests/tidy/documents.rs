@@ -174,9 +174,11 @@ fn a_dead_link_is_found() {
 
 #[test]
 fn every_flag_of_the_readme_exists() {
-    let text = fs::read_to_string(root().join("README.md")).unwrap();
-    assert!(commands(&text).len() >= 8, "{:?}", commands(&text));
-    assert_none(unknown_flags(&text, help));
+    for (document, least) in [("README.md", 8), ("docs/rdma.md", 6)] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        assert!(commands(&text).len() >= least, "{document}: {:?}", commands(&text));
+        assert_none(unknown_flags(&text, help));
+    }
 }
 
 #[test]

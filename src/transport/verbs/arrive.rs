@@ -114,6 +114,7 @@ impl Endpoint {
             }
             (_, None) => {
                 self.phase = Phase::Connected;
+                self.tell_mtu();
                 out.push(Completion::Connected { endpoint: self.id });
                 if !first {
                     self.answer(shared, &proof);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use rdma_sys::{
     ibv_ack_cq_events, ibv_comp_channel, ibv_cq, ibv_create_comp_channel, ibv_create_cq,
-    ibv_destroy_comp_channel, ibv_destroy_cq, ibv_get_cq_event, ibv_poll_cq, ibv_req_notify_cq, ibv_wc,
-    ibv_wc_flags, ibv_wc_opcode, ibv_wc_status,
+    ibv_destroy_comp_channel, ibv_destroy_cq, ibv_get_cq_event, ibv_poll_cq, ibv_req_notify_cq,
+    ibv_resize_cq, ibv_wc, ibv_wc_flags, ibv_wc_opcode, ibv_wc_status,
 };
 
 use super::device::Context;
@@ -177,6 +177,16 @@ impl CompletionQueue {
         Ok(Arc::new(queue))
     }
 
+    /// Makes it hold `capacity` completions; those that are in it stay.
+    pub fn resize(&self, capacity: usize) -> Result<()> {
+        let capacity = i32::try_from(capacity).unwrap_or(i32::MAX);
+        // SAFETY: the queue is live, and only the thread of its transport, which is the caller, polls it.
+        match unsafe { ibv_resize_cq(self.raw, capacity) } {
+            0 => Ok(()),
+            errno => Err(self.context.error("ibv_resize_cq", errno)),
+        }
+    }
+
     fn set_nonblocking(&self) -> Result<()> {
         // SAFETY: the channel owns its descriptor, and lives as long as this borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(self.fd()) };
@@ -260,5 +270,32 @@ mod tests {
                 assert_eq!(WorkId::decode(id.encode()), id);
             }
         }
+    }
+
+    /// All else in it may be anything: here it looks like a write that arrived.
+    #[test]
+    fn of_an_error_only_identity_status_and_vendor_count() {
+        let id = WorkId { work: Work::Receive, index: 3, generation: 1, sequence: 7 };
+        // SAFETY: the structure consists of integers, for which zero is a value.
+        let mut wc: ibv_wc = unsafe { std::mem::zeroed() };
+        wc.wr_id = id.encode();
+        wc.opcode = ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM;
+        wc.wc_flags = ibv_wc_flags::IBV_WC_WITH_IMM.0;
+        wc.byte_len = 64;
+        wc.vendor_err = 0x22;
+        for (code, status) in [
+            (ibv_wc_status::IBV_WC_WR_FLUSH_ERR, Status::Flushed),
+            (ibv_wc_status::IBV_WC_RNR_RETRY_EXC_ERR, Status::NotReady),
+            (
+                ibv_wc_status::IBV_WC_LOC_PROT_ERR,
+                Status::Failed { code: ibv_wc_status::IBV_WC_LOC_PROT_ERR, vendor: 0x22 },
+            ),
+        ] {
+            wc.status = code;
+            let entry = Entry::new(&wc);
+            assert_eq!((entry.id, entry.status, entry.arrival), (id, status, Arrival::Nothing));
+        }
+        wc.status = ibv_wc_status::IBV_WC_SUCCESS;
+        assert_eq!(Entry::new(&wc).arrival, Arrival::Written { length: 64, imm: 0 });
     }
 }

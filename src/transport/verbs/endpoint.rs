@@ -232,6 +232,15 @@ impl Endpoint {
         if first { self.send_proof(shared, &proof) } else { Ok(()) }
     }
 
+    /// Where the peer takes less than our port, whose MTU stands in the transport's description.
+    pub(super) fn tell_mtu(&self) {
+        let theirs = self.remote.as_ref().map_or(self.local.mtu, |remote| remote.mtu);
+        if theirs < self.local.mtu {
+            let mtu = super::device::mtu_bytes(theirs);
+            tracing::info!("verbs: packets to and from {} carry {mtu} bytes, as its port does", self.peer);
+        }
+    }
+
     pub(super) fn send_proof(&mut self, shared: &Shared, proof: &[u8; 32]) -> Result<()> {
         let piece = self.stage(shared.depth, proof);
         self.control(control::GREETING, Some(PROOF), piece)

@@ -49,7 +49,8 @@ use std::time::{Duration, Instant};
 use self::cq::{CompletionQueue, Entry, WorkId};
 use self::device::{Context, Port};
 use self::endpoint::{CONTROLS, Endpoint, Progress, Shared};
-use self::qp::Settings;
+use self::memory::Domain;
+use self::qp::{QueuePair, Settings};
 use super::rails::Rail;
 use super::topology::RailPort;
 use super::{
@@ -68,9 +69,7 @@ pub struct VerbsConfig {
     pub rdma: Rdma,
     /// Completion vector, modulo those that the device has.
     pub vector: u32,
-    /// Receive buffers that each endpoint keeps posted, of 256 bytes.
-    pub receives: usize,
-    /// Endpoints that may exist at once; fewer where the device's completion queues are short.
+    /// Endpoints that may exist at once; fewer where the device's completion queues are short. Room for them is made when they are opened.
     pub endpoints: usize,
     /// Times that a peer without a receive buffer is asked again; 7 for ever.
     pub rnr_retries: u8,
@@ -83,8 +82,7 @@ impl Default for VerbsConfig {
         VerbsConfig {
             rdma: Rdma::default(),
             vector: 0,
-            receives: 512,
-            endpoints: 64,
+            endpoints: usize::from(u16::MAX),
             rnr_retries: 7,
             connect_timeout: Duration::from_secs(30),
         }
@@ -128,6 +126,8 @@ struct Place {
 /// The verbs transport.
 pub struct Verbs {
     caps: Caps,
+    /// Endpoints that there may be.
+    most: usize,
     // Before what they share, though an `Arc` in each would keep that alive anyway.
     places: Vec<Place>,
     free: Vec<u32>,
@@ -153,8 +153,13 @@ impl Verbs {
         check_bounds(config)?;
         let (context, port) = Port::find(&config.rdma)?;
         let vector = config.vector % context.vectors();
-        let settings = settings(config, &context);
-        let (endpoints, completions) = completion_queue(config, &context, &settings, vector)?;
+        let mut settings = settings(config, &context);
+        let most = most_endpoints(config, &context, &settings)?;
+        let endpoints = most.min(FIRST);
+        let completions = CompletionQueue::new(&context, endpoints * settings.completions(), vector)?;
+        // What the device takes inline is known once it has made a queue pair.
+        let domain = Domain::new(&context, false)?;
+        settings.inline = QueuePair::new(&context, &domain, &completions, settings)?.inline();
         let shared = Shared {
             context,
             port,
@@ -169,6 +174,7 @@ impl Verbs {
         places.resize_with(endpoints, Place::default);
         Ok(Verbs {
             caps: caps(&shared, vector),
+            most,
             places,
             free: (0..endpoints as u32).rev().collect(),
             shared,
@@ -185,6 +191,27 @@ impl Verbs {
     fn parts(&mut self, id: EndpointId) -> Option<(&mut Endpoint, &mut Shared)> {
         let place = self.places.get_mut(id.index as usize).filter(|p| p.generation == id.generation)?;
         Some((place.endpoint.as_deref_mut()?, &mut self.shared))
+    }
+
+    /// Makes places for more endpoints, and room for their completions.
+    fn grow(&mut self) -> Result<()> {
+        let (now, each) = (self.places.len(), self.shared.settings.completions());
+        if now == self.most {
+            let (name, longest) = (&self.shared.context.name, self.shared.context.attributes.max_cqe);
+            return Err(Error::Limit {
+                resource: format!(
+                    "endpoints of one thread on {name} (its completion queues hold {longest}, and an endpoint takes {each}: a smaller \
+                     rdma_queue_depth, or more server threads)"
+                ),
+                limit: now as u64,
+                asked: now as u64 + 1,
+            });
+        }
+        let wanted = (2 * now).min(self.most);
+        self.shared.completions.resize(wanted * each)?;
+        self.places.resize_with(wanted, Place::default);
+        self.free.extend((now as u32..wanted as u32).rev());
+        Ok(())
     }
 
     fn known(&mut self, id: EndpointId, call: &'static str) -> Result<(&mut Endpoint, &mut Shared)> {
@@ -317,12 +344,15 @@ fn release(place: &mut Place, index: u32, free: &mut Vec<u32>) {
     free.push(index);
 }
 
+/// Messages of the peer's transport itself: its proof and its goodbye.
+const OWN_MESSAGES: u32 = 2;
+
 /// What every queue pair is made with.
 fn settings(config: &VerbsConfig, context: &Context) -> Settings {
     let (attributes, rdma) = (&context.attributes, &config.rdma);
     Settings {
         sends: rdma.queue_depth.max(64).next_power_of_two() + CONTROLS,
-        receives: config.receives as u32,
+        receives: rdma.receives.saturating_add(OWN_MESSAGES),
         reads: attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(0, 16) as u8,
         timeout: rdma.timeout.unwrap_or(if context.is_software() { 18 } else { 14 }),
         retries: rdma.retries,
@@ -335,25 +365,27 @@ fn settings(config: &VerbsConfig, context: &Context) -> Settings {
     }
 }
 
-/// A queue that can't overflow: it has room for every work request of every endpoint, since all are flushed when a queue
-/// pair fails. And how many endpoints that allows.
-fn completion_queue(
-    config: &VerbsConfig,
-    context: &Arc<Context>,
-    settings: &Settings,
-    vector: u32,
-) -> Result<(usize, Arc<CompletionQueue>)> {
-    let per_endpoint = settings.sends + settings.receives;
-    let longest = context.attributes.max_cqe.max(0) as u32;
-    let endpoints = config.endpoints.min((longest / per_endpoint) as usize);
-    if endpoints == 0 {
-        return Err(Error::Limit {
-            resource: format!("completion queue of {} (queue_depth + receives)", context.name),
-            limit: longest.into(),
-            asked: per_endpoint.into(),
-        });
-    }
-    Ok((endpoints, CompletionQueue::new(context, endpoints * per_endpoint as usize, vector)?))
+/// Endpoints that there is room for at first.
+const FIRST: usize = 64;
+
+/// How many endpoints one completion queue can serve. It must never overflow, so it has room for every work request of every
+/// endpoint, since all are flushed when a queue pair fails.
+fn most_endpoints(config: &VerbsConfig, context: &Context, settings: &Settings) -> Result<usize> {
+    let attributes = &context.attributes;
+    let limit = |what: &str, limit: i32, asked: usize| {
+        let limit = limit.max(0) as usize;
+        if asked <= limit {
+            return Ok(limit / asked);
+        }
+        let resource = format!(
+            "{what} of {} (rdma_queue_depth {}, and {} receive buffers, which a worker has for its ring_entries)",
+            context.name, config.rdma.queue_depth, settings.receives
+        );
+        Err(Error::Limit { resource, limit: limit as u64, asked: asked as u64 })
+    };
+    limit("queue pair", attributes.max_qp_wr, settings.sends.max(settings.receives) as usize)?;
+    limit("completion queue", attributes.max_cqe, settings.completions())
+        .map(|most| most.min(config.endpoints))
 }
 
 fn caps(shared: &Shared, vector: u32) -> Caps {
@@ -392,7 +424,6 @@ fn check_bounds(config: &VerbsConfig) -> Result<()> {
         Err(Error::config(format!("verbs {setting}"), format!("{low} to {high}"), value))
     };
     config.rdma.check()?;
-    within("receives", config.receives, 1, 1 << 15)?;
     within("endpoints", config.endpoints, 1, usize::from(u16::MAX))?;
     within("rnr_retries", config.rnr_retries.into(), 0, 7)
 }
@@ -435,12 +466,11 @@ impl Transport for Verbs {
     }
 
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
+        if self.free.is_empty() {
+            self.grow()?;
+        }
         let Some(index) = self.free.pop() else {
-            return Err(Error::Limit {
-                resource: format!("endpoints of {} (verbs endpoints)", self.caps.detail),
-                limit: self.places.len() as u64,
-                asked: self.places.len() as u64 + 1,
-            });
+            return Err(Error::Misuse { call: "open", reason: "no place was made".to_owned() });
         };
         let place = &mut self.places[index as usize];
         let id = EndpointId { index, generation: place.generation };
@@ -596,7 +626,6 @@ mod tests {
                 VerbsConfig { rdma: Rdma { retries: 7, ..Rdma::default() }, ..VerbsConfig::default() },
             ),
             ("endpoints", VerbsConfig { endpoints: 1 << 16, ..VerbsConfig::default() }),
-            ("receives", VerbsConfig { receives: 0, ..VerbsConfig::default() }),
             ("rnr_retries", VerbsConfig { rnr_retries: 8, ..VerbsConfig::default() }),
         ];
         for (name, config) in wrong {
@@ -604,5 +633,21 @@ mod tests {
             assert!(error.to_string().contains(name), "{error}");
         }
         assert!(check_bounds(&VerbsConfig::default()).is_ok());
+    }
+
+    #[test]
+    fn first_packets_have_random_numbers() {
+        if !available().unwrap().iter().any(|d| d.active) {
+            println!("skipped: no RDMA device");
+            return;
+        }
+        let mut verbs = Verbs::new(&VerbsConfig::default()).unwrap();
+        let mut numbers: Vec<u32> = Vec::new();
+        for _ in 0..4 {
+            let (id, _) = verbs.open(Side::Active, "a peer").unwrap();
+            numbers.push(verbs.parts(id).unwrap().0.local.psn);
+        }
+        // By chance once in 2^72.
+        assert!(numbers.windows(2).any(|two| two[0] != two[1]), "{numbers:?}");
     }
 }

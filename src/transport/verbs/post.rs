@@ -294,7 +294,10 @@ mod tests {
             ends[0].write(id, write(None)).unwrap();
         }
         assert_eq!(signalled(&mut ends[0]), [31, 63]);
+        let rings = |end: &Verbs| end.places[id.index as usize].endpoint.as_deref().unwrap().qp.rings;
+        let before = rings(&ends[0]);
         ends[0].flush();
+        assert_eq!(rings(&ends[0]) - before, 5, "70 writes in lists of 16");
         until(&mut ends, &|c| matches!(c, Completion::Written { .. }), 70);
         // What holds a body is signalled when it leaves, since nothing may follow it.
         let slice = RegionSlice { arena: arenas[0].clone(), region: regions[0], offset: 0, length: 64 };

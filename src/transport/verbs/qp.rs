@@ -51,10 +51,17 @@ pub(super) struct Settings {
     pub traffic_class: u8,
     pub service_level: u8,
     pub pkey_index: u16,
-    /// Bytes that a work request may carry inside itself; a device may not be able to, and then sends nothing inline.
+    /// Bytes that a work request may carry inside itself; halved until the device can.
     pub inline: u32,
     /// For the memory that is registered: whether the device's writes may overtake each other.
     pub relaxed_ordering: bool,
+}
+
+impl Settings {
+    /// Completions that one queue pair may have waiting.
+    pub fn completions(&self) -> usize {
+        self.sends as usize + self.receives as usize
+    }
 }
 
 /// A piece of registered memory, as the device is told of it.
@@ -154,6 +161,9 @@ pub(super) struct QueuePair {
     domain: Arc<Domain>,
     completions: Arc<CompletionQueue>,
     context: Arc<super::device::Context>,
+    /// Rings of the doorbell for sends.
+    #[cfg(test)]
+    pub rings: u32,
 }
 
 // SAFETY: libibverbs is thread-safe; `raw` is only passed to it, and freed by its one owner.
@@ -167,8 +177,9 @@ impl QueuePair {
         completions: &Arc<CompletionQueue>,
         settings: Settings,
     ) -> Result<QueuePair> {
-        // Not every device sends inline; the library has no question for it but creation itself.
-        for inline in [settings.inline, 0] {
+        // Not every device sends as much inline, or at all; the library has no question for it but creation itself.
+        let mut inline = settings.inline;
+        loop {
             // SAFETY: the structure consists of integers and pointers, for which zero and null are values.
             let mut attr = unsafe { std::mem::zeroed::<ibv_qp_init_attr>() };
             attr.send_cq = completions.raw();
@@ -190,10 +201,20 @@ impl QueuePair {
                     domain: domain.clone(),
                     completions: completions.clone(),
                     context: context.clone(),
+                    #[cfg(test)]
+                    rings: 0,
                 });
             }
+            if inline == 0 {
+                return Err(context.last_error("ibv_create_qp"));
+            }
+            inline /= 2;
         }
-        Err(context.last_error("ibv_create_qp"))
+    }
+
+    /// Bytes that a work request may carry inside itself: at most what was asked for.
+    pub fn inline(&self) -> u32 {
+        self.inline
     }
 
     /// The number by which peers reach it.
@@ -328,6 +349,10 @@ impl QueuePair {
         }
         if next.is_null() {
             return Ok(());
+        }
+        #[cfg(test)]
+        {
+            self.rings += 1;
         }
         let mut bad = ptr::null_mut();
         // SAFETY: the list is linked through live entries of `list`, each with live pieces; the device's copy is made
@@ -536,5 +561,54 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The MTU is the smaller of both ends', and timers and first PSNs are those that were asked for.
+    #[test]
+    fn the_path_is_what_both_ends_take() {
+        if !available().unwrap().iter().any(|d| d.active) {
+            println!("skipped: no RDMA device");
+            return;
+        }
+        for (ours, theirs, holds) in [(3, 1, 1), (2, 3, 2), (3, 3, 3)] {
+            let (port, mut qp, [mut local, mut remote], _other) = two();
+            (local.mtu, remote.mtu) = (ours, theirs);
+            (local.psn, remote.psn) = (0x12_3456, 0x65_4321);
+            qp.prepare(&port).unwrap();
+            qp.connect(&port, &local, &remote).unwrap();
+            let mut attr = attributes();
+            // SAFETY: the structure consists of integers and pointers, for which zero and null are values.
+            let mut init = unsafe { std::mem::zeroed::<ibv_qp_init_attr>() };
+            let what =
+                mask::IBV_QP_PATH_MTU | mask::IBV_QP_SQ_PSN | mask::IBV_QP_RQ_PSN | mask::IBV_QP_TIMEOUT;
+            // SAFETY: the queue pair is live, and both structures are our own.
+            let errno = unsafe { rdma_sys::ibv_query_qp(qp.raw, &mut attr, what.0 as c_int, &mut init) };
+            assert_eq!(errno, 0);
+            assert_eq!(attr.path_mtu, holds, "{ours} and {theirs}");
+            assert_eq!((attr.sq_psn, attr.rq_psn), (0x12_3456, 0x65_4321));
+            assert_eq!((attr.timeout, attr.retry_cnt, attr.rnr_retry), (18, 6, 7));
+        }
+    }
+
+    #[test]
+    fn what_is_posted_too_early_is_a_typed_error() {
+        if !available().unwrap().iter().any(|d| d.active) {
+            println!("skipped: no RDMA device");
+            return;
+        }
+        let (_port, mut qp, _addresses, _other) = two();
+        let id = WorkId { work: Work::Send, index: 0, generation: 0, sequence: 0 };
+        let pieces = [Piece::default(); 2];
+        let request = SendRequest {
+            id,
+            verb: Verb::Send(None),
+            pieces,
+            remote: (0, 0),
+            signalled: true,
+            fenced: false,
+        };
+        // SAFETY: the request has no memory.
+        let error = unsafe { qp.post_sends(&[request]) }.unwrap_err();
+        assert!(matches!(&error, crate::error::Error::Device { operation: "ibv_post_send", .. }), "{error}");
     }
 }
