@@ -4,11 +4,13 @@
 //! cargo bench --bench cut [DIR]        # the checkpoints go to DIR, or to the folder for temporary files
 //! cargo bench --bench cut -- --test    # that it runs
 //! ```
-//! The 99th percentile of 1000 push_pulls without a cut stands beside that of all during one, and the longest of them.
+//! The 99th percentile of 1000 push_pulls without a cut stands beside that of all during one, and the longest of them. At full size the
+//! exit code is 1 when that one took over 50 ms longer than the percentile without a cut.
 
 #![allow(clippy::unwrap_used)] // nobody but a developer sees it fail
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,22 +25,33 @@ const DENSE: u64 = 1 << 14;
 const ROWS: u64 = 1000;
 /// Before the cut.
 const ROUNDS: usize = 1000;
+/// How much longer than the 99th percentile without a cut none may take.
+const ALLOWED: Duration = Duration::from_millis(50);
 
-fn main() {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let smoke = arguments.iter().any(|argument| argument == "--test");
     let given = arguments.iter().find(|argument| !argument.starts_with('-'));
     let directory = given.map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap();
     let (elements, rows) = if smoke { (1 << 20, 20_000) } else { (1 << 28, 10_000_000) };
+    let mut longer = Duration::ZERO;
     for (name, spec) in [
         ("dense", TableSpec::dense("t", &[elements]).optimizer(OptimizerSpec::sgd(0.1))),
         ("sparse", TableSpec::sparse("t", 1).optimizer(OptimizerSpec::sgd(0.1))),
     ] {
-        measure(name, &spec, (elements, rows), &directory.path().join(name));
+        longer = longer.max(measure(name, &spec, (elements, rows), &directory.path().join(name)));
     }
+    if longer > ALLOWED && !smoke {
+        eprintln!(
+            "a push_pull took {longer:?} longer than the percentile without a cut: {ALLOWED:?} are allowed"
+        );
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
-fn measure(name: &str, spec: &TableSpec, (elements, rows): (u64, u64), folder: &Path) {
+/// Gives how much longer the longest push_pull during a cut took than the percentile without one.
+fn measure(name: &str, spec: &TableSpec, (elements, rows): (u64, u64), folder: &Path) -> Duration {
     let secret = Secret::generate().unwrap();
     let mut config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1));
     let every = Some(Every::Clocks(ROUNDS as u64 + 200)); // behind the rows that are made and the rounds without a cut
@@ -81,16 +94,18 @@ fn measure(name: &str, spec: &TableSpec, (elements, rows): (u64, u64), folder: &
     without.sort_unstable();
     with.sort_unstable();
     let p99 = |times: &[Duration]| times[times.len() * 99 / 100];
+    let longest = with[with.len() - 1];
     println!(
         "{name}: p99 without a cut {:?}, with one {:?}, the longest {:?} ({} in {took:?})",
         p99(&without),
         p99(&with),
-        with[with.len() - 1],
+        longest,
         with.len()
     );
     client.finalize().unwrap();
     coordinator.join().unwrap().unwrap();
     server.run().unwrap();
+    longest.saturating_sub(p99(&without))
 }
 
 fn one_dense(client: &Client, table: &Table, at: u64) -> Duration {

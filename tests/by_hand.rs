@@ -122,6 +122,32 @@ fn processes_started_one_by_one_give_the_same_bits() {
     ended.says("done, with 2 servers, 3 workers, 1 tables");
 }
 
+/// Nothing but ps-lite's variables and the secret.
+#[test]
+fn a_job_that_knows_only_the_variables_of_ps_lite_gives_the_same_bits() {
+    let directory = scratch();
+    let secret = run(["secret"]).expect(0).stdout.trim().to_owned();
+    let start = |role: &str, port: &str, arguments: &[&str], rank: Option<(&str, &str)>| {
+        let mut command = windlass(arguments.iter().copied());
+        command.env("WINDLASS_SECRET", &secret).env("DMLC_ROLE", role).envs(rank);
+        command.envs([("DMLC_PS_ROOT_URI", "127.0.0.1"), ("DMLC_PS_ROOT_PORT", port)]);
+        command.envs([("DMLC_NUM_SERVER", "2"), ("DMLC_NUM_WORKER", "3"), ("DMLC_INTERFACE", "lo")]);
+        Process::start(command)
+    };
+    let coordinator = start("scheduler", "0", &["coordinator"], None);
+    let address = coordinator.until_says("windlass coordinator: listening on ");
+    let port = address.rsplit(':').next().unwrap();
+    let servers = ["1", "0"].map(|rank| start("server", port, &["server"], Some(("DMLC_SERVER_ID", rank))));
+    let report = directory.path().join("report.json");
+    let train = ["train", "lr", "--l1", "0.001", "--epochs", "2", "--report", text(&report)];
+    let workers = [("DMLC_WORKER_ID", "1"), ("DMLC_TASK_ID", "0"), ("DMLC_WORKER_ID", "2")]
+        .map(|rank| start("worker", port, &train, Some(rank)));
+    end(workers);
+    end(servers);
+    assert_eq!(sha256(&report), expected("2"));
+    coordinator.end(PATIENCE).expect(0).says("done, with 2 servers, 3 workers, 1 tables");
+}
+
 /// The number of workers comes from the first of them when the coordinator was not told.
 #[test]
 fn the_coordinator_need_not_be_told_how_many_workers_there_are() {

@@ -5,7 +5,9 @@
 mod common;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use common::proc::Role;
 use common::{Ended, PATIENCE, Process, kill, run, scratch, text, until, windlass};
@@ -184,6 +186,92 @@ fn the_grace_is_an_end() {
     job.end(PATIENCE).expect(19).says("told to end");
 }
 
+/// What NumPy finds in both files; says so and gives nothing where it is not installed.
+fn read_by_python(files: &[String; 2]) -> Option<String> {
+    let has_numpy = |python: &&str| {
+        let tried = Command::new(python).args(["-c", "import numpy"]).output();
+        tried.is_ok_and(|output| output.status.success())
+    };
+    let Some(python) = ["python3", "/usr/bin/python3"].into_iter().find(has_numpy) else {
+        let _ = writeln!(std::io::stderr(), "skipped: no python3 with numpy");
+        return None;
+    };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/read_exports.py");
+    let output = Command::new(python).arg(script).args(files).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// A small file system of its own, which is gone when the test ends.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Mounts it at `path`, if we may.
+    fn mount(path: PathBuf) -> Option<SmallDisk> {
+        fs::create_dir(&path).unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "none"]).arg(&path).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(SmallDisk(path));
+        }
+        let _ = writeln!(std::io::stderr(), "skipped: no tmpfs can be mounted here (it needs root)");
+        None
+    }
+
+    /// Takes all the room that is left, in a file beside the checkpoints.
+    fn fill(&self) {
+        let mut filler = fs::OpenOptions::new().create(true).append(true).open(self.filler()).unwrap();
+        while filler.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let ended = Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(ended.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+/// A disk that is full for a while: cuts fail, the old ones stay and can be used, and later ones are made.
+#[test]
+fn a_full_disk_costs_the_cuts_that_find_no_room() {
+    let directory = scratch();
+    let Some(disk) = SmallDisk::mount(directory.path().join("disk")) else { return };
+    let folder = disk.0.join("kept");
+    let data = data(directory.path());
+    let training = Training::new(directory.path(), &["--data", &data, "--workers", "2"]);
+    let keeps = ["--checkpoint", text(&folder), "--every", "20", "--epochs", "1000000"];
+    let mut job = training.start(&keeps);
+    until(PATIENCE, "a checkpoint", || has_cut(&folder, 2));
+    until(PATIENCE, "a cut that fails", || {
+        disk.fill();
+        job.said().contains("No space left on device")
+    });
+    // A cut that was under way may have found the room of one that was given up.
+    until(PATIENCE, "an old cut that is whole", || {
+        disk.fill();
+        !committed(&folder).is_empty() && checkpoint(&["verify", text(&folder)]).code == 0
+    });
+    let before: u64 = committed(&folder).iter().map(|cut| number(cut)).max().unwrap();
+    assert!(job.runs(), "{}", job.said());
+    fs::remove_file(disk.filler()).unwrap();
+    until(PATIENCE, "a later checkpoint", || has_cut(&folder, before + 2));
+    assert!(job.runs(), "{}", job.said());
+    job.signal(Signal::TERM);
+    job.end(PATIENCE).expect(75);
+    let newest = committed(&folder).pop().unwrap();
+    checkpoint(&["verify", text(&newest)]).expect(0);
+}
+
+/// A cut's number.
+fn number(cut: &Path) -> u64 {
+    cut.file_name().unwrap().to_str().unwrap().strip_prefix("cut-").unwrap().parse().unwrap()
+}
+
 fn checkpoint(arguments: &[&str]) -> Ended {
     run(["checkpoint"].into_iter().chain(arguments.iter().copied()))
 }
@@ -226,6 +314,18 @@ fn checkpoints_are_listed_inspected_verified_exported_and_imported() {
             let more = ["--checkpoint", &into, "--resume", "auto", "--workers", "2", "--epochs", "1"];
             resumed.weights(&more).1.says("goes on from cut 1, clock 0");
         }
+        let written = ["safetensors", "npz"].map(|format| {
+            let one = path(&format!("{table}.{format}"));
+            checkpoint(&["export", &folder, "--format", format, "--out", &one]).expect(0);
+            one
+        });
+        if let Some(read) = read_by_python(&written) {
+            let expected: &[&str] = match table {
+                "dense" => &["weights F32 200 some"],
+                _ => &["weights.keys U64 200 some", "weights.rows F32 200 1 some"],
+            };
+            assert_eq!(read.lines().collect::<Vec<_>>(), expected);
+        }
         let model = path("model");
         checkpoint(&["export", &folder, "--format", "libsvm", "--out", &model]).expect(0);
         let model = fs::read_to_string(&model).unwrap();
@@ -243,6 +343,28 @@ fn checkpoints_are_listed_inspected_verified_exported_and_imported() {
         let refused = refused.says(&format!("{}: {} at byte {}", shard.display(), last.id, last.offset));
         assert!(refused.stdout.lines().any(|line| line.ends_with(": whole")) || whole.len() == 1);
     }
+}
+
+/// As on NFS, where what one host commits is not at once seen by all.
+#[test]
+fn a_manifest_that_is_seen_late_is_waited_for() {
+    let directory = scratch();
+    let folder = directory.path().join("kept");
+    let data = data(directory.path());
+    let training = Training::new(directory.path(), &["--data", &data, "--workers", "2"]);
+    training.leaves(&folder, 1, &["--every", "20", "--epochs", "100000"]);
+    let hidden = |cut: &PathBuf| (cut.join("MANIFEST"), cut.join("HIDDEN"));
+    let cuts = committed(&folder);
+    cuts.iter().map(hidden).for_each(|(name, late)| fs::rename(name, late).unwrap());
+    let more = ["--checkpoint", text(&folder), "--resume", "auto", "--epochs", "1"];
+    let job = training.start(&more);
+    job.until_says("is whole; looking again for 10s");
+    cuts.iter().map(hidden).for_each(|(name, late)| fs::rename(late, name).unwrap());
+    job.end(PATIENCE).says("goes on from cut ");
+    // What was begun and never committed keeps nobody from beginning anew, a while later.
+    committed(&folder).iter().for_each(|cut| fs::remove_file(cut.join("MANIFEST")).unwrap());
+    let ended = training.start(&more).end(PATIENCE).expect(0).says("is whole; looking again for 10s");
+    assert!(!ended.stderr.contains("goes on from"), "{}", ended.stderr);
 }
 
 /// The cuts of a directory that are committed, oldest first.

@@ -172,6 +172,7 @@ fn lead(
         }
     };
     let (place, lifelines) = gathering.place(&roles, plan.threads()?, &coordinator.address().to_string())?;
+    let child = child(plan, &place, &leader)?;
     let stop = coordinator.stop_handle();
     let watched = stop.clone();
     let watch = Watch::over(lifelines, move |task| watched.ended(task.role, task.rank, &task.name))?;
@@ -197,7 +198,6 @@ fn lead(
             }
         })
         .map_err(|e| Error::io("start thread", "wl-coord", e))?;
-    let child = child(plan, &place, &leader)?;
     let outcome = tree.run(&[child]);
     match &outcome {
         // The others may have work left, or to be told; if this one never joined, they wait in vain.

@@ -95,12 +95,13 @@ pub fn saves_itself(
     if !plan.saves() {
         return Ok(());
     }
+    let grace = plan.settings.seconds(&settings::GRACE)?;
     let (end, saved) = (coordinator.stop_handle(), tree.handle());
     coordinator.when_saved(move |cut, clock| {
         tell();
         saved.stop(format!("told to end: cut {cut} holds all up to clock {clock}"), SAVED);
     });
-    tree.when_told_to_end(plan.settings.seconds(&settings::GRACE)?, move || end.end());
+    tree.when_told_to_end(grace, move || end.end());
     Ok(())
 }
 

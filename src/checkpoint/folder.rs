@@ -125,11 +125,22 @@ impl Folder {
     pub fn found(&self) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for number in self.names(&self.path)?.iter().filter_map(|name| cut_number(name)) {
-            let committed = self.names(&self.cut(number))?.iter().any(|name| name == MANIFEST);
+            let cut = self.cut(number);
+            let committed = self.names(&cut)?.iter().any(|name| name == MANIFEST)
+                || self.is_there(&cut.join(MANIFEST))?;
             found.push(Found { number, committed });
         }
         found.sort_unstable_by_key(|f| f.number);
         Ok(found)
+    }
+
+    /// Whether a file is there that is not listed: NFS looks up a name anew where it lists a directory from memory.
+    fn is_there(&self, path: &Path) -> Result<bool> {
+        match self.storage.open(path) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::io("open", path.display(), e)),
+        }
     }
 
     fn names(&self, path: &Path) -> Result<Vec<String>> {

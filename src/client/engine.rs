@@ -108,6 +108,8 @@ pub struct Pending {
     uses: Uses,
     /// The list of keys that its frames name.
     list: Option<u64>,
+    /// All of its frames are queued, so that none names the list later.
+    queued: bool,
     dropped: bool,
     /// What must be done before its frames leave, and those frames: link, frame, and whether it may overtake.
     after: Option<Arc<After>>,

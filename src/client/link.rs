@@ -144,14 +144,23 @@ impl Link {
 
     /// The server thread told what it grants, for the first time or again.
     pub fn granted(&mut self, grant: Grant) -> Result<()> {
-        let sizes = |g: &Grant| (g.slot_count, g.slot_bytes);
+        // What is kept in lists, as what lies in slots, is counted on over endpoints.
+        let sizes = |g: &Grant| (g.slot_count, g.slot_bytes, g.key_lists);
         if !self.filled.is_empty() && sizes(&grant) != sizes(&self.grant) {
             let expected = format!("{:?} as before", sizes(&self.grant));
-            return Err(Error::protocol(&self.peer, "slots", expected, format!("{:?}", sizes(&grant))));
+            return Err(Error::protocol(
+                &self.peer,
+                "slots and lists",
+                expected,
+                format!("{:?}", sizes(&grant)),
+            ));
         }
         let refuse = |field, expected: &str, found| Err(Error::protocol(&self.peer, field, expected, found));
         if grant.slot_count == 0 || grant.slot_count > 64 {
             return refuse("slot count", "1 to 64", u64::from(grant.slot_count));
+        }
+        if grant.key_lists > u32::from(u16::MAX) {
+            return refuse("lists of keys", "at most 65535", u64::from(grant.key_lists));
         }
         let bytes = u64::from(grant.slot_count) * u64::from(grant.slot_bytes);
         if (grant.slot_bytes as usize) < HEADER + 4096 || !grant.slots.contains(0, bytes) {

@@ -163,6 +163,11 @@ impl Cuts {
         }
     }
 
+    /// The job ends before it began; this cut, which it was to go on from, holds all that there is.
+    pub fn end_at(&mut self, number: u64, clock: Clock) {
+        self.ended = Some(Ended::Saved(number, clock));
+    }
+
     /// How the wish to end went, once that is known.
     pub fn ended(&self) -> Option<&Ended> {
         self.ended.as_ref()

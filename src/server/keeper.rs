@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
@@ -54,6 +55,9 @@ impl Checkpoints {
     }
 }
 
+/// For how long a cut that another host may have committed is looked for: NFS shows it late.
+const LAG: Duration = Duration::from_secs(10);
+
 type Done = (u64, Result<(), String>);
 
 /// Commits checkpoints on a thread of its own: a slow disk must not keep the Coordinator from its heartbeats.
@@ -89,7 +93,7 @@ impl Keeper {
                 let cut = Cut::open(&storage, path)?;
                 Some((path.file_name().and_then(|name| cut_number(name.to_str()?)).unwrap_or(0), cut))
             }
-            Some(Resume::Auto) => keeper.newest(u64::MAX, None)?,
+            Some(Resume::Auto) => keeper.newest_at_start()?,
         };
         match found {
             Some((number, cut)) => {
@@ -113,6 +117,31 @@ impl Keeper {
                 resumed(older, &cut)
             }
             None => Err(damage),
+        }
+    }
+
+    /// The newest cut, for a job that otherwise begins anew. Where cuts were begun and none is committed, or a file of one is missing,
+    /// this may be how it looked some time ago, so we look again for a while.
+    fn newest_at_start(&self) -> Result<Option<(u64, Cut)>> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        let begun = Instant::now();
+        let mut told = false;
+        loop {
+            let newest = self.newest(u64::MAX, None);
+            let is_late = match &newest {
+                Ok(None) => !folder.found()?.is_empty(),
+                Err(Error::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+                _ => false,
+            };
+            if !is_late || begun.elapsed() >= LAG {
+                return newest;
+            }
+            if !told {
+                let path = folder.path().display();
+                tracing::warn!("coordinator: no cut in {path} is whole; looking again for {LAG:?}");
+                told = true;
+            }
+            std::thread::sleep(LAG / 100);
         }
     }
 

@@ -275,3 +275,21 @@ impl Transfer {
         }
     }
 }
+
+/// Whoever spins looks at whether it may sleep every so many polls: whatever their number, it soon may when nothing comes.
+pub fn who_arms_now_and_then_may_sleep(fabric: &dyn Fabric) {
+    let mut p = pair(fabric);
+    for every in 1..=40 {
+        for _ in 0..every {
+            p.net.send(0, p.a, &[1]);
+            p.net.received(1, p.b);
+        }
+        p.net.settle(20);
+        let end = &mut p.net.ends[1];
+        let may = (0..4).any(|_| {
+            (0..every).for_each(|_| end.transport.poll(&mut end.seen, end.budget));
+            end.transport.arm()
+        });
+        assert!(may, "polled {every} times between two questions");
+    }
+}

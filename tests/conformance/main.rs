@@ -47,7 +47,8 @@ macro_rules! all_cases {
                 refused_locally, races_a_writer;
             rights: no_write_with_read_right, no_read_with_write_right, forged_length, forged_key,
                 another_peers_key, withdrawn_key, forged_rights_of_a_read, unregistered;
-            flow: full_gives_the_operation_back, small_budgets_lose_nothing, seeded_transfer, nobody_starves;
+            flow: full_gives_the_operation_back, small_budgets_lose_nothing, seeded_transfer, nobody_starves,
+                who_arms_now_and_then_may_sleep;
             close: one_closed_each, owned_buffers_come_back, peer_dropped_in_the_middle, nothing_after_closed,
                 death_at_every_step;
         }

@@ -174,6 +174,29 @@ fn mpich_gives_the_same_bits_and_is_measured() {
     Launcher::mpich("6", directory.path()).train(&RUN);
     Launcher::mpich("2", directory.path()).train(&[WINDLASS, "server", ":", "-n", "4", WINDLASS]);
     Launcher::mpich("3", directory.path()).bench();
+    let named = [&RUN[..4], &["--launcher", "mpi", "--servers-on", "1,4"], &RUN[4..]].concat();
+    Launcher::mpich("6", directory.path()).train(&named);
+}
+
+/// In the README's order: rank 0 is a worker, which reads its job from its environment.
+#[test]
+fn workers_may_come_before_servers() {
+    if !wanted() {
+        return;
+    }
+    let directory = scratch();
+    let worker = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/worker");
+    assert!(worker.exists(), "{}: build it with `cargo build --examples`", worker.display());
+    let servers = [":", "-n", "2", WINDLASS, "server"];
+    for launcher in [Launcher::open_mpi, Launcher::mpich] {
+        let ended = launcher("2", directory.path()).run(&[&[text(&worker)], &servers[..]].concat()).expect(0);
+        assert_eq!(ended.stdout.matches("[-0.25, -0.5, -1.5]").count(), 2, "{}", ended.stdout);
+        let report = directory.path().join("report.json");
+        let train = [WINDLASS, "train", "lr", "--report", text(&report)];
+        launcher("4", directory.path()).run(&[&train[..], &servers].concat()).expect(0);
+        assert!(fs::read_to_string(&report).unwrap().contains(DEFAULT));
+        fs::remove_file(&report).unwrap();
+    }
 }
 
 #[test]

@@ -169,6 +169,39 @@ fn a_requeued_job_ends_with_the_bits_of_an_undisturbed_one() {
     panic!("each time the job was done before it could be interrupted");
 }
 
+/// A job of higher priority takes the nodes: Slurm sends SIGTERM, and GraceTime later SIGKILL.
+#[test]
+fn a_preempted_job_ends_with_the_bits_of_an_undisturbed_one() {
+    if !wanted() {
+        return;
+    }
+    let slurm = Slurm::start();
+    for _ in 0..20 {
+        let folder = scratch();
+        let batch = Batch::submit(&slurm, folder.path());
+        let interrupted = batch.hold();
+        if interrupted {
+            let ran = folder.path().join("urgent");
+            let wrap = format!("echo $SLURM_JOB_NODELIST > {}", text(&ran));
+            let urgent = ["sbatch", "-Q", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap"];
+            slurm.says(&[&urgent[..], &[&wrap]].concat());
+            until(PATIENCE, "the preemption", || batch.output().contains("received SIGTERM"));
+            batch.let_go();
+            batch.again();
+            assert_eq!(fs::read_to_string(ran).unwrap().trim(), "n[1-4]");
+        }
+        batch.let_go();
+        assert_eq!(batch.weights(), DEFAULT);
+        if interrupted {
+            let output = batch.output();
+            assert_eq!(output.matches("windlass run: told to end: cut ").count(), 1, "{output}");
+            assert_eq!(output.matches("coordinator: goes on from cut ").count(), 1, "{output}");
+            return;
+        }
+    }
+    panic!("each time the job was done before it could be interrupted");
+}
+
 /// `scancel` without a signal: SIGTERM to all processes of the job, SIGKILL after KillWait (5 s here, 30 s by default).
 #[test]
 fn a_cancelled_job_is_saved() {

@@ -51,6 +51,15 @@ fn batch_scripts_run_as_they_are() {
     batch("windlass.sbatch", &written);
     assert_eq!(digest(&report), expected);
     fs::remove_file(&report).unwrap();
+    // How often it saves, and how long that may take, if nobody says otherwise.
+    let (stub, told) = (folder.path().join("stub"), folder.path().join("told"));
+    fs::write(&stub, format!("#!/bin/sh\necho $WINDLASS_EVERY $WINDLASS_GRACE > {}\n", text(&told))).unwrap();
+    fs::set_permissions(&stub, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let stubbed = ["env", &format!("WINDLASS={}", text(&stub)), "sbatch", "-Q", "--overcommit"];
+    slurm(&stubbed).run(&[&script("windlass.sbatch")]).expect(0);
+    until(PATIENCE, "what the script says", || {
+        fs::read_to_string(&told).is_ok_and(|told| told == "10m 20\n")
+    });
     let inside =
         ["-N", "2", "-n", "6", "--overcommit", "--", "--servers", "2", "--", WINDLASS, "train", "lr"];
     slurm(&["bash"]).run(&[&[&*script("windlass-salloc.sh")][..], &inside, &written].concat()).expect(0);
@@ -93,6 +102,37 @@ fn said(program: &str, arguments: &[&str]) -> Option<String> {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{program}: {stdout}\n{stderr}");
     Some(stdout.into_owned() + &stderr)
+}
+
+/// The release that the stage `cluster` has built.
+#[test]
+fn what_is_installed_is_found_through_its_module() {
+    if !wanted() {
+        return;
+    }
+    let folder = scratch();
+    let prefix = folder.path().join("prefix");
+    let installed = said("bash", &[&script("install.sh"), text(&prefix)]).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(installed.contains(&format!("windlass {version} is in ")), "{installed}");
+    let moved = folder.path().join("moved");
+    fs::rename(&prefix, &moved).unwrap();
+    let program = said(text(&moved.join("bin/windlass")), &["--version"]).unwrap();
+    assert!(program.starts_with(&format!("windlass {version}")), "{program}");
+    let share = moved.join("share");
+    for file in ["bash-completion/completions/windlass", "man/man1/windlass.1", "doc/windlass/LICENSE-MIT"] {
+        assert!(share.join(file).is_file(), "{file}");
+    }
+    let modules = share.join("modulefiles");
+    if said("modulecmd", &["bash", "list"]).is_none() {
+        return;
+    }
+    let path = format!("MODULEPATH={}", text(&modules));
+    let loads = said("env", &[&path, "modulecmd", "bash", "load", "windlass"]).unwrap();
+    let shell = format!("{loads}\ncommand -v windlass; man -w windlass-run; windlass --version");
+    let found = said("bash", &["-c", &shell]).unwrap();
+    let expected = [moved.join("bin/windlass"), share.join("man/man1/windlass-run.1")];
+    assert_eq!(found, format!("{}\n{}\n{program}", text(&expected[0]), text(&expected[1])));
 }
 
 #[test]

@@ -125,9 +125,24 @@ fn slurm_gives_the_same_bits_by_every_means() {
     slurm.srun(&["--mpi=pmi2", "-N3", "-n6", "--multi-prog"], folder).run(&[text(&programs)]).expect(0);
     assert!(fs::read_to_string(folder.join("r")).unwrap().contains(super::DEFAULT));
     // A step of two parts, each with nodes of its own.
-    let first = slurm.srun(&["--mpi=pmix", "-N1", "-n2"], folder);
-    let second = [":", "-N2", "-n4", "--overcommit"];
-    first.train(&[&RUN[..5], &[WINDLASS, "train", "lr"], &second, &RUN].concat());
+    for mpi in ["--mpi=pmix", "--mpi=pmi2", "--mpi=none"] {
+        let first = slurm.srun(&[mpi, "-N1", "-n2"], folder);
+        let second = [":", "-N2", "-n4", "--overcommit"];
+        first.train(&[&RUN[..5], &[WINDLASS, "train", "lr"], &second, &RUN].concat());
+    }
+}
+
+#[test]
+fn slurm_is_named_or_left_out_and_servers_sit_on_ranks_of_a_list() {
+    if !wanted() {
+        return;
+    }
+    let (slurm, folder) = (Slurm::start(), scratch());
+    let run = |flags: &[&'static str]| [&RUN[..4], flags, &RUN[4..]].concat();
+    let srun = slurm.srun(&["--mpi=pmi2", "-N2", "-n6"], folder.path());
+    srun.train(&run(&["--launcher", "slurm", "--servers-on", "1,4"]));
+    let alone = slurm.srun(&["--mpi=pmi2", "-N1", "-n1"], folder.path());
+    alone.train(&run(&["--launcher", "local", "--workers", "4"]));
 }
 
 #[test]

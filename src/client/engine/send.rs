@@ -213,7 +213,8 @@ impl Engine {
         // Pulls may be taken back, too.
         if listed && !self.pending[ticket].is_pull() {
             let Engine { key_lists, links, pending, .. } = self;
-            let in_use = |list| pending.iter().any(|(_, p)| p.list == Some(list) && p.open > 0);
+            let in_use =
+                |list| pending.iter().any(|(_, p)| p.list == Some(list) && (p.open > 0 || !p.queued));
             let granted = links.iter().map(Link::key_lists);
             let list = key_lists.notice(cut, keys.as_slice(), &mut plan, granted, in_use);
             self.pending[ticket].list = list;
@@ -224,7 +225,12 @@ impl Engine {
     /// Takes a plan back once `all` of it is queued.
     pub fn put_back(&mut self, ticket: usize, plan: &mut Option<SparsePlan>, all: bool) {
         if let Some(plan) = plan.take_if(|_| all) {
-            if let Some(list) = self.pending.get(ticket).and_then(|pending| pending.list)
+            let pending = self.pending.get_mut(ticket);
+            let list = pending.and_then(|pending| {
+                pending.queued = true;
+                pending.list
+            });
+            if let Some(list) = list
                 && plan.keys_at == KeysAt::Kept
             {
                 self.key_lists.told(list);

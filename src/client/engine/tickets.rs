@@ -31,6 +31,7 @@ impl Engine {
             told_by: None,
             lists,
             list: None,
+            queued: false,
             floats: 0,
             version: 0,
             uses,

@@ -18,13 +18,19 @@ pub struct Resumed {
 }
 
 impl Coordinator {
-    /// The job is told to end, with a last checkpoint where it makes any. [`State::Failed`] follows, and [`Coordinator::saved`]
+    /// The job is told to end, with a last checkpoint where it makes any; the one that it was to go on from counts as such while it has
+    /// not begun. [`State::Failed`] follows, and [`Coordinator::saved`]
     /// tells what is left of it; unless its workers were done before.
     pub fn end(&mut self, out: &mut Vec<Output>) {
-        match &mut self.cuts {
-            Some(cuts) if self.state == State::Running => {
+        match (&mut self.cuts, &self.config.resumed) {
+            (Some(cuts), _) if self.state == State::Running => {
                 let actions = cuts.end();
                 self.act(actions, out);
+            }
+            // It has done nothing yet that the checkpoint that it goes on from does not hold.
+            (Some(cuts), Some(resumed)) if matches!(self.state, State::Gathering | State::Verifying) => {
+                cuts.end_at(resumed.number, resumed.clock);
+                self.act(Vec::new(), out);
             }
             // It ends already, with all its work done.
             _ if matches!(self.state, State::Leaving | State::Done) => {}

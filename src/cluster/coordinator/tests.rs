@@ -331,6 +331,32 @@ fn a_job_goes_on_once_all_servers_have_found_its_cut_whole() {
 }
 
 #[test]
+fn a_job_that_is_told_to_end_before_it_goes_on_is_as_saved_as_it_was() {
+    let told = "told to end: cut 7 holds all up to clock 70";
+    let mut rig = resuming(7);
+    rig.core.end(&mut rig.out);
+    assert_eq!(rig.core.saved(), Some((7, 70)));
+    assert_eq!(rig.failure(), told);
+    assert_eq!(rig.sent(0), [M::Abort { reason: told.to_owned() }]);
+    rig.say(100, M::Verified { number: 7, damage: None });
+    rig.core.end(&mut rig.out);
+    assert_eq!(rig.failure(), told);
+    // Nobody has come yet.
+    let mut config = CoordinatorConfig::new(2, Some(1));
+    config.cuts = Some(CutPlan { every: None, first: 9 });
+    config.resumed = Some(resumed(7));
+    let mut core = Coordinator::new(config.clone()).unwrap();
+    core.end(&mut Vec::new());
+    assert_eq!(core.saved(), Some((7, 70)));
+    // Without a checkpoint before there is nothing to keep.
+    config.resumed = None;
+    let mut core = Coordinator::new(config).unwrap();
+    core.end(&mut Vec::new());
+    assert_eq!(core.saved(), None);
+    assert!(matches!(core.state(), State::Failed(_)));
+}
+
+#[test]
 fn a_damaged_cut_is_replaced_once_nobody_reads_it_any_more() {
     let mut rig = resuming(7);
     let text = || "x".to_owned();

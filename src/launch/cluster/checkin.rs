@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::board::left;
+use super::rendezvous::clear_away;
 use crate::control::{Event, Hub, HubConfig, HubWaker, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::proto::bootstrap::Bootstrap;
@@ -167,7 +168,8 @@ pub struct Gathering {
     /// Their nodes, as far as they are known beforehand.
     expected: Vec<Option<String>>,
     arrived: BTreeMap<u32, Arrived>,
-    file: Option<PathBuf>,
+    /// The file that tells of it, and what it says.
+    file: Option<(PathBuf, String)>,
     called_off: Arc<AtomicBool>,
 }
 
@@ -237,9 +239,9 @@ impl Gathering {
         &self.bootstrap
     }
 
-    /// Removes the file that tells of it when it is over.
-    pub fn remove_at_end(&mut self, file: &Path) {
-        self.file = Some(file.to_owned());
+    /// Removes the file that tells of it when it is over, if that still says this.
+    pub fn remove_at_end(&mut self, file: &Path, said: String) {
+        self.file = Some((file.to_owned(), said));
     }
 
     /// Waits until all have checked in. After an error all who had are told.
@@ -408,9 +410,9 @@ impl Gathering {
 
 impl Drop for Gathering {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            // Who cleans up behind a crashed job may have been faster.
-            let _ = std::fs::remove_file(file);
+        if let Some((file, said)) = &self.file {
+            // What stays is found to be left behind.
+            let _ = clear_away(file, said);
         }
     }
 }

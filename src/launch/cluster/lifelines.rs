@@ -2,7 +2,7 @@
 //! ended, and see the leader's end.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -94,9 +94,9 @@ impl Teller {
     }
 }
 
-/// A thread that watches; dropping it, and its [`Teller`]s, ends the thread and closes the connections.
+/// A thread that watches; dropping it passes on what its [`Teller`]s have said, ends the thread and closes the connections.
 pub struct Watch {
-    stop: Option<UnixStream>,
+    stop: UnixStream,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -108,22 +108,21 @@ impl Watch {
             .name("wl-lifelines".to_owned())
             .spawn(move || watch(lifelines, &stopped, ended))
             .map_err(|e| Error::io("start thread", "wl-lifelines", e))?;
-        Ok(Watch { stop: Some(stop), thread: Some(thread) })
+        Ok(Watch { stop, thread: Some(thread) })
     }
 }
 
 impl Watch {
     /// See [`Teller`].
     pub fn teller(&self) -> Result<Teller> {
-        let failed = |e| Error::io("socketpair", "lifelines", e);
-        let Some(stop) = &self.stop else { return Err(failed(ErrorKind::NotConnected.into())) };
-        stop.try_clone().map(Teller).map_err(failed)
+        self.stop.try_clone().map(Teller).map_err(|e| Error::io("socketpair", "lifelines", e))
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.stop = None;
+        // Ends the socket itself, however many Tellers hold it. It fails only when the thread has closed its end.
+        let _ = self.stop.shutdown(Shutdown::Write);
         if let Some(thread) = self.thread.take() {
             // It only panics if `ended` does, and has said so.
             let _ = thread.join();
@@ -174,5 +173,35 @@ fn pass_on(lifelines: &[Lifeline], words: &[u8]) {
     for mut stream in lifelines.iter().map(|lifeline| &lifeline.stream) {
         // Nothing else is ever sent there, so there is room; who is gone is about to be found out.
         let _ = stream.write(words);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Role;
+    use std::net::TcpListener;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_watch_ends_while_somebody_could_still_speak() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut task = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = listener.accept().unwrap().0;
+        let lifeline = Lifeline { name: "rank 1".into(), role: Role::Worker, rank: 0, stream };
+        let watch = Watch::over(vec![lifeline], |_| {}).unwrap();
+        let (teller, silent) = (watch.teller().unwrap(), watch.teller().unwrap());
+        teller.tell(Word::Saved);
+        let (done, over) = channel();
+        std::thread::spawn(move || {
+            drop(watch);
+            done.send(()).unwrap();
+        });
+        over.recv_timeout(Duration::from_secs(60)).expect("it waits for the Tellers");
+        // Too late, and nobody is disturbed.
+        silent.tell(Word::Done);
+        let mut heard = Vec::new();
+        task.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, [Word::Saved as u8]);
     }
 }

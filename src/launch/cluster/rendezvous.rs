@@ -24,12 +24,16 @@ use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::private_text;
 use crate::time::Deadline;
 
-/// Between two looks at the file.
+/// Between two looks at the file,
 const LOOK: Duration = Duration::from_millis(20);
+/// and behind one that found it left behind: to ask who is not there costs both ends more.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How long a leader may take to prove that it is there: at first for those whom a mistake costs nothing but another look,
 const GLANCE: Duration = Duration::from_secs(1);
 /// for those who then take its place,
 const CERTAIN: Duration = Duration::from_secs(5);
+/// at the end of a long wait,
+const LONGEST: Duration = Duration::from_secs(60);
 /// and for all when there is hardly any time left.
 const LEAST: Duration = Duration::from_millis(200);
 
@@ -49,17 +53,23 @@ impl<'a> Spot<'a> {
 
     /// For the one who leads in any case.
     pub fn lead(&self, mut gathering: Gathering) -> Result<Meeting> {
-        // What can't be read is replaced like what is not true.
-        if let Ok(Some(said)) = self.said()
-            && let Ok(leader) = living(&said, CERTAIN)
-        {
-            let peer = format!("the leading rank on {}, {}", leader.host(), leader.address());
-            let reason = format!("another job is about to meet at {}", self.path.display());
-            return Err(Error::Refused { peer, reason });
+        let line = self.line(&gathering);
+        loop {
+            // What can't be read is replaced like what is not true.
+            let found = self.said();
+            if let Ok(Some(said)) = &found
+                && let Ok(leader) = living(said, CERTAIN)
+            {
+                let peer = format!("the leading rank on {}, {}", leader.host(), leader.address());
+                let reason = format!("another job is about to meet at {}", self.path.display());
+                return Err(Error::Refused { peer, reason });
+            }
+            // Where nothing was, another may have written meanwhile, and be there.
+            if write_private(self.path, &line, matches!(found, Ok(None)))? {
+                gathering.remove_at_end(self.path, line);
+                return Ok(Meeting::Leader(Box::new(gathering)));
+            }
         }
-        write_private(self.path, &self.line(&gathering), false)?;
-        gathering.remove_at_end(self.path);
-        Ok(Meeting::Leader(Box::new(gathering)))
     }
 
     /// For all others. With a `candidate` the task leads if it is the first.
@@ -73,12 +83,14 @@ impl<'a> Spot<'a> {
         let mut found = "nothing is there".to_owned();
         loop {
             if let Some(mut gathering) = candidate.take() {
-                if write_private(self.path, &self.line(&gathering), true)? {
-                    gathering.remove_at_end(self.path);
+                let line = self.line(&gathering);
+                if write_private(self.path, &line, true)? {
+                    gathering.remove_at_end(self.path, line);
                     return Ok(Meeting::Leader(Box::new(gathering)));
                 }
                 candidate = Some(gathering);
             }
+            let mut pause = LOOK;
             let said = self.said()?;
             let ours = said.as_deref().is_some_and(|said| said.split(' ').next() == Some(self.launch));
             if let Some(said) = said.filter(|_| ours || candidate.is_some()) {
@@ -87,7 +99,7 @@ impl<'a> Spot<'a> {
                     Ok(leader) => found = format!("another job's leader, on {}, is there", leader.host()),
                     Err(why) => {
                         found = format!("the file that is there was left behind: {why}");
-                        patience *= 2; // where all are busy, it was only late
+                        (patience, pause) = (longer(patience), LOOK_AGAIN);
                         if candidate.is_some() {
                             clear_away(self.path, &said)?;
                         }
@@ -98,7 +110,7 @@ impl<'a> Spot<'a> {
                 let (path, task) = (self.path.display(), self.task);
                 format!("the leading rank to write {path} (do all hosts see it?); {found}; this is {task}")
             })?;
-            std::thread::sleep(LOOK);
+            std::thread::sleep(pause.min(deadline.left(Instant::now())));
         }
     }
 
@@ -122,20 +134,30 @@ fn living(said: &str, patience: Duration) -> Result<Bootstrap> {
     probe(&leader, patience).map(|()| leader)
 }
 
-/// Removes a file that was left behind, if it still says this. One at a time does, so that nobody's new file is taken for the old one.
-fn clear_away(path: &Path, said: &str) -> Result<()> {
-    let lock = beside(path, "clearing");
+/// How long the next is waited for: where all are busy, the last was only late.
+fn longer(patience: Duration) -> Duration {
+    patience.saturating_mul(2).min(LONGEST)
+}
+
+/// Removes the file if it still says this. It is first taken away, so that what is removed is what was looked at; what turns out to be
+/// another's is put back, unless a third has written meanwhile: that one is found then.
+pub(super) fn clear_away(path: &Path, said: &str) -> Result<()> {
     let failed = |e| Error::io("remove", path.display(), e);
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&lock) {
-        Ok(_) => {}
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(()), // another is at it
-        Err(e) => return Err(failed(e)),
+    let says_it = |at: &Path| private_text(at, "rendezvous file").is_ok_and(|now| now == said);
+    if !says_it(path) {
+        return Ok(()); // it has been replaced
     }
-    let removed = match private_text(path, "rendezvous file") {
-        Ok(now) if now == said => fs::remove_file(path).map_err(failed),
-        _ => Ok(()), // it has been replaced
-    };
-    fs::remove_file(&lock).map_err(|e| Error::io("remove", lock.display(), e)).and(removed)
+    let taken = beside(path, &crate::launch::new_job()?);
+    match fs::rename(path, &taken) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()), // another was faster
+        done => done.map_err(failed)?,
+    }
+    let put_back = if says_it(&taken) { Ok(()) } else { fs::hard_link(&taken, path) };
+    let removed = fs::remove_file(&taken).map_err(|e| Error::io("remove", taken.display(), e));
+    match put_back {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(failed(e)),
+        _ => removed,
+    }
 }
 
 fn beside(path: &Path, end: &str) -> PathBuf {
@@ -320,6 +342,86 @@ mod tests {
         );
         let second = meets(&path, 1, 2, None);
         assert!(first.join().unwrap().unwrap().is_some() && second.join().unwrap().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_process_that_died_while_it_cleared_away_holds_up_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("meet");
+        left_behind(&path, "launch-1", nobody());
+        for end in ["clearing", "0123456789abcdef"] {
+            fs::write(beside(&path, end), "").unwrap();
+        }
+        let all: Vec<_> = (0..2).map(|rank| meets(&path, rank, 2, Some(Role::Server))).collect();
+        let placed: Vec<_> = all.into_iter().map(|task| task.join().unwrap().unwrap()).collect();
+        assert_eq!(placed.iter().filter(|placed| placed.is_some()).count(), 1);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_has_become_anothers_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("meet");
+        let Meeting::Leader(gathering) = meet(&task(0, 2), None, &at_file(&path), soon(60)).unwrap() else {
+            panic!("rank 0 leads");
+        };
+        write_private(&path, "another\n", false).unwrap();
+        drop(gathering);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "another\n");
+        clear_away(&path, "one before\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "another\n");
+        clear_away(&path, "another\n").unwrap();
+        clear_away(&path, "another\n").unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn of_two_that_lead_by_their_number_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let path = directory.path().join(format!("meet-{round}"));
+            let start = std::sync::Arc::new(std::sync::Barrier::new(2));
+            let leads = || {
+                let (ways, start) = (at_file(&path), start.clone());
+                std::thread::spawn(move || {
+                    start.wait();
+                    meet(&task(0, 2), None, &ways, soon(60)).map(|meeting| match meeting {
+                        Meeting::Leader(mut gathering) => gathering.wait(soon(60)).map(drop),
+                        _ => panic!("rank 0 leads"),
+                    })
+                })
+            };
+            let both = [leads(), leads()];
+            until_one_ends(&both);
+            let follower = meets(&path, 1, 2, None);
+            let mut led = 0;
+            for leader in both {
+                match leader.join().unwrap() {
+                    Ok(waited) => {
+                        waited.unwrap();
+                        led += 1;
+                    }
+                    Err(error) => {
+                        assert!(error.to_string().contains("another job is about to meet"), "{error}")
+                    }
+                }
+            }
+            // Its leader has no place for it.
+            assert!(follower.join().unwrap().is_err());
+            assert_eq!(led, 1);
+        }
+    }
+
+    fn until_one_ends<T>(both: &[std::thread::JoinHandle<T>]) {
+        while !both.iter().any(std::thread::JoinHandle::is_finished) {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn patience_has_an_end() {
+        assert_eq!(longer(GLANCE), 2 * GLANCE);
+        assert_eq!((0..100).fold(CERTAIN, |patience, _| longer(patience)), LONGEST);
     }
 
     #[test]

@@ -122,7 +122,9 @@ impl Task {
             }),
             _ => text("PMIX_NAMESPACE").map(str::to_owned),
         };
-        let launcher = if by_slurm { "srun" } else { "mpirun" };
+        // Slurm's own PMI names the job; MPICH's mpirun, which starts its ranks below a step of its own, does not.
+        let hydra = text("PMI_RANK").is_some() && text("PMI_JOBID").is_none();
+        let launcher = if by_slurm && !hydra { "srun" } else { "mpirun" };
         let nodes = text("SLURM_STEP_NODELIST").filter(|_| by_slurm).map(str::to_owned);
         Ok(Some(Task { launcher, rank, size, means, launch, nodes, ..blank }))
     }
@@ -214,6 +216,16 @@ mod tests {
         assert_eq!((task.rank, task.size, task.launcher), (Some(1), Some(4), "mpirun"));
         assert_eq!((task.launch.as_deref(), task.nodes), (Some("123"), None));
         assert_eq!(task.means, [Means::Pmix(vec!["libpmix.so.2".into()])]);
+    }
+
+    #[test]
+    fn whoever_speaks_pmi_in_a_step_is_named() {
+        let pmi = [("PMI_FD", "5"), ("PMI_RANK", "1"), ("PMI_SIZE", "4")];
+        let hydra = auto(&[STEP, &pmi].concat());
+        assert_eq!(hydra.to_string(), "rank 1 of 4 on n2, started by mpirun");
+        let slurm = auto(&[STEP, &pmi, &[("PMI_JOBID", "17.0")]].concat());
+        assert_eq!(slurm.to_string(), "rank 1 of 4 on n2, started by srun");
+        assert_eq!((hydra.launch, hydra.means), (slurm.launch, slurm.means));
     }
 
     #[test]

@@ -10,8 +10,9 @@ use crate::proto::{Chain, KeysAt, ListName, RequestHeader, SparseBody};
 use crate::store::SparsePiece;
 use crate::types::{DirectoryEntry, Key, Rank, TableId, TableKind};
 
-/// Bytes of memory for each byte of a frame's keys: the keys, and the rows' positions.
-const SHARE: (u64, u64) = (3, 2);
+/// Most bytes of memory for each byte of a frame: a key and its row's position are 12 bytes, and its values at least 2, a single one as
+/// fp16; the key itself may take no byte of the frame.
+const SHARE: u64 = 6;
 
 /// One list: the keys of one frame.
 #[derive(Debug, Default)]
@@ -35,7 +36,7 @@ pub(super) struct Lists {
 impl Lists {
     /// None yet, of `workers` that share `bytes` and whose frames have bodies of at most `payload` bytes.
     pub fn new(workers: usize, bytes: u64, payload: usize) -> Lists {
-        let one = payload as u64 * SHARE.0 / SHARE.1;
+        let one = payload as u64 * SHARE;
         let each = (bytes / one.max(1) / workers.max(1) as u64).min(u64::from(u16::MAX)) as usize;
         Lists { of: (0..workers).map(|_| Vec::new()).collect(), each }
     }

@@ -302,6 +302,30 @@ fn of_a_sparse_frame_only_the_pieces_that_are_not_finite_are_rejected() {
 }
 
 #[test]
+fn rows_that_a_rejected_list_did_not_make_are_looked_for_again() {
+    let spec = TableSpec { kind: TableKind::Sparse { dim: 1, buckets: 1 }, ..TableSpec::sparse("w", 1) };
+    let spec =
+        spec.optimizer(OptimizerSpec::sum()).non_finite(NonFinite::Reject).consistency(Consistency::Asp);
+    let mut shard = shard(&spec);
+    let directory = [DirectoryEntry { bucket: 0, keys: 2 }];
+    let push = |shard: &mut Shard, values: [f32; 2], positions: &mut Vec<u32>| {
+        let piece = SparsePiece { directory: &directory, keys: &[3, 5], values: Input::from(&values[..]) };
+        let step = Intake::Step { divisor: 1.0, base: None };
+        shard.write_listed(0, How::Push, piece, positions, step, &mut Vec::new()).unwrap()
+    };
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    assert!(push(&mut shard, [f32::NAN, 1.0], &mut first).is_some());
+    // Somebody else makes the rows; then the first list comes again.
+    assert!(push(&mut shard, [1.0, 2.0], &mut second).is_none());
+    assert!(push(&mut shard, [10.0, 20.0], &mut first).is_none());
+    assert_eq!(shard.parameter_bytes(), 8, "a key has one row");
+    let mut out = Vec::new();
+    let piece = SparsePiece { directory: &directory, keys: &[3, 5], values: Input::from(&[][..]) };
+    shard.gather(0, &piece, &mut out);
+    assert_eq!(out, [11.0, 22.0]);
+}
+
+#[test]
 fn a_frame_of_which_pieces_are_stale_and_others_not_finite_tells_the_first_and_counts_both() {
     let spec = TableSpec { kind: TableKind::Sparse { dim: 1, buckets: 4 }, ..TableSpec::sparse("w", 1) };
     let spec = asp(spec, Stale::Reject { max_age: 0 }).non_finite(NonFinite::Reject);

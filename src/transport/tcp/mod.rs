@@ -303,13 +303,12 @@ impl Transport for Tcp {
     fn arm(&mut self) -> bool {
         // Deadlines of what was begun since the last poll must be able to wake the sleeper too.
         self.set_clock();
-        // Events that nobody has taken would end the sleep at once.
-        self.ask_next();
-        self.unasked == 0
-            && self.outbox.is_empty()
-            && self.rx_ready.is_empty()
-            && self.tx_ready.is_empty()
-            && !self.accept_more
+        // Events that nobody has taken would end the sleep at once. Asked for here, and not by the next poll: whoever arms every so many
+        // polls might always hit one that did not ask.
+        if self.unasked > 0 {
+            self.collect();
+        }
+        self.outbox.is_empty() && self.rx_ready.is_empty() && self.tx_ready.is_empty() && !self.accept_more
     }
 
     fn close(&mut self, endpoint: EndpointId) {

@@ -50,13 +50,6 @@ impl Tcp {
         true
     }
 
-    /// The next poll asks the system, unless the last one did.
-    pub(super) fn ask_next(&mut self) {
-        if self.unasked > 0 {
-            self.unasked = UNASKED;
-        }
-    }
-
     /// Asks the system what became ready.
     pub(super) fn collect(&mut self) {
         self.unasked = 0;

@@ -59,6 +59,11 @@ impl Item {
         self.head_length + self.body_length()
     }
 
+    /// Whether the caller hears when it is done.
+    fn tells(&self) -> bool {
+        matches!(self.origin, Origin::Posted(Some(_)))
+    }
+
     fn body_length(&self) -> usize {
         self.body.as_ref().map_or(0, |b| b.length)
     }
@@ -110,7 +115,7 @@ impl Tx {
         self.posted
     }
 
-    /// Answers to the peer's reads that the kernel has not done with.
+    /// Answers to the peer's reads that the kernel has not taken.
     pub fn answers(&self) -> usize {
         self.answers
     }
@@ -120,9 +125,9 @@ impl Tx {
         self.items.is_empty()
     }
 
-    /// Whether an answer from this grant waits, is half sent, or lent.
+    /// Whether an answer from this grant waits or is half sent.
     pub fn answers_from(&self, key: u32) -> bool {
-        self.answers > 0 && self.held().any(|i| i.origin == Origin::Answer(key))
+        self.answers > 0 && self.items.iter().any(|i| i.origin == Origin::Answer(key))
     }
 
     /// Whether a body in this region waits, is half sent, or lent.
@@ -293,20 +298,21 @@ impl Tx {
 
     fn advance(&mut self, sent: usize, done: &mut impl FnMut(u64)) {
         self.sent += sent;
-        while let Some(front) = self.items.front() {
-            let length = front.length();
-            if self.sent < length {
-                break;
-            }
+        while let Some(length) = self.items.front().map(Item::length).filter(|&length| length <= self.sent) {
             self.sent -= length;
             let lends = std::mem::take(&mut self.lends_front);
-            match (self.items.pop_front(), &mut self.lent) {
-                (Some(item), Some(lent)) if lends => {
+            let Some(item) = self.items.pop_front() else { break };
+            // One that was lent waits no more either: the peer has its bytes, maybe before we hear of it.
+            if let Origin::Answer(_) = item.origin {
+                self.answers -= 1;
+            }
+            match &mut self.lent {
+                // What is done means that all before it is: nothing that is told overtakes what was lent.
+                Some(lent) if lends || (item.tells() && !lent.is_empty()) => {
                     lent.keep(item);
                     self.take_back(done);
                 }
-                (Some(item), _) => self.finish(&item, done),
-                (None, _) => break,
+                _ => self.finish(&item, done),
             }
         }
     }
@@ -320,14 +326,9 @@ impl Tx {
 
     /// The kernel has done with a frame.
     fn finish(&mut self, item: &Item, done: &mut impl FnMut(u64)) {
-        match item.origin {
-            Origin::Posted(context) => {
-                self.posted -= 1;
-                if let Some(context) = context {
-                    done(context);
-                }
-            }
-            Origin::Answer(_) => self.answers -= 1,
+        if let Origin::Posted(context) = item.origin {
+            self.posted -= 1;
+            context.into_iter().for_each(done);
         }
     }
 }
