@@ -48,3 +48,18 @@ fn it_is_said_once_in_a_job_and_in_info() {
         assert!(info.stdout.contains("mlx5_0:1"), "{}", info.stdout);
     }
 }
+
+/// A sysfs elsewhere (`WINDLASS_SYSFS`) is looked at by a job as by `info`. Needs no root.
+#[test]
+fn a_sysfs_elsewhere_is_the_one_that_counts() {
+    let root = scratch();
+    let port = root.path().join("class/infiniband/mlx5_0/ports/1");
+    fs::create_dir_all(&port).unwrap();
+    fs::write(port.join("state"), "4: ACTIVE\n").unwrap();
+    for arguments in [&["info"][..], &["bench", "add", "--bytes", "4K", "--seconds", "0.1"]] {
+        let mut command = windlass([]);
+        command.args(arguments).env("WINDLASS_LOG", "warn").env("WINDLASS_SYSFS", root.path());
+        let said = Process::start(command).end(PATIENCE).expect(0);
+        assert_eq!(format!("{}{}", said.stdout, said.stderr).matches(HINT).count(), 1, "{arguments:?}");
+    }
+}

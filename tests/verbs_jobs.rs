@@ -1,4 +1,4 @@
-//! Jobs of real processes over verbs, of which one is killed. Run it as `tests/verbs.rs`.
+//! Jobs of real processes over verbs, of which one is killed. Run it as `tests/verbs/main.rs`.
 #![cfg(feature = "verbs")]
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 

@@ -210,7 +210,7 @@ fn obey(command: Command, environment: &Environment) -> Result<u8> {
         matches!(command, Command::Run(_) | Command::Train(_) | Command::Bench(_) | Command::Server(_));
     if carries_data
         && environment.text(variable::JOB).is_none()
-        && let Some(hint) = info::hint_here()
+        && let Some(hint) = info::hint_here(environment)
     {
         tracing::warn!("{hint}");
     }

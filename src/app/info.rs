@@ -19,7 +19,7 @@ pub fn text(environment: &Environment) -> Result<String> {
     rows.push(("kernels", kernels()));
     rows.extend(machine(Path::new("/")));
     rows.push(("interfaces", interfaces()));
-    let topology = Topology::read(Path::new(environment.text(variable::SYSFS).unwrap_or(topology::SYSFS)));
+    let topology = topology_of(environment);
     rows.extend(rdma(&topology, &devices, cfg!(feature = "verbs")));
     let mut out = String::new();
     for (name, value) in rows {
@@ -176,8 +176,12 @@ fn hint(topology: &Topology, usable: bool) -> Option<&'static str> {
 }
 
 /// The same of this build and this machine.
-pub fn hint_here() -> Option<&'static str> {
-    hint(&Topology::read(Path::new(topology::SYSFS)), cfg!(feature = "verbs"))
+pub fn hint_here(environment: &Environment) -> Option<&'static str> {
+    hint(&topology_of(environment), cfg!(feature = "verbs"))
+}
+
+fn topology_of(environment: &Environment) -> Topology {
+    Topology::read(Path::new(environment.text(variable::SYSFS).unwrap_or(topology::SYSFS)))
 }
 
 fn unknown() -> String {

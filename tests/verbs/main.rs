@@ -3,6 +3,8 @@
 #![cfg(feature = "verbs")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test fails by panicking
 
+mod limits;
+
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -772,78 +774,4 @@ fn settings_reach_the_device() {
         ..Rdma::default()
     }))
     .unwrap();
-}
-
-/// A server thread takes as many workers as come: room is made while others are connected, up to what the device can.
-#[test]
-fn endpoints_are_made_room_for_and_the_end_of_it_names_the_setting() {
-    let lean = Rdma { queue_depth: 64, receives: 16, ..Rdma::default() };
-    let most = VerbsConfig { endpoints: 150, ..with(lean) };
-    let Some((mut a, mut b)) = pair_of(&most, &config(), [7; 32], [7; 32]) else { return };
-    connect(&mut a, &mut b);
-    let message = |n: u8| Message::new(&[n]).unwrap();
-    let got = |end: &End, n: u8| {
-        end.has(|c| matches!(c, Completion::Received { message, .. } if message.bytes() == [n]))
-    };
-    // They lie in the queue while it grows.
-    (0..8).for_each(|n| b.transport.send(b.endpoint, message(n)).unwrap());
-    b.poll();
-    let mut last = a.endpoint;
-    let mut address = Vec::new();
-    for _ in 1..150 {
-        (last, address) = a.transport.open(Side::Active, "another").unwrap();
-    }
-    let error = a.transport.open(Side::Active, "too many").unwrap_err().to_string();
-    assert!(
-        error.contains("endpoints of one thread on rxe0") && error.contains("rdma_queue_depth"),
-        "{error}"
-    );
-    until(&mut a, &mut b, "what came meanwhile", |a, _| (0..8).all(|n| got(a, n)));
-    let mut c = End::opened(&config(), Side::Passive, "a");
-    c.transport.connect(c.endpoint, &address, &[2; 32]).unwrap();
-    a.transport.connect(last, &c.address, &[2; 32]).unwrap();
-    until(&mut a, &mut c, "connect the last", |_, c| c.connected());
-    a.transport.send(last, message(100)).unwrap();
-    a.transport.send(a.endpoint, message(101)).unwrap();
-    until(&mut a, &mut c, "the last", |_, c| got(c, 100));
-    until(&mut a, &mut b, "the first", |_, b| got(b, 101));
-    // A place that was given up is free again.
-    a.transport.close(last);
-    until(&mut a, &mut c, "close", |a, _| a.closed().is_some());
-    a.transport.open(Side::Active, "again").unwrap();
-}
-
-/// Queues that the device can't make are refused at start, with the settings that they follow from.
-#[test]
-fn queues_beyond_the_device_name_their_settings() {
-    if !has_device() {
-        return;
-    }
-    let error = Verbs::new(&with(Rdma { receives: 65_536, ..Rdma::default() })).err().unwrap();
-    assert!(matches!(error, Error::Limit { .. }), "{error}");
-    let error = error.to_string();
-    assert!(error.contains("of rxe0 (rdma_queue_depth 256") && error.contains("ring_entries"), "{error}");
-}
-
-/// A device that takes less inside a request than was asked for takes what it can, and the report says how much that is.
-#[test]
-fn inline_is_what_the_device_takes() {
-    let long = with(Rdma { inline: 1024, ..Rdma::default() });
-    let Some((mut a, mut b)) = pair_of(&long, &config(), [7; 32], [7; 32]) else { return };
-    connect(&mut a, &mut b);
-    let detail = a.transport.caps().detail.clone();
-    let said = detail.split("inline up to ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
-    println!("inline up to {said} of 1024");
-    let holds: usize = said.parse().unwrap();
-    assert!((64..=1024).contains(&holds), "{detail}");
-    let remote = b.transport.authorise(b.endpoint, b.region, 0, 1 << 16, Rights::Write).unwrap();
-    a.fill(0, &[9; 2048]);
-    for (imm, length) in [(1, holds), (2, holds + 1)] {
-        let body = Some(Payload::Pinned(a.slice(0, length)));
-        a.transport.write(a.endpoint, Write { body, imm: Some(imm), ..plain_write(remote) }).unwrap();
-    }
-    until(&mut a, &mut b, "both", |_, b| b.written() == [(1, holds as u32), (2, holds as u32 + 1)]);
-    let mut arrived = vec![0; holds + 1];
-    b.read_out(0, &mut arrived);
-    assert!(arrived.iter().all(|&byte| byte == 9));
 }
