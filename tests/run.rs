@@ -6,6 +6,11 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::proc::{Role, all_listeners, listeners};
@@ -203,4 +208,65 @@ fn another_server_program_may_be_given() {
     ]);
     let ended = ended.expect(0);
     assert!(ended.stdout.contains("[server 1] own server 1\n"), "{}", ended.stdout);
+}
+
+/// `windlass run` with its processes on two hosts, both of which are this machine.
+fn over_rsh(folder: &Path, flags: &[&str], worker: &[&str]) -> Process {
+    const RSH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/launchers/rsh.sh");
+    let hosts = folder.join("hosts");
+    fs::write(&hosts, "a\nb\n").unwrap();
+    let run = ["run", "--hostfile", text(&hosts), "--rsh", RSH, "--interface", "lo"];
+    let counts = ["--servers", "1", "--workers", "1"];
+    let words = [&run[..], &counts, flags, &["--"], worker].concat();
+    Process::start(windlass(words))
+}
+
+#[test]
+fn what_a_dead_supervisor_leaves_on_other_hosts_has_time_to_end() {
+    let folder = scratch();
+    let (ready, ended) = (folder.path().join("ready"), folder.path().join("ended"));
+    // It writes nothing: nobody would read it at the end.
+    let script = "exec > /dev/null 2>&1; trap 'sleep 1; echo > \"$1\"; exit' TERM; echo > \"$0\"; while :; do sleep 1000 & wait $!; done";
+    let job = over_rsh(folder.path(), &[], &["sh", "-c", script, text(&ready), text(&ended)]);
+    until(PATIENCE, "the worker", || ready.exists());
+    job.signal(Signal::KILL);
+    until(PATIENCE, "the end of all", || job.members().is_empty());
+    assert!(ended.exists(), "it was killed");
+}
+
+#[test]
+fn a_batch_system_may_signal_all_processes_of_a_job_on_other_hosts_that_saves_itself() {
+    let folder = scratch();
+    let kept = folder.path().join("kept");
+    let program = env!("CARGO_BIN_EXE_windlass");
+    let flags = ["--checkpoint", text(&kept)];
+    let worker = [program, "train", "lr", "--epochs", "1000000"];
+    let job = over_rsh(folder.path(), &flags, &worker);
+    in_the_middle(&job);
+    // The supervisor last: what can't bear the signal ends before the job is told.
+    let (supervisor, others): (Vec<i32>, Vec<i32>) =
+        job.members().iter().map(|member| member.pid).partition(|pid| *pid == job.pid());
+    others.iter().chain(&supervisor).for_each(|pid| kill(*pid, Signal::USR1));
+    job.end(PATIENCE).expect(75).says("told to end: cut ");
+}
+
+#[test]
+fn a_keeper_outlives_the_signals_to_a_job_but_not_its_task() {
+    let mut task = Command::new("sleep").arg("1000").spawn().unwrap();
+    let (connection, its_end) = UnixStream::pair().unwrap();
+    let mut keeper = windlass(["keeper", "--stay", &task.id().to_string()])
+        .stdin(OwnedFd::from(its_end))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 6];
+    keeper.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"ready\n");
+    for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2] {
+        kill(keeper.id() as i32, signal);
+    }
+    task.kill().unwrap();
+    task.wait().unwrap();
+    assert_eq!(keeper.wait().unwrap().code(), Some(0));
+    drop(connection);
 }

@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::{SIGTERM, SIGUSR1};
 
 use super::launched::{coordinator, variables_of};
 use super::run::{self, Plan, exit_code};
@@ -196,8 +196,10 @@ fn children(
 
 /// What the remote side hears while it is not yet placed, and after.
 enum Heard {
-    /// A signal for the process; the end of the supervisor counts as SIGTERM.
+    /// A signal for the process.
     Signal(i32),
+    /// The supervisor is gone. Standard input says so, and the connection of the check-in does.
+    Gone,
     Placed(Result<(Place, TcpStream)>),
 }
 
@@ -208,6 +210,7 @@ pub fn remote() -> Result<u8> {
         || format!("the working directory {}, on {}", Path::new(&order.folder).display(), order.node);
     std::env::set_current_dir(&order.folder).map_err(|e| Error::io("enter", subject(), e))?;
     let (heard, hears) = channel();
+    let gone = heard.clone();
     spawn("wl-orders", {
         let heard = heard.clone();
         move || listen(&heard)
@@ -223,9 +226,11 @@ pub fn remote() -> Result<u8> {
     match hears.recv() {
         Ok(Heard::Placed(placed)) => {
             let (place, lifeline) = placed?;
-            obey(&order, &place, lifeline, hears)
+            obey(&order, &place, lifeline, (gone, hears))
         }
-        Ok(Heard::Signal(signal)) => Ok((128 + signal) as u8), // before anything was started
+        // Before anything was started.
+        Ok(Heard::Signal(signal)) => Ok((128 + signal) as u8),
+        Ok(Heard::Gone) => Ok((128 + SIGTERM) as u8),
         Err(_) => Err(Error::Aborted { reason: "nobody is there any more".to_owned() }),
     }
 }
@@ -243,11 +248,16 @@ fn listen(heard: &Sender<Heard>) {
             return;
         }
     }
-    let _ = heard.send(Heard::Signal(SIGTERM));
+    let _ = heard.send(Heard::Gone);
 }
 
 /// Runs the process, and passes signals on to it.
-fn obey(order: &Order, place: &Place, lifeline: TcpStream, hears: Receiver<Heard>) -> Result<u8> {
+fn obey(
+    order: &Order,
+    place: &Place,
+    lifeline: TcpStream,
+    (gone, hears): (Sender<Heard>, Receiver<Heard>),
+) -> Result<u8> {
     let settings = Environment::from_pairs(order.variables.iter().map(|(n, v)| (n.as_str(), v.as_str())));
     let mut variables = order.variables.clone();
     let placed = variables_of(&settings, place, &order.leader)?;
@@ -266,18 +276,40 @@ fn obey(order: &Order, place: &Place, lifeline: TcpStream, hears: Receiver<Heard
     let mut tree = run::tree_of("windlass remote", &launch::new_job()?, limits)?;
     tree.marker = variable::TREE;
     tree.quiet = true;
-    let tree = Tree::new(tree)?;
-    let (orders, gone) = (tree.handle(), tree.handle());
+    let mut tree = Tree::new(tree)?;
+    let saves = settings.chosen(&settings::CHECKPOINT).is_some();
+    if saves {
+        // The supervisor hears what a batch system sends to every process, too, and saves the job.
+        tree.when_told_to_end(settings.seconds(&settings::GRACE)?, || {});
+    }
+    let handle = tree.handle();
     spawn("wl-signals", move || {
+        let mut told = false;
         for heard in hears {
-            if let Heard::Signal(signal) = heard {
-                orders.signal(signal);
+            match heard {
+                Heard::Signal(signal) => {
+                    told = true;
+                    end(&handle, signal, saves);
+                }
+                // It has had its time.
+                Heard::Gone if told => handle.signal(SIGTERM),
+                // Nothing more where it ends already: a closed output says the same, and a second signal would be no grace.
+                Heard::Gone => handle.stop("the supervisor is gone", 128 + SIGTERM),
+                Heard::Placed(_) => {}
             }
         }
     })?;
     spawn("wl-lifeline", move || {
         watch_one(lifeline);
-        gone.signal(SIGTERM);
+        let _ = gone.send(Heard::Gone); // the process may have ended meanwhile
     })?;
     Ok(tree.run(&[child])?.code as u8)
+}
+
+/// Does what the supervisor's signal means. Where the job saves itself, that is done by then, or comes to nothing.
+fn end(tree: &TreeHandle, signal: i32, saves: bool) {
+    if saves && matches!(signal, SIGTERM | SIGUSR1) {
+        tree.stop("the supervisor ends the process", 128 + signal);
+    }
+    tree.signal(signal);
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, Signal, kill_process_group};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use super::sweep::sweep;
 use super::{JOB_VARIABLE, TreeConfig};
@@ -125,14 +125,19 @@ pub(super) fn apart(command: &mut Command) -> &mut Command {
     command
 }
 
+/// `killall windlass`, and a batch system that signals every process of a job, must not take a helper before it has done its work.
+pub(super) fn ignore_signals() {
+    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2] {
+        // Flags that nobody reads.
+        let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
+    }
+}
+
 /// The whole life of the guard process; the result is its exit code.
 ///
 /// It speaks on standard input and output as the supervisor expects and is of no use by hand.
 pub fn guard_main() -> i32 {
-    // `killall windlass` must not take the guard before it has done its work; flags nobody reads ignore the signals.
-    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
-        let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
-    }
+    ignore_signals();
     // Not to keep a file system busy. Nothing here depends on the directory.
     let _ = std::env::set_current_dir("/");
     if say_ready().is_err() {

@@ -193,6 +193,10 @@ fn a_killed_supervisor_leaves_nothing() {
     let tree = Supervisor::start(&["server=echo server $$; exec sleep 1000", &worker(FAMILY)]);
     let family = ["server ", "bare ", "session ", "daemon "].map(|label| tree.sleeper(&format!("] {label}")));
     let guard = guard(&tree);
+    // Users and batch systems signal every process that they find.
+    for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2] {
+        kill(guard, signal);
+    }
     tree.signal(Signal::KILL);
     within(Duration::from_secs(5), "the family's end", || {
         !family.iter().chain([&guard]).any(|&pid| alive(pid))
