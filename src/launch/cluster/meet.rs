@@ -157,12 +157,18 @@ fn by_board(mut board: Box<dyn Board>, task: &Task, role: Option<Role>, ways: &W
 
 /// Follows a leader that chose its address itself.
 pub(super) fn follow(leader: Bootstrap, us: CheckIn) -> Result<Meeting> {
+    within_reach(&leader, &us)?;
+    Ok(Meeting::Follower(leader, us))
+}
+
+/// Refuses an address that means another host here.
+pub(super) fn within_reach(leader: &Bootstrap, us: &CheckIn) -> Result<()> {
     if leader.address().ip().is_loopback() && leader.host() != host() {
         let setting = format!("address of the leading rank on {}", leader.host());
         let expected = format!("one that others reach (--interface): rank {} is on {}", us.task, us.node);
         return Err(Error::config(setting, expected, leader.address()));
     }
-    Ok(Meeting::Follower(leader, us))
+    Ok(())
 }
 
 fn told(said: &str, leader: u32) -> Result<Bootstrap> {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::board::left;
 use super::checkin::{CheckIn, Gathering, probe};
-use super::meet::{Meeting, follow};
+use super::meet::{Meeting, follow, within_reach};
 use super::task::Task;
 use crate::error::{Error, Result};
 use crate::proto::bootstrap::Bootstrap;
@@ -81,6 +81,8 @@ impl<'a> Spot<'a> {
     ) -> Result<Meeting> {
         let mut patience = if candidate.is_some() { CERTAIN } else { GLANCE };
         let mut found = "nothing is there".to_owned();
+        // What else may be wrong with our launch's leader than that it is gone.
+        let mut wrong = None;
         loop {
             if let Some(mut gathering) = candidate.take() {
                 let line = self.line(&gathering);
@@ -99,6 +101,8 @@ impl<'a> Spot<'a> {
                     Ok(leader) => found = format!("another job's leader, on {}, is there", leader.host()),
                     Err(why) => {
                         found = format!("the file that is there was left behind: {why}");
+                        wrong =
+                            told(&said).and_then(|leader| within_reach(&leader, &us)).err().filter(|_| ours);
                         (patience, pause) = (longer(patience), LOOK_AGAIN);
                         if candidate.is_some() {
                             clear_away(self.path, &said)?;
@@ -109,7 +113,8 @@ impl<'a> Spot<'a> {
             left(deadline, || {
                 let (path, task) = (self.path.display(), self.task);
                 format!("the leading rank to write {path} (do all hosts see it?); {found}; this is {task}")
-            })?;
+            })
+            .map_err(|late| wrong.take().unwrap_or(late))?;
             std::thread::sleep(pause.min(deadline.left(Instant::now())));
         }
     }
@@ -129,9 +134,14 @@ impl<'a> Spot<'a> {
 
 /// The leader of whom a file tells, once it has proved that it is there.
 fn living(said: &str, patience: Duration) -> Result<Bootstrap> {
-    let (_, blob) = said.trim().split_once(' ').unwrap_or_default();
-    let leader = Bootstrap::from_hex(blob)?;
+    let leader = told(said)?;
     probe(&leader, patience).map(|()| leader)
+}
+
+/// The leader that a file names.
+fn told(said: &str) -> Result<Bootstrap> {
+    let (_, blob) = said.trim().split_once(' ').unwrap_or_default();
+    Bootstrap::from_hex(blob)
 }
 
 /// How long the next is waited for: where all are busy, the last was only late.
