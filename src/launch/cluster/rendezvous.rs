@@ -198,6 +198,7 @@ fn write_private(path: &Path, text: &str, first: bool) -> Result<bool> {
 mod tests {
     use super::super::checkin::{Lifeline, check_in};
     use super::super::meet::{Ways, meet};
+    use super::super::task::host;
     use super::*;
     use crate::proto::secret::Secret;
     use crate::types::Role;
@@ -275,7 +276,7 @@ mod tests {
 
     /// A file that tells of a leader at `address`.
     fn left_behind(path: &Path, launch: &str, address: SocketAddr) {
-        let leader = Bootstrap::new(address, Secret::generate().unwrap(), "earlier", "gone").unwrap();
+        let leader = Bootstrap::new(address, Secret::generate().unwrap(), "earlier", &host()).unwrap();
         write_private(path, &format!("{launch} {}\n", leader.to_hex()), false).unwrap();
     }
 
@@ -443,7 +444,7 @@ mod tests {
         let late = Deadline::after(Instant::now(), Duration::from_secs(2));
         let error = meet(&task(1, 3), None, &at_file(&path), late).err().unwrap().to_string();
         assert!(error.contains("the file that is there was left behind: "), "{error}");
-        assert!(error.contains(&format!("the leading rank on gone at {address}")), "{error}");
+        assert!(error.contains(&format!("the leading rank on {} at {address}", host())), "{error}");
         for said in ["launch-1", "launch-1 00", "", "launch-1 zz zz"] {
             write_private(&path, said, false).unwrap();
             let late = Deadline::after(Instant::now(), Duration::from_millis(100));
