@@ -101,8 +101,8 @@ impl<'a> Spot<'a> {
                     Ok(leader) => found = format!("another job's leader, on {}, is there", leader.host()),
                     Err(why) => {
                         found = format!("the file that is there was left behind: {why}");
-                        wrong =
-                            told(&said).and_then(|leader| within_reach(&leader, &us)).err().filter(|_| ours);
+                        let leader = told(&said).ok().filter(|_| ours);
+                        wrong = leader.and_then(|leader| within_reach(&leader, &us).err());
                         (patience, pause) = (longer(patience), LOOK_AGAIN);
                         if candidate.is_some() {
                             clear_away(self.path, &said)?;
