@@ -11,7 +11,7 @@ use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use common::{PATIENCE, Process, scratch, secret_file, text, windlass};
+use common::{PATIENCE, Process, huge_pages, scratch, secret_file, text, windlass};
 use windlass::types::{Aggregate, OptimizerSpec};
 use windlass::{Client, ClientConfig, KeyRange, Secret, TableSpec};
 
@@ -30,13 +30,6 @@ fn resident(pid: u32) -> u64 {
 /// How many descriptors this process, and those that it starts, may have open.
 fn descriptors(most: Option<u64>) {
     setrlimit(Resource::Nofile, Rlimit { current: most, ..getrlimit(Resource::Nofile) }).unwrap();
-}
-
-/// Whether memory that this process touches from now on, and that of processes that it starts, may come in huge pages.
-fn huge_pages(may: bool) {
-    // SAFETY: it takes numbers and gives a number.
-    let done = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, u64::from(!may), 0u64, 0u64, 0u64) };
-    assert_eq!(done, 0);
 }
 
 /// A job of so many workers, which are threads of this process: the server's memory when all have joined and opened their data

@@ -39,6 +39,13 @@ pub fn run<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Ended {
     Process::start(windlass(arguments)).end(PATIENCE)
 }
 
+/// Whether memory that this process touches from now on, and that of processes that it starts, may come in huge pages.
+pub fn huge_pages(may: bool) {
+    // SAFETY: it takes numbers and gives a number.
+    let done = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, u64::from(!may), 0u64, 0u64, 0u64) };
+    assert_eq!(done, 0);
+}
+
 /// A directory that lives as long as the test.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
