@@ -343,14 +343,17 @@ impl Race<'_> {
 
     fn run(&mut self, time: Duration) -> Result<Duration> {
         let start = Instant::now();
-        while start.elapsed() < time || self.done < self.posted {
-            if start.elapsed() < time {
+        loop {
+            // One look at the clock: between two the time may end, and then nobody would answer what was not posted.
+            let spent = start.elapsed();
+            if spent < time {
                 self.post()?;
+            } else if self.done == self.posted {
+                return Ok(spent);
             }
             self.end.wait()?;
             self.collect()?;
         }
-        Ok(start.elapsed())
     }
 
     fn post(&mut self) -> Result<()> {
