@@ -267,11 +267,11 @@ fn by_file(path: &Path, us: CheckIn, task: &Task, ways: &Ways, deadline: Deadlin
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::time::{Duration, Instant};
 
-    fn task(rank: u32, tasks: u32) -> Task {
+    pub fn task(rank: u32, tasks: u32) -> Task {
         Task {
             launcher: "test",
             rank: Some(rank),
@@ -283,7 +283,7 @@ mod tests {
         }
     }
 
-    fn soon(seconds: u64) -> Deadline {
+    pub fn soon(seconds: u64) -> Deadline {
         Deadline::after(Instant::now(), Duration::from_secs(seconds))
     }
 

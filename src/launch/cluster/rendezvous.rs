@@ -197,28 +197,13 @@ fn write_private(path: &Path, text: &str, first: bool) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::super::checkin::{Lifeline, check_in};
+    use super::super::meet::tests::{soon, task};
     use super::super::meet::{Ways, meet};
     use super::super::task::host;
     use super::*;
     use crate::proto::secret::Secret;
     use crate::types::Role;
     use std::net::{SocketAddr, TcpListener};
-
-    fn task(rank: u32, tasks: u32) -> Task {
-        Task {
-            launcher: "test",
-            rank: Some(rank),
-            size: Some(tasks),
-            means: Vec::new(),
-            launch: Some("launch-1".into()),
-            nodes: None,
-            node: "here".into(),
-        }
-    }
-
-    fn soon(seconds: u64) -> Deadline {
-        Deadline::after(Instant::now(), Duration::from_secs(seconds))
-    }
 
     fn at_file(path: &Path) -> Ways {
         Ways { interface: Some("127.0.0.1".into()), rendezvous: Some(path.to_owned()), ..Ways::default() }
