@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::hosts::Hosts;
-use super::preemption::held;
+use super::preemption::{goes_on, held};
 use super::slurm::Slurm;
 use super::{DEADLINE, Launcher, WINDLASS, no_files_are_left, wanted};
 use crate::common::{PATIENCE, scratch, text, until};
@@ -25,8 +25,8 @@ fn cut_off_and_go_on(hosts: &Hosts, launcher: &Launcher, folder: &Path) {
     assert!(ended.code != 0 && ended.code != 124, "{}: {}", ended.code, ended.stderr);
     ended.says("is lost: silent for ");
     no_files_are_left(&folder.join("tmp"));
-    let goes_on = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto"];
-    launcher.train(&[&[WINDLASS], &goes_on[..], &FLAGS, &["--", WINDLASS]].concat());
+    let resumed = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto"];
+    goes_on(launcher, &[&[WINDLASS], &resumed[..], &FLAGS, &["--", WINDLASS]].concat());
 }
 
 #[test]

@@ -90,12 +90,17 @@ impl Launcher {
 
     /// Runs the default training, which must give the bits that it gives on one machine.
     pub fn train(&self, before: &[&str]) {
+        self.trains(before, &[], DEFAULT);
+    }
+
+    /// The same of another training, which comes to `digest`.
+    pub fn trains(&self, before: &[&str], flags: &[&str], digest: &str) {
         let report = self.folder.join("report.json");
-        let job = [before, &["train", "lr", "--report", text(&report)]].concat();
+        let job = [before, &["train", "lr", "--report", text(&report)], flags].concat();
         let ended = self.run(&job).expect(0);
         let written = fs::read(&report).unwrap_or_else(|e| panic!("{e}: {}", ended.stderr));
         let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
-        assert_eq!(written["weights_sha256"], DEFAULT, "{job:?}");
+        assert_eq!(written["weights_sha256"], digest, "{job:?}");
         assert_eq!(written["settings"]["workers"], 4);
         fs::remove_file(report).unwrap();
         let left: Vec<_> = fs::read_dir(&self.folder).unwrap().flatten().map(|e| e.file_name()).collect();

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::scripts::{alone, digest};
 use super::slurm::Slurm;
-use super::{DEFAULT, Launcher, WINDLASS, wanted};
+use super::{Launcher, WINDLASS, wanted};
 use crate::common::proc::{self, Member, Role};
 use crate::common::{Ended, PATIENCE, Process, kill, scratch, text, until};
 
@@ -19,6 +22,20 @@ pub fn newest_cut(folder: &Path) -> u64 {
     committed.map(|entry| number(entry.file_name().into_string().unwrap())).max().unwrap_or(0)
 }
 
+/// A training that is held in its middle in time, even where the test gets little of the processors.
+const LONG: [&str; 2] = ["--epochs", "20"];
+
+/// What it comes to on this machine, undisturbed.
+fn undisturbed() -> &'static str {
+    static ONCE: OnceLock<String> = OnceLock::new();
+    ONCE.get_or_init(|| alone(scratch().path(), &LONG))
+}
+
+/// Runs it under `launcher`, where it goes on from a cut.
+pub fn goes_on(launcher: &Launcher, before: &[&str]) {
+    launcher.trains(before, &LONG, undisturbed());
+}
+
 /// A batch job whose processes are found by a mark, as it may run more than once.
 struct Batch<'a> {
     slurm: &'a Slurm,
@@ -28,7 +45,7 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// Submits our batch script, from `folder`, for the default training.
+    /// Submits our batch script, from `folder`, for a long training.
     fn submit(slurm: &'a Slurm, folder: &Path) -> Batch<'a> {
         let mark = format!("{}-{}", std::process::id(), text(folder));
         let (conf, own) = (slurm.conf(), folder.join("tmp"));
@@ -38,14 +55,15 @@ impl<'a> Batch<'a> {
             ("BATCH_MARK", &mark),
             ("WINDLASS", WINDLASS),
             ("WINDLASS_EVERY", "20"),
-            ("WINDLASS_GRACE", "4"),
+            ("WINDLASS_GRACE", "20"),
             ("WINDLASS_MPI", "pmi2"),
             ("WINDLASS_LOG", "windlass=info"),
             ("TMPDIR", text(&own)),
         ];
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/windlass.sbatch");
         let flags = ["sbatch", "--parsable", "--overcommit", "--time=10"];
-        let ended = Launcher::new(&flags, &told, folder).run(&[script, "--report", "report.json"]).expect(0);
+        let job = [&[script, "--report", "report.json"][..], &LONG].concat();
+        let ended = Launcher::new(&flags, &told, folder).run(&job).expect(0);
         let id = ended.stdout.trim().to_owned();
         Batch { slurm, folder: folder.to_owned(), id, mark }
     }
@@ -66,7 +84,7 @@ impl<'a> Batch<'a> {
     /// False when it was done all the same.
     fn hold(&self) -> bool {
         let before = newest_cut(&self.cuts());
-        until(PATIENCE, "a checkpoint", || newest_cut(&self.cuts()) > before || self.is_done());
+        self.until("a checkpoint", || newest_cut(&self.cuts()) > before || self.is_done());
         let worker = self.members().into_iter().find(|m| m.role == Role::Worker && m.rank == Some(2));
         match worker {
             Some(Member { pid, .. }) if !self.is_done() => {
@@ -81,6 +99,17 @@ impl<'a> Batch<'a> {
         self.folder.join("report.json").exists()
     }
 
+    /// Waits until `found`; says what has become of the job when that does not come.
+    fn until(&self, what: &str, found: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !found() {
+            let state = self.state();
+            let lost = matches!(&*state, "F" | "NF" | "TO") || started.elapsed() > PATIENCE;
+            assert!(!lost || found(), "no {what}: the job is {state}, its output {}", self.output());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// A stopped worker gets nothing done; Slurm itself sends SIGCONT before SIGTERM, but not before another signal.
     fn let_go(&self) {
         let stopped = |m: &Member| m.role == Role::Worker && proc::is_stopped(m.pid);
@@ -88,7 +117,7 @@ impl<'a> Batch<'a> {
     }
 
     fn state(&self) -> String {
-        self.slurm.says(&["squeue", "-h", "-j", &self.id, "-o", "%t"])
+        self.slurm.says(&["squeue", "-h", "-t", "all", "-j", &self.id, "-o", "%t"])
     }
 
     fn nodes(&self) -> Vec<String> {
@@ -98,10 +127,10 @@ impl<'a> Batch<'a> {
 
     /// Waits until the job waits in the queue and nothing of it is left, and starts it again.
     fn again(&self) {
-        until(PATIENCE, "the job in the queue", || self.state() == "PD");
+        self.until("the job in the queue", || self.state() == "PD");
         self.nothing_is_left();
         let job = format!("JobId={}", self.id);
-        until(PATIENCE, "the job's start", || {
+        self.until("the job's start", || {
             let _ = self.slurm.tries(&["scontrol", "update", &job, "StartTime=now"]);
             self.state() == "R"
         });
@@ -113,13 +142,15 @@ impl<'a> Batch<'a> {
         super::no_files_are_left(&self.folder.join("tmp"));
     }
 
-    fn weights(&self) -> String {
-        until(PATIENCE, "the end of the job", || self.state().is_empty());
+    /// Waits for the end, and for nothing to be left.
+    fn ended(&self, how: &str) {
+        self.until("end of the job", || self.state() == how);
         self.nothing_is_left();
-        let report =
-            fs::read(self.folder.join("report.json")).unwrap_or_else(|e| panic!("{e}: {}", self.output()));
-        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
-        report["weights_sha256"].as_str().unwrap().to_owned()
+    }
+
+    fn weights(&self) -> String {
+        self.ended("CD");
+        digest(&self.folder.join("report.json"))
     }
 }
 
@@ -158,7 +189,7 @@ fn a_requeued_job_ends_with_the_bits_of_an_undisturbed_one() {
             interrupted += 1;
         }
         batch.let_go();
-        assert_eq!(batch.weights(), DEFAULT, "after {interrupted} interruptions");
+        assert_eq!(batch.weights(), undisturbed(), "after {interrupted} interruptions");
         if interrupted == 3 {
             let output = batch.output();
             assert_eq!(output.matches("windlass run: told to end: cut ").count(), 3, "{output}");
@@ -191,7 +222,7 @@ fn a_preempted_job_ends_with_the_bits_of_an_undisturbed_one() {
             assert_eq!(fs::read_to_string(ran).unwrap().trim(), "n[1-4]");
         }
         batch.let_go();
-        assert_eq!(batch.weights(), DEFAULT);
+        assert_eq!(batch.weights(), undisturbed());
         if interrupted {
             let output = batch.output();
             assert_eq!(output.matches("windlass run: told to end: cut ").count(), 1, "{output}");
@@ -202,7 +233,7 @@ fn a_preempted_job_ends_with_the_bits_of_an_undisturbed_one() {
     panic!("each time the job was done before it could be interrupted");
 }
 
-/// `scancel` without a signal: SIGTERM to all processes of the job, SIGKILL after KillWait (5 s here, 30 s by default).
+/// `scancel` without a signal: SIGTERM to all processes of the job, SIGKILL after KillWait (30 s).
 #[test]
 fn a_cancelled_job_is_saved() {
     if !wanted() {
@@ -217,22 +248,21 @@ fn a_cancelled_job_is_saved() {
         })
         .unwrap();
     slurm.says(&["scancel", &batch.id]);
-    until(PATIENCE, "the end of the job", || batch.state().is_empty());
-    batch.nothing_is_left();
+    batch.ended("CA");
     let cuts = batch.cuts();
     let output = batch.output();
     // The word may get lost with the script; the checkpoint does not.
-    assert!(output.contains("received SIGTERM; a last checkpoint within 4s"), "{output}");
-    let goes_on = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
-    slurm
-        .srun(&["--mpi=pmi2", "-N2", "-n6"], folder.path())
-        .train(&[&[WINDLASS], &goes_on[..], &[WINDLASS]].concat());
+    assert!(output.contains("received SIGTERM; a last checkpoint within 20s"), "{output}");
+    let resumed = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
+    let srun = slurm.srun(&["--mpi=pmi2", "-N2", "-n6"], folder.path());
+    goes_on(&srun, &[&[WINDLASS], &resumed[..], &[WINDLASS]].concat());
 }
 
-/// Runs a job with checkpoints, and more flags, until it has made one, and holds a worker. None when it was done before.
+/// Runs a long job with checkpoints, and more flags, until it has made one, and holds a worker. None when it was done before.
 pub fn held(launcher: &Launcher, cuts: &Path, more: &[&str]) -> Option<Process> {
     let keeps = ["run", "--servers", "2", "--checkpoint", text(cuts), "--every", "20", "--grace", "20"];
-    let process = launcher.start(&[&[WINDLASS], &keeps[..], more, &["--", WINDLASS, "train", "lr"]].concat());
+    let process =
+        launcher.start(&[&[WINDLASS], &keeps[..], more, &["--", WINDLASS, "train", "lr"], &LONG].concat());
     until(PATIENCE, "a checkpoint", || newest_cut(cuts) > 0);
     let worker = process.members().into_iter().find(|m| m.role == Role::Worker && m.rank == Some(2));
     kill(worker?.pid, Signal::STOP);
@@ -258,8 +288,8 @@ fn a_job_that_is_told_to_end_below_mpirun_saves_itself() {
         let worker = process.member(Role::Worker, 2);
         kill(worker, Signal::CONT);
         process.end(PATIENCE).expect(75).says("told to end: cut ");
-        let goes_on = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
-        launcher.train(&[&[WINDLASS], &goes_on[..], &[WINDLASS]].concat());
+        let resumed = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
+        goes_on(&launcher, &[&[WINDLASS], &resumed[..], &[WINDLASS]].concat());
     }
 }
 
@@ -303,10 +333,9 @@ fn a_killed_rank_costs_no_more_than_what_came_after_the_last_cut() {
     let ended: Ended = process.end(PATIENCE);
     assert!(ended.code != 0 && ended.code != 75, "{}: {}", ended.code, ended.stderr);
     ended.says("worker 1 (").says("is lost");
-    let goes_on = ["run", "--servers", "3", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
-    slurm
-        .srun(&["--mpi=pmi2", "-N4", "-n7"], folder.path())
-        .train(&[&[WINDLASS], &goes_on[..], &[WINDLASS]].concat());
+    let resumed = ["run", "--servers", "3", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
+    let srun = slurm.srun(&["--mpi=pmi2", "-N4", "-n7"], folder.path());
+    goes_on(&srun, &[&[WINDLASS], &resumed[..], &[WINDLASS]].concat());
 }
 
 /// A worker that does not end when the job is saved: it is killed, and the code is the job's.

@@ -16,15 +16,15 @@ fn script(name: &str) -> String {
 /// A training that is short in any build.
 const SHORT: [&str; 2] = ["--epochs", "1"];
 
-/// What it comes to on this machine alone.
-fn alone(folder: &Path) -> String {
+/// What a training comes to on this machine alone.
+pub fn alone(folder: &Path, flags: &[&str]) -> String {
     let report = folder.join("alone.json");
-    run([&["train", "lr"][..], &SHORT, &["--report", text(&report)]].concat()).expect(0);
+    run([&["train", "lr"][..], flags, &["--report", text(&report)]].concat()).expect(0);
     digest(&report)
 }
 
 /// The digest of the weights in a report.
-fn digest(report: &Path) -> String {
+pub fn digest(report: &Path) -> String {
     let written: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
     written["weights_sha256"].as_str().unwrap().to_owned()
 }
@@ -38,7 +38,7 @@ fn batch_scripts_run_as_they_are() {
     let report = folder.path().join("report.json");
     let told = [("WINDLASS", WINDLASS), ("SERVERS", "2")];
     let slurm = |command: &[&str]| slurm.launcher(command, &told, folder.path());
-    let expected = alone(folder.path());
+    let expected = alone(folder.path(), &SHORT);
     let written = [&SHORT[..], &["--report", text(&report)]].concat();
     let batch = |name: &str, arguments: &[&str]| {
         let submit = ["sbatch", "-Q", "--overcommit"];
@@ -78,7 +78,7 @@ fn the_mpirun_script_runs_as_it_is() {
         return;
     }
     let folder = scratch();
-    let expected = alone(folder.path());
+    let expected = alone(folder.path(), &SHORT);
     let root =
         [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), ("WINDLASS", WINDLASS)];
     for (mpirun, flags) in
