@@ -33,7 +33,7 @@ enum Survives {
     Names,
 }
 
-#[derive(Default, Clone)]
+#[derive(Debug, Default, Clone)]
 struct State {
     /// Bytes as they are, and as they were synced.
     files: Vec<(Vec<u8>, Vec<u8>)>,
@@ -46,7 +46,7 @@ struct State {
 }
 
 /// A disk in memory.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 struct Memory(Arc<Mutex<State>>);
 
 struct MemoryFile(Memory, usize);
