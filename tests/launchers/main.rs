@@ -250,6 +250,34 @@ fn ranks_that_do_not_fit_are_told_at_once() {
     wrong_program(&mpich);
 }
 
+/// A setting that can't be, whoever reads it first: every rank says which; and where only one rank has it, all end soon.
+#[test]
+fn a_bad_setting_below_a_launcher_is_an_error_of_every_rank() {
+    if !wanted() {
+        return;
+    }
+    let (slurm, directory) = (slurm::Slurm::start(), scratch());
+    let cuts = directory.path().join("cuts");
+    let job = [WINDLASS, "run", "--servers", "1", "--checkpoint", text(&cuts), "--", WINDLASS, "train", "lr"];
+    let srun = slurm.srun(&["--mpi=pmi2", "-N2", "-n4"], directory.path());
+    for launcher in [Launcher::mpich("4", directory.path()), srun.clone()] {
+        for (bad, said) in [("GRACE=0", "GRACE: expected "), ("EVERY=soon", "every: expected ")] {
+            let started = Instant::now();
+            let ended = launcher.run(&[&["env", &format!("WINDLASS_{bad}")], &job[..]].concat()).expect(11);
+            let value = bad.split_once('=').unwrap().1;
+            let lines = ended.stderr.lines();
+            let lines = lines.filter(|line| line.contains(said) && line.contains(&format!("found {value}")));
+            assert_eq!(lines.count(), 4, "{}", ended.stderr);
+            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        }
+    }
+    let started = Instant::now();
+    let third = "[ $SLURM_PROCID != 2 ] || export WINDLASS_GRACE=0; exec \"$0\" \"$@\"";
+    let ended = srun.run(&[&["sh", "-c", third], &job[..]].concat());
+    assert!(ended.code != 0 && started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    ended.says("GRACE: expected ").says("ended before it joined");
+}
+
 fn wrong_program(mpich: &Launcher) {
     let ended = mpich.run(&[WINDLASS, "run", "--servers", "1", "--", "true"]);
     assert_ne!(ended.code, 0);
