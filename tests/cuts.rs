@@ -432,3 +432,109 @@ fn files_that_are_slow_to_open_cost_no_node() {
     client.finalize().unwrap();
     job.end().unwrap();
 }
+
+/// What a worker pushes in one call: a power of two of its own, so that a sum tells each call by its bit.
+struct Calls {
+    dense: Table,
+    sparse: Table,
+    rank: u32,
+}
+
+/// Buckets of both tables lie on every server thread, so what is pushed in a call comes there in many frames.
+const KEYS: u64 = 600;
+
+impl Calls {
+    fn of(clients: &[Client]) -> Vec<Calls> {
+        let rule = || OptimizerSpec::sum();
+        let dense = TableSpec::dense("d", &[KEYS]).segment_bytes(64).optimizer(rule());
+        let sparse = TableSpec::sparse("s", 1).optimizer(rule()).consistency(Consistency::Asp);
+        let dense = dense.consistency(Consistency::Ssp { staleness: 5 });
+        let calls = |client: &Client| Calls {
+            dense: client.table(&dense).unwrap(),
+            sparse: client.table(&sparse).unwrap(),
+            rank: client.rank(),
+        };
+        clients.iter().map(calls).collect()
+    }
+
+    fn value(rank: u32, clock: u64, call: u32) -> f32 {
+        2f32.powi((rank * 10 + clock as u32 * 2 + call) as i32)
+    }
+
+    /// The first call of a clock, or the second; done when all of it is applied.
+    fn push(&self, clock: u64, call: u32) {
+        let values = vec![Calls::value(self.rank, clock, call); KEYS as usize];
+        let keys: Vec<u64> = (0..KEYS).map(|key| key * 7919).collect();
+        let mut tickets = [
+            self.dense.push_range(KeyRange::new(0, KEYS).unwrap(), &values).unwrap(),
+            self.sparse.push(SortedKeys::new(&keys).unwrap(), &values).unwrap(),
+        ];
+        tickets.iter_mut().for_each(|ticket| ticket.wait().unwrap());
+    }
+
+    fn clocks(&self, client: &Client, clocks: std::ops::Range<u64>) {
+        for clock in clocks {
+            client.save_state(b"at the beginning of a clock").unwrap();
+            (0..2).for_each(|call| self.push(clock, call));
+            client.clock().unwrap();
+        }
+        client.save_state(b"at the end").unwrap();
+    }
+
+    fn sums(&self) -> Vec<f32> {
+        let mut values = vec![0.0; 2 * KEYS as usize];
+        let (dense, sparse) = values.split_at_mut(KEYS as usize);
+        let keys: Vec<u64> = (0..KEYS).map(|key| key * 7919).collect();
+        self.dense.pull_range(KeyRange::new(0, KEYS).unwrap(), dense).unwrap();
+        self.sparse.pull(SortedKeys::new(&keys).unwrap(), sparse).unwrap();
+        values
+    }
+}
+
+/// Under Ssp and Asp a cut holds pushes of workers that are ahead of its clock; they push them again when they go on from it. None is
+/// lost or applied twice, on other numbers of servers and threads and in smaller frames, nor when the job is cut and goes on once more
+/// before all is pushed again.
+#[test]
+fn under_ssp_and_asp_no_push_is_lost_or_applied_twice_by_going_on() {
+    let directory = scratch();
+    let small = ServerLimits { payload_bytes: 128 << 10, ..ServerLimits::default() };
+    let stop = |job: Job, clients: Vec<Client>| {
+        job.stop.stop();
+        drop(clients);
+        assert!(job.end().is_err());
+    };
+    let job = Job::start(directory.path(), (2, 2), 2, Some(Every::Clocks(2)));
+    let clients = job.clients();
+    let calls = Calls::of(&clients);
+    // Worker 0 is in the middle of clock 4 when worker 1 comes to clock 2.
+    calls[0].clocks(&clients[0], 0..4);
+    calls[0].push(4, 0);
+    calls[1].clocks(&clients[1], 0..2);
+    cut_of(directory.path(), 2);
+    stop(job, clients);
+
+    let setup = || Setup { limits: small, ..Setup::default() };
+    let job = Job::with(directory.path(), (3, 1), 2, Some(Every::Clocks(3)), setup());
+    let clients = job.clients();
+    assert!(clients.iter().all(|client| client.resumed().is_some_and(|(clock, _)| clock == 2)));
+    let calls = Calls::of(&clients);
+    // Nobody comes to clock 4 again before the job is cut at 3.
+    calls[0].clocks(&clients[0], 2..3);
+    calls[1].clocks(&clients[1], 2..3);
+    cut_of(directory.path(), 3);
+    stop(job, clients);
+
+    let job = Job::with(directory.path(), (1, 2), 2, None, setup());
+    let clients = job.clients();
+    assert!(clients.iter().all(|client| client.resumed().is_some_and(|(clock, _)| clock == 3)));
+    let calls = Calls::of(&clients);
+    calls.iter().zip(&clients).for_each(|(calls, client)| calls.clocks(client, 3..5));
+    let each = |(rank, clock)| Calls::value(rank, clock, 0) + Calls::value(rank, clock, 1);
+    let expected: f32 = (0..2).flat_map(|rank| (0..5).map(move |clock| (rank, clock))).map(each).sum();
+    let wrong = calls[0].sums().into_iter().find(|&sum| sum != expected);
+    assert_eq!(wrong, None, "all should be {expected}");
+    let leave = |client: Client| std::thread::spawn(move || client.finalize().unwrap());
+    let leaving: Vec<_> = clients.into_iter().map(leave).collect();
+    leaving.into_iter().for_each(|thread| thread.join().unwrap());
+    job.end().unwrap();
+}
