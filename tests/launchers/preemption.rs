@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 
@@ -129,6 +129,10 @@ impl<'a> Batch<'a> {
     fn again(&self) {
         self.until("the job in the queue", || self.state() == "PD");
         self.nothing_is_left();
+        // Slurm takes a credential of the second in which the job was ended for a revoked one, and fails the job.
+        let second = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let queued = second();
+        self.until("the next second", || second() > queued);
         let job = format!("JobId={}", self.id);
         self.until("the job's start", || {
             let _ = self.slurm.tries(&["scontrol", "update", &job, "StartTime=now"]);
@@ -156,7 +160,7 @@ impl<'a> Batch<'a> {
 
 /// Runs batch jobs until one was interrupted so many times, as `interrupt` does it (it is told how often that was before), and went on
 /// each time: all end with the bits of an undisturbed one.
-fn interrupted(times: usize, slurm: &Slurm, interrupt: impl Fn(&Batch, usize)) {
+fn interrupted(times: usize, slurm: &Slurm, interrupt: impl Fn(&Batch<'_>, usize)) {
     for _ in 0..20 {
         let folder = scratch();
         let batch = Batch::submit(slurm, folder.path());
