@@ -56,24 +56,13 @@ impl Hosts {
 
 impl Hosts {
     /// A job by a remote shell, from the host `head`, on the others.
-    fn start(&self, folder: &Path, interface: &[&str], worker: &[&str]) -> Process {
+    fn start(&self, folder: &Path, flags: &[&str], worker: &[&str]) -> Process {
         let file = folder.join("hosts");
         fs::write(&file, "n[1-3] slots=2\n").unwrap();
         let namespace = format!("{}-head", self.prefix);
         let rsh = format!("{RSH} -n {}", self.prefix);
-        let job = [
-            WINDLASS,
-            "run",
-            "--hostfile",
-            text(&file),
-            "--rsh",
-            &rsh,
-            "--servers",
-            "2",
-            "--launch-timeout",
-            "8",
-        ];
-        let job = [&job[..], &["--servers-on", "spread"], interface, &["--"], worker].concat();
+        let job = [WINDLASS, "run", "--hostfile", text(&file), "--rsh", &rsh, "--servers", "2"];
+        let job = [&job[..], &["--servers-on", "spread"], flags, &["--"], worker].concat();
         Launcher::new(&["ip", "netns", "exec", &namespace], &[], folder).start(&job)
     }
 }
@@ -184,7 +173,8 @@ fn a_host_that_is_cut_off_from_a_job_by_remote_shell_ends_it_and_is_left_empty()
         return;
     }
     let (hosts, folder) = (Hosts::up("d"), scratch());
-    let process = hosts.start(folder.path(), &[], &[WINDLASS, "train", "lr", "--epochs", "1000000"]);
+    let soon = ["--peer-timeout", "3", "--stop-timeout", "1"];
+    let process = hosts.start(folder.path(), &soon, &[WINDLASS, "train", "lr", "--epochs", "1000000"]);
     process.until_says(", clock ");
     hosts.ip("n3", &["link", "set", "eth0", "down"]);
     until(DEADLINE, "the end of all", || process.members().is_empty());
@@ -194,6 +184,6 @@ fn a_host_that_is_cut_off_from_a_job_by_remote_shell_ends_it_and_is_left_empty()
     // Cut off before it begins.
     hosts.ip("n3", &["link", "set", "eth0", "up"]);
     hosts.ip("head", &["route", "add", "blackhole", "10.77.0.13/32"]);
-    let ended = hosts.start(folder.path(), &[], &["true"]).end(PATIENCE).expect(13);
+    let ended = hosts.start(folder.path(), &["--launch-timeout", "4"], &["true"]).end(PATIENCE).expect(13);
     ended.says("waiting for a connection to windlass run on ").says(" on n3 failed with exit code 13");
 }
