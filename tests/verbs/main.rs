@@ -3,6 +3,9 @@
 #![cfg(feature = "verbs")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test fails by panicking
 
+#[path = "../common/mod.rs"]
+mod common;
+mod fork;
 mod limits;
 
 use std::io::{BufRead, BufReader, Write as _};
