@@ -130,8 +130,12 @@ fn forking(mut work: Work) -> Vec<u32> {
     let hold = held.hold();
     let mut command = Command::new("sh");
     command.args(["-c", "exit 8"]);
+    let held_before_exec = move || {
+        hold();
+        Ok(())
+    };
     // SAFETY: makes system calls only.
-    unsafe { command.pre_exec(move || Ok(hold())) };
+    unsafe { command.pre_exec(held_before_exec) };
     let child = thread::spawn(move || command.status().unwrap().code());
     held.until_it_waits();
     work.clocks(2);
