@@ -72,6 +72,9 @@ fn train(client: &Client, rank: u32) -> (Vec<u32>, u64) {
         ticket.wait().unwrap();
         table.pull_range_buffer(all, &mut result, 0).unwrap();
     }
+    let servers = client.server_stats().unwrap();
+    let pinned: u64 = servers.iter().flat_map(|s| &s.threads).map(|t| t.replies_pinned).sum();
+    assert!(pinned > 0, "answers are sent from where the parameters lie");
     (result.as_slice().unwrap().iter().map(|v| v.to_bits()).collect(), client.stats().bytes_copied)
 }
 

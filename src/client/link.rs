@@ -326,7 +326,8 @@ impl Link {
         }
         // A small frame leaves together with what stood before it.
         let idle = self.free == self.all_slots();
-        while self.connected && self.free != 0 && self.under_way() < self.window_bytes {
+        let lends = self.endpoint.is_some_and(|endpoint| transport.lends(endpoint));
+        while self.connected && self.free != 0 && self.under_way(lends) < self.window_bytes {
             let Some(overtakes) = self.next(idle) else { break };
             let Some(frame) = self.lane(overtakes).pop() else { break };
             if let Some(frame) = self.fill(frame, transport)? {
@@ -359,9 +360,10 @@ impl Link {
         u64::MAX.checked_shr(64 - self.grant.slot_count).unwrap_or(0)
     }
 
-    /// Bytes in filled slots.
-    fn under_way(&self) -> u64 {
-        self.filled.iter().flatten().map(|f| u64::from(f.header.length)).sum()
+    /// Bytes in filled slots, where none are of bodies that are lent (`lends`).
+    fn under_way(&self, lends: bool) -> u64 {
+        let in_slots = self.filled.iter().flatten().filter(|f| !(lends && f.lends));
+        in_slots.map(|f| u64::from(f.header.length)).sum()
     }
 
     /// Writes a frame into a free slot; gives it back when the transport has no room.

@@ -82,7 +82,8 @@ pub struct WorkerLimits {
     pub queued_frames: usize,
     /// Bytes that may be under way to one server thread beyond the first frame. Slots are filled from the lowest free one up, so
     /// this keeps those in use, and what the sockets hold, within the L2 of both ends: copying into cold memory takes five times
-    /// as long. The default is no less than a path of 10 GB/s and 100 µs holds.
+    /// as long. The default is no less than a path of 10 GB/s and 100 µs holds. Bodies that are lent over shared memory lie in no
+    /// slot: they do not count.
     pub window_bytes: usize,
     /// Replies of one server thread that this worker has not read.
     pub ring_entries: u32,

@@ -10,6 +10,9 @@
 //!   its maker fills it, which also tells him at once when the system has no such memory. A page can only be taken out again by who may write,
 //!   so that the same seal keeps it full.
 //!
+//! It lies on huge pages where the system has some (see `mapping`), as anonymous memory does: what is folded from there and into it is
+//! read a third faster.
+//!
 //! Whoever maps a peer's memory checks all of this ([`Arena::of_peer`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use super::mapping::{Mapping, Use};
 use crate::error::{Error, Result};
 
 /// A fixed block of memory whose address never changes while it lives.
@@ -35,9 +39,9 @@ enum Memory {
     /// Anonymous, page-aligned, zeroed at first; unmapped with the arena.
     Ours(MmapRaw),
     /// The same in a memfd.
-    Shared { map: MmapRaw, file: OwnedFd },
-    /// A peer's memfd, mapped for reading. It stays when the peer is gone.
-    Peers(MmapRaw),
+    Shared { map: Mapping, file: OwnedFd },
+    /// A peer's memfd, or one that a peer writes, too. It stays when the peer is gone.
+    Peers(Mapping),
     /// The program's: it outlives the arena.
     Lent { start: *mut u8, length: usize },
 }
@@ -66,8 +70,7 @@ impl Arena {
     pub fn shared(bytes: usize) -> Result<Arc<Arena>> {
         let (map, file) = memfd(bytes)?;
         seal(&file, SHOWN | SealFlags::SEAL)?;
-        // Only a hint, which most systems ignore for such memory.
-        let _ = map.advise(Advice::HugePage);
+        map.collapse();
         Ok(Arc::new(Arena { memory: Memory::Shared { map, file } }))
     }
 
@@ -75,7 +78,7 @@ impl Arena {
     pub(crate) fn both_write(bytes: usize) -> Result<(Arc<Arena>, OwnedFd)> {
         let (map, file) = memfd(bytes)?;
         seal(&file, FIXED | SealFlags::SEAL)?;
-        Ok((Arc::new(Arena { memory: Memory::Ours(map) }), file))
+        Ok((Arc::new(Arena { memory: Memory::Peers(map) }), file))
     }
 
     /// Maps `bytes` of what a peer made by [`Arena::shared`]: for reading only, nothing may be copied in.
@@ -84,7 +87,7 @@ impl Arena {
     /// [`Error::Protocol`] when it is no memfd of that size that was filled and sealed so, and what the system says.
     pub(crate) fn of_peer(file: &OwnedFd, bytes: usize, peer: &str) -> Result<Arc<Arena>> {
         check(file, SHOWN, bytes, peer)?;
-        let map = MmapOptions::new().len(bytes).map_raw_read_only(file).map_err(|e| unmapped(bytes, e))?;
+        let map = Mapping::of(file, bytes, Use::Read).map_err(|e| unmapped(bytes, e))?;
         Ok(Arc::new(Arena { memory: Memory::Peers(map) }))
     }
 
@@ -95,8 +98,8 @@ impl Arena {
     /// As [`Arena::of_peer`].
     pub(crate) fn with_peer(file: &OwnedFd, bytes: usize, peer: &str) -> Result<Arc<Arena>> {
         check(file, FIXED, bytes, peer)?;
-        let map = MmapOptions::new().len(bytes).map_raw(file).map_err(|e| unmapped(bytes, e))?;
-        Ok(Arc::new(Arena { memory: Memory::Ours(map) }))
+        let map = Mapping::of(file, bytes, Use::Write).map_err(|e| unmapped(bytes, e))?;
+        Ok(Arc::new(Arena { memory: Memory::Peers(map) }))
     }
 
     /// By what other processes of this machine can be shown it; `None` when they can't.
@@ -120,7 +123,8 @@ impl Arena {
     #[allow(clippy::len_without_is_empty)] // never empty
     pub fn len(&self) -> usize {
         match &self.memory {
-            Memory::Ours(map) | Memory::Shared { map, .. } | Memory::Peers(map) => map.len(),
+            Memory::Ours(map) => map.len(),
+            Memory::Shared { map, .. } | Memory::Peers(map) => map.len(),
             Memory::Lent { length, .. } => *length,
         }
     }
@@ -136,7 +140,8 @@ impl Arena {
             self.len()
         );
         let start = match &self.memory {
-            Memory::Ours(map) | Memory::Shared { map, .. } | Memory::Peers(map) => map.as_mut_ptr(),
+            Memory::Ours(map) => map.as_mut_ptr(),
+            Memory::Shared { map, .. } | Memory::Peers(map) => map.start(),
             Memory::Lent { start, .. } => *start,
         };
         // SAFETY: the assertion keeps `offset` within the memory, so the result is inside the same allocation.
@@ -191,7 +196,7 @@ const SHOWN: SealFlags = FIXED.union(SealFlags::FUTURE_WRITE);
 
 /// A mapping of a file of zeros without holes. These are written by a system call: where there is no memory that one fails, while
 /// touching the mapping would kill the process.
-fn memfd(bytes: usize) -> Result<(MmapRaw, OwnedFd)> {
+fn memfd(bytes: usize) -> Result<(Mapping, OwnedFd)> {
     let bytes = bytes.max(4096);
     let name = || format!("{bytes} bytes");
     let file = rustix::fs::memfd_create("windlass", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
@@ -207,7 +212,7 @@ fn memfd(bytes: usize) -> Result<(MmapRaw, OwnedFd)> {
             Err(e) => return Err(Error::io("fill a memfd of", name(), e.into())),
         }
     }
-    let map = MmapOptions::new().len(bytes).map_raw(&file).map_err(|e| unmapped(bytes, e))?;
+    let map = Mapping::of(&file, bytes, Use::Write).map_err(|e| unmapped(bytes, e))?;
     Ok((map, file))
 }
 

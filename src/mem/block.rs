@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::{Arena, align_up};
+use super::{Arena, Kind, align_up};
 use crate::error::Result;
 
 /// Cuts one arena into exclusively owned blocks of fp32, each 64-byte aligned.
@@ -16,8 +16,13 @@ pub struct Blocks {
 impl Blocks {
     /// An arena large enough for blocks of the given numbers of fp32.
     pub fn for_lengths(lengths: impl Iterator<Item = usize>) -> Result<Blocks> {
+        Blocks::of(Kind::Private, lengths)
+    }
+
+    /// The same in memory of a kind.
+    pub fn of(kind: Kind, lengths: impl Iterator<Item = usize>) -> Result<Blocks> {
         let bytes = lengths.map(|n| align_up(n * 4)).sum();
-        Ok(Blocks { arena: Arena::new(bytes)?, next: 0 })
+        Ok(Blocks { arena: kind.arena(bytes)?, next: 0 })
     }
 
     /// The arena that the blocks are cut from.

@@ -8,6 +8,7 @@ mod arena;
 mod atomic;
 mod block;
 pub mod epochs;
+mod mapping;
 mod pool;
 mod published;
 pub(crate) mod ring;

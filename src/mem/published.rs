@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use super::atomic::{AtomicU32, Ordering};
-use super::{Arena, Block, Blocks, RegionId, RegionSlice, align_up};
+use super::{Arena, Block, Blocks, Kind, RegionId, RegionSlice, align_up};
 use crate::error::Result;
 
 /// Equally long blocks, owned by one thread, with a bounded number of spare ones.
@@ -73,8 +73,19 @@ impl Published {
         spare_bytes: u64,
         register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<Published> {
+        Published::of(Kind::Private, length, count, spare_bytes, register)
+    }
+
+    /// The same in memory of a kind.
+    pub fn of(
+        kind: Kind,
+        length: usize,
+        count: usize,
+        spare_bytes: u64,
+        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
+    ) -> Result<Published> {
         let all = count + spare_count(length, count, spare_bytes);
-        let mut cut = Blocks::for_lengths(std::iter::repeat_n(length, all))?;
+        let mut cut = Blocks::of(kind, std::iter::repeat_n(length, all))?;
         let mut blocks: Vec<Block> = (0..all).map_while(|_| cut.cut(length)).collect();
         let spares = blocks.split_off(count);
         let pins = Pins { of: (0..all).map(|_| AtomicU32::new(0)).collect(), blocks: AtomicU32::new(0) };

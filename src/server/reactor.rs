@@ -434,8 +434,10 @@ impl Reactor {
             (self.limits.payload_bytes, self.limits.reply_buffers),
             (4096, self.limits.reply_buffers.div_ceil(4) * 4),
         ];
-        let replies = Pool::of(self.transport.memory(), &classes, |arena| self.transport.register(arena))?;
-        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes);
+        let memory = self.transport.memory();
+        let replies = Pool::of(memory, &classes, |arena| self.transport.register(arena))?;
+        let shard = Shard::new(self.optimizers.clone(), self.limits.table_bytes, self.limits.spare_bytes)
+            .in_memory(memory);
         let first = self.resumed.as_ref().map_or(0, |cut| cut.manifest().clock);
         let credits = self.limits.pull_credits;
         let core = Core::new(self.id, view, shard, staging, replies, credits, first);

@@ -8,7 +8,7 @@ use super::state::State;
 use crate::error::{Malformed, Result};
 use crate::kernels::{self, Gradient, Input, WAYS};
 use crate::mem::epochs::Epochs;
-use crate::mem::{Arena, Block, Blocks, Pin, Published, RegionId, Writing, align_up};
+use crate::mem::{Arena, Block, Blocks, Kind, Pin, Published, RegionId, Writing, align_up};
 use crate::types::{BucketId, Clock, Initial, Publish, TableSpec, Version};
 
 const NOT_OURS: u32 = u32::MAX;
@@ -61,12 +61,12 @@ impl Dense {
         spec: &TableSpec,
         buckets: &[BucketId],
         optimizer: &dyn Optimizer,
-        spare_bytes: u64,
+        (memory, spare_bytes): (Kind, u64),
         generation: u32,
         mut register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<Dense> {
         let longest = longest(spec, buckets);
-        let mut parameters = Published::new(longest, buckets.len(), spare_bytes, &mut register)?;
+        let mut parameters = Published::of(memory, longest, buckets.len(), spare_bytes, &mut register)?;
         let mut blocks = Blocks::for_lengths(buckets.iter().flat_map(|b| lengths(spec, *b, optimizer)))?;
         let initial = Initial::new(spec.initializer, &spec.name);
         let mut place = vec![NOT_OURS; spec.buckets() as usize];

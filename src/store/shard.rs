@@ -10,7 +10,7 @@ use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::{self, Input};
 use crate::mem::epochs::Epochs;
-use crate::mem::{Arena, Pin, RegionId};
+use crate::mem::{Arena, Kind, Pin, RegionId};
 use crate::types::{
     Aggregate, BucketId, Clock, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind,
     TableSpec, Version,
@@ -159,6 +159,7 @@ pub struct Shard {
     /// What tables may take when they are made, and what they took.
     budget: u64,
     spare_bytes: u64,
+    memory: Kind,
     /// Of what is published for one-sided readers.
     generation: u32,
     used: u64,
@@ -180,11 +181,18 @@ impl Shard {
             non_finite: 0,
             budget,
             spare_bytes,
+            memory: Kind::Private,
             generation: 0,
             used: 0,
             parameter_bytes: 0,
             marked: None,
         }
+    }
+
+    /// The same with parameters of dense tables in memory of this kind.
+    pub fn in_memory(mut self, memory: Kind) -> Shard {
+        self.memory = memory;
+        self
     }
 
     /// The same with the generation, the View's epoch, that one-sided readers find with what is published.
@@ -230,7 +238,8 @@ impl Shard {
                 // Spare segments only speed answers up, so they take what is left.
                 let spare_bytes = self.spare_bytes.min(self.budget - used);
                 let (optimizer, generation) = (optimizer.as_ref(), self.generation);
-                Body::Dense(Dense::new(spec, buckets, optimizer, spare_bytes, generation, register)?)
+                let memory = (self.memory, spare_bytes);
+                Body::Dense(Dense::new(spec, buckets, optimizer, memory, generation, register)?)
             }
             TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets, optimizer.as_ref())),
         };

@@ -378,6 +378,12 @@ pub trait Transport: Send {
         true
     }
 
+    /// Whether a long [lent](Payload::Lent) body stays where it lies, and takes no room in what this endpoint's peer granted.
+    fn lends(&self, endpoint: EndpointId) -> bool {
+        let _ = endpoint;
+        false
+    }
+
     /// Makes an arena known, for use in local slices and in [`Transport::authorise`]. It lives as long as the transport, or
     /// until [`Transport::unregister`].
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId>;

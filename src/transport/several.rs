@@ -269,6 +269,10 @@ impl Transport for Several {
         }
     }
 
+    fn lends(&self, endpoint: EndpointId) -> bool {
+        matches!(self.look(endpoint), Some(Endpoint { chosen: Some(Way::Memory), .. }))
+    }
+
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
         let region = self.wide.register(arena.clone())?;
         self.memory.register_as(region, arena);

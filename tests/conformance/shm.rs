@@ -59,6 +59,7 @@ fn peers_on_one_host_are_connected_by_memory_and_others_are_not() {
         [(Both::here(), "1 of 1 endpoints by shm"), (Both::apart(), "0 of 1 endpoints by shm")]
     {
         let p = pair(&fabric);
+        assert_eq!(p.net.ends[0].transport.lends(p.a), by_memory.starts_with('1'));
         for end in &p.net.ends {
             let caps = end.transport.caps();
             assert!(caps.detail.ends_with(by_memory), "{}", caps.detail);
@@ -70,6 +71,7 @@ fn peers_on_one_host_are_connected_by_memory_and_others_are_not() {
 #[test]
 fn what_is_lent_is_not_copied() {
     let mut p = pair(&Loopback { shown: true });
+    assert!(p.net.ends[0].transport.lends(p.a));
     let remote = p.net.ends[1].grant(p.b, 0, 1 << 20, Rights::Write);
     let body = Some(Payload::Lent(p.net.ends[0].slice(4096, 100_000)));
     p.net.write(0, p.a, Write { header: Some(header(1)), body, imm: Some(1), ..write_to(remote, 0) });

@@ -230,7 +230,11 @@ impl Transport for Shm {
     }
 
     fn sends_in_place(&self, _: EndpointId, arena: &Arena) -> bool {
-        arena.file().is_some()
+        arena.file().is_some() && arena.len() <= self.config.max_shown
+    }
+
+    fn lends(&self, _: EndpointId) -> bool {
+        true
     }
 
     fn register(&mut self, arena: Arc<Arena>) -> Result<RegionId> {
