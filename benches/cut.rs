@@ -56,7 +56,7 @@ fn measure(name: &str, spec: &TableSpec, (elements, rows): (u64, u64), folder: &
     let mut config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1));
     let every = Some(Every::Clocks(ROUNDS as u64 + 200)); // behind the rows that are made and the rounds without a cut
     let place = Some(folder.to_owned());
-    config.checkpoints = Checkpoints { folder: place.clone(), every, keep: 1, resume: None };
+    config.checkpoints = Checkpoints { folder: place.clone(), every, ..Checkpoints::default() };
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
     let server = Server::builder(&address, secret.clone()).checkpoints(place, None).start().unwrap();

@@ -120,6 +120,7 @@ if [[ $guests == 1 ]]; then
     ip link add veth0 type veth peer name veth1
     ip link set veth1 mtu $mtu up
     if [[ $rails == 2 ]]; then
+        modprobe -d $(printf %q "$cache/kernel") bridge
         ip link add veth2 type veth peer name veth3
         ip link set veth3 mtu $mtu up
         ip link set veth2 mtu $mtu up

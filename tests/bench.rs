@@ -89,6 +89,29 @@ fn operations_of_odd_sizes_and_of_several_parts() {
     assert_sane(&figures(&windlass(&["bench"]).args(long).output().unwrap()), "pull", 12 << 20, 0.0);
 }
 
+/// As many as the transport takes are under way; the report tells how many those were.
+#[test]
+fn windows_beyond_what_the_transport_takes() {
+    for transport in ["tcp", "shm"] {
+        for op in ["write", "read"] {
+            for window in ["3", "513", "4096"] {
+                let arguments = [op, "--transport", transport, "--bytes", "4K", "--window", window, "--json"];
+                let figures = figures(&bench(&arguments));
+                let most = figures["window"].as_u64().unwrap();
+                let given: u64 = window.parse().unwrap();
+                assert!(most == given || most >= 64 && most < given, "{figures}");
+            }
+        }
+    }
+    for window in ["0", "4097"] {
+        let output = bench(&["read", "--window", window]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(11), "{stderr}");
+        let expected = format!("--window: expected 1 to 4096, found {window}");
+        assert!(stderr.contains(&expected), "{stderr}");
+    }
+}
+
 #[test]
 fn several_workers_and_servers_under_every_consistency() {
     for consistency in ["bsp", "ssp:1", "asp"] {

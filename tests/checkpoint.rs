@@ -345,6 +345,40 @@ fn checkpoints_are_listed_inspected_verified_exported_and_imported() {
     }
 }
 
+/// Nothing of an import that fails is left: for what it finds in the file, or for want of room.
+#[test]
+fn an_import_that_fails_leaves_nothing() {
+    let directory = scratch();
+    let path = |name: &str| text(&directory.path().join(name)).to_owned();
+    let (data, folder, arrays) = (data(directory.path()), path("kept"), path("arrays"));
+    let arguments =
+        ["--data", &data, "--optimizer", "adam", "--table", "dense", "--workers", "2", "--epochs", "100000"];
+    Training::new(directory.path(), &arguments).leaves(Path::new(&folder), 1, &["--every", "5"]);
+    checkpoint(&["export", &folder, "--format", "npz", "--out", &arrays]).expect(0);
+    let import = |file: &str, into: &str| {
+        checkpoint(&["import", file, "--format", "npz", "--like", &folder, "--into", into])
+    };
+    // The same with a name that no table has.
+    let mut bytes = fs::read(&arrays).unwrap();
+    let names: Vec<usize> = (0..bytes.len() - 7).filter(|&at| &bytes[at..at + 7] == b"weights").collect();
+    names.iter().for_each(|&at| bytes[at] = b'x');
+    let wrong = path("wrong");
+    fs::write(&wrong, bytes).unwrap();
+    let into = path("a/b/into");
+    import(&wrong, &into).expect(11).says("expected arrays named after tables, found xeights");
+    assert!(!directory.path().join("a").exists());
+    import(&arrays, &into).expect(0);
+    import(&wrong, &into).expect(11);
+    let left =
+        || -> Vec<_> { fs::read_dir(&into).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
+    assert_eq!(left(), ["cut-000001"]);
+    checkpoint(&["verify", &into]).expect(0);
+    let Some(disk) = SmallDisk::mount(directory.path().join("disk")) else { return };
+    disk.fill();
+    import(&arrays, text(&disk.0.join("into"))).expect(12).says("No space left on device");
+    assert!(!disk.0.join("into").exists());
+}
+
 /// As on NFS, where what one host commits is not at once seen by all.
 #[test]
 fn a_manifest_that_is_seen_late_is_waited_for() {

@@ -4,15 +4,21 @@
 
 mod common;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use common::{PATIENCE, scratch, until};
-use windlass::checkpoint::{Cut, Disk, FileKind, Folder, SectionId, SectionKind, Storage, decode_clocks};
-use windlass::config::ServerLimits;
+use windlass::checkpoint::{
+    Cut, Disk, FileKind, Folder, SectionId, SectionKind, Storage, StorageFile, decode_clocks,
+};
 use windlass::config::settings::Every;
+use windlass::config::{Network, ServerLimits};
+use windlass::control::Limits;
 use windlass::server::coordinator::{
     Checkpoints, CoordinatorServer, CoordinatorServerConfig, Outcome, Resume, StopHandle,
 };
@@ -26,14 +32,29 @@ struct Job {
     address: String,
     secret: Secret,
     workers: u32,
+    network: Network,
     stop: StopHandle,
     coordinator: JoinHandle<Result<Outcome>>,
     servers: Vec<ServerHandle>,
 }
 
+/// What a job is given beside its numbers: the disks are those of the coordinator and of the servers.
+struct Setup {
+    limits: ServerLimits,
+    network: Network,
+    disks: [Arc<dyn Storage>; 2],
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        let disks: [Arc<dyn Storage>; 2] = [Arc::new(Disk), Arc::new(Disk)];
+        Setup { limits: ServerLimits::default(), network: Network::default(), disks }
+    }
+}
+
 impl Job {
     fn start(folder: &Path, (servers, threads): (u32, u32), workers: u32, every: Option<Every>) -> Job {
-        Job::with(folder, (servers, threads), workers, every, ServerLimits::default())
+        Job::with(folder, (servers, threads), workers, every, Setup::default())
     }
 
     fn with(
@@ -41,26 +62,32 @@ impl Job {
         (servers, threads): (u32, u32),
         workers: u32,
         every: Option<Every>,
-        limits: ServerLimits,
+        setup: Setup,
     ) -> Job {
+        let Setup { limits, network, disks: [ours, theirs] } = setup;
         let secret = Secret::generate().unwrap();
         let mut config = CoordinatorServerConfig::new(secret.clone(), "", servers, Some(workers));
         let folder = Some(folder.to_owned());
-        config.checkpoints =
-            Checkpoints { folder: folder.clone(), every, keep: 100, resume: Some(Resume::Auto) };
+        let resume = Some(Resume::Auto);
+        config.checkpoints = Checkpoints { folder: folder.clone(), every, keep: 100, resume, storage: ours };
+        config.limits = Limits::of(&network);
         let coordinator = CoordinatorServer::bind(config).unwrap();
         let (address, stop) = (coordinator.address().to_string(), coordinator.stop_handle());
         let start = |_| {
             let builder = Server::builder(&address, secret.clone()).threads(threads).limits(limits);
+            let builder = builder.network(network.clone()).storage(theirs.clone());
             builder.checkpoints(folder.clone(), None).start().unwrap()
         };
         let servers = (0..servers).map(start).collect();
         let coordinator = std::thread::spawn(move || coordinator.run());
-        Job { address, secret, workers, stop, coordinator, servers }
+        Job { address, secret, workers, network, stop, coordinator, servers }
     }
 
     fn clients(&self) -> Vec<Client> {
-        let config = |rank| ClientConfig::new(&self.address, self.secret.clone(), rank, self.workers);
+        let config = |rank| ClientConfig {
+            network: self.network.clone(),
+            ..ClientConfig::new(&self.address, self.secret.clone(), rank, self.workers)
+        };
         let join = |rank| std::thread::spawn(move || Client::connect(rank).unwrap());
         let joining: Vec<_> = (0..self.workers).map(|rank| join(config(rank))).collect();
         joining.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -282,7 +309,8 @@ fn a_cut_that_failed_leaves_no_file() {
 fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
     let directory = scratch();
     let limits = ServerLimits { cut_bytes: 1 << 20, ..ServerLimits::default() };
-    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), limits);
+    let setup = Setup { limits, ..Setup::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
     let pipe = stuck(directory.path(), 1, 0);
     let client = job.clients().pop().unwrap();
     let spec = TableSpec::dense("d", &[1 << 20]).optimizer(OptimizerSpec::sum());
@@ -306,5 +334,207 @@ fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
     std::fs::read(pipe).unwrap();
     pusher.join().unwrap();
     client.finalize().unwrap();
+    job.end().unwrap();
+}
+
+/// The operating system's files, of which one takes long to open once that is asked for.
+#[derive(Debug, Default)]
+struct Slow {
+    asked: AtomicBool,
+    taken: Duration,
+}
+
+impl Slow {
+    fn by(taken: Duration) -> Arc<Slow> {
+        Arc::new(Slow { asked: AtomicBool::new(false), taken })
+    }
+
+    fn ask(&self) {
+        self.asked.store(true, Ordering::SeqCst);
+    }
+
+    fn was_slow(&self) -> bool {
+        !self.asked.load(Ordering::SeqCst)
+    }
+}
+
+impl Storage for Slow {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        if self.asked.swap(false, Ordering::SeqCst) {
+            std::thread::sleep(self.taken);
+        }
+        Disk.open(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        Disk.create(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        Disk.sync_directory(path)
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        Disk.make_directory(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        Disk.list(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        Disk.remove(path)
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        Disk.remove_directory(path)
+    }
+}
+
+/// Files that take longer to open than a silence after which a node is lost: of the cut that a job goes on from, at a server, and of
+/// the one before, which the coordinator looks for because the first is damaged.
+#[test]
+fn files_that_are_slow_to_open_cost_no_node() {
+    let directory = scratch();
+    let spec = TableSpec::dense("t", &[4]).optimizer(OptimizerSpec::sum());
+    let job = Job::start(directory.path(), (1, 1), 1, Some(Every::Clocks(2)));
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&spec).unwrap();
+    for clock in [2, 4] {
+        step(&client, &table, 1.0);
+        step(&client, &table, 1.0);
+        client.save_state(b"saved").unwrap();
+        cut_of(directory.path(), clock);
+    }
+    client.finalize().unwrap();
+    job.end().unwrap();
+    let (_, newest) = newest(directory.path()).unwrap();
+    let (file, section) =
+        newest.find(SectionId { kind: SectionKind::Parameters, table: 0, bucket: 0 }).unwrap();
+    let mut bytes = std::fs::read(file.path()).unwrap();
+    bytes[section.offset as usize] ^= 1;
+    std::fs::write(file.path(), bytes).unwrap();
+
+    let peer_timeout = Duration::from_secs(3);
+    let slow = [Slow::by(peer_timeout * 3 / 2), Slow::by(peer_timeout * 3 / 2)];
+    let disks: [Arc<dyn Storage>; 2] = [slow[0].clone(), slow[1].clone()];
+    let network = Network { peer_timeout, ..Network::default() };
+    let setup = Setup { network, disks, ..Setup::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, None, setup);
+    slow.iter().for_each(|disk| disk.ask());
+    let client = job.clients().pop().unwrap();
+    assert!(slow.iter().all(|disk| disk.was_slow()));
+    assert_eq!(client.resumed(), Some((2, b"saved".to_vec())));
+    client.finalize().unwrap();
+    job.end().unwrap();
+}
+
+/// What a worker pushes in one call: a power of two of its own, so that a sum tells each call by its bit.
+struct Calls {
+    dense: Table,
+    sparse: Table,
+    rank: u32,
+}
+
+/// Buckets of both tables lie on every server thread, so what is pushed in a call comes there in many frames.
+const KEYS: u64 = 600;
+
+impl Calls {
+    fn of(clients: &[Client]) -> Vec<Calls> {
+        let rule = || OptimizerSpec::sum();
+        let dense = TableSpec::dense("d", &[KEYS]).segment_bytes(64).optimizer(rule());
+        let sparse = TableSpec::sparse("s", 1).optimizer(rule()).consistency(Consistency::Asp);
+        let dense = dense.consistency(Consistency::Ssp { staleness: 5 });
+        let calls = |client: &Client| Calls {
+            dense: client.table(&dense).unwrap(),
+            sparse: client.table(&sparse).unwrap(),
+            rank: client.rank(),
+        };
+        clients.iter().map(calls).collect()
+    }
+
+    fn value(rank: u32, clock: u64, call: u32) -> f32 {
+        2f32.powi((rank * 10 + clock as u32 * 2 + call) as i32)
+    }
+
+    /// The first call of a clock, or the second; done when all of it is applied.
+    fn push(&self, clock: u64, call: u32) {
+        let values = vec![Calls::value(self.rank, clock, call); KEYS as usize];
+        let keys: Vec<u64> = (0..KEYS).map(|key| key * 7919).collect();
+        let mut tickets = [
+            self.dense.push_range(KeyRange::new(0, KEYS).unwrap(), &values).unwrap(),
+            self.sparse.push(SortedKeys::new(&keys).unwrap(), &values).unwrap(),
+        ];
+        tickets.iter_mut().for_each(|ticket| ticket.wait().unwrap());
+    }
+
+    fn clocks(&self, client: &Client, clocks: std::ops::Range<u64>) {
+        for clock in clocks {
+            client.save_state(b"at the beginning of a clock").unwrap();
+            (0..2).for_each(|call| self.push(clock, call));
+            client.clock().unwrap();
+        }
+        client.save_state(b"at the end").unwrap();
+    }
+
+    fn sums(&self) -> Vec<f32> {
+        let mut values = vec![0.0; 2 * KEYS as usize];
+        let (dense, sparse) = values.split_at_mut(KEYS as usize);
+        let keys: Vec<u64> = (0..KEYS).map(|key| key * 7919).collect();
+        self.dense.pull_range(KeyRange::new(0, KEYS).unwrap(), dense).unwrap();
+        self.sparse.pull(SortedKeys::new(&keys).unwrap(), sparse).unwrap();
+        values
+    }
+}
+
+/// Under Ssp and Asp a cut holds pushes of workers that are ahead of its clock; they push them again when they go on from it. None is
+/// lost or applied twice, on other numbers of servers and threads and in smaller frames, nor when the job is cut and goes on once more
+/// before all is pushed again.
+#[test]
+fn under_ssp_and_asp_no_push_is_lost_or_applied_twice_by_going_on() {
+    let directory = scratch();
+    let small = ServerLimits { payload_bytes: 128 << 10, ..ServerLimits::default() };
+    let stop = |job: Job, clients: Vec<Client>| {
+        job.stop.stop();
+        drop(clients);
+        assert!(job.end().is_err());
+    };
+    let job = Job::start(directory.path(), (2, 2), 2, Some(Every::Clocks(2)));
+    let clients = job.clients();
+    let calls = Calls::of(&clients);
+    // Worker 0 is in the middle of clock 4 when worker 1 comes to clock 2.
+    calls[0].clocks(&clients[0], 0..4);
+    calls[0].push(4, 0);
+    calls[1].clocks(&clients[1], 0..2);
+    cut_of(directory.path(), 2);
+    stop(job, clients);
+
+    let setup = || Setup { limits: small, ..Setup::default() };
+    let job = Job::with(directory.path(), (3, 1), 2, Some(Every::Clocks(3)), setup());
+    let clients = job.clients();
+    assert!(clients.iter().all(|client| client.resumed().is_some_and(|(clock, _)| clock == 2)));
+    let calls = Calls::of(&clients);
+    // Nobody comes to clock 4 again before the job is cut at 3.
+    calls[0].clocks(&clients[0], 2..3);
+    calls[1].clocks(&clients[1], 2..3);
+    cut_of(directory.path(), 3);
+    stop(job, clients);
+
+    let job = Job::with(directory.path(), (1, 2), 2, None, setup());
+    let clients = job.clients();
+    assert!(clients.iter().all(|client| client.resumed().is_some_and(|(clock, _)| clock == 3)));
+    let calls = Calls::of(&clients);
+    calls.iter().zip(&clients).for_each(|(calls, client)| calls.clocks(client, 3..5));
+    let each = |(rank, clock)| Calls::value(rank, clock, 0) + Calls::value(rank, clock, 1);
+    let expected: f32 = (0..2).flat_map(|rank| (0..5).map(move |clock| (rank, clock))).map(each).sum();
+    let wrong = calls[0].sums().into_iter().find(|&sum| sum != expected);
+    assert_eq!(wrong, None, "all should be {expected}");
+    let leave = |client: Client| std::thread::spawn(move || client.finalize().unwrap());
+    let leaving: Vec<_> = clients.into_iter().map(leave).collect();
+    leaving.into_iter().for_each(|thread| thread.join().unwrap());
     job.end().unwrap();
 }

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
+#[cfg(feature = "verbs")]
+mod common;
+
 use std::collections::BTreeMap;
 
 use windlass::TableSpec;
@@ -39,11 +42,16 @@ fn whole_buckets_are_spread_over_rails() {
 mod on_two_devices {
     use std::time::{Duration, Instant};
 
-    use windlass::config::{Network, Rdma, TransportKind};
+    use windlass::config::{Network, Rdma, TransportChoice, TransportKind};
     use windlass::mem::{Arena, RegionSlice, Rights};
     use windlass::transport::choice::{self, Seat};
-    use windlass::transport::verbs::{Verbs, VerbsConfig, available};
+    use windlass::transport::verbs::{self, Verbs, VerbsConfig, available};
     use windlass::transport::{Completion, EndpointId, Payload, Side, Transport, Write};
+    use windlass::types::OptimizerSpec;
+    use windlass::{Client, ClientConfig, KeyRange, TableSpec};
+
+    use crate::common::job::Job;
+    use crate::common::windlass;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -176,26 +184,113 @@ mod on_two_devices {
     fn a_listed_port_that_can_not_be_used_is_no_rail() {
         let Some([a, b]) = two() else { return };
         let rails = |devices: &str| {
-            let rails = windlass::transport::verbs::rails(&network(devices).rdma).unwrap();
+            let rails = verbs::rails(&network(devices).rdma).unwrap();
             (rails.0.iter().map(|rail| rail.to_string()).collect::<Vec<_>>(), rails.1.len())
         };
         assert_eq!(rails(&format!("={b},{a}")), (vec![format!("{b}:1"), format!("{a}:1")], 0));
         assert_eq!(rails("any"), (vec![format!("{a}:1")], 0));
         assert_eq!(rails(&format!("^={a}")).0, [format!("{b}:1")]);
-        assert!(windlass::transport::verbs::rails(&network("none0").rdma).is_err());
+        assert!(verbs::rails(&network("none0").rdma).is_err());
         if std::env::var_os("WINDLASS_VM").is_none() {
             return;
         }
-        let link = |state: &str| {
-            let set = std::process::Command::new("/bin/ip").args(["link", "set", "veth2", state]).status();
-            assert!(set.unwrap().success());
+        ip("link set veth2 down");
+        let (usable, unusable) = verbs::rails(&network("=rxe0,rxe1").rdma).unwrap();
+        assert_eq!(usable.len(), 1);
+        let reason = "rxe1 port 1: the port is not active (state 1)";
+        assert!(unusable[0].to_string().ends_with(reason), "{unusable:?}");
+        // The program goes on without it, and says so; where it is the only one, it does not.
+        let bench = |devices| {
+            let short = ["bench", "write", "--transport", "verbs", "--bytes", "4K", "--table-bytes", "1M"];
+            let ended =
+                windlass(short).args(["--seconds", "0.1", "--rdma-device", devices]).output().unwrap();
+            (ended.status.success(), String::from_utf8(ended.stderr).unwrap())
         };
-        link("down");
-        assert_eq!(rails("=rxe0,rxe1"), (vec!["rxe0:1".to_owned()], 1));
-        link("up");
+        let (succeeded, said) = bench("=rxe0,rxe1");
+        let warning = format!("rdma_device =rxe0,rxe1: one is no rail: verbs: open on {reason}");
+        assert!(succeeded && said.contains(&warning), "{said}");
+        let (succeeded, said) = bench("=rxe1");
+        assert!(!succeeded && said.contains(reason), "{said}");
+        ip("link set veth2 up");
         let start = Instant::now();
         while rails("=rxe0,rxe1").0.len() < 2 {
             assert!(start.elapsed() < PATIENCE, "it does not come up again");
+        }
+    }
+
+    /// Runs `ip`, in the guest.
+    fn ip(arguments: &str) {
+        let set = std::process::Command::new("/bin/ip").args(arguments.split(' ')).status().unwrap();
+        assert!(set.success(), "ip {arguments}");
+    }
+
+    /// What a worker over `devices` comes to that adds to a table of a server with a thread on each of two rails: the packets that
+    /// each device sent, or why it can't connect.
+    fn work(devices: &str) -> windlass::Result<[u64; 2]> {
+        const LENGTH: usize = 1 << 16;
+        let over =
+            |devices| Network { transport: TransportChoice::Only(TransportKind::Verbs), ..network(devices) };
+        let job = Job::start_with(1, 1, |server| server.threads(2).network(over("=rxe0,rxe1")));
+        let before = ["rxe0", "rxe1"].map(sent);
+        let client = match Client::connect(ClientConfig { network: over(devices), ..job.config(0) }) {
+            Ok(client) => client,
+            Err(error) => {
+                job.coordinator.join().unwrap().unwrap_err();
+                job.servers[0].run().unwrap_err();
+                return Err(error);
+            }
+        };
+        let spec =
+            TableSpec::dense("w", &[LENGTH as u64]).segment_bytes(4096).optimizer(OptimizerSpec::sum());
+        let table = client.table(&spec).unwrap();
+        let mut values = vec![0.0; LENGTH];
+        for clock in 1..=3u8 {
+            let all = KeyRange::new(0, LENGTH as u64).unwrap();
+            let ticket = table.push_pull_range(all, &[1.0; LENGTH]).unwrap();
+            client.clock().unwrap();
+            ticket.wait_into(&mut values).unwrap();
+            assert!(values.iter().all(|v| *v == f32::from(clock)), "{}", values[0]);
+        }
+        client.finalize().unwrap();
+        job.end();
+        let after = ["rxe0", "rxe1"].map(sent);
+        Ok([after[0] - before[0], after[1] - before[1]])
+    }
+
+    /// The guest's devices are on networks of their own, without a route between them, until the test joins them.
+    #[test]
+    fn rails_may_be_apart_and_a_worker_with_fewer_needs_them_joined() {
+        if two().is_none() || std::env::var_os("WINDLASS_VM").is_none() {
+            println!("skipped: the two networks of the guest are needed");
+            return;
+        }
+        let [over_0, over_1] = work("=rxe0,rxe1").unwrap();
+        assert!(over_0 > 30 && over_1 > 30, "{over_0} and {over_1} packets");
+        let error = work("=rxe0").unwrap_err().to_string();
+        let no_way = "thread 1 refused: verbs: ibv_modify_qp (RTR) on rxe1: ";
+        assert!(error.starts_with("server 0 (") && error.contains(no_way), "{error}");
+        for step in [
+            "link add joined type bridge",
+            "link set joined up",
+            "link set veth1 master joined",
+            "link set veth3 master joined",
+            "route add 10.9.1.1 dev veth0",
+            "route add 10.9.0.1 dev veth2",
+        ] {
+            ip(step);
+        }
+        let between_own_addresses = |allowed: &str| {
+            for nic in ["veth0", "veth2"] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{nic}/accept_local"), allowed).unwrap();
+            }
+        };
+        between_own_addresses("1");
+        // The worker's only device carries what goes to and comes from both threads, the other one a thread's part.
+        let [over_0, over_1] = work("=rxe0").unwrap();
+        assert!(over_1 > 30 && over_0 > over_1 + 30, "{over_0} and {over_1} packets");
+        between_own_addresses("0");
+        for step in ["link del joined", "route del 10.9.1.1 dev veth0", "route del 10.9.0.1 dev veth2"] {
+            ip(step);
         }
     }
 }

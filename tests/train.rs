@@ -474,7 +474,8 @@ fn help_and_version() {
         assert!(help.contains(flag), "{flag} in\n{help}");
     }
     let version = run(["--version"]).expect(0).stdout;
-    assert!(version.starts_with(concat!("windlass ", env!("CARGO_PKG_VERSION"))), "{version}");
+    let features = if cfg!(feature = "verbs") { "verbs" } else { "none" };
+    assert_eq!(version, format!("windlass {} (features: {features})\n", env!("CARGO_PKG_VERSION")));
     run([]).expect(2);
 }
 

@@ -156,15 +156,15 @@ fn lead(
     options: &LaunchOptions,
     deadline: Deadline,
 ) -> Result<u8> {
-    let limits = ServerLimits::from_environment(&plan.settings)?;
-    choice::offer(&network::from_environment(&plan.settings, 1)?)?;
     let leader = gathering.bootstrap().clone();
     let arrived = gathering.wait(deadline)?;
     let nodes: Vec<&str> = arrived.iter().map(|task| task.node.as_str()).collect();
-    let decided = roles::assign(&nodes, counts, &options.servers_on).and_then(|roles| {
-        coordinator(&plan.settings, &leader, &roles).map(|coordinator| (roles, coordinator))
+    // What is wrong with the leader's settings the others hear, too.
+    let decided = limits(plan).and_then(|limits| {
+        let roles = roles::assign(&nodes, counts, &options.servers_on)?;
+        coordinator(&plan.settings, &leader, &roles).map(|coordinator| (limits, roles, coordinator))
     });
-    let (roles, mut coordinator) = match decided {
+    let (limits, roles, mut coordinator) = match decided {
         Ok(decided) => decided,
         Err(error) => {
             gathering.abort(&error)?;
@@ -211,6 +211,13 @@ fn lead(
         (0, Ok(code)) => Ok(code),
         (code, Ok(_)) => Ok(code as u8),
     }
+}
+
+/// The limits of servers; an error where a setting of this task can't be.
+fn limits(plan: &Plan) -> Result<ServerLimits> {
+    plan.grace()?;
+    choice::offer(&network::from_environment(&plan.settings, 1)?)?;
+    ServerLimits::from_environment(&plan.settings)
 }
 
 /// The Coordinator of a job whose tasks have these roles, beside the leader's own port.

@@ -92,10 +92,7 @@ pub fn saves_itself(
     tree: &mut Tree,
     tell: impl FnOnce() + Send + 'static,
 ) -> Result<()> {
-    if !plan.saves() {
-        return Ok(());
-    }
-    let grace = plan.settings.seconds(&settings::GRACE)?;
+    let Some(grace) = plan.grace()? else { return Ok(()) };
     let (end, saved) = (coordinator.stop_handle(), tree.handle());
     coordinator.when_saved(move |cut, clock| {
         tell();
@@ -112,6 +109,11 @@ impl Plan {
     /// The job makes checkpoints, and so a last one when it is told to end.
     pub fn saves(&self) -> bool {
         self.settings.chosen(&settings::CHECKPOINT).is_some()
+    }
+
+    /// How long the last checkpoint may take, if it makes one.
+    pub fn grace(&self) -> Result<Option<Duration>> {
+        self.saves().then(|| self.settings.seconds(&settings::GRACE)).transpose()
     }
 
     /// Threads of each server.

@@ -91,19 +91,37 @@ impl Folder {
         Folder { storage, path: path.to_owned() }
     }
 
-    /// Makes it, unless it is there, so that it lasts.
-    pub fn make(&self) -> Result<()> {
+    /// Makes it, unless it is there, so that it lasts. Gives the directories that were missing, the innermost first.
+    pub fn make(&self) -> Result<Vec<&Path>> {
         let is_missing = |path: &&Path| {
             let listed = self.storage.list(path);
             !path.as_os_str().is_empty() && listed.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
         };
         let missing: Vec<&Path> = self.path.ancestors().take_while(is_missing).collect();
-        self.storage.make_directory(&self.path).map_err(|e| Error::io("make", self.path.display(), e))?;
         let parent = |path: &&Path| match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        missing.iter().rev().try_for_each(|path| self.sync(&parent(path)))
+        let made = self.storage.make_directory(&self.path);
+        let made = made.map_err(|e| Error::io("make", self.path.display(), e));
+        let lasting = made.and_then(|()| missing.iter().rev().try_for_each(|path| self.sync(&parent(path))));
+        if lasting.is_err() {
+            self.remove_empty(&missing);
+        }
+        lasting.map(|()| missing)
+    }
+
+    /// Removes cut `number`, and those of the directories that [`Folder::make`] has made in which nothing is. What can't be removed
+    /// stays: whoever wants this has an error already.
+    pub fn unmake(&self, number: u64, made: &[&Path]) {
+        let _ = self.remove(number);
+        self.remove_empty(made);
+    }
+
+    fn remove_empty(&self, directories: &[&Path]) {
+        for path in directories {
+            let _ = self.storage.remove_directory(path); // it may not have been made, or be in use
+        }
     }
 
     /// Where it is.

@@ -14,7 +14,7 @@
 use std::fmt;
 
 use crate::error::Error;
-use crate::types::{BucketId, Clock, ShardId, TableId, Version};
+use crate::types::{BucketId, Clock, Rank, ShardId, TableId, Version};
 
 /// Bytes of the header.
 pub const HEADER: usize = 64;
@@ -24,9 +24,11 @@ pub const ENTRY: usize = 40;
 pub const ALIGN: u64 = 64;
 /// Bytes of one worker in a section of clocks.
 pub const CLOCK_ENTRY: usize = 32;
+/// Bytes of one entry in a section about workers that were ahead.
+pub const AHEAD_ENTRY: usize = 32;
 
 const MAGIC: [u8; 8] = *b"WLCHKPT\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +60,12 @@ pub enum SectionKind {
     Worker,
     /// A [`Manifest`](super::Manifest) as JSON.
     Manifest,
+    /// [`AheadEntry`]s by table, bucket and worker.
+    Ahead,
 }
 
 impl SectionKind {
-    const ALL: [SectionKind; 8] = [
+    const ALL: [SectionKind; 9] = [
         SectionKind::Specs,
         SectionKind::Clocks,
         SectionKind::Parameters,
@@ -70,6 +74,7 @@ impl SectionKind {
         SectionKind::Rows,
         SectionKind::Worker,
         SectionKind::Manifest,
+        SectionKind::Ahead,
     ];
 
     /// Numbered from 1, in the order above.
@@ -107,6 +112,7 @@ impl fmt::Display for SectionId {
             SectionKind::Specs => return f.write_str("specs"),
             SectionKind::Clocks => return f.write_str("clocks"),
             SectionKind::Manifest => return f.write_str("manifest"),
+            SectionKind::Ahead => return f.write_str("ahead"),
             SectionKind::Worker => return write!(f, "state of worker {bucket}"),
             SectionKind::Parameters => "parameters",
             SectionKind::State => "state",
@@ -351,4 +357,45 @@ pub fn decode_clocks(bytes: &[u8]) -> Vec<WorkerClock> {
         }
     };
     bytes.chunks_exact(CLOCK_ENTRY).map(worker).collect()
+}
+
+/// What a worker had pushed to a bucket where that is more than its clock at the shard says:
+/// `table u32 | bucket u32 | worker u32 | 0 u32 | clock u64 | keys u64`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AheadEntry {
+    /// The bucket's table.
+    pub table: TableId,
+    /// Which bucket.
+    pub bucket: BucketId,
+    /// By rank.
+    pub worker: Rank,
+    /// All its clocks before this one are in the bucket.
+    pub clock: Clock,
+    /// And so many keys of this one, in the order in which its calls name them.
+    pub keys: u64,
+}
+
+/// The bytes of a section of these.
+pub fn encode_ahead(entries: &[AheadEntry]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(entries.len() * AHEAD_ENTRY);
+    for AheadEntry { table, bucket, worker, clock, keys } in entries {
+        [*table, *bucket, *worker, 0].iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
+        [*clock, *keys].iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
+    }
+    bytes
+}
+
+/// The inverse of [`encode_ahead`]; bytes behind the last whole entry are left out.
+pub fn decode_ahead(bytes: &[u8]) -> Vec<AheadEntry> {
+    let entry = |bytes: &[u8]| {
+        let fields = Fields(bytes);
+        AheadEntry {
+            table: fields.u32(0),
+            bucket: fields.u32(4),
+            worker: fields.u32(8),
+            clock: fields.u64(16),
+            keys: fields.u64(24),
+        }
+    };
+    bytes.chunks_exact(AHEAD_ENTRY).map(entry).collect()
 }

@@ -14,8 +14,8 @@ pub use folder::{
     Folder, Found, Latest, MANIFEST, Standing, WORKERS, cut_name, cut_number, shard_name, to_remove,
 };
 pub use format::{
-    ALIGN, CLOCK_ENTRY, ENTRY, FileKind, Flaw, HEADER, Header, Index, Section, SectionId, SectionKind,
-    WorkerClock, decode_clocks, encode_clocks,
+    AHEAD_ENTRY, ALIGN, AheadEntry, CLOCK_ENTRY, ENTRY, FileKind, Flaw, HEADER, Header, Index, Section,
+    SectionId, SectionKind, WorkerClock, decode_ahead, decode_clocks, encode_ahead, encode_clocks,
 };
 pub use manifest::{FileEntry, Manifest};
 pub use reader::{Cut, CutFile, read_manifest};

@@ -58,6 +58,11 @@ impl CutFile {
         &self.index.sections
     }
 
+    /// A section that belongs to the whole file.
+    pub fn find(&self, kind: SectionKind) -> Option<&Section> {
+        self.sections().iter().find(|section| section.id == SectionId::whole(kind))
+    }
+
     /// Name, length and digest.
     pub fn entry(&self) -> &FileEntry {
         &self.entry
@@ -166,7 +171,7 @@ impl Cut {
             }
             for (number, section) in file.sections().iter().enumerate() {
                 // Each file has its own of these.
-                if matches!(section.id.kind, SectionKind::Specs | SectionKind::Clocks) {
+                if matches!(section.id.kind, SectionKind::Specs | SectionKind::Clocks | SectionKind::Ahead) {
                     continue;
                 }
                 if place.insert(section.id, (files.len(), number)).is_some() {

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// A file system.
-pub trait Storage: Send + Sync {
+pub trait Storage: std::fmt::Debug + Send + Sync {
     /// A new file for writing, in place of one of that name.
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>>;
     /// A file for reading.

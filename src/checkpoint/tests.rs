@@ -33,7 +33,7 @@ enum Survives {
     Names,
 }
 
-#[derive(Default, Clone)]
+#[derive(Debug, Default, Clone)]
 struct State {
     /// Bytes as they are, and as they were synced.
     files: Vec<(Vec<u8>, Vec<u8>)>,
@@ -46,7 +46,7 @@ struct State {
 }
 
 /// A disk in memory.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 struct Memory(Arc<Mutex<State>>);
 
 struct MemoryFile(Memory, usize);
@@ -257,16 +257,20 @@ fn golden_bytes() {
     assert_eq!(entry.digest, GOLDEN_DIGEST);
     let clock = WorkerClock { clock: 1, finished: None, incarnation: 2, next_sequence: 3 };
     assert_eq!(hex(&encode_clocks(&[clock])), GOLDEN_CLOCK);
+    let ahead = AheadEntry { table: 1, bucket: 2, worker: 3, clock: 4, keys: 5 };
+    assert_eq!(hex(&encode_ahead(&[ahead])), GOLDEN_AHEAD);
+    assert_eq!(decode_ahead(&encode_ahead(&[ahead, ahead])), [ahead, ahead]);
     let finished = WorkerClock { finished: Some(5), ..clock };
     assert_eq!(decode_clocks(&encode_clocks(&[clock, finished])), [clock, finished]);
 }
 
-const GOLDEN_HEADER: &str = "574c43484b505400010000000100000007000000000000000100000002000000\
-                             c000000000000000020000000706edf5100100000000000000000000ca0b49c2";
+const GOLDEN_HEADER: &str = "574c43484b505400020000000100000007000000000000000100000002000000\
+                             c000000000000000020000000706edf5100100000000000000000000c560162b";
 const GOLDEN_DIRECTORY: &str = "030000000000000003000000f48c302940000000000000000400000000000000\
                                 0900000000000000040000000000000003000000da274e6a8000000000000000\
                                 08000000000000000900000000000000";
-const GOLDEN_DIGEST: &str = "7774b86632c649c973c288b3c8b997939da085f7736a239ebf3f032ab9b8e786";
+const GOLDEN_DIGEST: &str = "1c39f351ed8d0ed4b1dc0e054e3d8e1ee75c60ed0b5b7c9ee0aec312eb908cb0";
+const GOLDEN_AHEAD: &str = "0100000002000000030000000000000004000000000000000500000000000000";
 const GOLDEN_CLOCK: &str = "0100000000000000ffffffffffffffff02000000000000000300000000000000";
 
 /// What is wrong with a file, and where.
@@ -345,7 +349,7 @@ fn sections_where_they_can_not_be_are_refused() {
         );
     }
     // A kind that is none, and one that is no section's.
-    assert_eq!(decode(0, 9).unwrap_err().offset, 256);
+    assert_eq!(decode(0, 10).unwrap_err().offset, 256);
     assert!(decode(0, 0).is_err());
 }
 

@@ -62,7 +62,7 @@ pub struct Control {
     cuts: Cuts,
     /// What the job goes on from, until it begins.
     resumed: Option<Arc<Cut>>,
-    /// The cut that is being read, by so many threads still.
+    /// The cut that is being read, or was, to go on from it.
     verifying: Option<Verifying>,
     /// For threads that read it.
     reporter: Reports,
@@ -322,7 +322,10 @@ impl Control {
                 self.tell_all(|| Command::CreateTable(table, spec.clone()))?;
             }
             ControlMessage::Resume { number, .. } => {
-                let cut = self.places.open(number)?;
+                let Some(cut) = self.verifying.take().and_then(|verifying| verifying.whole(number)) else {
+                    let expected = "a cut that this server has read";
+                    return Err(Error::protocol("the coordinator", "number", expected, number));
+                };
                 info!("server {}: goes on from cut {number}, clock {}", self.name(), cut.manifest().clock);
                 self.resumed = Some(cut);
             }
@@ -346,7 +349,10 @@ impl Control {
     fn cut(&mut self, number: u64, clock: Clock) -> Result<()> {
         self.cuts.begin(number, self.threads.len());
         match self.places.of(number) {
-            Some(folder) => self.tell_all(|| Command::Cut(number, clock, folder.clone())),
+            Some(folder) => {
+                let storage = &self.places.storage;
+                self.tell_all(|| Command::Cut(number, clock, folder.clone(), storage.clone()))
+            }
             None => {
                 let failed = self.cuts.written(number, Err(no_folder()));
                 self.tell(failed)
@@ -559,8 +565,8 @@ impl Control {
                 self.tell(message)?;
             }
             Report::Verified(number, outcome) => {
-                let verifying = self.verifying.as_mut().filter(|verifying| verifying.number == number);
-                let message = verifying.map_or(Ok(None), |verifying| verifying.ended(outcome))?;
+                let verifying = self.verifying.as_mut();
+                let message = verifying.map_or(Ok(None), |verifying| verifying.ended(number, outcome))?;
                 self.tell(message)?;
             }
             // The others hear the reason from the Coordinator before they see our links close, so we stay until it says so.

@@ -19,8 +19,8 @@ use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
 use crate::types::{Clock, Identity, Rank, Role};
 
-use super::keeper::Keeper;
 pub use super::keeper::{Checkpoints, Resume};
+use super::keeper::{Done, Keeper};
 use super::signal::{self, Watcher};
 
 /// How long the last words may take to reach everybody.
@@ -261,8 +261,8 @@ impl CoordinatorServer {
             if self.end.load(Ordering::Acquire) {
                 self.core.end(&mut out);
             }
-            while let Some((number, outcome)) = self.keeper.done() {
-                self.core.committed(number, outcome, self.clock.now(), &mut out);
+            while let Some(done) = self.keeper.done() {
+                self.kept(done, &mut out);
             }
             if let Some((cut, clock)) = self.core.saved()
                 && let Some(call) = self.when_saved.take()
@@ -306,6 +306,21 @@ impl CoordinatorServer {
         self.apply(out);
     }
 
+    /// The keeper has done what it was asked for.
+    fn kept(&mut self, done: Done, out: &mut Vec<Output>) {
+        match done {
+            Done::Committed(number, outcome) => {
+                self.core.committed(number, outcome, self.clock.now(), out);
+            }
+            Done::Replaced(Ok(resumed)) => self.core.go_on_from(resumed, out),
+            Done::Replaced(Err(_)) if !matches!(self.core.state(), State::Verifying) => {} // it has ended meanwhile
+            Done::Replaced(Err(error)) => {
+                self.core.abort(&error.to_string(), out);
+                self.unusable = Some(error);
+            }
+        }
+    }
+
     /// Says once that what carries the data is not the best that some node has or wants.
     fn warn_of_fallback(&mut self, output: &Output) {
         let Output::Send { message: ControlMessage::Agreed { transport, reason, .. }, .. } = output else {
@@ -335,18 +350,10 @@ impl CoordinatorServer {
                 },
                 Output::GiveUp { number } => self.keeper.give_up(number),
                 Output::Damaged { number, damage } => {
-                    match self.keeper.instead_of(number, damage.into()) {
-                        Ok(resumed) => self.core.go_on_from(resumed, out),
-                        Err(error) => {
-                            self.core.abort(&error.to_string(), out);
-                            self.unusable = Some(error);
-                        }
-                    }
-                    todo.extend(out.drain(..));
+                    self.keeper.replace(number, damage.into(), self.hub.waker());
                 }
                 Output::Commit { commit, tables } => {
-                    let waker = self.hub.waker();
-                    self.keeper.commit(commit, tables, move || drop(waker.wake()));
+                    self.keeper.commit(commit, tables, self.hub.waker());
                 }
                 Output::Close { link, reason } => {
                     tracing::warn!("coordinator: {reason}");

@@ -22,6 +22,7 @@ use crate::types::{
     TableKind, TableSpec, View,
 };
 
+mod ahead;
 mod answer;
 mod cut;
 mod drain;
@@ -29,6 +30,7 @@ mod fold;
 mod lists;
 mod staging;
 
+use ahead::Ahead;
 use lists::Lists;
 use staging::Loans;
 pub use staging::Staging;
@@ -137,6 +139,7 @@ pub struct Core {
     /// A cut whose clock has not come, and the last one that was asked for.
     awaited: Option<cut::Awaited>,
     cutting: Option<u64>,
+    ahead: Ahead,
     directory: Vec<DirectoryEntry>,
     keys: Vec<Key>,
     /// Of packed keys.
@@ -169,6 +172,7 @@ impl Core {
             left: vec![0; view.workers as usize * staging.slots],
             loans: Loans::new(view.workers as usize, staging.slots),
             shard: shard.of_generation(view.epoch),
+            ahead: Ahead::new(view.workers),
             view,
             chains: IdMap::default(),
             published: Vec::new(),
@@ -447,6 +451,7 @@ impl Core {
                     RequestKind::Mark => self.gate.mark(rank, header.clock, &mut self.verdicts),
                     _ => self.gate.finish(rank, header.clock, &mut self.verdicts),
                 };
+                self.ahead.ended(rank);
                 self.free(rank, place.slot);
                 passed.map_err(|e| out_of_order(e, header.clock))
             }
@@ -534,6 +539,7 @@ impl Core {
             };
             return passed.map_err(|e| out_of_order(e, header.clock));
         }
+        self.ahead.pushed(rank, header.clock);
         if quorum.is_some() && header.clock < self.gate.closed_of(header.table) {
             return self.take_late(rank, place, header);
         }
@@ -574,10 +580,18 @@ impl Core {
         let body_at = place.body_at;
         let chain = self.chains(&header)?.push;
         let how = if header.kind == RequestKind::Set { How::Set } else { How::Push };
-        let (pieces, rejection) = match self.known(header.table)?.kind {
+        let (at, table) = ((rank, header.clock), header.table);
+        let spec = self.known(table)?;
+        let ahead = self.ahead.counts() && !spec.consistency.folds_by_rank();
+        let (pieces, rejection) = match spec.kind {
             TableKind::Dense { .. } => {
-                let piece = self.loans.dense(&self.staging, place.of(rank), &header, chain)?;
-                (1, self.shard.write_dense(header.table, how, piece, intake, &mut self.applied)?)
+                let all = self.loans.dense(&self.staging, place.of(rank), &header, chain)?;
+                let piece = if ahead { self.ahead.rest_of_dense(at, table, all) } else { all };
+                self.stats.duplicates_dropped += u64::from(piece.values.len() < all.values.len());
+                match ahead && piece.values.is_empty() {
+                    true => (1, None),
+                    false => (1, self.shard.write_dense(table, how, piece, intake, &mut self.applied)?),
+                }
             }
             TableKind::Sparse { dim, .. } => {
                 let body = SparseBody::announced(&header, dim as usize * chain.value_bytes())?;
@@ -593,16 +607,25 @@ impl Core {
                     )?;
                     self.stats.bytes_copied += copied;
                     let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
-                    let written =
-                        self.shard.write_sparse(header.table, how, piece, intake, &mut self.applied)?;
+                    let applied = &mut self.applied;
+                    let written = if ahead && self.ahead.look(at, table, piece.directory) {
+                        self.stats.duplicates_dropped += 1;
+                        self.ahead.write_rest(&mut self.shard, (table, how, intake), piece, applied)?
+                    } else {
+                        self.shard.write_sparse(table, how, piece, intake, applied)?
+                    };
                     (body.entries, written)
                 } else {
                     let name = self.staging.list_name(body_at)?;
-                    let list = self.lists.find(rank, name, (header.table, body.keys))?;
+                    let list = self.lists.find(rank, name, (table, body.keys))?;
                     let piece = SparsePiece { directory: &list.directory, keys: &list.keys, values };
-                    let (table, applied) = (header.table, &mut self.applied);
-                    let positions = &mut list.positions;
-                    let written = self.shard.write_listed(table, how, piece, positions, intake, applied)?;
+                    let (applied, positions) = (&mut self.applied, &mut list.positions);
+                    let written = if ahead && self.ahead.look(at, table, piece.directory) {
+                        self.stats.duplicates_dropped += 1;
+                        self.ahead.write_rest(&mut self.shard, (table, how, intake), piece, applied)?
+                    } else {
+                        self.shard.write_listed(table, how, piece, positions, intake, applied)?
+                    };
                     (list.directory.len(), written)
                 }
             }

@@ -12,12 +12,20 @@ use crate::proto::control::{ControlMessage, Damage, WrittenFile, reason};
 use crate::types::Clock;
 
 /// Where checkpoints are.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Places {
     /// New ones go there.
     pub folder: Option<PathBuf>,
     /// The job goes on from this one, where it is not one of `folder`.
     pub resume: Option<PathBuf>,
+    /// What both are on.
+    pub storage: Arc<dyn Storage>,
+}
+
+impl Default for Places {
+    fn default() -> Places {
+        Places { folder: None, resume: None, storage: Arc::new(Disk) }
+    }
 }
 
 impl Places {
@@ -27,12 +35,9 @@ impl Places {
     }
 
     /// Opens the cut that the job goes on from.
-    pub fn open(&self, number: u64) -> Result<Arc<Cut>> {
-        let Some(path) = self.resume.clone().or_else(|| self.of(number)) else {
-            return Err(no_folder());
-        };
-        let storage: Arc<dyn Storage> = Arc::new(Disk);
-        Cut::open(&storage, &path).map(Arc::new)
+    fn open(&self, number: u64) -> Result<Cut> {
+        let path = self.resume.clone().or_else(|| self.of(number)).ok_or_else(no_folder)?;
+        Cut::open(&self.storage, &path)
     }
 }
 
@@ -96,59 +101,88 @@ impl Cuts {
     }
 }
 
-/// Threads that read a server's part of the cut that the job is to go on from. They end when it is dropped.
+/// The reading of a server's part of the cut that the job is to go on from. It ends when it is dropped.
+///
+/// All of it is done by threads of its own: a cut of many files on a slow disk may take longer to open than a silence that makes a
+/// node pass for dead.
 pub struct Verifying {
-    /// The cut.
-    pub number: u64,
-    unread: u32,
-    damage: Option<Damage>,
+    number: u64,
+    /// Once it is read, and whole.
+    cut: Option<Arc<Cut>>,
     go_on: Arc<AtomicBool>,
 }
 
 impl Verifying {
-    /// Starts so many threads, each for a part of the part; each reports.
+    /// Starts to read a part with so many threads; what they find is reported once.
     pub fn start(
         places: &Places,
         number: u64,
-        (part, of): (u32, u32),
+        part: (u32, u32),
         threads: u32,
         reporter: &Reports,
     ) -> Result<Verifying> {
-        let cut = places.open(number)?;
-        let verifying =
-            Verifying { number, unread: threads, damage: None, go_on: Arc::new(AtomicBool::new(true)) };
-        for thread in 0..threads {
-            let (cut, go_on, reporter) = (cut.clone(), verifying.go_on.clone(), reporter.clone());
-            // Saturating: a Coordinator that asks for nonsense gets less read.
-            let part = (part.saturating_mul(threads).saturating_add(thread), of.saturating_mul(threads));
-            super::spawn("wl-verify", move || {
-                let outcome = cut.verify_part(part, || go_on.load(Ordering::Relaxed));
-                reporter.send(Report::Verified(number, outcome));
-            })?;
-        }
-        Ok(verifying)
+        let go_on = Arc::new(AtomicBool::new(true));
+        let (places, reporter, told) = (places.clone(), reporter.clone(), go_on.clone());
+        super::spawn("wl-verify", move || {
+            let read = |cut: &Cut| verify(cut, part, threads, &told);
+            let outcome = places.open(number).and_then(|cut| read(&cut).map(|()| Arc::new(cut)));
+            reporter.send(Report::Verified(number, outcome));
+        })?;
+        Ok(Verifying { number, cut: None, go_on })
     }
 
-    /// A thread has ended. Gives what the Coordinator is to be told when all have; the error is one that says nothing of the cut.
-    pub fn ended(&mut self, outcome: Result<()>) -> Result<Option<ControlMessage>> {
-        match outcome {
-            Ok(()) => {}
-            Err(Error::Checkpoint { file, section, offset, expected, found }) => {
-                let damage = Damage {
-                    file: reason(file),
-                    section: reason(section),
-                    offset,
-                    expected: reason(expected),
-                    found: reason(found),
-                };
-                self.damage.get_or_insert(damage);
-            }
-            Err(error) => return Err(error),
+    /// It has ended. Gives what the Coordinator is to be told; the error is one that says nothing of the cut.
+    pub fn ended(&mut self, number: u64, outcome: Result<Arc<Cut>>) -> Result<Option<ControlMessage>> {
+        if number != self.number {
+            return Ok(None);
         }
-        self.unread = self.unread.saturating_sub(1);
-        let number = self.number;
-        Ok((self.unread == 0).then(|| ControlMessage::Verified { number, damage: self.damage.take() }))
+        let damage = match outcome {
+            Ok(cut) => {
+                self.cut = Some(cut);
+                None
+            }
+            Err(Error::Checkpoint { file, section, offset, expected, found }) => Some(Damage {
+                file: reason(file),
+                section: reason(section),
+                offset,
+                expected: reason(expected),
+                found: reason(found),
+            }),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(ControlMessage::Verified { number, damage }))
     }
+
+    /// Cut `number`, if it was read and is whole.
+    pub fn whole(&self, number: u64) -> Option<Arc<Cut>> {
+        self.cut.clone().filter(|_| number == self.number)
+    }
+}
+
+/// Reads one of `of` parts of a cut with so many threads; all end soon after one has found a reason.
+fn verify(cut: &Cut, (part, of): (u32, u32), threads: u32, go_on: &AtomicBool) -> Result<()> {
+    let read = |thread: u32| {
+        // Saturating: a Coordinator that asks for nonsense gets less read.
+        let part = (part.saturating_mul(threads).saturating_add(thread), of.saturating_mul(threads));
+        let outcome = cut.verify_part(part, || go_on.load(Ordering::Relaxed));
+        if outcome.is_err() {
+            go_on.store(false, Ordering::Relaxed);
+        }
+        outcome
+    };
+    std::thread::scope(|scope| {
+        let start = |thread| {
+            let named = std::thread::Builder::new().name("wl-verify".to_owned());
+            let started = named.spawn_scoped(scope, move || read(thread));
+            started.map_err(|e| Error::io("start thread", "wl-verify", e))
+        };
+        let others = (1..threads).map(start).collect::<Result<Vec<_>>>()?;
+        let joined = others.into_iter().map(|other| match other.join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic), // the report says so
+        });
+        std::iter::once(read(0)).chain(joined).fold(Ok(()), Result::and)
+    })
 }
 
 impl Drop for Verifying {

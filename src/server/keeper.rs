@@ -11,6 +11,7 @@ use crate::cluster::coordinator::{CoordinatorConfig, Resumed};
 use crate::cluster::cuts::{Commit, CutPlan};
 use crate::config::Environment;
 use crate::config::settings::{self, Every};
+use crate::control::HubWaker;
 use crate::error::{Error, Result};
 use crate::types::TableSpec;
 
@@ -26,7 +27,7 @@ pub enum Resume {
 }
 
 /// Where checkpoints are kept, and when they are made.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Checkpoints {
     /// Where; without it there are none.
     pub folder: Option<PathBuf>,
@@ -36,6 +37,14 @@ pub struct Checkpoints {
     pub keep: usize,
     /// What the job goes on from.
     pub resume: Option<Resume>,
+    /// What all that is on.
+    pub storage: Arc<dyn Storage>,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Checkpoints {
+        Checkpoints { folder: None, every: None, keep: 1, resume: None, storage: Arc::new(Disk) }
+    }
 }
 
 impl Checkpoints {
@@ -51,6 +60,7 @@ impl Checkpoints {
                 settings::NEW => Resume::New,
                 path => Resume::From(PathBuf::from(path)),
             }),
+            ..Checkpoints::default()
         })
     }
 }
@@ -58,24 +68,35 @@ impl Checkpoints {
 /// For how long a cut that another host may have committed is looked for: NFS shows it late.
 const LAG: Duration = Duration::from_secs(10);
 
-type Done = (u64, Result<(), String>);
+/// What a thread of the keeper has done.
+pub enum Done {
+    /// A cut is committed, or why it can't be.
+    Committed(u64, Result<(), String>),
+    /// What the job goes on from in place of a damaged cut.
+    Replaced(Result<Resumed>),
+}
 
-/// Commits checkpoints on a thread of its own: a slow disk must not keep the Coordinator from its heartbeats.
+/// Does what touches files while the job runs on threads of their own: a slow disk must not keep the Coordinator from its heartbeats.
 pub struct Keeper {
-    folder: Option<Folder>,
-    keep: usize,
-    /// The run that the job belongs to.
-    run: String,
+    directory: Directory,
     /// A damaged cut is replaced by an older one.
     falls_back: bool,
     finished: (Sender<Done>, Receiver<Done>),
 }
 
+/// Where the checkpoints of a run are.
+#[derive(Clone)]
+struct Directory {
+    folder: Option<Folder>,
+    keep: usize,
+    /// The run that the job belongs to.
+    run: String,
+}
+
 impl Keeper {
     /// Looks at what is there: fills in what the job goes on from, and when it is cut.
     pub fn new(checkpoints: &Checkpoints, cluster: &mut CoordinatorConfig) -> Result<Keeper> {
-        let storage: Arc<dyn Storage> = Arc::new(Disk);
-        let Checkpoints { folder, every, keep, resume } = checkpoints;
+        let Checkpoints { folder, every, keep, resume, storage } = checkpoints;
         let folder = folder.as_deref().map(|path| Folder::new(storage.clone(), path));
         if let Some(folder) = &folder {
             folder.make()?;
@@ -85,41 +106,80 @@ impl Keeper {
             return Err(super::cuts::no_folder());
         }
         let falls_back = *resume == Some(Resume::Auto);
-        let mut keeper =
-            Keeper { folder, keep: *keep, run: String::new(), falls_back, finished: unbounded() }; // one commit at a time
+        let mut directory = Directory { folder, keep: *keep, run: String::new() };
         let found = match resume {
             None | Some(Resume::New) => None,
             Some(Resume::From(path)) => {
-                let cut = Cut::open(&storage, path)?;
+                let cut = Cut::open(storage, path)?;
                 Some((path.file_name().and_then(|name| cut_number(name.to_str()?)).unwrap_or(0), cut))
             }
-            Some(Resume::Auto) => keeper.newest_at_start()?,
+            Some(Resume::Auto) => directory.newest_at_start()?,
         };
         match found {
             Some((number, cut)) => {
-                keeper.run.clone_from(&cut.manifest().run);
+                directory.run.clone_from(&cut.manifest().run);
                 cluster.resumed = Some(resumed(number, &cut)?);
             }
-            None => keeper.run = Manifest::new_run()?,
+            None => directory.run = Manifest::new_run()?,
         }
-        Ok(keeper)
+        // One commit or replacement at a time.
+        Ok(Keeper { directory, falls_back, finished: unbounded() })
     }
 
-    /// What the job goes on from in place of cut `number`, which is damaged: an older one of its run. Without one the damage is the
-    /// error.
-    pub fn instead_of(&self, number: u64, damage: Error) -> Result<Resumed> {
+    /// Looks for what the job goes on from in place of cut `number`, which is damaged: an older one of its run. Without one the
+    /// damage is the error.
+    pub fn replace(&self, number: u64, damage: Error, waker: HubWaker) {
         if !self.falls_back {
-            return Err(damage);
+            return tell(&self.finished.0, Done::Replaced(Err(damage)), &waker);
         }
-        match self.newest(number, Some(&self.run))? {
-            Some((older, cut)) => {
-                tracing::warn!("coordinator: {damage}; an older checkpoint is taken, cut {older}");
-                resumed(older, &cut)
-            }
-            None => Err(damage),
+        let directory = self.directory.clone();
+        let look = move || Done::Replaced(directory.older(number, damage));
+        self.start("wl-replace", waker, look, |error| Done::Replaced(Err(error)));
+    }
+
+    /// Removes what is left of cut `number`, which was given up, and of those before it.
+    pub fn give_up(&self, number: u64) {
+        let Some(folder) = self.directory.folder.clone() else { return };
+        let spawned = super::spawn("wl-give-up", move || give_up(&folder, number));
+        if let Err(error) = spawned {
+            tracing::warn!("coordinator: {error}"); // the next one to go takes it along
         }
     }
 
+    /// Writes what a checkpoint still lacks, commits it, and removes those that are not kept.
+    pub fn commit(&self, commit: Commit, tables: Vec<TableSpec>, waker: HubWaker) {
+        let (directory, number) = (self.directory.clone(), commit.number);
+        let write = move || Done::Committed(number, directory.commit(&commit, tables));
+        self.start("wl-commit", waker, write, |error| Done::Committed(number, Err(error.to_string())));
+    }
+
+    /// Does `work` on a thread of its own, or says with `failed` why there is none; then wakes the Coordinator.
+    fn start(
+        &self,
+        name: &str,
+        waker: HubWaker,
+        work: impl FnOnce() -> Done + Send + 'static,
+        failed: impl FnOnce(Error) -> Done,
+    ) {
+        let (finished, waking) = (self.finished.0.clone(), waker.clone());
+        if let Err(error) = super::spawn(name, move || tell(&finished, work(), &waking)) {
+            tell(&self.finished.0, failed(error), &waker);
+        }
+    }
+
+    /// What has been done since it was asked last.
+    pub fn done(&self) -> Option<Done> {
+        self.finished.1.try_recv().ok()
+    }
+}
+
+fn tell(finished: &Sender<Done>, done: Done, waker: &HubWaker) {
+    // A Coordinator that is gone needs no answer, and one that can't be woken looks in time.
+    let _ = finished.send(done);
+    let _ = waker.wake();
+}
+
+impl Directory {
     /// The newest cut, for a job that otherwise begins anew. Where cuts were begun and none is committed, or a file of one is missing,
     /// this may be how it looked some time ago, so we look again for a while.
     fn newest_at_start(&self) -> Result<Option<(u64, Cut)>> {
@@ -158,43 +218,30 @@ impl Keeper {
         Ok(cut)
     }
 
-    /// Removes what is left of cut `number`, which was given up, and of those before it.
-    pub fn give_up(&self, number: u64) {
-        let Some(folder) = self.folder.clone() else { return };
-        let spawned = super::spawn("wl-give-up", move || give_up(&folder, number));
-        if let Err(error) = spawned {
-            tracing::warn!("coordinator: {error}"); // the next one to go takes it along
-        }
-    }
-
-    /// Writes what a checkpoint still lacks, commits it, and removes those that are not kept; then wakes the Coordinator.
-    pub fn commit(&self, commit: Commit, tables: Vec<TableSpec>, wake: impl FnOnce() + Send + 'static) {
-        let Some(folder) = self.folder.clone() else { return };
-        let (number, keep, finished) = (commit.number, self.keep, self.finished.0.clone());
-        let run = self.run.clone();
-        let body = move || {
-            let outcome = write(&folder, &commit, run.clone(), tables).map_err(|error| {
-                tracing::warn!("coordinator: cut {number}: {error}; the checkpoint before stays");
-                error.to_string()
-            });
-            if outcome.is_err() {
-                give_up(&folder, number);
-            } else if let Err(error) = folder.retain(number, keep, &run) {
-                // The next one tries again.
-                tracing::warn!("coordinator: old checkpoints: {error}");
+    fn older(&self, number: u64, damage: Error) -> Result<Resumed> {
+        match self.newest(number, Some(&self.run))? {
+            Some((older, cut)) => {
+                tracing::warn!("coordinator: {damage}; an older checkpoint is taken, cut {older}");
+                resumed(older, &cut)
             }
-            let _ = finished.send((number, outcome)); // a Coordinator that is gone needs no answer
-            wake();
-        };
-        if let Err(error) = std::thread::Builder::new().name("wl-commit".to_owned()).spawn(body) {
-            let why = Error::io("start thread", "wl-commit", error).to_string();
-            let _ = self.finished.0.send((number, Err(why))); // we hold the receiver
+            None => Err(damage),
         }
     }
 
-    /// What became of a commit.
-    pub fn done(&self) -> Option<Done> {
-        self.finished.1.try_recv().ok()
+    /// Commits a cut; what can't be committed is given up. The error is what the job is told.
+    fn commit(&self, commit: &Commit, tables: Vec<TableSpec>) -> Result<(), String> {
+        let Some(folder) = &self.folder else { return Err(super::cuts::no_folder().to_string()) };
+        let number = commit.number;
+        if let Err(error) = write(folder, commit, self.run.clone(), tables) {
+            tracing::warn!("coordinator: cut {number}: {error}; the checkpoint before stays");
+            give_up(folder, number);
+            return Err(error.to_string());
+        }
+        if let Err(error) = folder.retain(number, self.keep, &self.run) {
+            // The next one tries again.
+            tracing::warn!("coordinator: old checkpoints: {error}");
+        }
+        Ok(())
     }
 }
 

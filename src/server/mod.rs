@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Sender, bounded};
 
+use crate::checkpoint::Storage;
 use crate::config::{Environment, Network, Pin, ServerLimits, TransportKind, settings, variable};
 use crate::control::{Hub, HubConfig, HubWaker, Limits, this_process};
 use crate::error::{Error, Result};
@@ -210,7 +211,13 @@ impl ServerBuilder {
     /// Where checkpoints are: the directory that they are written to (`--checkpoint`), and the one that this job goes on from, where
     /// that is not one of the first. Whether and when there are any the Coordinator says.
     pub fn checkpoints(mut self, folder: Option<PathBuf>, resume: Option<PathBuf>) -> ServerBuilder {
-        self.checkpoints = Places { folder, resume };
+        self.checkpoints = Places { folder, resume, ..self.checkpoints };
+        self
+    }
+
+    /// What the checkpoints are on, in place of the operating system's files. The Coordinator and all servers need the same.
+    pub fn storage(mut self, storage: Arc<dyn Storage>) -> ServerBuilder {
+        self.checkpoints.storage = storage;
         self
     }
 

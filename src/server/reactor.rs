@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::core::{Core, MAX_SLOTS, Staging};
 use super::cut::{CutFile, Saver, Written};
 use super::link::Link;
-use crate::checkpoint::{Cut, Disk, FileKind, Header, shard_name};
+use crate::checkpoint::{Cut, FileKind, Header, Storage, shard_name};
 use crate::config::{Network, Polling, ServerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
@@ -44,7 +44,7 @@ pub enum Command {
     /// Take nothing more, and say when all that was taken is answered.
     Drain,
     /// Be cut, into a file of this directory, when this clock is the open one.
-    Cut(u64, Clock, PathBuf),
+    Cut(u64, Clock, PathBuf, Arc<dyn Storage>),
     /// Give the cut up.
     CancelCut(u64),
 }
@@ -102,8 +102,8 @@ pub enum Report {
     CutAnswer(u64, Result<(), Clock>),
     /// What became of a cut's file.
     CutWritten(u64, Written),
-    /// Whether part of the cut with this number is whole. It comes from a thread that only reads it.
-    Verified(u64, Result<()>),
+    /// The cut with this number, if it is whole as far as this server is to read it. It comes from a thread that only reads.
+    Verified(u64, Result<Arc<Cut>>),
     /// A worker broke the protocol. The thread goes on, but takes and answers nothing more.
     WorkerFailed(Error),
     /// The thread has ended because of a failure that is not a peer's.
@@ -353,10 +353,12 @@ impl Reactor {
                     });
                     self.report(Report::TableCreated(id, made));
                 }
-                Ok(Command::Cut(number, clock, folder)) => match self.cut(number, clock, &folder) {
-                    Ok(answer) => self.report(Report::CutAnswer(number, answer)),
-                    Err(error) => self.report(Report::CutWritten(number, Err(error))),
-                },
+                Ok(Command::Cut(number, clock, folder, storage)) => {
+                    match self.cut(number, clock, &folder, storage) {
+                        Ok(answer) => self.report(Report::CutAnswer(number, answer)),
+                        Err(error) => self.report(Report::CutWritten(number, Err(error))),
+                    }
+                }
                 Ok(Command::CancelCut(number)) => {
                     if let Some(core) = &mut self.core {
                         core.cancel_cut(number);
@@ -408,12 +410,18 @@ impl Reactor {
         }
     }
 
-    fn cut(&mut self, number: u64, clock: Clock, folder: &Path) -> Result<Result<(), Clock>> {
+    fn cut(
+        &mut self,
+        number: u64,
+        clock: Clock,
+        folder: &Path,
+        storage: Arc<dyn Storage>,
+    ) -> Result<Result<(), Clock>> {
         let Some(core) = &mut self.core else { return Err(not_begun("be cut")) };
         let header = Header { kind: FileKind::Shard, clock, shard: self.id };
         let file = CutFile { number, path: folder.join(shard_name(self.id)), header };
         let (reports, waker) = (self.reports.clone(), self.waker.clone());
-        core.cut(number, clock, || Saver::start(Arc::new(Disk), file, self.limits.cut_bytes, reports, waker))
+        core.cut(number, clock, || Saver::start(storage, file, self.limits.cut_bytes, reports, waker))
     }
 
     fn begin(&mut self, view: View) -> Result<()> {

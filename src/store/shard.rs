@@ -96,6 +96,11 @@ impl Rejection {
         self.stale + self.non_finite
     }
 
+    /// Of pieces of one push, those of `later` behind these.
+    pub fn and(self, later: Rejection) -> Rejection {
+        Rejection { stale: self.stale + later.stale, non_finite: self.non_finite + later.non_finite, ..self }
+    }
+
     /// With one more piece, behind those that `earlier` counts.
     fn after(earlier: Option<Rejection>, bucket: BucketId, cause: Cause) -> Rejection {
         let mut all = earlier.unwrap_or(Rejection { stale: 0, non_finite: 0, bucket, cause });

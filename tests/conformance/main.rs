@@ -43,8 +43,8 @@ macro_rules! all_cases {
                 refused_locally,
                 body_changed_after_posting, slot_changed_after_written, lent_bodies;
             send: every_length, many_in_order, both_ways_at_once;
-            read: brings_the_bytes, many_outstanding, many_large_outstanding, sees_an_earlier_write,
-                refused_locally, races_a_writer;
+            read: brings_the_bytes, many_outstanding, as_many_as_it_takes, many_large_outstanding,
+                sees_an_earlier_write, refused_locally, races_a_writer;
             rights: no_write_with_read_right, no_read_with_write_right, forged_length, forged_key,
                 another_peers_key, withdrawn_key, forged_rights_of_a_read, unregistered;
             flow: full_gives_the_operation_back, small_budgets_lose_nothing, seeded_transfer, nobody_starves,

@@ -1,12 +1,13 @@
 //! Reads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use windlass::mem::Rights;
 use windlass::mem::epochs::{Epochs, HEAD, Judgement, Layout, Seen, judge};
-use windlass::transport::{Read, Refusal, Write};
+use windlass::transport::{Completion, Read, Refusal, Write};
 
-use crate::rig::{ARENA, Fabric, Pair, Random, pair, write_to};
+use crate::rig::{ARENA, Fabric, LIMIT, Pair, Random, pair, write_to};
 
 pub fn brings_the_bytes(fabric: &dyn Fabric) {
     let mut p = pair(fabric);
@@ -43,6 +44,44 @@ pub fn many_outstanding(fabric: &dyn Fabric) {
     for i in 0..count {
         assert!(p.net.ends[0].bytes(i * 2048, 2048) == bytes[i * 2000..i * 2000 + 2048], "read {i}");
     }
+}
+
+/// As many reads as the transport takes, and more as soon as some are done, before the owner has seen that they are: it must not
+/// take them for too many.
+pub fn as_many_as_it_takes(fabric: &dyn Fabric) {
+    const COUNT: u64 = 1000;
+    let mut p = pair(fabric);
+    let bytes = Random(4).bytes(64 * COUNT as usize);
+    p.net.ends[1].fill(0, &bytes);
+    let remote = p.net.ends[1].grant(p.b, 0, bytes.len(), Rights::Read);
+    let [reader, owner] = &mut p.net.ends[..] else { unreachable!() };
+    let (mut posted, mut done, limit) = (0, 0, Instant::now() + LIMIT);
+    while done < COUNT {
+        while posted < COUNT {
+            let local = reader.slice(64 * posted as usize, 64);
+            match reader.transport.read(p.a, Read { remote, offset: 64 * posted, local, context: posted }) {
+                Ok(()) => posted += 1,
+                Err(rejected) => {
+                    assert_eq!(rejected.refusal, Refusal::Full);
+                    break;
+                }
+            }
+        }
+        reader.transport.flush();
+        // All is answered before the reader takes any of it.
+        for _ in 0..8 {
+            owner.transport.poll(&mut owner.seen, owner.budget);
+            owner.transport.flush();
+        }
+        reader.transport.poll(&mut reader.seen, reader.budget);
+        for completion in reader.seen.drain(..) {
+            let Completion::Done { context, .. } = completion else { panic!("{completion:?}") };
+            assert_eq!(context, done);
+            done += 1;
+        }
+        assert!(Instant::now() < limit && owner.seen.is_empty(), "{done} of {posted}: {:?}", owner.seen);
+    }
+    assert!(reader.bytes(0, bytes.len()) == bytes);
 }
 
 /// Answers that leave in several turns, with as many requests behind them as the transport takes.
@@ -94,7 +133,7 @@ pub fn refused_locally(fabric: &dyn Fabric) {
 }
 
 /// A writer, on a thread of its own, publishes while the peer reads, at moments that follow from how far the reader is: of what
-/// the check takes no value is of another epoch.
+/// the check takes no value is of another epoch. Where reads can be torn this goes on until one was, and was not taken.
 pub fn races_a_writer(fabric: &dyn Fabric) {
     const LENGTH: usize = 16 << 10;
     const WHOLE: u32 = 1000;
@@ -140,7 +179,7 @@ pub fn races_a_writer(fabric: &dyn Fabric) {
             Seen::decode(&p.net.ends[0].bytes(0, HEAD).try_into().unwrap())
         };
         let (mut whole, mut again, mut torn) = (0, 0, 0);
-        while whole < WHOLE || again == 0 {
+        while whole < WHOLE || again == 0 || fabric.tears() && torn == 0 {
             let before = head(&mut p);
             let (stamp, value) = (layout.stamp(before.epoch), layout.value(before.epoch, 0));
             read(&mut p, &[(stamp, HEAD, HEAD), (value, 4096, LENGTH * 4)]);
@@ -157,7 +196,7 @@ pub fn races_a_writer(fabric: &dyn Fabric) {
                 }
                 Judgement::Again => again += 1,
             }
-            assert!(again < 1_000_000, "{whole} whole, {again} read again");
+            assert!(whole + again < 1_000_000, "{whole} whole, {again} read again, {torn} torn");
         }
         println!("{whole} whole, {again} read again, of which {torn} were torn");
     });

@@ -18,6 +18,11 @@ pub const ARENA: usize = 24 << 20;
 pub trait Fabric {
     fn transport(&self) -> Box<dyn Transport>;
 
+    /// Whether a read goes on while its source is being written: then some are torn.
+    fn tears(&self) -> bool {
+        false
+    }
+
     /// One end, in the memory that its transport likes best.
     fn end(&self) -> End {
         End::new(self.transport())

@@ -30,4 +30,9 @@ impl Fabric for Loopback {
         };
         Box::new(Verbs::new(&config).unwrap())
     }
+
+    /// The device does, packet by packet, on a CPU of its own.
+    fn tears(&self) -> bool {
+        true
+    }
 }

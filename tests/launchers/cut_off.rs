@@ -37,22 +37,15 @@ fn a_host_that_is_cut_off_below_open_mpi_ends_the_job_which_goes_on_later() {
     let (hosts, folder) = (Hosts::up("o"), scratch());
     let own = folder.path().join("tmp");
     fs::create_dir(&own).unwrap();
-    let agent = hosts.shell().join(" ");
     // What mpirun itself needs to notice it, see scripts/windlass-mpirun.sh.
     let told = [
-        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-        ("OMPI_MCA_plm_rsh_agent", &agent),
-        ("OMPI_MCA_oob_tcp_if_include", "10.77.0.0/24"),
         ("OMPI_MCA_oob_tcp_keepalive_time", "3"),
         ("OMPI_MCA_oob_tcp_keepalive_intvl", "1"),
         ("OMPI_MCA_oob_tcp_keepalive_probes", "3"),
         ("TMPDIR", text(&own)),
     ];
-    let shell = hosts.shell();
-    let mpirun = ["head", "mpirun.openmpi", "--bind-to", "none", "--host", "n1:2,n2:2,n3:2", "-n", "6"];
-    let words: Vec<&str> = shell.iter().map(String::as_str).chain(mpirun).collect();
-    cut_off_and_go_on(&hosts, &Launcher::new(&words, &told, folder.path()), folder.path());
+    let arguments = ["--bind-to", "none", "--host", "n1:2,n2:2,n3:2", "-n", "6"];
+    cut_off_and_go_on(&hosts, &hosts.open_mpi(&arguments, &told, folder.path()), folder.path());
 }
 
 #[test]

@@ -215,7 +215,7 @@ fn a_host_that_refuses_or_is_silent_is_named_within_seconds() {
         .says("windlass run: worker 1 on nowhere failed with exit code 255; stopping the others\n");
     assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
     let begun = Instant::now();
-    let flags = [&flags[..], &["--launch-timeout", "3"]].concat();
+    let flags = [&flags[..], &["--launch-timeout", "3", "--stop-timeout", "1"]].concat();
     let ended = start(folder.path(), "a\nb\nsilent\n", &flags, &ENDLESS).end(PATIENCE).expect(13);
     ended.says("timed out after 3s waiting for rank 2 on silent of 3 to check in at 127.0.0.1:");
     assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());

@@ -32,6 +32,19 @@ impl Hosts {
         [concat!(env!("CARGO_MANIFEST_DIR"), "/tests/launchers/host.sh").to_owned(), self.prefix.clone()]
     }
 
+    /// Open MPI on the host `head`, which reaches the others.
+    pub fn open_mpi(&self, arguments: &[&str], told: &[(&str, &str)], folder: &Path) -> Launcher {
+        let (shell, agent) = (self.shell(), self.shell().join(" "));
+        let own = [
+            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+            ("OMPI_MCA_plm_rsh_agent", &*agent),
+            ("OMPI_MCA_oob_tcp_if_include", "10.77.0.0/24"),
+        ];
+        let command = [&shell[0], &shell[1], "head", "mpirun.openmpi"];
+        Launcher::new(&[&command[..], arguments].concat(), &[&own[..], told].concat(), folder)
+    }
+
     /// `ip` on a host.
     pub fn ip(&self, host: &str, arguments: &[&str]) {
         let namespace = format!("{}-{host}", self.prefix);
@@ -56,24 +69,13 @@ impl Hosts {
 
 impl Hosts {
     /// A job by a remote shell, from the host `head`, on the others.
-    fn start(&self, folder: &Path, interface: &[&str], worker: &[&str]) -> Process {
+    fn start(&self, folder: &Path, flags: &[&str], worker: &[&str]) -> Process {
         let file = folder.join("hosts");
         fs::write(&file, "n[1-3] slots=2\n").unwrap();
         let namespace = format!("{}-head", self.prefix);
         let rsh = format!("{RSH} -n {}", self.prefix);
-        let job = [
-            WINDLASS,
-            "run",
-            "--hostfile",
-            text(&file),
-            "--rsh",
-            &rsh,
-            "--servers",
-            "2",
-            "--launch-timeout",
-            "8",
-        ];
-        let job = [&job[..], &["--servers-on", "spread"], interface, &["--"], worker].concat();
+        let job = [WINDLASS, "run", "--hostfile", text(&file), "--rsh", &rsh, "--servers", "2"];
+        let job = [&job[..], &["--servers-on", "spread"], flags, &["--"], worker].concat();
         Launcher::new(&["ip", "netns", "exec", &namespace], &[], folder).start(&job)
     }
 }
@@ -184,7 +186,8 @@ fn a_host_that_is_cut_off_from_a_job_by_remote_shell_ends_it_and_is_left_empty()
         return;
     }
     let (hosts, folder) = (Hosts::up("d"), scratch());
-    let process = hosts.start(folder.path(), &[], &[WINDLASS, "train", "lr", "--epochs", "1000000"]);
+    let soon = ["--peer-timeout", "3", "--stop-timeout", "1"];
+    let process = hosts.start(folder.path(), &soon, &[WINDLASS, "train", "lr", "--epochs", "1000000"]);
     process.until_says(", clock ");
     hosts.ip("n3", &["link", "set", "eth0", "down"]);
     until(DEADLINE, "the end of all", || process.members().is_empty());
@@ -194,6 +197,29 @@ fn a_host_that_is_cut_off_from_a_job_by_remote_shell_ends_it_and_is_left_empty()
     // Cut off before it begins.
     hosts.ip("n3", &["link", "set", "eth0", "up"]);
     hosts.ip("head", &["route", "add", "blackhole", "10.77.0.13/32"]);
-    let ended = hosts.start(folder.path(), &[], &["true"]).end(PATIENCE).expect(13);
+    let ended = hosts.start(folder.path(), &["--launch-timeout", "4"], &["true"]).end(PATIENCE).expect(13);
     ended.says("waiting for a connection to windlass run on ").says(" on n3 failed with exit code 13");
+}
+
+/// What docs/rdma.md has people measure between two hosts, over the transport that there is here.
+#[test]
+fn documented_measurements_below_mpirun_run_over_two_hosts() {
+    if !wanted() {
+        return;
+    }
+    let (hosts, folder) = (Hosts::up("m"), scratch());
+    let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rdma.md")).unwrap();
+    let lines: Vec<&str> = guide.lines().filter_map(|line| line.strip_prefix("mpirun ")).collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    for line in lines {
+        let here = line.replace("a:", "n1:").replace("b:", "n2:").replace(" verbs ", " tcp ");
+        let here = here.replace("windlass ", &format!("{WINDLASS} "));
+        let words: Vec<&str> = here.split(' ').collect();
+        let short = ["--table-bytes", "4M", "--seconds", "0.2", "--json"];
+        let ended = hosts.open_mpi(&words, &[], folder.path()).run(&short).expect(0);
+        let figures: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert!(line.contains(&format!("bench {} ", figures["op"].as_str().unwrap())), "{figures}");
+        assert!(figures["transport"] == "tcp" && figures["bytes"] == 1 << 20, "{figures}");
+        assert!(figures["gbytes_per_second"].as_f64().unwrap() > 0.0, "{figures}");
+    }
 }

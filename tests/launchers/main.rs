@@ -250,6 +250,36 @@ fn ranks_that_do_not_fit_are_told_at_once() {
     wrong_program(&mpich);
 }
 
+/// A setting that can't be: every rank says which, also where only the first has it.
+#[test]
+fn a_bad_setting_below_a_launcher_is_an_error_of_every_rank() {
+    if !wanted() {
+        return;
+    }
+    let (slurm, directory) = (slurm::Slurm::start(), scratch());
+    let cuts = directory.path().join("cuts");
+    let job = [WINDLASS, "run", "--servers", "1", "--checkpoint", text(&cuts), "--", WINDLASS, "train", "lr"];
+    let srun = slurm.srun(&["--mpi=pmi2", "-N2", "-n4"], directory.path());
+    let mpich = Launcher::mpich("4", directory.path());
+    let first = "[ $SLURM_PROCID != 0 ] || export WINDLASS_GRACE=0; exec \"$0\" \"$@\"";
+    let grace = ["GRACE: expected ", "found 0"];
+    let every = ["every: expected ", "found soon"];
+    for (launcher, how, said) in [
+        (&mpich, &["env", "WINDLASS_GRACE=0"][..], grace),
+        (&mpich, &["env", "WINDLASS_EVERY=soon"], every),
+        (&srun, &["env", "WINDLASS_GRACE=0"], grace),
+        (&srun, &["env", "WINDLASS_EVERY=soon"], every),
+        (&srun, &["sh", "-c", first], grace),
+    ] {
+        let started = Instant::now();
+        let ended = launcher.run(&[how, &job[..]].concat());
+        assert_ne!(ended.code, 0); // mpirun makes one code of those of all ranks
+        let lines = ended.stderr.lines().filter(|line| said.iter().all(|said| line.contains(said)));
+        assert_eq!(lines.count(), 4, "{}", ended.stderr);
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    }
+}
+
 fn wrong_program(mpich: &Launcher) {
     let ended = mpich.run(&[WINDLASS, "run", "--servers", "1", "--", "true"]);
     assert_ne!(ended.code, 0);

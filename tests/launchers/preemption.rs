@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 
-use super::scripts::{alone, digest};
+use super::scripts::{OPEN_MPI_HERE, alone, by_script, digest};
 use super::slurm::Slurm;
 use super::{Launcher, WINDLASS, wanted};
 use crate::common::proc::{self, Member, Role};
@@ -129,6 +129,10 @@ impl<'a> Batch<'a> {
     fn again(&self) {
         self.until("the job in the queue", || self.state() == "PD");
         self.nothing_is_left();
+        // Slurm takes a credential of the second in which the job was ended for a revoked one, and fails the job.
+        let second = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let queued = second();
+        self.until("the next second", || second() > queued);
         let job = format!("JobId={}", self.id);
         self.until("the job's start", || {
             let _ = self.slurm.tries(&["scontrol", "update", &job, "StartTime=now"]);
@@ -154,6 +158,30 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// Runs batch jobs until one was interrupted so many times, as `interrupt` does it (it is told how often that was before), and went on
+/// each time: all end with the bits of an undisturbed one.
+fn interrupted(times: usize, slurm: &Slurm, interrupt: impl Fn(&Batch<'_>, usize)) {
+    for _ in 0..20 {
+        let folder = scratch();
+        let batch = Batch::submit(slurm, folder.path());
+        let mut done = 0;
+        while done < times && batch.hold() {
+            interrupt(&batch, done);
+            done += 1;
+        }
+        batch.let_go();
+        assert_eq!(batch.weights(), undisturbed(), "after {done} interruptions");
+        if done == times {
+            let output = batch.output();
+            for said in ["windlass run: told to end: cut ", "coordinator: goes on from cut "] {
+                assert_eq!(output.matches(said).count(), times, "{output}");
+            }
+            return;
+        }
+    }
+    panic!("each time the job was done before it could be interrupted");
+}
+
 /// Requeued by a signal (our script does it), by `scontrol requeue`, and off a node that is drained.
 #[test]
 fn a_requeued_job_ends_with_the_bits_of_an_undisturbed_one() {
@@ -161,43 +189,25 @@ fn a_requeued_job_ends_with_the_bits_of_an_undisturbed_one() {
         return;
     }
     let slurm = Slurm::start();
-    for _ in 0..20 {
-        let folder = scratch();
-        let batch = Batch::submit(&slurm, folder.path());
-        let mut interrupted = 0;
-        for how in ["USR1", "TERM", "drain"] {
-            if !batch.hold() {
-                break;
+    interrupted(3, &slurm, |batch, before| {
+        let first = batch.nodes().swap_remove(0);
+        let node = format!("NodeName={first}");
+        if before == 0 {
+            slurm.says(&["scancel", "--signal=USR1", &batch.id]);
+        } else {
+            if before == 2 {
+                slurm.says(&["scontrol", "update", &node, "State=DRAIN", "Reason=test"]);
             }
-            let nodes = batch.nodes();
-            match how {
-                "drain" => {
-                    let node = format!("NodeName={}", nodes[0]);
-                    slurm.says(&["scontrol", "update", &node, "State=DRAIN", "Reason=test"]);
-                    slurm.says(&["scontrol", "requeue", &batch.id]);
-                }
-                "TERM" => drop(slurm.says(&["scontrol", "requeue", &batch.id])),
-                signal => drop(slurm.says(&["scancel", &format!("--signal={signal}"), &batch.id])),
-            }
-            batch.let_go();
-            batch.again();
-            if how == "drain" {
-                let now = batch.nodes();
-                assert!(now.len() == 2 && !now.contains(&nodes[0]), "{now:?} after {nodes:?}");
-                slurm.says(&["scontrol", "update", &format!("NodeName={}", nodes[0]), "State=RESUME"]);
-            }
-            interrupted += 1;
+            slurm.says(&["scontrol", "requeue", &batch.id]);
         }
         batch.let_go();
-        assert_eq!(batch.weights(), undisturbed(), "after {interrupted} interruptions");
-        if interrupted == 3 {
-            let output = batch.output();
-            assert_eq!(output.matches("windlass run: told to end: cut ").count(), 3, "{output}");
-            assert_eq!(output.matches("coordinator: goes on from cut ").count(), 3, "{output}");
-            return;
+        batch.again();
+        if before == 2 {
+            let now = batch.nodes();
+            assert!(now.len() == 2 && !now.contains(&first), "{now:?} without {first}");
+            slurm.says(&["scontrol", "update", &node, "State=RESUME"]);
         }
-    }
-    panic!("each time the job was done before it could be interrupted");
+    });
 }
 
 /// A job of higher priority takes the nodes: Slurm sends SIGTERM, and GraceTime later SIGKILL.
@@ -207,30 +217,16 @@ fn a_preempted_job_ends_with_the_bits_of_an_undisturbed_one() {
         return;
     }
     let slurm = Slurm::start();
-    for _ in 0..20 {
-        let folder = scratch();
-        let batch = Batch::submit(&slurm, folder.path());
-        let interrupted = batch.hold();
-        if interrupted {
-            let ran = folder.path().join("urgent");
-            let wrap = format!("echo $SLURM_JOB_NODELIST > {}", text(&ran));
-            let urgent = ["sbatch", "-Q", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap"];
-            slurm.says(&[&urgent[..], &[&wrap]].concat());
-            until(PATIENCE, "the preemption", || batch.output().contains("received SIGTERM"));
-            batch.let_go();
-            batch.again();
-            assert_eq!(fs::read_to_string(ran).unwrap().trim(), "n[1-4]");
-        }
+    interrupted(1, &slurm, |batch, _| {
+        let ran = batch.folder.join("urgent");
+        let wrap = format!("echo $SLURM_JOB_NODELIST > {}", text(&ran));
+        let urgent = ["sbatch", "-Q", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap"];
+        slurm.says(&[&urgent[..], &[&wrap]].concat());
+        until(PATIENCE, "the preemption", || batch.output().contains("received SIGTERM"));
         batch.let_go();
-        assert_eq!(batch.weights(), undisturbed());
-        if interrupted {
-            let output = batch.output();
-            assert_eq!(output.matches("windlass run: told to end: cut ").count(), 1, "{output}");
-            assert_eq!(output.matches("coordinator: goes on from cut ").count(), 1, "{output}");
-            return;
-        }
-    }
-    panic!("each time the job was done before it could be interrupted");
+        batch.again();
+        assert_eq!(fs::read_to_string(ran).unwrap().trim(), "n[1-4]");
+    });
 }
 
 /// `scancel` without a signal: SIGTERM to all processes of the job, SIGKILL after KillWait (30 s).
@@ -269,27 +265,31 @@ pub fn held(launcher: &Launcher, cuts: &Path, more: &[&str]) -> Option<Process> 
     Some(process)
 }
 
-/// Every launcher passes the signal on in its own way; the code is that of the job, not of the rank that was quickest.
+/// Every launcher passes the signals on in its own way; the code is that of the job, not of the rank that was quickest.
 #[test]
 fn a_job_that_is_told_to_end_below_mpirun_saves_itself() {
     if !wanted() {
         return;
     }
     let directory = scratch();
-    for (name, launcher, signal) in [
-        ("mpich", Launcher::mpich("6", directory.path()), Signal::TERM),
-        ("openmpi", Launcher::open_mpi("6", directory.path()), Signal::USR1),
+    let mpich = Launcher::mpich("6", directory.path());
+    let open_mpi = Launcher::open_mpi("6", directory.path());
+    let script = by_script("mpirun.openmpi", OPEN_MPI_HERE, "6", directory.path());
+    for (name, launcher, signal, code) in [
+        ("mpich-term", &mpich, Signal::TERM, 75),
+        ("mpich-usr1", &mpich, Signal::USR1, 75),
+        ("openmpi-usr1", &open_mpi, Signal::USR1, 75),
+        // Open MPI 4 sends SIGKILL soon after SIGTERM, unless it is told not to, and gives a code of its own.
+        ("script-term", &script, Signal::TERM, 1),
     ] {
         let mut tries = (0..20).map(|number| directory.path().join(format!("{name}-{number}")));
         let (cuts, process) =
-            tries.find_map(|cuts| Some((held(&launcher, &cuts, &[])?, cuts))).map(|(p, c)| (c, p)).unwrap();
-        let mpirun = child_of(process.pid());
-        kill(mpirun, signal);
-        let worker = process.member(Role::Worker, 2);
-        kill(worker, Signal::CONT);
-        process.end(PATIENCE).expect(75).says("told to end: cut ");
+            tries.find_map(|cuts| Some((held(launcher, &cuts, &[])?, cuts))).map(|(p, c)| (c, p)).unwrap();
+        kill(child_of(process.pid()), signal);
+        kill(process.member(Role::Worker, 2), Signal::CONT);
+        process.end(PATIENCE).expect(code).says("told to end: cut ");
         let resumed = ["run", "--servers", "2", "--checkpoint", text(&cuts), "--resume", "auto", "--"];
-        goes_on(&launcher, &[&[WINDLASS], &resumed[..], &[WINDLASS]].concat());
+        goes_on(launcher, &[&[WINDLASS], &resumed[..], &[WINDLASS]].concat());
     }
 }
 
@@ -347,8 +347,8 @@ fn a_program_that_does_not_end_is_ended_when_the_job_is_saved() {
     let (slurm, folder) = (Slurm::start(), scratch());
     let cuts = folder.path().join("cuts");
     let stays = format!("{WINDLASS} train lr --epochs 1000000; exec sleep 1000");
-    let job =
-        ["run", "--servers", "1", "--checkpoint", text(&cuts), "--every", "20", "--", "sh", "-c", &stays];
+    let job = ["run", "--servers", "1", "--stop-timeout", "1", "--checkpoint", text(&cuts), "--every", "20"];
+    let job = [&job[..], &["--", "sh", "-c", &stays]].concat();
     let process =
         slurm.srun(&["--mpi=pmi2", "-N2", "-n3"], folder.path()).start(&[&[WINDLASS], &job[..]].concat());
     until(PATIENCE, "a checkpoint", || newest_cut(&cuts) > 0);

@@ -72,6 +72,23 @@ fn batch_scripts_run_as_they_are() {
     assert_eq!(digests.len(), 4);
 }
 
+/// What Open MPI needs where all ranks are on this machine.
+pub const OPEN_MPI_HERE: &str = "--oversubscribe --mca oob_tcp_if_include lo";
+
+/// `windlass-mpirun.sh` with this `mpirun` and its flags. As other launchers it is followed by `windlass run` and its flags, though the
+/// script itself puts these two words there.
+pub fn by_script(mpirun: &str, flags: &str, ranks: &str, folder: &Path) -> Launcher {
+    let told = [
+        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ("WINDLASS", WINDLASS),
+        ("MPIRUN", mpirun),
+        ("MPIRUN_FLAGS", flags),
+    ];
+    let drops = "ranks=$1; shift 3; exec bash \"$0\" \"$ranks\" \"$@\"";
+    Launcher::new(&["bash", "-c", drops, &script("windlass-mpirun.sh"), ranks], &told, folder)
+}
+
 #[test]
 fn the_mpirun_script_runs_as_it_is() {
     if !wanted() {
@@ -79,15 +96,11 @@ fn the_mpirun_script_runs_as_it_is() {
     }
     let folder = scratch();
     let expected = alone(folder.path(), &SHORT);
-    let root =
-        [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), ("WINDLASS", WINDLASS)];
-    for (mpirun, flags) in
-        [("mpirun.openmpi", "--oversubscribe --mca oob_tcp_if_include lo"), ("mpirun.mpich", "")]
-    {
-        let told = [&root[..], &[("MPIRUN", mpirun), ("MPIRUN_FLAGS", flags)]].concat();
-        let launcher = Launcher::new(&["bash", &script("windlass-mpirun.sh")], &told, folder.path());
+    for (mpirun, flags) in [("mpirun.openmpi", OPEN_MPI_HERE), ("mpirun.mpich", "")] {
+        let launcher = by_script(mpirun, flags, "6", folder.path());
         let report = folder.path().join("report.json");
-        let job = ["6", "--servers", "2", "--", WINDLASS, "train", "lr", "--report", text(&report)];
+        let job =
+            [WINDLASS, "run", "--servers", "2", "--", WINDLASS, "train", "lr", "--report", text(&report)];
         launcher.run(&[&job[..], &SHORT].concat()).expect(0);
         assert_eq!(digest(&report), expected);
     }

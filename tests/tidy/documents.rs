@@ -194,6 +194,31 @@ fn an_unknown_flag_is_found() {
     );
 }
 
+/// What `text` gives as the names of tests, in backquotes, and no file declares.
+fn missing_tests(text: &str, sources: &[Source]) -> Vec<String> {
+    let name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    // Tests are named by sentences.
+    let sentence = |quoted: &&str| quoted.chars().all(name) && quoted.matches('_').count() >= 2;
+    let quoted = text.split('`').skip(1).step_by(2).filter(sentence).filter(|q| !q.starts_with("ibv_"));
+    let gone = |test: &&str| sources.iter().all(|s| !s.text.contains(&format!("fn {test}(")));
+    quoted.filter(gone).map(|test| format!("there is no test {test}")).collect()
+}
+
+#[test]
+fn tests_that_a_document_names_exist() {
+    let text = fs::read_to_string(root().join("docs/rdma.md")).unwrap();
+    let table = text.split("\n## ").find(|s| s.starts_with("What shows that each rule holds")).unwrap();
+    assert!(table.matches('|').count() > 100);
+    assert_none(missing_tests(table, &read(&["src", "tests"], &[".rs"])));
+}
+
+#[test]
+fn a_test_that_is_gone_is_found() {
+    let text = "`all_is_well`, `all_was_well` (`tests/x_y_z.rs`); `ibv_post_send`, `on_verbs`";
+    let sources = [Source::new("src/x.rs", "fn all_is_well() {}")];
+    assert_eq!(missing_tests(text, &sources), ["there is no test all_was_well"]);
+}
+
 /// Examples that are only compiled, or not even that, in the library's documents. One that must not compile (`compile_fail`) is tried.
 fn idle_examples(sources: &[Source]) -> Vec<String> {
     let fenced = |line: &&str| line.trim_start_matches(['/', '!', ' ']).starts_with("```");

@@ -50,6 +50,28 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/transport/verbs/qp.rs", "libibverbs"),
 ];
 
+/// What makes one thread wait for another. A thing that is made once is read without waiting from then on.
+const LOCKS: [&str; 6] = ["Mutex", "RwLock", "Condvar", "OnceLock", "LazyLock", "parking_lot"];
+
+/// The files that may name one of them: none is taken for each message.
+const LOCKING: &[(&str, &str)] = &[
+    ("src/client/control.rs", "what heartbeats carry, cuts, the first failure: not the data path"),
+    (
+        "src/client/driver.rs",
+        "threads that share a client; taken for a call and for a look, whatever the messages",
+    ),
+    ("src/client/mod.rs", "the progress thread's handle"),
+    ("src/kernels/table.rs", "made once: which instructions the CPU has"),
+    ("src/launch/signals.rs", "who catches signals"),
+    ("src/server/mod.rs", "the server's thread, for whoever joins it"),
+    ("src/simulation/rig.rs", "test builds only"),
+    ("src/simulation/slots.rs", "test builds only"),
+    ("src/store/index.rs", "made once: a random salt"),
+    ("src/transport/sim/mod.rs", "for tests: one world of many threads"),
+    ("src/transport/sim/schedule.rs", "for tests: whose turn it is"),
+    ("src/transport/verbs/device.rs", "made once: ibv_fork_init"),
+];
+
 /// Crates that only some places may name.
 const CRATES: &[(&str, &[&str])] = &[
     ("rdma_sys", &["src/transport/verbs/"]),
@@ -137,23 +159,26 @@ fn layering(sources: &[Source]) -> Vec<String> {
     complaints
 }
 
-fn unsafe_code(sources: &[Source], allowed: &[(&str, &str)]) -> Vec<String> {
+/// Where one of `names` stands outside the `allowed` files, and what of the list is stale.
+fn only_where_listed(sources: &[Source], names: &[&str], allowed: &[(&str, &str)]) -> Vec<String> {
     let mut complaints = Vec::new();
     for source in sources.iter().filter(|s| !s.is_test()) {
         let code = source.code();
-        let at = words(&code, "unsafe").next();
+        let found = names.iter().find_map(|name| Some((name, words(&code, name).next()?)));
         let listed = allowed.iter().any(|(path, _)| *path == source.path);
-        match at {
-            Some(at) if !listed => {
-                complaints.push(format!("{}:{}: unsafe is not allowed here", source.path, line(&code, at)));
+        match found {
+            Some((name, at)) if !listed => {
+                complaints.push(format!("{}:{}: {name} is not allowed here", source.path, line(&code, at)));
             }
-            None if listed => complaints.push(format!("{}: needs no unsafe: off the list", source.path)),
+            None if listed => {
+                complaints.push(format!("{}: needs no {}: off the list", source.path, names.join(", ")));
+            }
             _ => {}
         }
     }
     let missing = allowed.iter().filter(|(path, _)| sources.iter().all(|s| s.path != *path));
-    complaints
-        .extend(missing.map(|(path, _)| format!("{path}: is on the list of unsafe files, and not there")));
+    let names = names.join(", ");
+    complaints.extend(missing.map(|(path, _)| format!("{path}: is on a list ({names}), and not there")));
     complaints
 }
 
@@ -219,15 +244,40 @@ fn a_use_of_a_higher_layer_is_found() {
 
 #[test]
 fn unsafe_stands_only_in_listed_files() {
-    assert_none(unsafe_code(&library(), UNSAFE));
+    assert_none(only_where_listed(&library(), &["unsafe"], UNSAFE));
 }
 
 #[test]
 fn stray_unsafe_and_a_stale_list_are_found() {
     let sources = [Source::new("src/a.rs", "fn f() {\n    unsafe { g() }\n}"), Source::new("src/b.rs", "")];
-    assert_eq!(unsafe_code(&sources, &[]), ["src/a.rs:2: unsafe is not allowed here"]);
-    let stale = unsafe_code(&sources, &[("src/a.rs", ""), ("src/b.rs", ""), ("src/c.rs", "")]);
+    let found = |allowed: &[(&str, &str)]| only_where_listed(&sources, &["unsafe"], allowed);
+    assert_eq!(found(&[]), ["src/a.rs:2: unsafe is not allowed here"]);
+    let stale = found(&[("src/a.rs", ""), ("src/b.rs", ""), ("src/c.rs", "")]);
     assert_eq!(stale.len(), 2, "{stale:?}");
+}
+
+/// No lock for a message: the data path has none but those of the list.
+#[test]
+fn locks_stand_only_in_listed_files() {
+    assert_none(only_where_listed(&library(), &LOCKS, LOCKING));
+}
+
+#[test]
+fn a_stray_lock_is_found() {
+    let plant = |path: &str, text: &str| only_where_listed(&[Source::new(path, text)], &LOCKS, &[]);
+    let path = "src/transport/verbs/post.rs";
+    assert_eq!(
+        plant(path, "\nuse std::sync::{Arc, Mutex};"),
+        [format!("{path}:2: Mutex is not allowed here")]
+    );
+    assert_eq!(plant(path, "fn f(l: &parking_lot::RawMutex) {}").len(), 1);
+    assert_eq!(
+        plant(
+            path,
+            "use std::sync::Arc; // no Mutex\n#[cfg(all(test, loom))]\nmod t { use loom::sync::Mutex; }"
+        ),
+        [""; 0]
+    );
 }
 
 #[test]

@@ -20,7 +20,7 @@ impl Source {
         name == "tests.rs" || name.ends_with("_tests.rs")
     }
 
-    /// The Rust code without comments, contents of literals, and items under `#[cfg(test)]`. Lines keep their numbers.
+    /// The Rust code without comments, contents of literals, and items of test builds. Lines keep their numbers.
     pub fn code(&self) -> String {
         without_tests(&without_comments(&self.text))
     }
@@ -128,7 +128,8 @@ fn char_literal(text: &str) -> usize {
 fn without_tests(code: &str) -> String {
     let mut out = String::with_capacity(code.len());
     let mut rest = code;
-    while let Some(at) = rest.find("#[cfg(test)]") {
+    while let Some(at) = ["#[cfg(test)]", "#[cfg(all(test, "].iter().filter_map(|mark| rest.find(mark)).min()
+    {
         out.push_str(&rest[..at]);
         let item = &rest[at..];
         let end = match item.find(['{', ';']) {

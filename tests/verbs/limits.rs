@@ -1,9 +1,11 @@
 //! How many endpoints and how long queues there may be, and what holds where a device can do less than was asked for.
 
+use std::process::Command;
+
 use windlass::config::Rdma;
 use windlass::error::Error;
 use windlass::mem::Rights;
-use windlass::transport::verbs::{Verbs, VerbsConfig};
+use windlass::transport::verbs::{Verbs, VerbsConfig, available};
 use windlass::transport::{Completion, Message, Payload, Side, Transport, Write};
 
 use super::{End, config, connect, has_device, pair_of, plain_write, until, with};
@@ -82,4 +84,49 @@ fn inline_is_what_the_device_takes() {
     let mut arrived = vec![0; holds + 1];
     b.read_out(0, &mut arrived);
     assert!(arrived.iter().all(|&byte| byte == 9));
+}
+
+/// Of two addresses of different kinds neither is chosen in silence.
+#[test]
+fn ends_at_addresses_of_different_kinds_are_both_named() {
+    if !has_device() {
+        return;
+    }
+    let port = available().unwrap().into_iter().find(|port| port.active).unwrap();
+    let Some(link_local) = port.gids.iter().find(|gid| gid.to_string().contains("fe80")) else {
+        println!("skipped: the device has no link-local address");
+        return;
+    };
+    let other = with(Rdma { gid_index: Some(link_local.index), ..Rdma::default() });
+    let (mut a, b) = (End::new(&config(), "b"), End::new(&other, "a"));
+    let error = a.transport.connect(a.endpoint, &b.address, &[1; 32]).unwrap_err();
+    assert!(matches!(&error, Error::Refused { peer, .. } if peer == "b"), "{error}");
+    let error = error.to_string();
+    println!("{error}");
+    assert!(error.contains("it is reached at ") && error.contains(", this end at "), "{error}");
+}
+
+/// A container without the device's node, and one whose node is another user's.
+#[test]
+fn a_device_that_may_not_be_opened_is_named_with_where_to_look() {
+    if !has_device() || std::env::var_os("WINDLASS_VM").is_none() {
+        println!("skipped: the guest is needed");
+        return;
+    }
+    let bench = |prepare: &str, user: &str| {
+        let script = format!("{prepare} && exec {user} \"$0\" bench write --transport verbs --seconds 0.1");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script, env!("CARGO_BIN_EXE_windlass")]);
+        let ended = command.output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(21), "{said}");
+        said
+    };
+    let said = bench("mount -t tmpfs none /dev/infiniband", "");
+    assert!(said.contains("open on any: this machine has no RDMA device"), "{said}");
+    let others = "mount -t tmpfs none /mnt && cp -a /dev/infiniband/. /mnt && chmod 600 /mnt/uverbs* && \
+                  mount --bind /mnt /dev/infiniband";
+    let said = bench(others, "setpriv --reuid 65534 --regid 65534 --clear-groups");
+    // The library's last try is another name, so the system's reason misleads.
+    assert!(said.contains("ibv_open_device on rxe0: ") && said.contains("; see /dev/infiniband"), "{said}");
 }

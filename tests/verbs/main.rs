@@ -3,6 +3,9 @@
 #![cfg(feature = "verbs")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test fails by panicking
 
+#[path = "../common/mod.rs"]
+mod common;
+mod fork;
 mod limits;
 
 use std::io::{BufRead, BufReader, Write as _};
@@ -324,7 +327,8 @@ fn a_withdrawn_key_is_refused() {
     assert!(b.transport.withdraw(b.endpoint, &remote).is_err());
     a.transport.read(a.endpoint, Read { remote, offset: 0, local: a.slice(0, 64), context: 1 }).unwrap();
     until(&mut a, &mut b, "refusal", |a, _| a.closed().is_some());
-    assert!(matches!(a.closed(), Some(Some(Error::Refused { .. }))), "{:?}", a.seen);
+    let Some(Some(Error::Refused { reason, .. })) = a.closed() else { panic!("{:?}", a.seen) };
+    assert!(reason.starts_with("remote access denied"), "{reason}");
 }
 
 #[test]
@@ -371,7 +375,8 @@ fn another_session_key_is_refused_at_both_ends() {
     let Some((mut a, mut b)) = pair_of(&config(), &config(), [1; 32], [2; 32]) else { return };
     until(&mut a, &mut b, "refusal", |a, b| a.closed().is_some() && b.closed().is_some());
     for end in [&a, &b] {
-        assert!(matches!(end.closed(), Some(Some(Error::Refused { .. }))), "{:?}", end.seen);
+        let Some(Some(Error::Refused { reason, .. })) = end.closed() else { panic!("{:?}", end.seen) };
+        assert_eq!(reason, "the peer's proof of the session key is wrong");
         assert!(!end.connected());
     }
 }
@@ -412,7 +417,8 @@ fn a_peer_that_never_connects_is_a_timeout() {
     let (mut a, mut b) = (End::new(&hasty, "b"), End::new(&hasty, "a"));
     a.transport.connect(a.endpoint, &b.address, &[3; 32]).unwrap();
     until(&mut a, &mut b, "timeout", |a, _| a.closed().is_some());
-    assert!(matches!(a.closed(), Some(Some(Error::Timeout { .. }))), "{:?}", a.seen);
+    let Some(Some(Error::Timeout { waited_for, .. })) = a.closed() else { panic!("{:?}", a.seen) };
+    assert_eq!(waited_for, "b to connect its queue pair");
 }
 
 /// The other process of `a_killed_peer_is_noticed_by_sending`: connects to the address on its standard input, says so, and

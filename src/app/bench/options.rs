@@ -136,7 +136,7 @@ pub struct Options {
     /// sparse: what one more row's key is larger by [default: 2^64 / --rows]
     #[arg(long, value_name = "N")]
     pub spread: Option<u64>,
-    /// Operations of one worker under way at a time
+    /// Operations of one worker under way at a time, 1 to 4096; of `write` and `read` as many as the transport takes, if those are fewer
     #[arg(long, default_value_t = 4)]
     pub window: u32,
     /// Seconds to measure for

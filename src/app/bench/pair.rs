@@ -303,7 +303,9 @@ fn measure(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Ve
         seconds: took.as_secs_f64(),
         latencies: &race.latencies,
     };
-    Report::new(options, &figures).print(options)?;
+    let mut report = Report::new(options, &figures);
+    report.window = race.most as u32;
+    report.print(options)?;
     if wrong == 0 {
         return Ok(Verdict::Right);
     }
@@ -320,6 +322,8 @@ struct Race<'a> {
     since: VecDeque<Instant>,
     posted: u64,
     done: u64,
+    /// The most that were under way.
+    most: u64,
     latencies: Latencies,
     wrong: u64,
     /// Room for what a read brought, when it is looked at.
@@ -335,6 +339,7 @@ impl Race<'_> {
             since: VecDeque::new(),
             posted: 0,
             done: 0,
+            most: 0,
             latencies: Latencies::new(),
             wrong: 0,
             values: Vec::new(),
@@ -366,6 +371,7 @@ impl Race<'_> {
             self.since.push_back(since);
             self.posted += 1;
         }
+        self.most = self.most.max(self.posted - self.done);
         self.end.transport.flush();
         Ok(())
     }

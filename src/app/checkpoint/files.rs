@@ -83,7 +83,7 @@ fn liblinear(cut: &Cut, id: TableId, spec: &TableSpec, file: &mut impl Write, ou
     weights.iter().try_for_each(|weight| write(format!("{weight}\n")))
 }
 
-/// Adds a checkpoint with the arrays of `path`, made like another one, to `folder`. Gives its number.
+/// Adds a checkpoint with the arrays of `path`, made like another one, to `folder`. Gives its number. After a failure nothing of it is left.
 pub fn import(path: &Path, format: Format, like: &Cut, folder: &Folder) -> Result<u64> {
     let bytes = fs::read(path).map_err(|e| Error::io("read", path.display(), e))?;
     let read = match format {
@@ -94,9 +94,23 @@ pub fn import(path: &Path, format: Format, like: &Cut, folder: &Folder) -> Resul
     let tensors =
         read.map_err(|found| Error::config(path.display().to_string(), "arrays named after tables", found))?;
     let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-    let Manifest { workers, tables, writer, .. } = like.manifest().clone();
-    folder.make()?;
+    let made = folder.make()?;
     let number = 1 + folder.found()?.last().map_or(0, |newest| newest.number);
+    let written = write(folder, number, like.manifest().clone(), path, &mut tensors);
+    if written.is_err() {
+        folder.unmake(number, &made);
+    }
+    written.map(|()| number)
+}
+
+/// Writes cut `number` of `folder`, with the arrays that `path` had, and commits it.
+fn write(
+    folder: &Folder,
+    number: u64,
+    Manifest { workers, tables, writer, .. }: Manifest,
+    path: &Path,
+    tensors: &mut BTreeMap<String, Tensor>,
+) -> Result<()> {
     let shard = ShardId { server: 0, thread: 0 };
     let header = Header { kind: FileKind::Shard, clock: 0, shard };
     let target = folder.begin(number)?.join(shard_name(shard));
@@ -104,7 +118,7 @@ pub fn import(path: &Path, format: Format, like: &Cut, folder: &Folder) -> Resul
     let specs: BTreeMap<TableId, &TableSpec> = (0..).zip(&tables).collect();
     file.section(SectionId::whole(SectionKind::Specs), 0, &serde_json::to_vec(&specs).unwrap_or_default())?;
     for (id, spec) in specs {
-        write_table(&mut file, id, spec, &tensors)?;
+        write_table(&mut file, id, spec, tensors)?;
         let parts = ["", ".keys", ".rows"].map(|part| format!("{}{part}", spec.name));
         parts.iter().for_each(|name| drop(tensors.remove(name)));
     }
@@ -113,6 +127,5 @@ pub fn import(path: &Path, format: Format, like: &Cut, folder: &Folder) -> Resul
     }
     let files = vec![file.finish()?, folder.write_states(number, 0, &vec![Vec::new(); workers as usize])?];
     let run = Manifest::new_run()?;
-    folder.commit(number, &Manifest { writer, run, clock: 0, workers, tables, files })?;
-    Ok(number)
+    folder.commit(number, &Manifest { writer, run, clock: 0, workers, tables, files })
 }

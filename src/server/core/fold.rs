@@ -39,6 +39,7 @@ impl Core {
                         self.shard.publish(clock + 1);
                         self.links.iter_mut().flatten().for_each(Link::clock_closed);
                         self.mark(clock + 1);
+                        self.ahead.closed(clock + 1, self.awaited.is_some());
                     }
                 }
                 Verdict::CloseTable { table, clock, counted } => {

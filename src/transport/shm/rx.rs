@@ -46,6 +46,13 @@ impl Context<'_> {
     ) -> Error {
         Error::protocol(self.peer, field, expected, found)
     }
+
+    /// Lets go of what the peer has taken.
+    fn retire(&mut self) -> Result<()> {
+        let (endpoint, out) = (self.endpoint, &mut *self.out);
+        let done = |context| out.push_back(Completion::Done { endpoint, context });
+        self.tx.retire(done).map_err(|e| out_of_step(self.peer, &e))
+    }
 }
 
 /// What a count in the ring that can't be is to the caller.
@@ -199,6 +206,10 @@ impl Rx {
             }
             Kind::ReadRequest { key, offset, length, read } => {
                 let from = to.grants.admit(key, offset, length, Access::Read).map_err(|d| d.by(to.peer))?;
+                if to.tx.answers() >= MAX_READS {
+                    // Whoever asks may have taken answers since this end last looked.
+                    to.retire()?;
+                }
                 if to.tx.answers() >= MAX_READS {
                     return Err(to.fault("read", format!("at most {MAX_READS} outstanding"), read));
                 }

@@ -116,6 +116,29 @@ impl Status {
             code => Status::Failed { code, vendor: wc.vendor_err },
         }
     }
+
+    /// What it means to the caller of a queue pair with this number to this peer.
+    pub fn reason(self, peer: &str, queue_pair: u32) -> Error {
+        let lost = |reason: &str| Error::PeerLost { peer: peer.to_owned(), reason: reason.to_owned() };
+        match self {
+            Status::Success | Status::Flushed => {
+                lost("its queue pair, or ours, failed: a device was reset, or one end reached for what the other did not grant")
+            }
+            Status::Unreachable => lost("its device does not answer (transport retries used up)"),
+            Status::NotReady => lost("it posts no receive buffers (receiver-not-ready retries used up)"),
+            Status::Refused => Error::Refused {
+                peer: peer.to_owned(),
+                reason: "remote access denied: the key was withdrawn or belongs to another peer, or the range or right was \
+                         not granted"
+                    .to_owned(),
+            },
+            Status::Failed { code, vendor } => Error::Device {
+                operation: "work completion",
+                device: format!("queue pair {queue_pair} to {peer}"),
+                reason: format!("status {code}, vendor error {vendor:#x}"),
+            },
+        }
+    }
 }
 
 impl Entry {
@@ -269,6 +292,29 @@ mod tests {
                 let id = WorkId { work, index, generation, sequence };
                 assert_eq!(WorkId::decode(id.encode()), id);
             }
+        }
+    }
+
+    /// The texts that docs/rdma.md explains.
+    #[test]
+    fn each_failure_says_what_it_means_and_names_the_peer() {
+        for (code, said) in [
+            (ibv_wc_status::IBV_WC_WR_FLUSH_ERR, "lost w 1: its queue pair, or ours, failed"),
+            (ibv_wc_status::IBV_WC_RETRY_EXC_ERR, "its device does not answer (transport retries used up)"),
+            (
+                ibv_wc_status::IBV_WC_RESP_TIMEOUT_ERR,
+                "its device does not answer (transport retries used up)",
+            ),
+            (ibv_wc_status::IBV_WC_RNR_RETRY_EXC_ERR, "it posts no receive buffers"),
+            (ibv_wc_status::IBV_WC_REM_ACCESS_ERR, "w 1 refused: remote access denied"),
+            (ibv_wc_status::IBV_WC_REM_INV_REQ_ERR, "w 1 refused: remote access denied"),
+            (ibv_wc_status::IBV_WC_LOC_PROT_ERR, "queue pair 17 to w 1: status 4, vendor error 0x22"),
+        ] {
+            // SAFETY: the structure consists of integers, for which zero is a value.
+            let mut wc: ibv_wc = unsafe { std::mem::zeroed() };
+            (wc.status, wc.vendor_err) = (code, 0x22);
+            let error = Entry::new(&wc).status.reason("w 1", 17).to_string();
+            assert!(error.contains(said) && error.contains("w 1"), "{error}");
         }
     }
 

@@ -343,7 +343,7 @@ impl Endpoint {
 
     /// An error completion.
     pub(super) fn failed(&mut self, status: Status) {
-        let reason = self.reason(status);
+        let reason = status.reason(&self.peer, self.local.number);
         let known = status != Status::Flushed;
         if let Phase::Draining(drain) = &mut self.phase {
             if let (false, true, After::Closed(why @ Some(_))) = (drain.cause_known, known, &mut drain.after)
@@ -361,29 +361,6 @@ impl Endpoint {
         }
         let reason = if matches!(self.phase, Phase::Leaving(_)) { None } else { Some(reason) };
         self.fail(After::Closed(reason), known);
-    }
-
-    fn reason(&self, status: Status) -> Error {
-        let peer = self.peer.clone();
-        let lost = |reason: &str| Error::PeerLost { peer: peer.clone(), reason: reason.to_owned() };
-        match status {
-            Status::Success | Status::Flushed => {
-                lost("its queue pair, or ours, failed: a device was reset, or one end reached for what the other did not grant")
-            }
-            Status::Unreachable => lost("its device does not answer (transport retries used up)"),
-            Status::NotReady => lost("it posts no receive buffers (receiver-not-ready retries used up)"),
-            Status::Refused => Error::Refused {
-                peer,
-                reason: "remote access denied: the key was withdrawn or belongs to another peer, or the range or right was \
-                         not granted"
-                    .to_owned(),
-            },
-            Status::Failed { code, vendor } => Error::Device {
-                operation: "work completion",
-                device: format!("queue pair {} to {peer}", self.local.number),
-                reason: format!("status {code}, vendor error {vendor:#x}"),
-            },
-        }
     }
 
     /// Begins to close; what was queued and not posted is lost. The first reason stays.

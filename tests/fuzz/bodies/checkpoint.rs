@@ -12,6 +12,7 @@ use windlass::checkpoint::{
 use windlass::types::{OptimizerSpec, ShardId, TableSpec};
 
 /// A file of each name, all with the same bytes but the manifest.
+#[derive(Debug)]
 struct Files {
     bytes: Arc<Vec<u8>>,
     manifest: Arc<Vec<u8>>,
