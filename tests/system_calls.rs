@@ -1,16 +1,16 @@
 //! Small requests leave together, and so do the answers to the pulls of one batch: this program stands before the system's send
-//! call and counts.
+//! calls and counts.
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
 mod common;
 
 use std::cell::Cell;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::job::Job;
-use libc::{msghdr, ssize_t};
+use libc::{msghdr, size_t, ssize_t};
 use windlass::config::WorkerLimits;
 use windlass::types::{Aggregate, Consistency, OptimizerSpec};
 use windlass::{Client, KeyRange, SortedKeys, TableSpec, Ticket};
@@ -23,17 +23,29 @@ thread_local! {
     static OWN: Cell<u64> = const { Cell::new(0) };
 }
 
-// The linker takes this for the C library's.
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+fn count() {
     let mut name = [0u8; 16];
     // SAFETY: it writes at most 16 bytes with the end of the text.
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
     SENT.fetch_add(u64::from(name.starts_with(b"wl-srv-")), Ordering::Relaxed);
     OWN.set(OWN.get() + 1);
+}
+
+// The linker takes these for the C library's.
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+    count();
     // SAFETY: the caller's duties are the system call's.
     unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) as ssize_t }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, length: size_t, flags: c_int) -> ssize_t {
+    count();
+    let none = std::ptr::null::<c_void>();
+    // SAFETY: the caller's duties are the system call's.
+    unsafe { libc::syscall(libc::SYS_sendto, fd, bytes, length, flags, none, 0) as ssize_t }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 /* Loopback TCP with nothing around it: what a parameter server over TCP could reach on this machine.
  *
  *   tcp OP [--bytes 1048576] [--table 268435456] [--piece 262144] [--congestion cubic] [--senders 1] [--spin 0|1]
- *          [--seconds 1]
+ *          [--seconds 1] [--option quickack|incoming-cpu|busy-poll|nagle]
  *
  *   stream      sends --bytes again and again, from and to one buffer
  *   source      the same out of a table that is walked round, into one buffer: a bare pull
@@ -10,6 +10,8 @@
  *               bare push_pull. Bytes of one direction are counted.
  *   reduce      --senders such clients; the other end sends a piece back to all when it has it from all
  *   pingpong    64 bytes there and back, by blocking or, with --spin 1, by asking again and again
+ *
+ * --option sets one more option of the sockets (busy-poll: 50 microseconds), or leaves out the one that turns Nagle's algorithm off.
  */
 #include "bare.h"
 
@@ -22,13 +24,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static const char *congestion;
+static const char *congestion, *option;
 static double limit;
 static size_t bytes, table_bytes, piece;
 
 static void options(int fd) {
-    int on = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    int on = 1, off = 0, busy = 50, failed = 0;
+    if (strcmp(option, "nagle")) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (!strcmp(option, "quickack")) failed = setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
+    if (!strcmp(option, "incoming-cpu")) failed = setsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &off, sizeof off);
+    if (!strcmp(option, "busy-poll")) failed = setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL, &busy, sizeof busy);
+    if (failed) fail(option);
     if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, congestion, strlen(congestion))) fail("TCP_CONGESTION");
 }
 
@@ -160,6 +166,7 @@ int main(int count, char **arguments) {
     bytes = flag(count, arguments, "--bytes", 1 << 20), table_bytes = flag(count, arguments, "--table", 256 << 20);
     piece = flag(count, arguments, "--piece", 256 << 10), limit = flag(count, arguments, "--seconds", 1);
     congestion = text_flag(count, arguments, "--congestion", "cubic");
+    option = text_flag(count, arguments, "--option", "");
     int clients = flag(count, arguments, "--senders", 1), spins = flag(count, arguments, "--spin", 0);
     struct sockaddr_in address;
     int at = listener(&address), fds[64];

@@ -12,10 +12,10 @@ use super::control::Shared;
 use super::engine::Engine;
 use crate::error::{Error, Result};
 use crate::time::Deadline;
-use crate::transport::park::{Waker, park, pause};
+use crate::transport::park::{LOOKS, Waker, park, pause};
 
-/// A waiter that spins looks at the clock only so often: that takes as long as a look at the network.
-const LOOK: u32 = 32;
+/// A waiter that spins looks at the clock only in every so many turns.
+const LOOK: u32 = 8;
 /// The longest sleep of a waiter, because another thread may take what it sleeps for.
 const WAITER_NAP: Duration = Duration::from_millis(20);
 /// How long the progress thread leaves the engine to a waiter before it looks again.
@@ -91,7 +91,9 @@ impl Driver {
             }
             // What is waited for may still be here.
             engine.flush();
-            let worked = match engine.progress() {
+            // In the first turn something may have to leave before anything can come.
+            let looks = if turns > 1 && engine.may_spin() { LOOKS } else { 1 };
+            let worked = match engine.progress_after(looks) {
                 Ok(worked) => worked,
                 // A failure does not undo what is done.
                 Err(error) => return done(&mut engine)?.ok_or(error),

@@ -1,6 +1,5 @@
 //! The worker's data path: frames out, replies in, tickets done. Whoever waits drives it.
 
-use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::mem::{Buf, Kind, Pool};
 use crate::proto::{Chain, Chains, HEADER, RequestKind};
 use crate::transport::{Completion, EndpointId, Transport};
-use crate::types::{Clock, PartitionMap, TableSpec, Version};
+use crate::types::{Clock, IdMap, PartitionMap, TableSpec, Version};
 
 mod after;
 mod buffers;
@@ -148,7 +147,7 @@ pub struct Engine {
     limits: WorkerLimits,
     links: Vec<Link>,
     /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
-    link_of: HashMap<EndpointId, usize>,
+    link_of: IdMap<EndpointId, usize>,
     staging: Pool,
     receive: Pool,
     pending: Slab<Pending>,
@@ -204,7 +203,7 @@ impl Engine {
             polling,
             limits,
             links,
-            link_of: HashMap::new(),
+            link_of: IdMap::default(),
             staging,
             receive,
             pending: Slab::new(),

@@ -1,6 +1,6 @@
 //! One server thread, as a worker sees it: slots to fill, replies to read, and what waits for room.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::frame::{Fill, Outgoing, Owner};
@@ -12,7 +12,7 @@ use crate::mem::{Arena, Pool, RegionId, RemoteRegion, Rights};
 use crate::proto::control::RegionBytes;
 use crate::proto::{HEADER, ReplyHeader, RequestHeader, WorkerMessage};
 use crate::transport::{EndpointId, Message, Refusal, Side, Transport, Write};
-use crate::types::{MAX_TABLES, TableId};
+use crate::types::{IdMap, MAX_TABLES, TableId};
 
 /// What a server thread granted.
 #[derive(Debug, Clone, Copy)]
@@ -63,11 +63,14 @@ pub struct Link {
     /// What it knows of the worker's registered buffers.
     pub regions: Regions,
     /// What can be read of each table, as the server thread told over this endpoint: the region, and its records.
-    pub published: HashMap<TableId, Published>,
+    pub published: IdMap<TableId, Published>,
     grant: Grant,
     free: u64,
     /// Frames that were sent and whose slots have not come back; their bodies stay as they are until then.
     filled: Vec<Option<Outgoing>>,
+    /// Bytes of their bodies, of those that are lent and of the others.
+    lent: u64,
+    copied: u64,
     /// Slots that a new endpoint has yet to write again.
     replay: VecDeque<u32>,
     /// Pushes, marks, and pulls that must not overtake the pushes of their table.
@@ -107,10 +110,12 @@ impl Link {
             connected: false,
             closed: 0,
             regions: Regions::new(),
-            published: HashMap::new(),
+            published: IdMap::default(),
             grant: Grant { slots: nothing, slot_count: 0, slot_bytes: 0, pull_credits: 0, key_lists: 0 },
             free: 0,
             filled: Vec::new(),
+            lent: 0,
+            copied: 0,
             replay: VecDeque::new(),
             queue: Lane::default(),
             pulls: Lane::default(),
@@ -360,10 +365,14 @@ impl Link {
         u64::MAX.checked_shr(64 - self.grant.slot_count).unwrap_or(0)
     }
 
-    /// Bytes in filled slots, where none are of bodies that are lent (`lends`).
+    /// Bytes under way that count against the window; those of lent bodies do not where they lie in no slot (`lends`).
     fn under_way(&self, lends: bool) -> u64 {
-        let in_slots = self.filled.iter().flatten().filter(|f| !(lends && f.lends));
-        in_slots.map(|f| u64::from(f.header.length)).sum()
+        self.copied + if lends { 0 } else { self.lent }
+    }
+
+    /// The count that a frame's body belongs to.
+    fn bytes_of(&mut self, frame: &Outgoing) -> &mut u64 {
+        if frame.lends { &mut self.lent } else { &mut self.copied }
     }
 
     /// Writes a frame into a free slot; gives it back when the transport has no room.
@@ -376,6 +385,7 @@ impl Link {
         self.sequence += 1;
         self.free &= !(1 << slot);
         self.pulls_outstanding += frame.pulls;
+        *self.bytes_of(&frame) += u64::from(frame.header.length);
         self.marked = self.marked.max(frame.marks);
         self.filled[slot as usize] = Some(frame);
         Ok(None)
@@ -458,6 +468,7 @@ impl Link {
                 ));
             };
             self.free |= 1 << slot;
+            *self.bytes_of(&frame) -= u64::from(frame.header.length);
             returned.push(frame);
         }
         Ok(())

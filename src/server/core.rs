@@ -3,7 +3,6 @@
 //! A slot belongs to the worker while it is free, and to this thread from the completion that announced it until the
 //! credit that frees it. Keys and headers are copied out before they are looked at; only floats are read in place.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::link::{Link, Published};
@@ -19,8 +18,8 @@ use crate::proto::{
 use crate::store::{Applied, How, Intake, Rejection, Shard, SparsePiece};
 use crate::transport::{Loan, Transport};
 use crate::types::{
-    Aggregate, Clock, DirectoryEntry, Key, Late, NonFinite, PartitionMap, Rank, ShardId, TableId, TableKind,
-    TableSpec, View,
+    Aggregate, Clock, DirectoryEntry, IdMap, Key, Late, NonFinite, PartitionMap, Rank, ShardId, TableId,
+    TableKind, TableSpec, View,
 };
 
 mod ahead;
@@ -105,7 +104,7 @@ pub struct Core {
     id: ShardId,
     view: View,
     shard: Shard,
-    chains: HashMap<TableId, Chains>,
+    chains: IdMap<TableId, Chains>,
     /// Tables that workers may read one-sidedly.
     published: Vec<TableId>,
     gate: Gate<Held>,
@@ -175,7 +174,7 @@ impl Core {
             shard: shard.of_generation(view.epoch),
             ahead: Ahead::new(view.workers),
             view,
-            chains: HashMap::new(),
+            chains: IdMap::default(),
             published: Vec::new(),
             staging,
             replies,

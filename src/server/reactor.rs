@@ -1,6 +1,5 @@
 //! The loop of one server thread. It owns its transport, its slots and its shard; others only send it commands.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,14 +18,14 @@ use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
 use crate::store::{Optimizers, Shard};
 use crate::transport::choice::{self, Agreed};
-use crate::transport::park::{Waker, park, pause};
+use crate::transport::park::{LOOKS, Waker, park, pause};
 use crate::transport::{Completion, EndpointId, Loan, SessionKey, Side, Transport};
-use crate::types::{Clock, Rank, ShardId, TableId, TableSpec, View};
+use crate::types::{Clock, IdMap, Rank, ShardId, TableId, TableSpec, View};
 
 /// Completions taken before other work gets its turn.
 const BUDGET: usize = 256;
-/// While a thread spins it looks at the clock and at an empty queue of commands only so often: each takes as long as a look at the network.
-const LOOK: u32 = 32;
+/// While a thread spins it looks at the clock and at an empty queue of commands only in every so many turns.
+const LOOK: u32 = 8;
 /// The longest sleep: a bound on how late a lost wake-up could be noticed.
 const NAP: Duration = Duration::from_secs(1);
 
@@ -129,7 +128,7 @@ pub struct Reactor {
     /// What tables begin with.
     resumed: Option<Arc<Cut>>,
     /// Of every endpoint that is not reported closed yet. Places in the transport's table are reused earlier than that.
-    ranks: HashMap<EndpointId, Rank>,
+    ranks: IdMap<EndpointId, Rank>,
     completions: Vec<Completion>,
     failed: Vec<(Rank, Error)>,
     /// Workers that want a new endpoint while their old one is still being closed.
@@ -168,7 +167,7 @@ impl Reactor {
             reports,
             core: None,
             resumed: None,
-            ranks: HashMap::new(),
+            ranks: IdMap::default(),
             completions: Vec::with_capacity(BUDGET),
             failed: Vec::new(),
             reopening: Vec::new(),
@@ -179,11 +178,11 @@ impl Reactor {
 
     /// Runs until it is told to stop.
     pub fn run(mut self) {
-        let mut idle_since: Option<Instant> = None;
+        let (mut idle_since, mut worked): (Option<Instant>, _) = (None, true);
         loop {
             self.turns = self.turns.wrapping_add(1);
-            self.transport.poll(&mut self.completions, BUDGET);
-            let mut worked = !self.completions.is_empty();
+            self.look(worked);
+            worked = !self.completions.is_empty();
             self.dispatch();
             worked |= self.settle();
             self.transport.flush();
@@ -200,6 +199,17 @@ impl Reactor {
                 idle_since = None;
             } else if let Err(error) = self.idle(&mut idle_since) {
                 return self.fail(error);
+            }
+        }
+    }
+
+    /// Takes what has come. A thread that spins and had nothing to do in its last turn looks a few times.
+    fn look(&mut self, worked: bool) {
+        let spins = self.network.polling != Polling::Block && !worked;
+        for _ in 0..if spins { LOOKS } else { 1 } {
+            self.transport.poll(&mut self.completions, BUDGET);
+            if !self.completions.is_empty() {
+                break;
             }
         }
     }

@@ -10,7 +10,7 @@ use super::dense::Dense;
 use super::shard::{Body, Shard, Table, kind_mismatch, unknown};
 use super::sparse::SparseBucket;
 use crate::error::Malformed;
-use crate::types::{BucketId, Key, TableId, TableSpec, Version};
+use crate::types::{BucketId, IdMap, Key, TableId, TableSpec, Version};
 
 /// Which numbers of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,7 +74,7 @@ struct Rows {
 }
 
 impl Marked {
-    fn new(sink: Box<dyn CutSink>, tables: &HashMap<TableId, Table>) -> Marked {
+    fn new(sink: Box<dyn CutSink>, tables: &IdMap<TableId, Table>) -> Marked {
         let left = |table: &Table| match &table.body {
             Body::Dense(dense) => {
                 let buckets = dense.buckets();
@@ -121,7 +121,7 @@ impl Marked {
     }
 
     /// Saves about `budget` bytes of what is left. True when nothing is.
-    fn save_some(&mut self, tables: &HashMap<TableId, Table>, mut budget: usize) -> bool {
+    fn save_some(&mut self, tables: &IdMap<TableId, Table>, mut budget: usize) -> bool {
         while let Some(mut left) = self.left.first_entry() {
             let id = *left.key();
             let done = match (left.get_mut(), tables.get(&id).map(|table| &table.body)) {

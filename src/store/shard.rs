@@ -1,6 +1,5 @@
 //! What one server thread owns, alone.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::cut::Marked;
@@ -12,8 +11,8 @@ use crate::kernels::{self, Input};
 use crate::mem::epochs::Epochs;
 use crate::mem::{Arena, Kind, Pin, RegionId};
 use crate::types::{
-    Aggregate, BucketId, Clock, DirectoryEntry, Initializer, Key, NonFinite, Stale, TableId, TableKind,
-    TableSpec, Version,
+    Aggregate, BucketId, Clock, DirectoryEntry, IdMap, Initializer, Key, NonFinite, Stale, TableId,
+    TableKind, TableSpec, Version,
 };
 
 /// Values for part of one dense bucket.
@@ -149,7 +148,7 @@ pub(super) enum Body {
 /// All buckets of one server thread.
 pub struct Shard {
     optimizers: Optimizers,
-    pub(super) tables: HashMap<TableId, Table>,
+    pub(super) tables: IdMap<TableId, Table>,
     /// Buckets of the other tables that the open clock touched.
     touched: Vec<(TableId, BucketId)>,
     /// Of a frame's rows.
@@ -175,7 +174,7 @@ impl Shard {
     pub fn new(optimizers: Optimizers, budget: u64, spare_bytes: u64) -> Shard {
         Shard {
             optimizers,
-            tables: HashMap::new(),
+            tables: IdMap::default(),
             touched: Vec::new(),
             positions: Vec::new(),
             non_finite: 0,

@@ -12,6 +12,10 @@ use crate::error::{Error, Result};
 /// How long a thread that looks again and again keeps its CPU to itself.
 const ALONE: Duration = Duration::from_micros(50);
 
+/// Looks at the network in a row of a thread that has found nothing and does not sleep, before it looks at anything else: all else takes
+/// longer than one of them, and what comes next is nearly always what the network brings.
+pub const LOOKS: u32 = 8;
+
 /// The pause between two looks of a thread that has found nothing for `idle` and does not sleep. At first it is a moment; then the CPU
 /// goes to whoever else wants it. Where threads outnumber CPUs that may be the peer, or the kernel thread of an emulated device,
 /// which would otherwise get it only when the scheduler takes it from us, milliseconds later.

@@ -2,6 +2,7 @@
 
 mod clock;
 mod filter;
+mod ids;
 mod initializer;
 mod key;
 mod node;
@@ -11,6 +12,7 @@ mod table;
 
 pub use clock::{Clock, Consistency, Late, Quorum, Stale, Version};
 pub use filter::{FilterSpec, MAX_FILTER_PARAMETERS, MAX_FILTERS, Wire};
+pub use ids::{IdHasher, IdMap};
 pub use initializer::{Initial, Initializer};
 pub use key::{Key, KeyRange, SortedKeys, mix64};
 pub use node::{Identity, Rank, Role, ServerInfo, View};

@@ -15,16 +15,21 @@ use slab::Slab;
 const SPARES: usize = 64;
 
 impl Engine {
-    /// Sends what can be sent, takes what has come. True when something had come.
+    /// Takes what has come, and sends what can be sent. True when something had come.
     pub fn progress(&mut self) -> Result<bool> {
+        self.progress_after(1)
+    }
+
+    /// The same; while nothing comes it looks so often.
+    pub fn progress_after(&mut self, looks: u32) -> Result<bool> {
         self.check()?;
         if let Err(error) = self.hear_control() {
             // What has arrived counts: a server that leaves in order has answered what it had taken.
-            while self.take_arrived() {}
+            while self.take_arrived(1) {}
             self.fail(error);
         }
         self.check()?;
-        let worked = self.take_arrived();
+        let worked = self.take_arrived(looks);
         if !self.stalled.is_empty() {
             self.begin_stalled();
         }
@@ -40,8 +45,13 @@ impl Engine {
     }
 
     /// True when something had come.
-    fn take_arrived(&mut self) -> bool {
-        self.transport.poll(&mut self.completions, BUDGET);
+    fn take_arrived(&mut self, looks: u32) -> bool {
+        for _ in 0..looks {
+            self.transport.poll(&mut self.completions, BUDGET);
+            if !self.completions.is_empty() {
+                break;
+            }
+        }
         let worked = !self.completions.is_empty();
         let mut completions = std::mem::take(&mut self.completions);
         for completion in completions.drain(..) {

@@ -10,6 +10,7 @@
 //! | `rx`, `tx` | moving frames |
 //! | `endpoint` | state |
 //! | `progress` | what `poll` does |
+//! | `leaving` | what has ended while the kernel still had a part of it |
 //! | `socket` | system calls |
 //!
 //! `Done` of a write means that the kernel has its bytes, not that the peer does. `close` throws away what is queued, and
@@ -24,6 +25,7 @@ mod config;
 mod dial;
 mod endpoint;
 mod frame;
+mod leaving;
 mod lent;
 mod post;
 mod progress;
@@ -46,6 +48,7 @@ use mio::{Events, Interest, Poll, Token};
 use accept::Lobby;
 use dial::Dialer;
 use endpoint::{Endpoints, State};
+use leaving::Leaving;
 use progress::{LISTENER, TIMER};
 
 use super::arenas::Arenas;
@@ -82,6 +85,7 @@ pub struct Tcp {
     lobby: Lobby,
     arenas: Arenas,
     endpoints: Endpoints,
+    leaving: Vec<Leaving>,
     /// Connections with something to receive, or to send; whoever had a turn goes to the back.
     rx_ready: VecDeque<u32>,
     tx_ready: VecDeque<u32>,
@@ -132,6 +136,7 @@ impl Tcp {
             lobby: Lobby::new(places),
             arenas: Arenas::new(config.max_write),
             endpoints: Endpoints::default(),
+            leaving: Vec::new(),
             rx_ready: VecDeque::new(),
             tx_ready: VecDeque::new(),
             heard: None,
@@ -152,7 +157,8 @@ impl Tcp {
 
     /// Whether a grant or an operation under way lies in a region.
     pub(super) fn uses(&self, region: RegionId) -> bool {
-        self.endpoints.iter().any(|e| e.uses(region))
+        let leaves = |l: &Leaving| l.connection.tx.sends_from(region);
+        self.endpoints.iter().any(|e| e.uses(region)) || self.leaving.iter().any(leaves)
     }
 
     fn dial(&mut self, id: EndpointId, address: &[u8], key: &SessionKey) -> Result<()> {
@@ -292,8 +298,11 @@ impl Transport for Tcp {
         self.receive_round(budget);
         self.send_round();
         self.set_clock();
-        let count = self.outbox.len().min(budget);
-        completions.extend(self.outbox.drain(..count));
+        // A thread that spins finds nothing again and again.
+        if !self.outbox.is_empty() {
+            let count = self.outbox.len().min(budget);
+            completions.extend(self.outbox.drain(..count));
+        }
     }
 
     fn waitable(&self) -> RawFd {

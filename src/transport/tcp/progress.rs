@@ -183,26 +183,6 @@ impl Tcp {
         }
     }
 
-    /// Ends an endpoint: nothing of it can be reached from now on, all it held is dropped, `Closed` is reported.
-    pub(super) fn end(&mut self, index: u32, reason: Option<Error>) {
-        let Some(mut endpoint) = self.endpoints.remove(index) else { return };
-        let id = endpoint.id;
-        match &mut endpoint.state {
-            State::Connected(Connection { stream, .. }) => {
-                let _ = self.poll.registry().deregister(stream);
-                // Both directions now, whatever else may hold the socket (a child that was forked).
-                let _ = stream.shutdown(std::net::Shutdown::Both);
-            }
-            State::Dialing(dialer) => {
-                let _ = self.poll.registry().deregister(&mut dialer.stream);
-            }
-            State::Opened | State::Expecting { .. } => {}
-        }
-        drop(endpoint);
-        self.outbox.push_back(Completion::Closed { endpoint: id, reason });
-        self.clock_stale = true;
-    }
-
     /// Makes a connection that both ends have authenticated the endpoint's.
     fn connected(&mut self, index: u32, mut stream: TcpStream, register: bool) {
         let token = Token(index as usize);
@@ -335,6 +315,7 @@ impl Tcp {
         self.timer.drain();
         let now = Instant::now();
         self.lobby.expire(now);
+        self.see_off(now);
         self.accept_more |= std::mem::take(&mut self.accept_stalled);
         let overdue: Vec<(u32, Error)> =
             self.endpoints.iter().filter_map(|e| Some((e.id.index, self.overdue(e, now)?))).collect();
@@ -379,7 +360,7 @@ impl Tcp {
                 }
             }
         }
-        if self.lobby.len() > 0 {
+        if self.lobby.len() > 0 || !self.leaving.is_empty() {
             period = TICK_CONNECTING;
         }
         if self.accept_stalled {

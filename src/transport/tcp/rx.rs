@@ -119,8 +119,10 @@ impl Rx {
 
     /// One receive: into the memory that a payload is meant for, and behind it into the buffer. (got, asked for)
     fn fill(&mut self, fd: RawFd) -> io::Result<(usize, usize)> {
-        self.buffer.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
         let free = &mut self.buffer[self.end..];
         let behind = socket::part(free.as_mut_ptr(), free.len());
         let room = free.len();

@@ -15,6 +15,10 @@ const BACKLOG: i32 = 1024;
 /// Retransmissions or probes without an answer before silence counts as loss.
 const UNANSWERED: u8 = 3;
 
+/// What is not longer is put together and leaves by a call for one part: to copy it takes less time than the kernel's look at a list of
+/// parts, and it is what requests and answers of a few values come to.
+const SHORT: usize = 512;
+
 /// Bytes in memory, for a vectored call.
 pub(super) type Part = libc::iovec;
 
@@ -31,13 +35,21 @@ pub(super) fn part(base: *const u8, length: usize) -> Part {
 /// # Safety
 /// Every part must be writable memory for the length of the call, and no reference to any of it may exist.
 pub(super) unsafe fn receive(fd: RawFd, parts: &mut [Part]) -> io::Result<usize> {
+    if let [only] = parts {
+        // SAFETY: the caller vouches for the part; a bad `fd` is only an error.
+        return count(unsafe { libc::recv(fd, only.iov_base, only.iov_len, libc::MSG_DONTWAIT) });
+    }
     // SAFETY: all-zero is a valid `msghdr`: null pointers with length 0.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = parts.as_mut_ptr();
     message.msg_iovlen = parts.len();
     // SAFETY: `message` points at `parts.len()` parts, which the caller vouches for; a bad `fd` is only an error.
-    let got = unsafe { libc::recvmsg(fd, &mut message, libc::MSG_DONTWAIT) };
-    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+    count(unsafe { libc::recvmsg(fd, &mut message, libc::MSG_DONTWAIT) })
+}
+
+/// What a call says: bytes, or a negative number and an error.
+fn count(said: isize) -> io::Result<usize> {
+    usize::try_from(said).map_err(|_| io::Error::last_os_error())
 }
 
 /// How bytes leave.
@@ -57,13 +69,26 @@ pub(super) enum How {
 /// Every part must be readable memory for the length of the call; of those that are lent the pages must not go to anything else,
 /// and their bytes stay as they are, until [`told`] names the call or the connection is broken off.
 pub(super) unsafe fn send(fd: RawFd, parts: &mut [Part], how: How) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | how.flag();
+    let length = parts.iter().map(|p| p.iov_len).sum();
+    if length <= SHORT && how != How::Lent {
+        let (mut all, mut end) = ([0u8; SHORT], 0);
+        for part in parts {
+            // SAFETY: the caller vouches for the part, and there is room for all of them.
+            unsafe {
+                std::ptr::copy_nonoverlapping(part.iov_base.cast(), all.as_mut_ptr().add(end), part.iov_len)
+            };
+            end += part.iov_len;
+        }
+        // SAFETY: the bytes are our own; a bad `fd` is only an error.
+        return count(unsafe { libc::send(fd, all.as_ptr().cast(), length, flags) });
+    }
     // SAFETY: all-zero is a valid `msghdr`: null pointers with length 0.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = parts.as_mut_ptr();
     message.msg_iovlen = parts.len();
     // SAFETY: `message` points at `parts.len()` parts, which the caller vouches for; the kernel only reads them.
-    let sent = unsafe { libc::sendmsg(fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | how.flag()) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    count(unsafe { libc::sendmsg(fd, &message, flags) })
 }
 
 /// Calls with [`How::Lent`] that the kernel has done with: from one number to another, both included.

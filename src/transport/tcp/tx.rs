@@ -10,9 +10,9 @@ use super::socket::{self, How, NO_PART, Part};
 use crate::mem::{RegionId, RegionSlice};
 use crate::transport::{HEADER, MAX_SEND, Message, Payload};
 
-/// Parts of one vectored call; a frame takes one or two. Many are for many short frames, such as the answers to a batch: a pull of
-/// a few values takes three parts, and 64 pulls share a slot.
-const FEW: usize = 64;
+/// Parts of one vectored call; a frame takes one or two. Few are for a request and for its answer. Many are for many short frames, such as
+/// the answers to a batch: a pull of a few values takes three parts, and 64 pulls share a slot.
+const FEW: usize = 8;
 const MANY: usize = 256;
 /// Most bytes offered to the kernel at once, so that one endpoint can't keep the thread for long.
 const TURN_BYTES: usize = 1 << 20;
@@ -140,6 +140,15 @@ impl Tx {
         self.lent.as_ref().is_some_and(|lent| !lent.is_empty())
     }
 
+    /// As if the kernel had a body and never said that it has done with it.
+    #[cfg(test)]
+    pub fn lend_for_ever(&mut self, body: RegionSlice) {
+        let frame = Frame::ReadResponse { length: body.length as u32, read: 0 };
+        let lent = self.lent.get_or_insert_with(|| Lent::new(true));
+        lent.called();
+        lent.keep(Item::new(frame, &[], Some(body), None, Origin::Posted(None)));
+    }
+
     /// Takes what the kernel says of bodies that it was lent, and calls `done` as [`Tx::pump`] does; whether it said anything.
     pub fn hear(&mut self, fd: RawFd, mut done: impl FnMut(u64)) -> io::Result<bool> {
         let Some(lent) = &mut self.lent else { return Ok(false) };
@@ -241,7 +250,7 @@ impl Tx {
         let rest = (body.length - from).min(TURN_BYTES);
         let part = || [socket::part(body.arena.at(body.offset + from, rest), rest)];
         // SAFETY: the item keeps the arena alive, and its owner leaves the bytes alone until it is done: until the kernel has said so
-        // it stays here, or in `lent`; and where it goes before that the connection is broken off first (`Connection::drop`).
+        // it stays here, or in `lent`; `leaving` keeps both where the connection ends before that.
         let mut sent = unsafe { socket::send(fd, &mut part(), How::Lent) };
         match &sent {
             Ok(_) => {
