@@ -197,7 +197,8 @@ pub fn main() -> ExitCode {
     match obey(cli.command, &environment) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("windlass: {error}");
+            // One write: those of several ranks go through one pipe, and would run into each other.
+            let _ = std::io::stderr().write_all(format!("windlass: {error}\n").as_bytes());
             ExitCode::from(run::exit_code(&error))
         }
     }

@@ -608,7 +608,7 @@ impl Core {
                     self.stats.bytes_copied += copied;
                     let piece = SparsePiece { directory: &self.directory, keys: &self.keys, values };
                     let applied = &mut self.applied;
-                    let written = if ahead && self.ahead.look(at, table, piece.directory) {
+                    let written = if ahead && self.ahead.look(&self.shard, at, table, &piece)? {
                         self.stats.duplicates_dropped += 1;
                         self.ahead.write_rest(&mut self.shard, (table, how, intake), piece, applied)?
                     } else {
@@ -620,7 +620,7 @@ impl Core {
                     let list = self.lists.find(rank, name, (table, body.keys))?;
                     let piece = SparsePiece { directory: &list.directory, keys: &list.keys, values };
                     let (applied, positions) = (&mut self.applied, &mut list.positions);
-                    let written = if ahead && self.ahead.look(at, table, piece.directory) {
+                    let written = if ahead && self.ahead.look(&self.shard, at, table, &piece)? {
                         self.stats.duplicates_dropped += 1;
                         self.ahead.write_rest(&mut self.shard, (table, how, intake), piece, applied)?
                     } else {

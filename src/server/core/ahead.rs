@@ -132,15 +132,21 @@ impl Ahead {
         DensePiece { bucket, first: first + skipped as u32, values }
     }
 
-    /// Counts the pieces of a sparse frame. True when some of its keys are held: then [`Ahead::write_rest`] takes it.
-    pub fn look(&mut self, (rank, clock): (Rank, Clock), table: TableId, frame: &[DirectoryEntry]) -> bool {
+    /// Checks the pieces of a sparse frame, and counts them. True when some of its keys are held: then [`Ahead::write_rest`] takes it.
+    pub fn look(
+        &mut self,
+        shard: &Shard,
+        (rank, clock): (Rank, Clock),
+        table: TableId,
+        frame: &SparsePiece<'_>,
+    ) -> Result<bool, Malformed> {
+        shard.check_pull(table, frame)?;
         let mut skipped = std::mem::take(&mut self.skipped);
         skipped.clear();
-        skipped.extend(
-            frame.iter().map(|piece| self.take(rank, clock, (table, piece.bucket), piece.keys as usize)),
-        );
+        let pieces = frame.directory.iter();
+        skipped.extend(pieces.map(|of| self.take(rank, clock, (table, of.bucket), of.keys as usize)));
         self.skipped = skipped;
-        self.skipped.iter().any(|&keys| keys > 0)
+        Ok(self.skipped.iter().any(|&keys| keys > 0))
     }
 
     /// Writes what is not held of the frame that was looked at last, as [`Shard::write_sparse`].
@@ -151,7 +157,6 @@ impl Ahead {
         frame: SparsePiece<'_>,
         applied: &mut Vec<Applied>,
     ) -> Result<Option<Rejection>, Malformed> {
-        shard.check_pull(table, &frame)?; // before anything is touched
         let dim = frame.values.len() / frame.keys.len().max(1);
         let (mut rejection, mut end): (Option<Rejection>, usize) = (None, 0);
         for (&DirectoryEntry { bucket, keys }, &skipped) in frame.directory.iter().zip(&self.skipped) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use windlass::Error;
 use windlass::checkpoint::{
     Cut, CutFile, ENTRY, FileEntry, FileKind, HEADER, Header, Index, Manifest, Section, SectionId,
-    SectionKind, Storage, StorageFile, decode_clocks,
+    SectionKind, Storage, StorageFile, decode_ahead, decode_clocks,
 };
 use windlass::types::{OptimizerSpec, ShardId, TableSpec};
 
@@ -97,6 +97,7 @@ pub fn file(data: &[u8]) {
         end = section.offset + section.length;
         match file.read(section) {
             Ok(bytes) if section.id.kind == SectionKind::Clocks => drop(decode_clocks(&bytes)),
+            Ok(bytes) if section.id.kind == SectionKind::Ahead => drop(decode_ahead(&bytes)),
             Ok(bytes) => drop(Manifest::from_json(&bytes)),
             Err(error) => {
                 whole = false;
