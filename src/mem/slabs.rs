@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use super::Arena;
 
-/// Slabs in the first block; each further block has twice as many as the one before. What of a block is not used yet takes
-/// address space alone.
-const FIRST: usize = 16;
+/// Slabs in a block: as many in all, so that a slab is found by a shift. What of a block is not used yet takes address space alone.
+const BLOCK: usize = 512;
 
 /// Slabs of `length` values, which are zeros at first. None moves, and none is given back.
 #[derive(Debug)]
@@ -50,9 +49,8 @@ impl<T: bytemuck::Pod> Slabs<T> {
     /// One more slab; its number. Memory that can't be had ends the process, as with `Vec`.
     pub fn add(&mut self) -> u32 {
         let slab = self.used;
-        let (block, _) = locate(slab);
-        if block == self.blocks.len() {
-            let bytes = (FIRST << block).saturating_mul(self.length).saturating_mul(size_of::<T>());
+        if slab as usize == self.blocks.len() * BLOCK {
+            let bytes = BLOCK.saturating_mul(self.length).saturating_mul(size_of::<T>());
             match Arena::new(bytes) {
                 Ok(arena) => {
                     const { assert!(align_of::<T>() <= 4096) }; // an arena begins at a page
@@ -90,31 +88,32 @@ impl<T: bytemuck::Pod> Slabs<T> {
         unsafe { std::slice::from_raw_parts_mut(start, self.length) }
     }
 
-    #[inline]
+    /// Has the CPU fetch the line that holds the value at a place of a slab, if there is such a slab.
+    #[inline(always)]
+    pub fn prefetch(&self, slab: u32, at: usize) {
+        if let Some(block) = self.blocks.get(slab as usize / BLOCK) {
+            prefetch(block.start.wrapping_add(slab as usize % BLOCK * self.length + at));
+        }
+    }
+
+    #[inline(always)]
     fn start(&self, slab: u32) -> *mut T {
         assert!(slab < self.used, "slab {slab} of {}", self.used);
-        let (block, place) = locate(slab);
-        // SAFETY: `add` made the block with room for its `FIRST << block` slabs before it gave the number away, and `place` is
-        // below that.
-        unsafe { self.blocks[block].start.add(place * self.length) }
+        // SAFETY: `add` made the block, with room for `BLOCK` slabs, before it gave the number away.
+        unsafe {
+            let block = self.blocks.get_unchecked(slab as usize / BLOCK);
+            block.start.add(slab as usize % BLOCK * self.length)
+        }
     }
 }
 
-/// The block of a slab, and its place there: block b holds `FIRST << b` slabs.
-#[inline]
-fn locate(slab: u32) -> (usize, usize) {
-    let slab = slab as usize;
-    let block = (slab / FIRST + 1).ilog2() as usize;
-    (block, slab - FIRST * ((1 << block) - 1))
-}
-
-/// Has the CPU fetch the line that holds a value, which changes nothing but the time that it takes to reach it.
+/// Has the CPU fetch the line of an address, whatever that is: it changes nothing but the time that it takes to reach what lies there.
 #[inline(always)]
-pub fn prefetch<T>(at: &T) {
+pub fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 CPU has the instruction, which may be given any address.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(at).cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
@@ -129,28 +128,16 @@ mod tests {
         let mut slabs = Slabs::<u64>::new(3);
         assert!(slabs.is_empty());
         let mut places = Vec::new();
-        for slab in 0..200 {
+        for slab in 0..2000 {
             assert_eq!(slabs.add(), slab);
             assert_eq!(slabs.get(slab), [0; 3]);
             slabs.get_mut(slab).fill(u64::from(slab) + 1);
             places.push(slabs.get(slab).as_ptr());
         }
-        assert_eq!(slabs.len(), 200);
+        assert_eq!(slabs.len(), 2000);
         for (slab, place) in (0..).zip(places) {
             assert_eq!(slabs.get(slab), [u64::from(slab) + 1; 3]);
             assert_eq!(slabs.get(slab).as_ptr(), place);
-        }
-    }
-
-    #[test]
-    fn blocks_follow_each_other() {
-        let mut expected = (0, 0);
-        for slab in 0..10_000 {
-            assert_eq!(locate(slab), expected);
-            expected.1 += 1;
-            if expected.1 == FIRST << expected.0 {
-                expected = (expected.0 + 1, 0);
-            }
         }
     }
 
