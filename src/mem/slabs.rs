@@ -6,7 +6,10 @@ use std::sync::Arc;
 use super::Arena;
 
 /// Slabs in a block: as many in all, so that a slab is found by a shift. What of a block is not used yet takes address space alone.
-const BLOCK: usize = 512;
+const BLOCK: usize = 4096;
+
+/// What the system zeroes and maps at a time where it gives huge pages.
+const HUGE: usize = 2 << 20;
 
 /// Slabs of `length` values, which are zeros at first. None moves, and none is given back.
 #[derive(Debug)]
@@ -51,10 +54,15 @@ impl<T: bytemuck::Pod> Slabs<T> {
         let slab = self.used;
         if slab as usize == self.blocks.len() * BLOCK {
             let bytes = BLOCK.saturating_mul(self.length).saturating_mul(size_of::<T>());
-            match Arena::new(bytes) {
+            match Arena::new(bytes.saturating_add(HUGE)) {
                 Ok(arena) => {
-                    const { assert!(align_of::<T>() <= 4096) }; // an arena begins at a page
-                    self.blocks.push(Block { start: arena.at(0, bytes).cast(), _arena: arena });
+                    const { assert!(align_of::<T>() <= HUGE) };
+                    let at = arena.at(0, HUGE).align_offset(HUGE);
+                    if slab == 0 {
+                        // A few slabs are not worth a huge page.
+                        arena.on_small_pages(at + HUGE);
+                    }
+                    self.blocks.push(Block { start: arena.at(at, bytes).cast(), _arena: arena });
                 }
                 Err(_) => {
                     handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))

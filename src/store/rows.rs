@@ -124,13 +124,20 @@ impl Rows {
         &mut bytemuck::cast_slice_mut(self.slabs.get_mut(position >> self.shape.bits))[at]
     }
 
-    /// Has the CPU fetch a row.
+    /// Has the CPU fetch a row, if there is one at this position.
     #[inline(always)]
     pub fn prefetch(&self, position: u32) {
         for line in 0..self.shape.fetched {
             let at = self.at(position) / 2 + line * LINE;
             self.slabs.prefetch(position >> self.shape.bits, at);
         }
+    }
+
+    /// Has the CPU fetch the place of a row's sum.
+    #[inline(always)]
+    pub fn prefetch_sum(&self, position: u32) {
+        let at = self.shape.rows_per_part() + self.place(position) / 2;
+        self.slabs.prefetch(position >> self.shape.bits, at);
     }
 
     /// A row's number within its bucket.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::index::{Index, MISSING, Probe, Segments, hash};
 use super::optimizer::Optimizer;
 use super::rows::{Parts, Rows, Shape};
-use super::step::Steps;
+use super::step::{AHEAD, Steps};
 use crate::error::Malformed;
 use crate::kernels::{self, Input};
 use crate::types::{BucketId, DirectoryEntry, Initial, Key, TableSpec, Version};
@@ -117,7 +117,7 @@ impl Sparse {
 
     /// The position of each key's row, [`MISSING`] where there is none. `directory` has been checked: its counts add up.
     pub fn resolve(&self, directory: &[DirectoryEntry], keys: &[Key], positions: &mut Vec<u32>) {
-        self.look_up(directory, keys, positions, |_, _| ());
+        self.look_up(directory, keys, positions, false, |_, _| ());
     }
 
     /// Writes the row of each key to `into`, `dim` for each; rows that do not exist read as they would begin, and are not made. Gives
@@ -131,7 +131,7 @@ impl Sparse {
     ) -> Version {
         let rows = &self.memory.rows;
         let dim = rows.shape().dim;
-        self.look_up(directory, keys, positions, |some, positions| {
+        self.look_up(directory, keys, positions, true, |some, positions| {
             let into = into[some.start * dim..some.end * dim].chunks_exact_mut(dim);
             for ((&key, &position), into) in keys[some].iter().zip(positions).zip(into) {
                 if position == MISSING {
@@ -146,14 +146,15 @@ impl Sparse {
         versions.map(SparseBucket::version).max().unwrap_or(0)
     }
 
-    /// Looks keys up, window by window, so that their cache misses overlap: while the places of one window are fetched, so are the rows
-    /// of the window before, and `found` is told of the window before that, whose rows have come meanwhile.
+    /// Looks keys up, window by window, so that their cache misses overlap: while the places of one window are fetched, so are, where
+    /// `with_rows`, the rows of the window before, and `found` is told of the window before that, whose rows have come meanwhile.
     #[inline(always)]
     fn look_up(
         &self,
         directory: &[DirectoryEntry],
         keys: &[Key],
         positions: &mut Vec<u32>,
+        with_rows: bool,
         mut found: impl FnMut(Range<usize>, &[u32]),
     ) {
         positions.resize(keys.len(), MISSING);
@@ -163,7 +164,12 @@ impl Sparse {
         for n in 0..keys.len().div_ceil(WINDOW) + 2 {
             self.begin(&mut runs, &keys[window(n)], &mut probes[n % 2]);
             if let Some(n) = n.checked_sub(1) {
-                self.finish(&probes[n % 2], &keys[window(n)], &mut positions[window(n)]);
+                for ((&key, probe), at) in keys[window(n)].iter().zip(&probes[n % 2]).zip(window(n)) {
+                    positions[at] = probe.find(key);
+                    if with_rows {
+                        self.memory.rows.prefetch(positions[at]);
+                    }
+                }
             }
             if let Some(n) = n.checked_sub(2) {
                 found(window(n), &positions[window(n)]);
@@ -185,15 +191,6 @@ impl Sparse {
                 *probe = index.map_or(Probe::NOTHING, |index| index.probe(&self.memory.segments, hash(key)));
                 probe.prefetch();
             }
-        }
-    }
-
-    /// Finds keys whose places have been fetched, and has the CPU fetch their rows.
-    #[inline(always)]
-    fn finish(&self, probes: &[Probe<'_>; WINDOW], keys: &[Key], positions: &mut [u32]) {
-        for ((&key, probe), position) in keys.iter().zip(probes).zip(positions) {
-            *position = probe.find(key);
-            self.memory.rows.prefetch(*position);
         }
     }
 
@@ -285,6 +282,9 @@ impl SparseBucketMut<'_> {
         let rows = &mut self.memory.rows;
         let dim = rows.shape().dim;
         for (i, &position) in positions.iter().enumerate() {
+            if let Some(&next) = positions.get(i + AHEAD) {
+                rows.prefetch_sum(next);
+            }
             let place = rows.sum_of(position);
             if *place == 0 {
                 touched.push(position);
