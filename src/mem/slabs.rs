@@ -17,6 +17,8 @@ pub struct Slabs<T> {
     length: usize,
     blocks: Vec<Block<T>>,
     used: u32,
+    /// The block, and where in it, of the last huge page that [`Slabs::get_ready`] had supplied.
+    ready: (usize, usize),
 }
 
 /// Where the slabs of a block begin; the arena keeps them mapped.
@@ -36,7 +38,7 @@ impl<T: bytemuck::Pod> Slabs<T> {
     /// When a slab would hold nothing.
     pub fn new(length: usize) -> Slabs<T> {
         assert!(length > 0 && size_of::<T>() > 0, "slabs of nothing");
-        Slabs { length, blocks: Vec::new(), used: 0 }
+        Slabs { length, blocks: Vec::new(), used: 0, ready: (0, 0) }
     }
 
     /// How many slabs there are.
@@ -53,24 +55,46 @@ impl<T: bytemuck::Pod> Slabs<T> {
     pub fn add(&mut self) -> u32 {
         let slab = self.used;
         if slab as usize == self.blocks.len() * BLOCK {
-            let bytes = BLOCK.saturating_mul(self.length).saturating_mul(size_of::<T>());
-            match Arena::new(bytes.saturating_add(HUGE)) {
-                Ok(arena) => {
-                    const { assert!(align_of::<T>() <= HUGE) };
-                    let at = arena.at(0, HUGE).align_offset(HUGE);
-                    if slab == 0 {
-                        // A few slabs are not worth a huge page.
-                        arena.on_small_pages(at + HUGE);
-                    }
-                    self.blocks.push(Block { start: arena.at(at, bytes).cast(), _arena: arena });
-                }
-                Err(_) => {
-                    handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))
-                }
-            }
+            self.map();
         }
         self.used += 1;
         slab
+    }
+
+    /// Has the system supply the next huge page, if half of the last one that it did is used. True when it did: that takes up to 5 ms
+    /// where the page has to come from a hypervisor, so who adds slabs does this once for each of its calls, and no call waits for two.
+    pub fn get_ready(&mut self) -> bool {
+        let bytes = self.length * size_of::<T>();
+        let (block, end) = (self.used as usize / BLOCK, self.used as usize % BLOCK * bytes);
+        let mut next = (block, (end + HUGE / 2) / HUGE * HUGE);
+        if end + HUGE / 2 >= BLOCK * bytes {
+            next = (block + 1, 0);
+        }
+        if next <= self.ready || next < (block, end) {
+            return false;
+        }
+        self.ready = next;
+        if next.0 == self.blocks.len() {
+            self.map();
+        }
+        // SAFETY: it lies in the block, behind all slabs that were given away, and holds zeros.
+        unsafe { self.blocks[next.0].start.cast::<u8>().add(next.1).write_volatile(0) };
+        true
+    }
+
+    /// Maps one more block.
+    fn map(&mut self) {
+        let bytes = BLOCK.saturating_mul(self.length).saturating_mul(size_of::<T>());
+        let Ok(arena) = Arena::new(bytes.saturating_add(HUGE)) else {
+            handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))
+        };
+        const { assert!(align_of::<T>() <= HUGE) };
+        let at = arena.at(0, HUGE).align_offset(HUGE);
+        if self.blocks.is_empty() {
+            // A few slabs are not worth a huge page.
+            arena.on_small_pages(at + HUGE);
+        }
+        self.blocks.push(Block { start: arena.at(at, bytes).cast(), _arena: arena });
     }
 
     /// The values of a slab.
@@ -147,6 +171,23 @@ mod tests {
             assert_eq!(slabs.get(slab), [u64::from(slab) + 1; 3]);
             assert_eq!(slabs.get(slab).as_ptr(), place);
         }
+    }
+
+    /// Whatever is supplied before it is needed: each page once, and never one that holds something.
+    #[test]
+    fn pages_are_got_ready_one_ahead_and_stay_zero() {
+        let mut slabs = Slabs::<u64>::new(600); // 4096 of them are 9.4 huge pages
+        let mut got_ready = 0;
+        for slab in 0..10_000 {
+            assert_eq!(slabs.add(), slab);
+            assert!(slabs.get(slab).iter().all(|&v| v == 0));
+            slabs.get_mut(slab).fill(7);
+            got_ready += usize::from(slabs.get_ready());
+            assert!(!slabs.get_ready());
+            assert!(slabs.get(slab).iter().all(|&v| v == 7));
+        }
+        // Two blocks of ten and the beginning of a third; the first page of the first comes by itself.
+        assert_eq!(got_ready, 9 + 10 + 5);
     }
 
     #[test]

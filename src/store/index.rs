@@ -71,6 +71,11 @@ impl Segments {
         self.slabs.add()
     }
 
+    /// See [`Slabs::get_ready`].
+    pub fn get_ready(&mut self) -> bool {
+        self.slabs.get_ready()
+    }
+
     /// Puts a key that is not there into a segment.
     fn put(&mut self, segment: u32, hash: u64, key: Key, row: u32) {
         put(self.slabs.get_mut(segment), hash, Place { key, row: row + 1, unused: 0 });

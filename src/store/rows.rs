@@ -103,6 +103,11 @@ impl Rows {
         part << self.shape.bits | place as u32
     }
 
+    /// See [`Slabs::get_ready`].
+    pub fn get_ready(&mut self) -> bool {
+        self.slabs.get_ready()
+    }
+
     /// A row: parameters, planes, scalars.
     #[inline(always)]
     pub fn get(&self, position: u32) -> &[f32] {

@@ -102,6 +102,11 @@ impl Sparse {
         SparseBucketMut { bucket, memory: &mut self.memory, steps: &mut self.steps, initial: self.initial }
     }
 
+    /// Sees after each push to it that the next one need not wait for memory; see [`crate::mem::Slabs::get_ready`].
+    pub fn get_ready(&mut self) {
+        let _ = self.memory.rows.get_ready() || self.memory.segments.get_ready();
+    }
+
     /// The buckets that were touched.
     pub fn all(&self) -> impl Iterator<Item = (BucketId, SparseBucket<'_>)> {
         self.touched.iter().map(|(id, bucket)| (*id, SparseBucket { bucket, memory: &self.memory }))
