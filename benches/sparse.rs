@@ -103,7 +103,8 @@ fn growth(_: &mut Criterion) {
             (longest, all) = (longest.max(took), all + took);
         }
         println!(
-            "growth to {rows} rows of {DIM}, {buckets} buckets: {all:.1?}, the longest push of {KEYS} {longest:.2?}"
+            "growth to {rows} rows of {DIM}, {buckets} buckets: {all:.1?}, the longest push of {KEYS} {:.2} ms",
+            longest.as_secs_f64() * 1e3
         );
     }
 }

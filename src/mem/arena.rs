@@ -65,6 +65,14 @@ impl Arena {
         Ok(Arc::new(Arena { memory: Memory::Ours(map) }))
     }
 
+    /// Keeps its first `bytes`, in whole pages, off huge pages, where it is our own.
+    pub(super) fn on_small_pages(&self, bytes: usize) {
+        if let Memory::Ours(map) = &self.memory {
+            // Only a hint, as that for huge pages.
+            let _ = map.advise_range(Advice::NoHugePage, 0, bytes);
+        }
+    }
+
     /// Maps `bytes` zeroed bytes (at least one page) that other processes can be shown, and can't write. All of it is taken from the
     /// system here.
     pub fn shared(bytes: usize) -> Result<Arc<Arena>> {

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::Arena;
 
-/// Slabs in the first block; each further block has twice as many as the one before. What of a block is not used yet takes
-/// address space alone.
-const FIRST: usize = 16;
+/// Slabs in a block: as many in all, so that a slab is found by a shift. What of a block is not used yet takes address space alone.
+const BLOCK: usize = 4096;
+
+/// What the system zeroes and maps at a time where it gives huge pages.
+const HUGE: usize = 2 << 20;
 
 /// Slabs of `length` values, which are zeros at first. None moves, and none is given back.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub struct Slabs<T> {
     length: usize,
     blocks: Vec<Block<T>>,
     used: u32,
+    /// The block, and where in it, of the last huge page that [`Slabs::get_ready`] had supplied.
+    ready: (usize, usize),
 }
 
 /// Where the slabs of a block begin; the arena keeps them mapped.
@@ -34,7 +38,7 @@ impl<T: bytemuck::Pod> Slabs<T> {
     /// When a slab would hold nothing.
     pub fn new(length: usize) -> Slabs<T> {
         assert!(length > 0 && size_of::<T>() > 0, "slabs of nothing");
-        Slabs { length, blocks: Vec::new(), used: 0 }
+        Slabs { length, blocks: Vec::new(), used: 0, ready: (0, 0) }
     }
 
     /// How many slabs there are.
@@ -50,21 +54,47 @@ impl<T: bytemuck::Pod> Slabs<T> {
     /// One more slab; its number. Memory that can't be had ends the process, as with `Vec`.
     pub fn add(&mut self) -> u32 {
         let slab = self.used;
-        let (block, _) = locate(slab);
-        if block == self.blocks.len() {
-            let bytes = (FIRST << block).saturating_mul(self.length).saturating_mul(size_of::<T>());
-            match Arena::new(bytes) {
-                Ok(arena) => {
-                    const { assert!(align_of::<T>() <= 4096) }; // an arena begins at a page
-                    self.blocks.push(Block { start: arena.at(0, bytes).cast(), _arena: arena });
-                }
-                Err(_) => {
-                    handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))
-                }
-            }
+        if slab as usize == self.blocks.len() * BLOCK {
+            self.map();
         }
         self.used += 1;
         slab
+    }
+
+    /// Has the system supply the next huge page, if half of the last one that it did is used. True when it did: that takes up to 5 ms
+    /// where the page has to come from a hypervisor, so who adds slabs does this once for each of its calls, and no call waits for two.
+    pub fn get_ready(&mut self) -> bool {
+        let bytes = self.length * size_of::<T>();
+        let (block, end) = (self.used as usize / BLOCK, self.used as usize % BLOCK * bytes);
+        let mut next = (block, (end + HUGE / 2) / HUGE * HUGE);
+        if end + HUGE / 2 >= BLOCK * bytes {
+            next = (block + 1, 0);
+        }
+        if next <= self.ready || next < (block, end) {
+            return false;
+        }
+        self.ready = next;
+        if next.0 == self.blocks.len() {
+            self.map();
+        }
+        // SAFETY: it lies in the block, behind all slabs that were given away, and holds zeros.
+        unsafe { self.blocks[next.0].start.cast::<u8>().add(next.1).write_volatile(0) };
+        true
+    }
+
+    /// Maps one more block.
+    fn map(&mut self) {
+        let bytes = BLOCK.saturating_mul(self.length).saturating_mul(size_of::<T>());
+        let Ok(arena) = Arena::new(bytes.saturating_add(HUGE)) else {
+            handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))
+        };
+        const { assert!(align_of::<T>() <= HUGE) };
+        let at = arena.at(0, HUGE).align_offset(HUGE);
+        if self.blocks.is_empty() {
+            // A few slabs are not worth a huge page.
+            arena.on_small_pages(at + HUGE);
+        }
+        self.blocks.push(Block { start: arena.at(at, bytes).cast(), _arena: arena });
     }
 
     /// The values of a slab.
@@ -90,31 +120,32 @@ impl<T: bytemuck::Pod> Slabs<T> {
         unsafe { std::slice::from_raw_parts_mut(start, self.length) }
     }
 
-    #[inline]
+    /// Has the CPU fetch the line that holds the value at a place of a slab, if there is such a slab.
+    #[inline(always)]
+    pub fn prefetch(&self, slab: u32, at: usize) {
+        if let Some(block) = self.blocks.get(slab as usize / BLOCK) {
+            prefetch(block.start.wrapping_add(slab as usize % BLOCK * self.length + at));
+        }
+    }
+
+    #[inline(always)]
     fn start(&self, slab: u32) -> *mut T {
         assert!(slab < self.used, "slab {slab} of {}", self.used);
-        let (block, place) = locate(slab);
-        // SAFETY: `add` made the block with room for its `FIRST << block` slabs before it gave the number away, and `place` is
-        // below that.
-        unsafe { self.blocks[block].start.add(place * self.length) }
+        // SAFETY: `add` made the block, with room for `BLOCK` slabs, before it gave the number away.
+        unsafe {
+            let block = self.blocks.get_unchecked(slab as usize / BLOCK);
+            block.start.add(slab as usize % BLOCK * self.length)
+        }
     }
 }
 
-/// The block of a slab, and its place there: block b holds `FIRST << b` slabs.
-#[inline]
-fn locate(slab: u32) -> (usize, usize) {
-    let slab = slab as usize;
-    let block = (slab / FIRST + 1).ilog2() as usize;
-    (block, slab - FIRST * ((1 << block) - 1))
-}
-
-/// Has the CPU fetch the line that holds a value, which changes nothing but the time that it takes to reach it.
+/// Has the CPU fetch the line of an address, whatever that is: it changes nothing but the time that it takes to reach what lies there.
 #[inline(always)]
-pub fn prefetch<T>(at: &T) {
+pub fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 CPU has the instruction, which may be given any address.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(at).cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
@@ -129,29 +160,34 @@ mod tests {
         let mut slabs = Slabs::<u64>::new(3);
         assert!(slabs.is_empty());
         let mut places = Vec::new();
-        for slab in 0..200 {
+        for slab in 0..2000 {
             assert_eq!(slabs.add(), slab);
             assert_eq!(slabs.get(slab), [0; 3]);
             slabs.get_mut(slab).fill(u64::from(slab) + 1);
             places.push(slabs.get(slab).as_ptr());
         }
-        assert_eq!(slabs.len(), 200);
+        assert_eq!(slabs.len(), 2000);
         for (slab, place) in (0..).zip(places) {
             assert_eq!(slabs.get(slab), [u64::from(slab) + 1; 3]);
             assert_eq!(slabs.get(slab).as_ptr(), place);
         }
     }
 
+    /// Whatever is supplied before it is needed: each page once, and never one that holds something.
     #[test]
-    fn blocks_follow_each_other() {
-        let mut expected = (0, 0);
+    fn pages_are_got_ready_one_ahead_and_stay_zero() {
+        let mut slabs = Slabs::<u64>::new(600); // 4096 of them are 9.4 huge pages
+        let mut got_ready = 0;
         for slab in 0..10_000 {
-            assert_eq!(locate(slab), expected);
-            expected.1 += 1;
-            if expected.1 == FIRST << expected.0 {
-                expected = (expected.0 + 1, 0);
-            }
+            assert_eq!(slabs.add(), slab);
+            assert!(slabs.get(slab).iter().all(|&v| v == 0));
+            slabs.get_mut(slab).fill(7);
+            got_ready += usize::from(slabs.get_ready());
+            assert!(!slabs.get_ready());
+            assert!(slabs.get(slab).iter().all(|&v| v == 7));
         }
+        // Two blocks of ten and the beginning of a third; the first page of the first comes by itself.
+        assert_eq!(got_ready, 9 + 10 + 5);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! length: 4 bytes for each of them are copied.
 
 use std::hash::{BuildHasher, RandomState};
+use std::hint::select_unpredictable;
 use std::sync::OnceLock;
 
 use crate::mem::{Slabs, prefetch};
@@ -31,6 +32,10 @@ pub struct Place {
 }
 
 const EMPTY: Place = Place { key: 0, row: 0, unused: 0 };
+
+/// Places of a cache line.
+const LINE: usize = 4;
+static NO_PLACES: [Place; LINE] = [EMPTY; LINE];
 
 /// The segments of the indices of all buckets of a table.
 #[derive(Debug)]
@@ -66,6 +71,11 @@ impl Segments {
         self.slabs.add()
     }
 
+    /// See [`Slabs::get_ready`].
+    pub fn get_ready(&mut self) -> bool {
+        self.slabs.get_ready()
+    }
+
     /// Puts a key that is not there into a segment.
     fn put(&mut self, segment: u32, hash: u64, key: Key, row: u32) {
         put(self.slabs.get_mut(segment), hash, Place { key, row: row + 1, unused: 0 });
@@ -90,41 +100,56 @@ pub struct Index {
     bits: u32,
 }
 
-impl Index {
-    /// Has the CPU fetch what says in which segment a key with this hash would be.
-    #[inline]
-    pub fn prefetch_segment(&self, hash: u64) {
-        self.directory.get(self.entry(hash)).inspect(|segment| prefetch(*segment));
+/// A search that has not begun. Its memory can be fetched before it is looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe<'a> {
+    lines: &'a [[Place; LINE]],
+    at: usize,
+}
+
+impl<'a> Probe<'a> {
+    /// One that finds nothing.
+    pub const NOTHING: Probe<'static> = Probe { lines: NO_PLACES.as_chunks().0, at: 0 };
+
+    /// Has the CPU fetch the line in which most searches end.
+    #[inline(always)]
+    pub fn prefetch(self) {
+        prefetch(self.lines.as_ptr().wrapping_add(self.at));
     }
 
-    /// Has the CPU fetch the place where a key with this hash would be.
-    #[inline]
-    pub fn prefetch(&self, segments: &Segments, hash: u64) {
-        if let Some(&segment) = self.directory.get(self.entry(hash)) {
-            prefetch(&segments.slabs.get(segment)[first(hash, SEGMENT)]);
-        } else if !self.few.is_empty() {
-            prefetch(&self.few[first(hash, self.few.len())]);
+    /// The key's row; [`MISSING`] if it has none.
+    #[inline(always)]
+    pub fn find(self, key: Key) -> u32 {
+        let mut at = self.at;
+        loop {
+            let line = &self.lines[at];
+            // All of a line at once: where in it the key stands is as good as random, and no CPU could foresee a way out.
+            let row = |place: &Place| select_unpredictable(place.key == key, place.row, 0);
+            let row = line.iter().fold(0, |found, place| found | row(place));
+            // Lines fill up from their beginning, and a key stands in the first one that had room. Without a row 0 − 1 is `MISSING`.
+            if row > 0 || line[LINE - 1].row == 0 {
+                return row.wrapping_sub(1);
+            }
+            at = (at + 1) % self.lines.len();
         }
+    }
+}
+
+impl Index {
+    /// Where the search for a key with this hash begins.
+    #[inline(always)]
+    pub fn probe<'a>(&'a self, segments: &'a Segments, hash: u64) -> Probe<'a> {
+        let places = match self.directory.get(self.entry(hash)) {
+            Some(&segment) => segments.slabs.get(segment),
+            None if self.few.is_empty() => &NO_PLACES,
+            None => &self.few,
+        };
+        Probe { lines: places.as_chunks().0, at: first(hash, places.len()) / LINE }
     }
 
     /// The row of `key`, whose hash is `hash`; [`MISSING`] if it has none.
-    #[inline]
     pub fn find(&self, segments: &Segments, hash: u64, key: Key) -> u32 {
-        let places = match self.directory.get(self.entry(hash)) {
-            Some(&segment) => segments.slabs.get(segment),
-            None if self.few.is_empty() => return MISSING,
-            None => &self.few,
-        };
-        let mask = places.len() - 1;
-        let mut at = first(hash, places.len());
-        loop {
-            let place = &places[at];
-            // Of an empty place the row is 0, and 0 − 1 is `MISSING`.
-            if place.key == key || place.row == 0 {
-                return place.row.wrapping_sub(1);
-            }
-            at = (at + 1) & mask;
-        }
+        self.probe(segments, hash).find(key)
     }
 
     /// Gives `key`, which must not be there, the row at this position, below [`MISSING`].
@@ -196,7 +221,7 @@ impl Index {
 /// searches end in it.
 #[inline]
 fn first(hash: u64, places: usize) -> usize {
-    hash as usize & (places - 1) & !3
+    hash as usize & (places - 1) & !(LINE - 1)
 }
 
 /// Puts a place where its key, which is not there, is looked for. There is room.

@@ -10,7 +10,7 @@ use std::alloc::{Layout, handle_alloc_error};
 use std::ops::Range;
 
 use super::index::MISSING;
-use crate::mem::{Slabs, prefetch};
+use crate::mem::Slabs;
 use crate::types::Key;
 
 /// Bytes of rows in a part, unless a row is longer. A cut saves a part at a time: a push that touches a thousand rows all over a table
@@ -33,13 +33,16 @@ pub struct Shape {
     bits: u32,
     /// The first row of a part, in fp32.
     rows_at: usize,
+    /// Lines of a row that are fetched ahead: of a long one the first, by which the CPU sees where it goes on.
+    fetched: usize,
 }
 
 impl Shape {
     /// Of rows of `dim` parameters and `stride` fp32 in all, neither 0, in so many buckets.
     pub fn new(dim: usize, stride: usize, buckets: u32) -> Shape {
         let bits = (PART.min(FIRST_PARTS / buckets as usize) / (stride * 4)).max(1).ilog2();
-        Shape { dim, stride, bits, rows_at: (3usize << bits).next_multiple_of(LINE * 2) }
+        let fetched = stride.div_ceil(LINE * 2).min(4);
+        Shape { dim, stride, bits, rows_at: (3usize << bits).next_multiple_of(LINE * 2), fetched }
     }
 
     /// Rows in a part.
@@ -100,6 +103,11 @@ impl Rows {
         part << self.shape.bits | place as u32
     }
 
+    /// See [`Slabs::get_ready`].
+    pub fn get_ready(&mut self) -> bool {
+        self.slabs.get_ready()
+    }
+
     /// A row: parameters, planes, scalars.
     #[inline(always)]
     pub fn get(&self, position: u32) -> &[f32] {
@@ -121,11 +129,20 @@ impl Rows {
         &mut bytemuck::cast_slice_mut(self.slabs.get_mut(position >> self.shape.bits))[at]
     }
 
-    /// Has the CPU fetch a row.
+    /// Has the CPU fetch a row, if there is one at this position.
     #[inline(always)]
     pub fn prefetch(&self, position: u32) {
-        // Of a long row the first lines: the CPU sees by these where it goes on.
-        self.get(position).iter().step_by(LINE * 2).take(4).for_each(prefetch);
+        for line in 0..self.shape.fetched {
+            let at = self.at(position) / 2 + line * LINE;
+            self.slabs.prefetch(position >> self.shape.bits, at);
+        }
+    }
+
+    /// Has the CPU fetch the place of a row's sum.
+    #[inline(always)]
+    pub fn prefetch_sum(&self, position: u32) {
+        let at = self.shape.rows_per_part() + self.place(position) / 2;
+        self.slabs.prefetch(position >> self.shape.bits, at);
     }
 
     /// A row's number within its bucket.

@@ -436,6 +436,7 @@ impl Shard {
             }
             self.parameter_bytes += ((bucket.read().rows() - before) * dim * 4) as u64;
         }
+        sparse.get_ready();
         // Rows that what was rejected did not make may be made by others before these keys come again.
         if rejection.is_some() {
             positions.clear();

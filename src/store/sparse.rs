@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::index::{Index, MISSING, Segments, hash};
+use super::index::{Index, MISSING, Probe, Segments, hash};
 use super::optimizer::Optimizer;
 use super::rows::{Parts, Rows, Shape};
-use super::step::Steps;
+use super::step::{AHEAD, Steps};
 use crate::error::Malformed;
 use crate::kernels::{self, Input};
 use crate::types::{BucketId, DirectoryEntry, Initial, Key, TableSpec, Version};
 
-/// Keys that are looked up side by side, so that their cache misses overlap.
-const ASIDE: usize = 64;
+/// Keys that are looked up side by side.
+const WINDOW: usize = 16;
 
 /// Instead of a bucket's place: another shard's, or not touched yet.
 const FOREIGN: u32 = u32::MAX;
@@ -102,6 +102,11 @@ impl Sparse {
         SparseBucketMut { bucket, memory: &mut self.memory, steps: &mut self.steps, initial: self.initial }
     }
 
+    /// Sees after each push to it that the next one need not wait for memory; see [`crate::mem::Slabs::get_ready`].
+    pub fn get_ready(&mut self) {
+        let _ = self.memory.rows.get_ready() || self.memory.segments.get_ready();
+    }
+
     /// The buckets that were touched.
     pub fn all(&self) -> impl Iterator<Item = (BucketId, SparseBucket<'_>)> {
         self.touched.iter().map(|(id, bucket)| (*id, SparseBucket { bucket, memory: &self.memory }))
@@ -117,7 +122,7 @@ impl Sparse {
 
     /// The position of each key's row, [`MISSING`] where there is none. `directory` has been checked: its counts add up.
     pub fn resolve(&self, directory: &[DirectoryEntry], keys: &[Key], positions: &mut Vec<u32>) {
-        self.look_up(directory, keys, positions, |_, _| {});
+        self.look_up(directory, keys, positions, false, |_, _| ());
     }
 
     /// Writes the row of each key to `into`, `dim` for each; rows that do not exist read as they would begin, and are not made. Gives
@@ -131,7 +136,7 @@ impl Sparse {
     ) -> Version {
         let rows = &self.memory.rows;
         let dim = rows.shape().dim;
-        self.look_up(directory, keys, positions, |some, positions| {
+        self.look_up(directory, keys, positions, true, |some, positions| {
             let into = into[some.start * dim..some.end * dim].chunks_exact_mut(dim);
             for ((&key, &position), into) in keys[some].iter().zip(positions).zip(into) {
                 if position == MISSING {
@@ -146,60 +151,52 @@ impl Sparse {
         versions.map(SparseBucket::version).max().unwrap_or(0)
     }
 
-    /// Looks keys up, some side by side: while those of one window are looked for, the next ones' places are fetched, and then
-    /// `found` is told of the window before, whose rows have come meanwhile.
+    /// Looks keys up, window by window, so that their cache misses overlap: while the places of one window are fetched, so are, where
+    /// `with_rows`, the rows of the window before, and `found` is told of the window before that, whose rows have come meanwhile.
+    #[inline(always)]
     fn look_up(
         &self,
         directory: &[DirectoryEntry],
         keys: &[Key],
         positions: &mut Vec<u32>,
+        with_rows: bool,
         mut found: impl FnMut(Range<usize>, &[u32]),
     ) {
         positions.resize(keys.len(), MISSING);
-        let begin = Cursor { entries: directory, used: 0 };
-        let (mut ahead, mut here) = (begin.clone(), begin);
-        let mut hashes = [[0; ASIDE]; 2];
-        let window = |n: usize| (n * ASIDE).min(keys.len())..((n + 1) * ASIDE).min(keys.len());
-        self.fetch(&mut ahead, &keys[window(0)], &mut hashes[0]);
-        for n in 0..keys.len().div_ceil(ASIDE) {
-            self.fetch(&mut ahead, &keys[window(n + 1)], &mut hashes[(n + 1) % 2]);
-            self.find(&mut here, &keys[window(n)], &hashes[n % 2], &mut positions[window(n)]);
-            if n > 0 {
-                found(window(n - 1), &positions[window(n - 1)]);
-            }
-        }
-        if let Some(last) = keys.len().div_ceil(ASIDE).checked_sub(1) {
-            found(window(last), &positions[window(last)]);
-        }
-    }
-
-    /// Hashes the next keys, and has the CPU fetch the places where they would be.
-    fn fetch(&self, cursor: &mut Cursor<'_>, keys: &[Key], hashes: &mut [u64; ASIDE]) {
-        cursor.clone().take(keys.len(), |bucket, range| {
-            let index = self.index_of(bucket);
-            for (hashed, &key) in hashes[range.clone()].iter_mut().zip(&keys[range]) {
-                *hashed = hash(key);
-                index.inspect(|index| index.prefetch_segment(*hashed));
-            }
-        });
-        cursor.take(keys.len(), |bucket, range| {
-            if let Some(index) = self.index_of(bucket) {
-                hashes[range].iter().for_each(|&hash| index.prefetch(&self.memory.segments, hash));
-            }
-        });
-    }
-
-    /// Finds the next keys, and has the CPU fetch their rows.
-    fn find(&self, cursor: &mut Cursor<'_>, keys: &[Key], hashes: &[u64; ASIDE], positions: &mut [u32]) {
-        cursor.take(keys.len(), |bucket, range| {
-            let Some(index) = self.index_of(bucket) else { return positions[range].fill(MISSING) };
-            for i in range {
-                positions[i] = index.find(&self.memory.segments, hashes[i], keys[i]);
-                if positions[i] != MISSING {
-                    self.memory.rows.prefetch(positions[i]);
+        let window = |n: usize| (n * WINDOW).min(keys.len())..((n + 1) * WINDOW).min(keys.len());
+        let mut probes = [[Probe::NOTHING; WINDOW]; 2];
+        let mut runs = Runs { entries: directory.iter(), bucket: 0, left: 0 };
+        for n in 0..keys.len().div_ceil(WINDOW) + 2 {
+            self.begin(&mut runs, &keys[window(n)], &mut probes[n % 2]);
+            if let Some(n) = n.checked_sub(1) {
+                for ((&key, probe), at) in keys[window(n)].iter().zip(&probes[n % 2]).zip(window(n)) {
+                    positions[at] = probe.find(key);
+                    if with_rows {
+                        self.memory.rows.prefetch(positions[at]);
+                    }
                 }
             }
-        });
+            if let Some(n) = n.checked_sub(2) {
+                found(window(n), &positions[window(n)]);
+            }
+        }
+    }
+
+    /// Has the CPU fetch the places where the next keys would be.
+    #[inline(always)]
+    fn begin<'a>(&'a self, runs: &mut Runs<'_>, keys: &[Key], probes: &mut [Probe<'a>; WINDOW]) {
+        let mut rest = keys;
+        let mut probes = probes.iter_mut();
+        while !rest.is_empty() {
+            let (bucket, count) = runs.next(rest.len());
+            let (run, behind) = rest.split_at(count);
+            rest = behind;
+            let index = self.index_of(bucket);
+            for (&key, probe) in run.iter().zip(&mut probes) {
+                *probe = index.map_or(Probe::NOTHING, |index| index.probe(&self.memory.segments, hash(key)));
+                probe.prefetch();
+            }
+        }
     }
 
     fn index_of(&self, bucket: BucketId) -> Option<&Index> {
@@ -216,30 +213,25 @@ fn copy_row(to: &mut [f32], from: &[f32]) {
     }
 }
 
-/// Goes through the entries of a directory, some keys at a time.
-#[derive(Clone)]
-struct Cursor<'a> {
-    entries: &'a [DirectoryEntry],
-    /// Keys of the first entry that were taken.
-    used: usize,
+/// Goes through the keys of a directory, some at a time.
+struct Runs<'a> {
+    entries: std::slice::Iter<'a, DirectoryEntry>,
+    bucket: BucketId,
+    /// Keys of this bucket that were not given yet.
+    left: usize,
 }
 
-impl Cursor<'_> {
-    /// The next `count` keys: which of them are of which bucket.
-    fn take(&mut self, count: usize, mut some: impl FnMut(BucketId, Range<usize>)) {
-        let mut at = 0;
-        while at < count
-            && let Some((entry, rest)) = self.entries.split_first()
-        {
-            let left = entry.keys as usize - self.used;
-            let taken = left.min(count - at);
-            some(entry.bucket, at..at + taken);
-            at += taken;
-            self.used += taken;
-            if taken == left {
-                (self.entries, self.used) = (rest, 0);
-            }
+impl Runs<'_> {
+    /// The bucket of the next key, and how many of the next `most` keys are of it.
+    fn next(&mut self, most: usize) -> (BucketId, usize) {
+        while self.left == 0 {
+            // A checked directory has them all.
+            let Some(entry) = self.entries.next() else { return (BucketId::MAX, most) };
+            (self.bucket, self.left) = (entry.bucket, entry.keys as usize);
         }
+        let count = self.left.min(most);
+        self.left -= count;
+        (self.bucket, count)
     }
 }
 
@@ -295,6 +287,9 @@ impl SparseBucketMut<'_> {
         let rows = &mut self.memory.rows;
         let dim = rows.shape().dim;
         for (i, &position) in positions.iter().enumerate() {
+            if let Some(&next) = positions.get(i + AHEAD) {
+                rows.prefetch_sum(next);
+            }
             let place = rows.sum_of(position);
             if *place == 0 {
                 touched.push(position);

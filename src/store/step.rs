@@ -8,6 +8,9 @@ use crate::kernels::{self, BLOCK, Gradient, Input};
 /// Rows of fewer parameters are stepped side by side: a call for each would cost more than its arithmetic.
 const NARROW: usize = 64;
 
+/// Rows between the one that is stepped and the one that is fetched.
+pub const AHEAD: usize = 8;
+
 /// Copies of parameters, planes and gradients, used again and again.
 #[derive(Debug, Default)]
 pub struct Steps {
@@ -30,6 +33,7 @@ impl Steps {
         let aside = optimizer.scalars() == 0 && dim < NARROW;
         if !aside && divisor == 1.0 {
             for (i, &position) in positions.iter().enumerate() {
+                fetch(rows, positions, i + AHEAD);
                 let (parameters, state) = rows.get_mut(position).split_at_mut(dim);
                 let gradient = Gradient::Piece(values.part(i * dim, dim));
                 State::of_part(state, dim, 0, optimizer).step(optimizer, parameters, None, gradient);
@@ -38,6 +42,7 @@ impl Steps {
         }
         let some = (BLOCK / dim).max(1);
         for (n, positions) in positions.chunks(some).enumerate() {
+            (0..AHEAD).for_each(|i| fetch(rows, positions, i));
             self.gradient.resize(positions.len() * dim, 0.0);
             kernels::widen(&mut self.gradient, values.part(n * some * dim, positions.len() * dim));
             if divisor != 1.0 {
@@ -46,7 +51,9 @@ impl Steps {
             if aside {
                 self.step_aside(rows, positions, optimizer);
             } else {
-                for (&position, gradient) in positions.iter().zip(self.gradient.chunks_exact(dim)) {
+                for (i, gradient) in self.gradient.chunks_exact(dim).enumerate() {
+                    fetch(rows, positions, i + AHEAD);
+                    let position = positions[i];
                     let (parameters, state) = rows.get_mut(position).split_at_mut(dim);
                     State::of_part(state, dim, 0, optimizer).step_with(optimizer, parameters, gradient);
                 }
@@ -62,8 +69,9 @@ impl Steps {
         self.planes.resize(all * width, 0.0);
         if dim == 1 && width == 0 {
             // As below; a row of one number is worth no loop.
-            for (copy, &position) in self.parameters.iter_mut().zip(positions) {
-                *copy = rows.get(position)[0];
+            for (i, copy) in self.parameters.iter_mut().enumerate() {
+                fetch(rows, positions, i + AHEAD);
+                *copy = rows.get(positions[i])[0];
             }
             optimizer.step(&mut self.parameters, &mut [], &[], &self.gradient);
             for (copy, &position) in self.parameters.iter().zip(positions) {
@@ -72,6 +80,7 @@ impl Steps {
             return;
         }
         for (i, &position) in positions.iter().enumerate() {
+            fetch(rows, positions, i + AHEAD);
             let row = rows.get(position);
             self.parameters[i * dim..][..dim].copy_from_slice(&row[..dim]);
             for plane in 0..width {
@@ -89,5 +98,13 @@ impl Steps {
                 row[(1 + plane) * dim..][..dim].copy_from_slice(&self.planes[plane * all + i * dim..][..dim]);
             }
         }
+    }
+}
+
+/// Has the CPU fetch the row at one of these positions, if there are so many.
+#[inline(always)]
+fn fetch(rows: &Rows, positions: &[u32], i: usize) {
+    if let Some(&position) = positions.get(i) {
+        rows.prefetch(position);
     }
 }

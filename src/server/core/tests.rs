@@ -11,6 +11,7 @@ use crate::transport::EndpointId;
 use crate::transport::choice::Seat;
 use crate::types::{Consistency, FilterSpec, Quorum, ServerInfo, Stale, Wire};
 
+mod lists;
 mod non_finite;
 mod stopped;
 
