@@ -80,7 +80,9 @@ impl Launcher {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().map(|(n, v)| (n, v)));
-        Process::start(command)
+        let mut process = Process::start(command);
+        process.lag = DEADLINE; // srun has a second process of its own, which may be the last to leave
+        process
     }
 
     /// The same, to its end.
