@@ -1,5 +1,7 @@
-# Spack recipe: put it into a repository of yours as packages/windlass/package.py. Untried: Spack is neither in Debian nor on PyPI.
+# Spack recipe, for Spack 1.0 and later: put it into a repository of yours as packages/windlass/package.py. Untried: Spack is not
+# in Debian, and fetches its packages from places that could not be reached where this was written.
 from spack.package import *
+from spack_repo.builtin.build_systems.cargo import CargoPackage
 
 
 class Windlass(CargoPackage):

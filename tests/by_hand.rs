@@ -430,6 +430,22 @@ fn a_job_by_hand_saves_itself_and_goes_on() {
     assert_eq!((state, *value), (clock.to_le_bytes().to_vec(), clock as f32));
 }
 
+/// A server that joins a job does not decide when it is cut.
+#[test]
+fn a_server_that_says_when_checkpoints_are_made_is_refused() {
+    let directory = scratch();
+    let secret = secret_file(directory.path(), "secret", 0o600);
+    let server =
+        ["server", "--coordinator", "127.0.0.1:1", "--secret-file", text(&secret), "--checkpoint", "x"];
+    for (flag, value) in [("--every", "100"), ("--keep", "3"), ("--grace", "5")] {
+        let said = format!("{flag}: expected this flag at the coordinator");
+        run(server.into_iter().chain([flag, value])).expect(11).says(&said);
+    }
+    let mut told = windlass(["server", "--every", "100"]);
+    told.env("WINDLASS_COORDINATOR", "127.0.0.1:1");
+    Process::start(told).end(PATIENCE).expect(11).says("--every: expected this flag at the coordinator");
+}
+
 /// Who is behind is nice to know, but no reason to be late.
 #[test]
 fn waits_keep_their_deadline_while_the_coordinator_stands_still() {

@@ -379,26 +379,39 @@ fn an_import_that_fails_leaves_nothing() {
     assert!(!disk.0.join("into").exists());
 }
 
-/// As on NFS, where what one host commits is not at once seen by all.
+/// As on NFS, where what one host commits is not at once seen by all: neither a manifest nor the file of a shard.
 #[test]
-fn a_manifest_that_is_seen_late_is_waited_for() {
+fn files_that_are_seen_late_are_waited_for() {
     let directory = scratch();
     let folder = directory.path().join("kept");
     let data = data(directory.path());
     let training = Training::new(directory.path(), &["--data", &data, "--workers", "2"]);
     training.leaves(&folder, 1, &["--every", "20", "--epochs", "100000"]);
-    let hidden = |cut: &PathBuf| (cut.join("MANIFEST"), cut.join("HIDDEN"));
-    let cuts = committed(&folder);
-    cuts.iter().map(hidden).for_each(|(name, late)| fs::rename(name, late).unwrap());
-    let more = ["--checkpoint", text(&folder), "--resume", "auto", "--epochs", "1"];
-    let job = training.start(&more);
-    job.until_says("is whole; looking again for 10s");
-    cuts.iter().map(hidden).for_each(|(name, late)| fs::rename(late, name).unwrap());
-    job.end(PATIENCE).says("goes on from cut ");
-    // What was begun and never committed keeps nobody from beginning anew, a while later.
+    let goes_on = |folder: &PathBuf| {
+        training.start(&["--checkpoint", text(folder), "--resume", "auto", "--epochs", "1"])
+    };
+    let looks_again = "is whole; looking again for 10s";
+    let shard = "shard-0001-000";
+    for name in ["MANIFEST", shard] {
+        let hidden = |cut: &PathBuf| (cut.join(name), cut.join("HIDDEN"));
+        let cuts = committed(&folder);
+        cuts.iter().map(hidden).for_each(|(name, late)| fs::rename(name, late).unwrap());
+        let job = goes_on(&folder);
+        job.until_says(looks_again);
+        cuts.iter().map(hidden).for_each(|(name, late)| fs::rename(late, name).unwrap());
+        job.end(PATIENCE).says("goes on from cut ");
+    }
+    // What was begun and never committed keeps nobody from beginning anew, a while later; a file that does not come does.
+    let lacking = directory.path().join("lacking");
+    let copied = Command::new("cp").args(["-r", text(&folder), text(&lacking)]).status().unwrap();
+    assert!(copied.success());
     committed(&folder).iter().for_each(|cut| fs::remove_file(cut.join("MANIFEST")).unwrap());
-    let ended = training.start(&more).end(PATIENCE).expect(0).says("is whole; looking again for 10s");
-    assert!(!ended.stderr.contains("goes on from"), "{}", ended.stderr);
+    committed(&lacking).iter().for_each(|cut| fs::remove_file(cut.join(shard)).unwrap());
+    let [anew, refused] = [&folder, &lacking].map(goes_on).map(|job| job.end(PATIENCE).says(looks_again));
+    let anew = anew.expect(0);
+    assert!(!anew.stderr.contains("goes on from"), "{}", anew.stderr);
+    let missing = committed(&lacking).pop().unwrap().join(shard);
+    refused.expect(12).says(&format!("open ({}): ", missing.display()));
 }
 
 /// The cuts of a directory that are committed, oldest first.

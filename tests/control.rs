@@ -16,6 +16,7 @@ use windlass::proto::handshake::{Dialler, Established, Local, Nonce};
 use windlass::proto::secret::Secret;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome, StopHandle};
 use windlass::types::{Identity, Role, TableSpec, View};
+use windlass::{Client, ClientConfig};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Longer than anything here takes; reaching it is a failure.
@@ -282,6 +283,29 @@ fn a_killed_node_aborts_the_job_everywhere_by_name() {
     assert!(workers[0].aborted().contains("server 0 (test:"));
     assert!(servers[0].aborted().contains("is lost"));
     drop((servers, workers));
+    assert!(job.end().is_err());
+}
+
+/// The others hear what a worker could not reach, and not only that it has gone.
+#[test]
+fn a_worker_that_can_not_reach_a_server_tells_the_others_which() {
+    let job = Job::start(1, Some(1));
+    let (mut server, role) = (Node::dial(config(Role::Server, None), job.address), Role::Server);
+    server.up();
+    let address = Some("127.0.0.1:1".to_owned()); // nobody listens there
+    server.send(ControlMessage::Join { role, rank: None, workers: None, address, threads: 1, first: 0 });
+    let mut config = ClientConfig::new(&job.address.to_string(), secret(1), 0, 1);
+    config.job = "job".to_owned();
+    config.network.limits.dial_timeout = Duration::from_millis(300);
+    let worker = std::thread::spawn(move || Client::connect(config).err().unwrap().to_string());
+    let reason = loop {
+        if let ControlMessage::Abort { reason } = server.message() {
+            break reason;
+        }
+    };
+    let said = worker.join().unwrap();
+    assert!(said.contains("server 0 at 127.0.0.1:1 "), "{said}");
+    assert!(reason.starts_with("worker 0 (") && reason.ends_with(&format!("gave up: {said}")), "{reason}");
     assert!(job.end().is_err());
 }
 

@@ -382,6 +382,9 @@ fn serve(options: &ServerOptions, environment: &Environment) -> Result<()> {
     if options.print_config {
         return print_config(&settings);
     }
+    if options.node.coordinator.is_some() || settings.text(variable::COORDINATOR).is_some() {
+        options.checkpoints.only_places()?;
+    }
     let serve = |settings: &Environment| {
         let coordinator = options.node.coordinator(settings)?;
         if settings.text(variable::JOB).is_none() {

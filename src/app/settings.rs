@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::config::{Environment, Setting, settings};
+use crate::error::{Error, Result};
 
 /// A group of settings that some subcommands have.
 pub trait Group {
@@ -96,6 +97,11 @@ impl<G> fmt::Debug for Flags<G> {
 }
 
 impl<G> Flags<G> {
+    /// The first that was given.
+    fn first(&self) -> Option<&(&'static Setting, String)> {
+        self.given.first()
+    }
+
     /// The environment with these flags above it.
     pub fn over(&self, environment: &Environment) -> Environment {
         let above = |environment: Environment, (setting, text): &(&'static Setting, String)| {
@@ -154,5 +160,17 @@ impl CheckpointFlags {
     /// The environment with these flags above it.
     pub fn over(&self, environment: &Environment) -> Environment {
         self.cuts.over(&self.places.over(environment))
+    }
+
+    /// Refuses flags that say when checkpoints are made: of a server that joins a job nobody would obey them.
+    pub fn only_places(&self) -> Result<()> {
+        self.cuts.first().map_or(Ok(()), |(setting, text)| {
+            let expected = "this flag at the coordinator, which says when checkpoints are made";
+            Err(Error::config(
+                format!("--{}", setting.flag()),
+                expected,
+                format!("{text} at a server that joins one"),
+            ))
+        })
     }
 }

@@ -23,4 +23,6 @@ pub use storage::{Disk, Storage, StorageFile};
 pub use writer::FileWriter;
 
 #[cfg(test)]
+mod kill_tests;
+#[cfg(test)]
 mod tests;

@@ -495,7 +495,7 @@ fn spec() -> TableSpec {
 }
 
 /// Writes and commits a whole cut: two servers' files, the workers' states, the manifest; then removes what is not kept.
-fn checkpoint(folder: &Folder, number: u64) -> crate::error::Result<()> {
+pub(super) fn checkpoint(folder: &Folder, number: u64) -> crate::error::Result<()> {
     let mut files = Vec::new();
     for server in 0..2 {
         let shard = ShardId { server, thread: 0 };
@@ -513,9 +513,12 @@ fn checkpoint(folder: &Folder, number: u64) -> crate::error::Result<()> {
     folder.retain(number, 1, "a run")
 }
 
-/// The newest usable cut, which must be whole.
 fn newest(disk: &Memory) -> Option<u64> {
-    let folder = Folder::new(disk.storage(), Path::new("/jobs/a"));
+    newest_of(&Folder::new(disk.storage(), Path::new("/jobs/a")))
+}
+
+/// The newest usable cut, which must be whole.
+pub(super) fn newest_of(folder: &Folder) -> Option<u64> {
     let (number, cut) = folder.latest().unwrap().cut?;
     cut.verify().unwrap();
     assert_eq!(cut.manifest().clock, number * 10);

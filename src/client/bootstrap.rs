@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::ClientConfig;
-use super::control::{ControlLinks, SETTLE, Shared};
+use super::control::{ControlLinks, PATIENCE, SETTLE, Shared};
 use super::cuts::Cuts;
 use super::engine::Engine;
 use super::link::Link;
@@ -16,7 +16,7 @@ use crate::control::{Event, Hub, HubConfig, Limits, LinkId, this_process};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool};
 use crate::proto::HEADER;
-use crate::proto::control::ControlMessage;
+use crate::proto::control::{ControlMessage, reason};
 use crate::proto::handshake::derive_endpoint_key;
 use crate::time::Deadline;
 use crate::transport::{SessionKey, Transport, choice};
@@ -87,13 +87,16 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
         lost: None,
     };
     let (view, agreed) = joining.view(config, &offer)?;
-    let servers = joining.dial(&view.servers)?;
     let clock = joining.resumed.as_ref().map_or(0, |(clock, _)| *clock);
     let cuts =
         joining.resumed.take().map_or_else(Cuts::default, |(clock, state)| Cuts::resumed(clock, state));
     let shared = Arc::new(Shared::new(config.rank, clock, cuts)?);
     let kind = agreed.kind;
-    let (engine, wishes, outcomes) = joining.endpoints(config, &view, &servers, agreed, shared.clone())?;
+    let opened = joining.dial(&view.servers).and_then(|servers| {
+        let opened = joining.endpoints(config, &view, &servers, agreed, shared.clone())?;
+        Ok((servers, opened))
+    });
+    let (servers, (engine, wishes, outcomes)) = opened.map_err(|error| joining.give_up(error))?;
     let export = |link: &LinkId| joining.up.get(link).map_or([0; 32], |(_, export, _)| *export);
     let filters = |(server, link): (&ServerInfo, &LinkId)| {
         let chosen = joining.up.get(link).map_or_else(Vec::new, |(.., chosen)| chosen.clone());
@@ -242,6 +245,15 @@ impl Joining {
             }
         }
         Ok(())
+    }
+
+    /// Says to the Coordinator why this worker can't take part, so that the others hear the reason, and not just that a link closed.
+    fn give_up(&mut self, error: Error) -> Error {
+        let abort = ControlMessage::Abort { reason: reason(error.to_string()) };
+        // If it is gone, that is known.
+        let _ = self.hub.send(self.coordinator, &abort);
+        let _ = self.hub.shut_down(PATIENCE);
+        error
     }
 
     /// Drives the hub until `done` gives something.

@@ -25,7 +25,7 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 /// Time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long the links may take to close at the end.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One server's figures.
 #[derive(Debug, Clone, PartialEq, Eq)]

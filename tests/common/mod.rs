@@ -79,6 +79,8 @@ pub struct Process {
     mark: String,
     stdout: Capture,
     stderr: Capture,
+    /// How long what it has started may outlive it.
+    pub lag: Duration,
 }
 
 /// How a process ended.
@@ -115,7 +117,7 @@ impl Process {
         let mut child = command.spawn().unwrap();
         let stdout = Capture::of(child.stdout.take().unwrap());
         let stderr = Capture::of(child.stderr.take().unwrap());
-        Process { child, mark, stdout, stderr }
+        Process { child, mark, stdout, stderr, lag: Duration::ZERO }
     }
 
     /// Its process id.
@@ -181,6 +183,10 @@ impl Process {
         }
         let status = status.unwrap();
         if status.signal().is_none() {
+            let ended = Instant::now();
+            while ended.elapsed() < self.lag && !self.members().is_empty() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
             assert_eq!(self.members(), [], "left behind");
         }
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap());

@@ -156,6 +156,24 @@ fn a_rank_that_can_not_reach_the_leader_is_named_with_its_addresses() {
     }
 }
 
+/// The same before a server that is not with rank 0: who can't reach it names it, with its address, and the others hear of that.
+#[test]
+fn a_worker_that_can_not_reach_a_server_names_it_with_its_address() {
+    if !wanted() {
+        return;
+    }
+    let (hosts, folder) = (Hosts::up("e"), scratch());
+    hosts.ip("n3", &["route", "add", "blackhole", "10.77.0.12/32"]);
+    let job = [WINDLASS, "run", "--servers", "2", "--servers-on", "0,2", "--dial-timeout", "2", "--"];
+    let processes = hosts.launch(folder.path(), &[&job[..], &[WINDLASS, "train", "lr"]].concat());
+    let mut ended: Vec<_> = processes.into_iter().map(|process| process.end(PATIENCE)).collect();
+    let said = "a connection to server 1 at 10.77.0.13:";
+    ended.remove(1).expect(13).says(said);
+    for other in ended {
+        other.expect(19).says("worker 0 (").says(said);
+    }
+}
+
 #[test]
 fn a_remote_shell_starts_a_job_on_hosts_with_addresses_of_their_own() {
     if !wanted() {

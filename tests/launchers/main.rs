@@ -80,7 +80,9 @@ impl Launcher {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().map(|(n, v)| (n, v)));
-        Process::start(command)
+        let mut process = Process::start(command);
+        process.lag = DEADLINE; // srun has a second process of its own, which may be the last to leave
+        process
     }
 
     /// The same, to its end.
@@ -118,10 +120,12 @@ impl Launcher {
         }
     }
 
-    /// Ends `victim`, a process of a training that does not end by itself: everything ends soon, with a failure, and nothing is left.
+    /// Ends `victim`, a process of a training that does not end by itself: everything ends soon, with a failure, and nothing is left:
+    /// no process, and no file where the ranks run, which is also where they are told to put what is for the moment.
     pub fn killed(&self, victim: impl Fn(&Process) -> i32) -> Ended {
-        let job = ["run", "--servers", "2", "--", WINDLASS, "train", "lr", "--epochs", "1000000"];
-        let process = self.start(&[&[WINDLASS], &job[..]].concat());
+        let temporary = format!("TMPDIR={}", text(&self.folder));
+        let job = ["env", &temporary, WINDLASS, "run", "--servers", "2", "--"];
+        let process = self.start(&[&job[..], &[WINDLASS, "train", "lr", "--epochs", "1000000"]].concat());
         process.until_says(", clock ");
         kill(victim(&process), Signal::KILL);
         // Some launchers leave before the last of their ranks, so the ranks are asked first.
@@ -129,6 +133,7 @@ impl Launcher {
         let ended = process.end(PATIENCE);
         assert_ne!(ended.code, 0);
         assert_ne!(ended.code, 124, "the time limit ended it: {}", ended.stderr);
+        no_files_are_left(&self.folder);
         ended
     }
 }
