@@ -296,7 +296,7 @@ settings! {
         QUEUED_FRAMES, "N", Kind::Count(1..=1 << 20), WorkerLimits::default().queued_frames;
         "Frames that may wait for one server thread before a call waits, too"
         WINDOW_BYTES, "BYTES", Kind::Bytes(4 << 10..=1 << 30), WorkerLimits::default().window_bytes;
-        "Bytes that may be under way to one server thread beyond the first frame"
+        "Bytes that may be under way to one server thread beyond the first frame; what shared memory lends does not count"
         RING_ENTRIES, "N", Kind::Count(4..=65_536), WorkerLimits::default().ring_entries;
         "Replies of one server thread that a worker has not read"
     }

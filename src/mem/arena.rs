@@ -233,7 +233,7 @@ fn unmapped(bytes: usize, e: std::io::Error) -> Error {
 }
 
 /// Refuses a descriptor whose mapping could fault, change its length or cost us memory. Only a memfd can carry the seals, and only
-/// those on ordinary pages are taken: a peer can take huge pages out of its file again.
+/// those that are not on reserved huge pages (hugetlbfs): a peer can take these out of its file again.
 fn check(file: &OwnedFd, seals: SealFlags, bytes: usize, peer: &str) -> Result<()> {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
     let refuse = |expected: &str, found: &dyn std::fmt::Display| {
@@ -245,7 +245,7 @@ fn check(file: &OwnedFd, seals: SealFlags, bytes: usize, peer: &str) -> Result<(
     }
     let magic = rustix::fs::fstatfs(file).map(|s| s.f_type);
     if magic != Ok(TMPFS_MAGIC) {
-        return refuse("memory on ordinary pages", &format!("file system {magic:x?}"));
+        return refuse("memory that is not on reserved huge pages", &format!("file system {magic:x?}"));
     }
     let size = rustix::fs::fstat(file).map_or(0, |s| u64::try_from(s.st_size).unwrap_or(0));
     if bytes == 0 || size < bytes as u64 {

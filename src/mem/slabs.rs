@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::Arena;
 
-/// Slabs in a block: as many in all, so that a slab is found by a shift. What of a block is not used yet takes address space alone.
-const BLOCK: usize = 4096;
+/// Bytes of a block, at most, where a slab is no longer: the same for all, so that a slab is found by a shift. What of a block is not
+/// used yet takes address space alone.
+const BLOCK: usize = 16 << 20;
 
 /// What the system zeroes and maps at a time where it gives huge pages.
 const HUGE: usize = 2 << 20;
@@ -15,6 +16,8 @@ const HUGE: usize = 2 << 20;
 #[derive(Debug)]
 pub struct Slabs<T> {
     length: usize,
+    /// There are 1 << `shift` slabs in a block.
+    shift: u32,
     blocks: Vec<Block<T>>,
     used: u32,
     /// The block, and where in it, of the last huge page that [`Slabs::get_ready`] had supplied.
@@ -38,7 +41,8 @@ impl<T: bytemuck::Pod> Slabs<T> {
     /// When a slab would hold nothing.
     pub fn new(length: usize) -> Slabs<T> {
         assert!(length > 0 && size_of::<T>() > 0, "slabs of nothing");
-        Slabs { length, blocks: Vec::new(), used: 0, ready: (0, 0) }
+        let shift = (BLOCK / length.saturating_mul(size_of::<T>())).max(1).ilog2();
+        Slabs { length, shift, blocks: Vec::new(), used: 0, ready: (0, 0) }
     }
 
     /// How many slabs there are.
@@ -54,8 +58,10 @@ impl<T: bytemuck::Pod> Slabs<T> {
     /// One more slab; its number. Memory that can't be had ends the process, as with `Vec`.
     pub fn add(&mut self) -> u32 {
         let slab = self.used;
-        if slab as usize == self.blocks.len() * BLOCK {
-            self.map();
+        if slab as usize == self.blocks.len() << self.shift
+            && let Err(layout) = self.map()
+        {
+            handle_alloc_error(layout);
         }
         self.used += 1;
         slab
@@ -63,31 +69,34 @@ impl<T: bytemuck::Pod> Slabs<T> {
 
     /// Has the system supply the next huge page, if half of the last one that it did is used. True when it did: that takes up to 5 ms
     /// where the page has to come from a hypervisor, so who adds slabs does this once for each of its calls, and no call waits for two.
+    /// Where there is no memory, it is left to who needs it.
     pub fn get_ready(&mut self) -> bool {
         let bytes = self.length * size_of::<T>();
-        let (block, end) = (self.used as usize / BLOCK, self.used as usize % BLOCK * bytes);
+        let (block, at) = self.locate(self.used);
+        let end = at * bytes;
         let mut next = (block, (end + HUGE / 2) / HUGE * HUGE);
-        if end + HUGE / 2 >= BLOCK * bytes {
+        if end + HUGE / 2 >= bytes << self.shift {
             next = (block + 1, 0);
         }
         if next <= self.ready || next < (block, end) {
             return false;
         }
         self.ready = next;
-        if next.0 == self.blocks.len() {
-            self.map();
+        while self.blocks.len() <= next.0 {
+            if self.map().is_err() {
+                return false;
+            }
         }
         // SAFETY: it lies in the block, behind all slabs that were given away, and holds zeros.
         unsafe { self.blocks[next.0].start.cast::<u8>().add(next.1).write_volatile(0) };
         true
     }
 
-    /// Maps one more block.
-    fn map(&mut self) {
-        let bytes = BLOCK.saturating_mul(self.length).saturating_mul(size_of::<T>());
-        let Ok(arena) = Arena::new(bytes.saturating_add(HUGE)) else {
-            handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))
-        };
+    /// Maps one more block, or says what can't be had.
+    fn map(&mut self) -> Result<(), Layout> {
+        let bytes = self.length.saturating_mul(size_of::<T>()).saturating_mul(1 << self.shift);
+        let arena = Arena::new(bytes.saturating_add(HUGE))
+            .map_err(|_| Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))?;
         const { assert!(align_of::<T>() <= HUGE) };
         let at = arena.at(0, HUGE).align_offset(HUGE);
         if self.blocks.is_empty() {
@@ -95,6 +104,13 @@ impl<T: bytemuck::Pod> Slabs<T> {
             arena.on_small_pages(at + HUGE);
         }
         self.blocks.push(Block { start: arena.at(at, bytes).cast(), _arena: arena });
+        Ok(())
+    }
+
+    /// A slab's block, and its number there.
+    #[inline(always)]
+    fn locate(&self, slab: u32) -> (usize, usize) {
+        (slab as usize >> self.shift, slab as usize & ((1 << self.shift) - 1))
     }
 
     /// The values of a slab.
@@ -123,19 +139,18 @@ impl<T: bytemuck::Pod> Slabs<T> {
     /// Has the CPU fetch the line that holds the value at a place of a slab, if there is such a slab.
     #[inline(always)]
     pub fn prefetch(&self, slab: u32, at: usize) {
-        if let Some(block) = self.blocks.get(slab as usize / BLOCK) {
-            prefetch(block.start.wrapping_add(slab as usize % BLOCK * self.length + at));
+        let (block, number) = self.locate(slab);
+        if let Some(block) = self.blocks.get(block) {
+            prefetch(block.start.wrapping_add(number * self.length + at));
         }
     }
 
     #[inline(always)]
     fn start(&self, slab: u32) -> *mut T {
         assert!(slab < self.used, "slab {slab} of {}", self.used);
-        // SAFETY: `add` made the block, with room for `BLOCK` slabs, before it gave the number away.
-        unsafe {
-            let block = self.blocks.get_unchecked(slab as usize / BLOCK);
-            block.start.add(slab as usize % BLOCK * self.length)
-        }
+        let (block, number) = self.locate(slab);
+        // SAFETY: `add` made the block, with room for 1 << `shift` slabs, before it gave the number away.
+        unsafe { self.blocks.get_unchecked(block).start.add(number * self.length) }
     }
 }
 
@@ -176,7 +191,7 @@ mod tests {
     /// Whatever is supplied before it is needed: each page once, and never one that holds something.
     #[test]
     fn pages_are_got_ready_one_ahead_and_stay_zero() {
-        let mut slabs = Slabs::<u64>::new(600); // 4096 of them are 9.4 huge pages
+        let mut slabs = Slabs::<u64>::new(600); // 2048 of them are 4.7 huge pages
         let mut got_ready = 0;
         for slab in 0..10_000 {
             assert_eq!(slabs.add(), slab);
@@ -186,8 +201,27 @@ mod tests {
             assert!(!slabs.get_ready());
             assert!(slabs.get(slab).iter().all(|&v| v == 7));
         }
-        // Two blocks of ten and the beginning of a third; the first page of the first comes by itself.
-        assert_eq!(got_ready, 9 + 10 + 5);
+        // Four blocks of five and the beginning of a fifth; the first page of the first comes by itself.
+        assert_eq!(got_ready, 4 + 3 * 5 + 5);
+    }
+
+    /// However long slabs are, and where the blocks are all full, or none is there.
+    #[test]
+    fn pages_are_got_ready_wherever_slabs_end() {
+        for length in [1, 16, 33, 600, 300_000, 3 << 20] {
+            let mut slabs = Slabs::<u64>::new(length);
+            assert!(!slabs.get_ready());
+            let block = 1usize << slabs.shift;
+            for slab in 0..3 * block as u32 {
+                assert_eq!(slabs.add(), slab);
+                if (slab as usize + 1) % block <= 1 {
+                    slabs.ready = (0, 0); // as where they were restored
+                    slabs.get_ready();
+                }
+            }
+            let last = slabs.get_mut(3 * block as u32 - 1);
+            assert_eq!((last[0], last[length - 1]), (0, 0));
+        }
     }
 
     #[test]

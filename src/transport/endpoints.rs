@@ -71,6 +71,11 @@ impl<S> Endpoints<S> {
         self.at(id.index).filter(|e| e.id == id)
     }
 
+    /// The same, to be looked at.
+    pub fn look(&self, id: EndpointId) -> Option<&Endpoint<S>> {
+        self.slots.get(id.index as usize)?.endpoint.as_deref().filter(|e| e.id == id)
+    }
+
     /// The endpoint in this place.
     pub fn at(&mut self, index: u32) -> Option<&mut Endpoint<S>> {
         self.slots.get_mut(index as usize)?.endpoint.as_deref_mut()

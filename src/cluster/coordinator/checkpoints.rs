@@ -92,7 +92,11 @@ impl Coordinator {
         self.damage = self.damage.take().or(damage);
         if self.unverified.is_empty() {
             match self.damage.take() {
-                Some(damage) => out.push(Output::Damaged { number, damage }),
+                Some(damage) => {
+                    // Whoever tells the job to end meanwhile is not told that this cut holds all.
+                    self.config.resumed = None;
+                    out.push(Output::Damaged { number, damage });
+                }
                 None => self.start(now, out),
             }
         }

@@ -364,7 +364,7 @@ fn a_damaged_cut_is_replaced_once_nobody_reads_it_any_more() {
     rig.say(101, M::Verified { number: 7, damage: Some(damage.clone()) });
     assert!(rig.out.is_empty());
     rig.say(100, M::Verified { number: 7, damage: None });
-    assert_eq!(std::mem::take(&mut rig.out), [Output::Damaged { number: 7, damage }]);
+    assert_eq!(std::mem::take(&mut rig.out), [Output::Damaged { number: 7, damage: damage.clone() }]);
     rig.core.go_on_from(resumed(5), &mut rig.out);
     for (link, part) in [(100, 0), (101, 1)] {
         assert_eq!(rig.sent(link), [M::Verify { number: 5, part, of: 2 }]);
@@ -374,6 +374,13 @@ fn a_damaged_cut_is_replaced_once_nobody_reads_it_any_more() {
     // Its cuts begin behind that one.
     rig.core.end(&mut rig.out);
     assert_eq!(rig.sent(0).last(), Some(&M::Cut { number: 9, clock: 50 }));
+    // Told to end before an older one is found: the damaged one is not what holds all.
+    let mut rig = resuming(7);
+    rig.say(101, M::Verified { number: 7, damage: Some(damage) });
+    rig.say(100, M::Verified { number: 7, damage: None });
+    rig.core.end(&mut rig.out);
+    assert_eq!(rig.core.saved(), None);
+    assert!(rig.failure().contains("told to end"));
     // A node that is lost while the cut is read ends the job.
     let mut rig = resuming(7);
     rig.down(100);

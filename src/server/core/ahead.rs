@@ -25,6 +25,8 @@ pub struct Ahead {
     pushed: Vec<Clock>,
     /// What the cut that the job goes on from holds, where that is more than the clocks before its own.
     held: HashMap<(Rank, TableId, BucketId), Reach>,
+    /// The least of their clocks.
+    least: Clock,
     /// By rank: the keys of its open clock.
     seen: Vec<HashMap<(TableId, BucketId), u64>>,
     /// `seen` is kept: a cut waits for its clock, or something is held.
@@ -58,8 +60,10 @@ impl Ahead {
 
     /// All clocks before this one have closed: what is held of them is not pushed again any more.
     pub fn closed(&mut self, clock: Clock, waiting: bool) {
-        if !self.held.is_empty() {
+        // There may be millions, and thousands of clocks until the slowest worker has caught up.
+        if !self.held.is_empty() && self.least < clock {
             self.held.retain(|_, (until, _)| *until >= clock);
+            self.least = self.held.values().map(|(until, _)| *until).min().unwrap_or_default();
             self.rest(waiting);
         }
     }
@@ -86,6 +90,7 @@ impl Ahead {
 
     /// The job goes on from a cut that holds this of a worker.
     pub fn hold(&mut self, rank: Rank, (table, bucket): (TableId, BucketId), reach: Reach) {
+        self.least = if self.held.is_empty() { reach.0 } else { self.least.min(reach.0) };
         self.held.insert((rank, table, bucket), reach);
         self.counts = true;
     }

@@ -41,10 +41,11 @@ impl Core {
         if let Some(uncounted) = self.ahead.uncounted(&self.gate.clocks(), clock) {
             return Ok(Err(uncounted));
         }
+        let saver = saver()?;
         self.ahead.count();
         self.shard.unmark();
         self.cutting = Some(number);
-        self.awaited = Some(Awaited { number, clock, saver: saver()? });
+        self.awaited = Some(Awaited { number, clock, saver });
         self.mark(self.gate.closed());
         Ok(Ok(()))
     }

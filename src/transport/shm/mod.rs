@@ -229,8 +229,11 @@ impl Transport for Shm {
         Kind::Shared
     }
 
-    fn sends_in_place(&self, _: EndpointId, arena: &Arena) -> bool {
-        arena.file().is_some() && arena.len() <= self.config.max_shown
+    fn sends_in_place(&self, endpoint: EndpointId, arena: &Arena) -> bool {
+        match self.endpoints.look(endpoint).map(|e| &e.state) {
+            Some(State::Connected(c)) => c.tx.may_show(arena),
+            _ => arena.file().is_some(),
+        }
     }
 
     fn lends(&self, _: EndpointId) -> bool {

@@ -4,12 +4,12 @@
 //! shown to it; else they go through the ring in parts.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::frame::{Frame, Kind, Source};
 use super::socket;
 use crate::mem::ring::{OutOfStep, Producer, cells};
-use crate::mem::{RegionId, RegionSlice};
+use crate::mem::{Arena, RegionId, RegionSlice};
 use crate::transport::{HEADER, Message, Payload};
 
 /// The longest body that is copied into the ring, in bytes, when it could be taken from where it lies.
@@ -67,6 +67,8 @@ enum Place {
     Free,
     Shown {
         region: RegionId,
+        /// Its descriptor, which tells its arena from others.
+        file: RawFd,
         bytes: usize,
     },
     /// The peer has not taken the word that it may forget it.
@@ -176,6 +178,21 @@ impl Tx {
     /// Whether the caller's next operation has to wait until the peer has taken one.
     pub fn is_full(&self) -> bool {
         self.posted >= self.depth
+    }
+
+    /// Whether the peer is shown an arena, or may be beside what is shown already. One number, and a sixteenth of the bytes, are left to
+    /// buffers that answers are copied into where it may not.
+    pub fn may_show(&self, arena: &Arena) -> bool {
+        let Some(file) = arena.file().map(|file| file.as_raw_fd()) else { return false };
+        let (mut places, mut bytes) = (0, 0);
+        for place in &self.shown {
+            if matches!(place, Place::Shown { file: theirs, .. } if *theirs == file) {
+                return true;
+            }
+            places += usize::from(*place != Place::Free);
+            bytes += place.bytes();
+        }
+        places + 1 < MAX_SHOWN && bytes.saturating_add(arena.len()) <= self.max_shown - self.max_shown / 16
     }
 
     /// Whether it is worth asking what the peer has taken: to ask costs a cache line that both sides write.
@@ -291,7 +308,7 @@ fn show(shown: &mut Vec<Place>, max_shown: usize, slice: &RegionSlice, socket: &
     if place == shown.len() {
         shown.push(Place::Free);
     }
-    shown[place] = Place::Shown { region: slice.region, bytes };
+    shown[place] = Place::Shown { region: slice.region, file: file.as_raw_fd(), bytes };
     Some(place)
 }
 
@@ -324,8 +341,39 @@ impl Showing {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // in a test a failure is a panic
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::mem::ring::{RING, Ring};
+
+    /// Numbers and bytes are kept for buffers that answers are copied into: what may not be shown is not sent from where it lies.
+    #[test]
+    fn what_may_be_shown_leaves_room_for_more() {
+        let (socket, _theirs) = socket_pair();
+        let ring = Ring::new(Arena::new(RING).unwrap(), 0);
+        let mut tx = Tx::new(Producer::new(ring), 4, 64 << 20);
+        let arenas: Vec<Arc<Arena>> = (0..MAX_SHOWN).map(|_| Arena::shared(4096).unwrap()).collect();
+        let mut shown = |number: usize| {
+            let arena = arenas[number].clone();
+            let slice = RegionSlice { arena, region: RegionId(number as u32), offset: 0, length: 4096 };
+            show(&mut tx.shown, tx.max_shown, &slice, &socket);
+            tx.may_show(&arenas[MAX_SHOWN - 1])
+        };
+        assert!((0..MAX_SHOWN - 2).all(&mut shown));
+        assert!(!shown(MAX_SHOWN - 2), "the last number");
+        assert!(tx.may_show(&arenas[5]), "it is shown");
+        tx.shown.truncate(1);
+        assert!(tx.may_show(&Arena::shared(59 << 20).unwrap()));
+        assert!(!tx.may_show(&Arena::shared(61 << 20).unwrap()), "of 64 MiB");
+        assert!(!tx.may_show(&Arena::new(4096).unwrap()), "private");
+    }
+
+    fn socket_pair() -> (OwnedFd, OwnedFd) {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap()
+    }
 
     #[test]
     fn golden_showing() {
