@@ -3,12 +3,42 @@
 #
 #   scripts/bench-verbs.sh [ROUNDS [SECONDS]]        in scripts/rdma-vm.sh, with target/release/windlass (default: 3 rounds of 2 s)
 #   scripts/bench-verbs.sh --here DEVICE GID WINDLASS ROUNDS SECONDS      on this machine's DEVICE, with GID index GID
+#   scripts/bench-verbs.sh --judge FOLDER                                 what was measured before: a file for each measure, a figure in each line
 #
 # Needs perftest (apt-get install perftest) and cargo build --release --features verbs. Prints every round, then the medians and the
-# ratios with their aims. In the emulated machine the ratios count instructions; only on real devices do they tell of hardware.
+# ratios with their aims; ends with 1 when one of them misses its aim. In the emulated machine the ratios count instructions; only on real devices do they tell of hardware.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# judge FOLDER: the medians, the ratios, and whether all keep their aims.
+judge() {
+    awk -v ibw="$(median "$1/ib_write_bw")" -v w="$(median "$1/write")" -v ibr="$(median "$1/ib_read_bw")" -v r="$(median "$1/read")" \
+        -v lat="$(median "$1/ib_write_lat")" -v trip="$(median "$1/round_trip")" -v push="$(median "$1/push")" -v add="$(median "$1/add")" '
+    function ratio(ours, theirs) { return theirs > 0 ? ours / theirs : 0 }
+    function kept(well) { if (!well) missed = 1; return well ? "" : ": missed" }
+    BEGIN {
+        printf "| measure | ours | perftest | ratio | aim |\n| --- | --- | --- | --- | --- |\n"
+        x = ratio(w, ibw)
+        printf "| write, 1 MiB, GB/s | %.4f | %.4f | %.2f | 0.8 or more%s |\n", w, ibw, x, kept(x >= 0.8)
+        x = ratio(r, ibr)
+        printf "| read, 1 MiB, GB/s | %.4f | %.4f | %.2f | 0.8 or more%s |\n", r, ibr, x, kept(x >= 0.8)
+        x = ratio(trip, 2 * lat)
+        printf "| write of 64 bytes with a number, and another back, µs | %.1f | 2 × %.1f | %.2f | 2.5 or less%s |\n", trip, lat, x, kept(x > 0 && x <= 2.5)
+        part = w > 0 && add > 0 ? 1 / (1 / w + 1 / add) : 0
+        x = ratio(push, part)
+        printf "| push with sum, 1 MiB, GB/s | %.4f | %.4f (write, then add) | %.2f | 0.8 or more%s |\n", push, part, x, kept(x >= 0.8)
+        exit missed
+    }'
+}
+
+median() {
+    sort -g "$1" | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+}
+
+if [[ ${1:-} == --judge ]]; then
+    judge "$2"
+    exit
+fi
 if [[ ${1:-} != --here ]]; then
     command -v ib_write_bw >/dev/null || { echo "bench-verbs: missing: apt-get install perftest" >&2; exit 1; }
     exec scripts/rdma-vm.sh "$PWD/scripts/bench-verbs.sh" --here rxe0 1 "$PWD/target/release/windlass" "${1:-3}" "${2:-2}"
@@ -63,15 +93,4 @@ for ((round = 0; round < rounds; round++)); do
     note add "$(measured gbytes_per_second add --bytes "$bytes")"
 done
 
-median() {
-    sort -g "$figures/$1" | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
-}
-awk -v ibw="$(median ib_write_bw)" -v w="$(median write)" -v ibr="$(median ib_read_bw)" -v r="$(median read)" \
-    -v lat="$(median ib_write_lat)" -v trip="$(median round_trip)" -v push="$(median push)" -v add="$(median add)" 'BEGIN {
-    printf "| measure | ours | perftest | ratio | aim |\n| --- | --- | --- | --- | --- |\n"
-    printf "| write, 1 MiB, GB/s | %.4f | %.4f | %.2f | 0.8 or more |\n", w, ibw, w / ibw
-    printf "| read, 1 MiB, GB/s | %.4f | %.4f | %.2f | 0.8 or more |\n", r, ibr, r / ibr
-    printf "| write of 64 bytes with its answer, µs | %.1f | 2 × %.1f | %.2f | 2.5 or less |\n", trip, lat, trip / (2 * lat)
-    part = 1 / (1 / w + 1 / add)
-    printf "| push with sum, 1 MiB, GB/s | %.4f | %.4f (write, then add) | %.2f | 0.8 or more |\n", push, part, push / part
-}'
+judge "$figures"

@@ -521,6 +521,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn auto_spins_unless_more_threads_wait_than_there_are_cpus() {
+        let spin = Polling::Spin(Duration::from_micros(50));
+        for (pollers, cpus, auto) in
+            [(1, 1, spin), (6, 8, spin), (8, 8, spin), (9, 8, Polling::Block), (2, 1, Polling::Block)]
+        {
+            assert_eq!(Polling::chosen(PollChoice::Auto, pollers, cpus), auto, "{pollers} on {cpus}");
+            // What was asked for holds whatever the host has.
+            assert_eq!(Polling::chosen(PollChoice::Spin, pollers, cpus), Polling::Spin(Duration::MAX));
+            assert_eq!(Polling::chosen(PollChoice::Block, pollers, cpus), Polling::Block);
+        }
+    }
+
+    #[test]
     fn values_are_parsed_or_refused_by_name() {
         let environment = Environment::from_pairs([(variable::RANK, "3"), (variable::WORKERS, "many")]);
         assert_eq!(environment.value::<u32>(variable::RANK, "a number").unwrap(), Some(3));

@@ -108,3 +108,36 @@ fn the_loss_of_the_other_end_is_told() {
         job.coordinator.join().unwrap().unwrap_err();
     }
 }
+
+/// The verdict of `scripts/bench-verbs.sh` on figures: all is printed, and a ratio that misses its aim is its exit status.
+#[test]
+fn a_missed_aim_beside_perftest_is_an_exit_status() {
+    let judged = |figures: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        let good = [
+            ("ib_write_bw", "1\n1.1\n0.9\n"),
+            ("write", "0.5\n0.8\n2\n"),
+            ("ib_read_bw", "1\n"),
+            ("read", "0.8\n"),
+            ("ib_write_lat", "10\n"),
+            ("round_trip", "50\n"),
+            ("add", "0.8\n"),
+            ("push", "0.33\n"),
+        ];
+        for (name, lines) in good.iter().chain(figures) {
+            std::fs::write(folder.path().join(name), lines).unwrap();
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/bench-verbs.sh");
+        let output = std::process::Command::new(script).arg("--judge").arg(folder.path()).output().unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(stdout.lines().count(), 6, "{stdout}");
+        (output.status.code().unwrap(), stdout.matches(": missed").count())
+    };
+    assert_eq!(judged(&[]), (0, 0));
+    assert_eq!(judged(&[("write", "0.79\n"), ("push", "0.4\n")]), (1, 1));
+    assert_eq!(judged(&[("read", "0.79\n")]), (1, 1));
+    assert_eq!(judged(&[("round_trip", "51\n")]), (1, 1));
+    assert_eq!(judged(&[("push", "0.31\n")]), (1, 1));
+    // A figure that is missing keeps no aim.
+    assert_eq!(judged(&[("ib_read_bw", ""), ("round_trip", "")]), (1, 2));
+}

@@ -58,14 +58,18 @@ impl Job {
         self.nodes.push(node);
     }
 
-    /// Kills node `victim` once worker 0, the second node, is training. Gives the exit codes and last lines of the others, and how
-    /// long they took to end.
-    fn kill(mut self, victim: usize) -> (Vec<(i32, String)>, Duration) {
+    /// Kills node `victim` once worker 0, the second node, is training, and starts another with these arguments if there are any. Gives
+    /// the exit codes and last lines of the others, that one's the last, and how long they took to end.
+    fn kill(mut self, victim: usize, another: &[&str]) -> (Vec<(i32, String)>, Duration) {
         let mut log = BufReader::new(self.nodes[1].stderr.take().unwrap()).lines().map(Result::unwrap);
         assert!(log.any(|line| line.contains("clock")), "it never trained");
         let rest = std::thread::spawn(move || log.last().unwrap_or_default());
         self.nodes[victim].kill().unwrap();
+        self.nodes[victim].wait().unwrap();
         let start = Instant::now();
+        if !another.is_empty() {
+            self.node(another);
+        }
         let mut rest = Some(rest);
         let mut ended = Vec::new();
         for (number, mut node) in self.nodes.into_iter().enumerate() {
@@ -88,13 +92,19 @@ impl Job {
 /// Silence after which a peer of these jobs is lost.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// A server can't be replaced: whoever is left ends with an error that names it, before the deadline.
+/// A server can't be replaced: whoever is left ends with an error that names it, before the deadline, and so does one that is started
+/// in its place.
 #[test]
 fn a_killed_server_ends_the_job_by_name() {
     if !has_device() {
         return;
     }
-    let (ended, took) = Job::start(2).kill(0);
+    let (mut ended, took) = Job::start(2).kill(0, &["server", "--rank", "0", "--dial-timeout", "2"]);
+    // The job has started without it, is ending, or is gone by now.
+    let (code, last) = ended.pop().unwrap();
+    println!("started again: {code}: {last}");
+    assert!([13, 14, 15, 19].contains(&code) && last.contains("coordinator"), "{code}: {last}");
+    assert_eq!(ended.len(), 2);
     for (code, last) in ended {
         assert!([14, 19].contains(&code) && last.contains("server 0"), "{code}: {last}");
     }
@@ -106,7 +116,7 @@ fn a_killed_worker_ends_the_job_by_name() {
     if !has_device() {
         return;
     }
-    let (ended, took) = Job::start(2).kill(2);
+    let (ended, took) = Job::start(2).kill(2, &[]);
     for (code, last) in ended {
         assert!([14, 19].contains(&code) && last.contains("worker 1"), "{code}: {last}");
     }

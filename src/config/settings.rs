@@ -238,7 +238,7 @@ settings! {
         PORT_RANGE, "A-B", Kind::Word(|_| Ok(())), ANY;
         "Ports to listen on"
         POLL, "HOW", Kind::Word(|text| text.parse::<PollChoice>().map(drop)), PollChoice::default();
-        "How threads wait for the network: auto, spin or block"
+        "How threads wait for the network: auto (spin for 50 us, then sleep; sleep at once where more threads wait on this host than this process may use CPUs), spin, or block"
         RECONNECT_TIMEOUT, "SECONDS", Kind::Seconds(1..=10_000 * HOUR), Network::default().reconnect_timeout.as_secs();
         "Seconds in which a lost data connection is opened anew before its peer counts as lost"
         PAYLOAD_BYTES, "BYTES", Kind::Bytes(ServerLimits::LEAST_PAYLOAD..=ServerLimits::MOST_PAYLOAD), ServerLimits::default().payload_bytes;

@@ -5,11 +5,13 @@
 //!    Hello { nonce, address, task }  ── words ──▶        connects
 //!    connects                        ◀── words ──        Answer { address, region }
 //!    write … write                   ── transport ──▶    counts what came
-//!    records latencies               ◀── send ──         how many have come
+//!    records latencies               ◀── send, or write ──   how many have come
 //!    send: how many there were       ── transport ──▶    looks at its memory
 //!    prints                          ◀── words ──        Judged { wrong }
 //! ```
-//! A write counts when the responder has said that it came, since a transport's `Done` only frees the source.
+//! A write counts when the responder has said that it came, since a transport's `Done` only frees the source. One at a time
+//! (`--window 1`) is answered by a write of 64 bytes with a number, which makes a round trip of writes; several by a message for
+//! all that have come.
 //!
 //! Words go another way than what is measured: `alone` has a child process and its pipes, `job` two workers and a table.
 
@@ -35,7 +37,8 @@ use crate::proto::handshake::derive_endpoint_key;
 use crate::transport::choice::{self, Agreed};
 use crate::transport::park::{park, pause};
 use crate::transport::{
-    Completion, EndpointId, Message, Payload, Read, Refusal, SessionKey, Side, Transport, Write,
+    Completion, EndpointId, HEADER, Message, Payload, Read, Refusal, Rejected, SessionKey, Side, Transport,
+    Write,
 };
 
 /// After so much silence the other end counts as lost, unless it has more to do.
@@ -45,6 +48,8 @@ const NAP: Duration = Duration::from_secs(1);
 const BUDGET: usize = 256;
 /// Memory of this process that reads may fill at a time, in bytes.
 const READ_BYTES: u64 = 256 << 20;
+/// Elements of an answer.
+const ANSWERED: usize = HEADER / 4;
 const PEER: &str = "the other end of the measurement";
 
 /// How the two speak with each other, beside the transport. They take turns.
@@ -70,6 +75,8 @@ struct Hello {
     nonce: [u32; 8],
     address: Vec<u8>,
     task: Task,
+    /// Where each write is answered by another.
+    answers: Option<Vec<u8>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -177,13 +184,18 @@ impl End {
     /// Sends a number; false when there is no room yet.
     fn tell(&mut self, number: u64) -> Result<bool> {
         let Some(message) = Message::new(&number.to_le_bytes()) else { return Ok(false) };
-        match self.transport.send(self.endpoint, message) {
-            Ok(()) => {}
-            Err(rejected) if rejected.refusal == Refusal::Full => return Ok(false),
-            Err(rejected) => return Err(refused(&rejected.refusal)),
-        }
+        let sent = self.transport.send(self.endpoint, message);
         self.transport.flush();
-        Ok(true)
+        taken(sent)
+    }
+
+    /// Writes an answer with a number into `remote`; false when there is no room yet.
+    fn answer(&mut self, number: u64, remote: RemoteRegion) -> Result<bool> {
+        let (header, imm) = (Some(answer_bytes()), Some(number as u32));
+        let write = Write { header, body: None, remote, offset: 0, imm, context: None };
+        let written = self.transport.write(self.endpoint, write);
+        self.transport.flush();
+        taken(written)
     }
 
     fn slice(&self, offset: u64, length: u64) -> RegionSlice {
@@ -216,6 +228,24 @@ fn lost(reason: Option<Error>) -> Error {
 
 fn refused(refusal: &Refusal) -> Error {
     Error::PeerLost { peer: PEER.to_owned(), reason: refusal.to_string() }
+}
+
+/// Whether a transport took an operation; it did not where there is no room yet.
+fn taken<T>(posted: std::result::Result<(), Rejected<T>>) -> Result<bool> {
+    match posted {
+        Ok(()) => Ok(true),
+        Err(rejected) if rejected.refusal == Refusal::Full => Ok(false),
+        Err(rejected) => Err(refused(&rejected.refusal)),
+    }
+}
+
+fn granted(bytes: &[u8]) -> Result<RemoteRegion> {
+    RemoteRegion::decode(bytes).ok_or_else(|| Error::protocol(PEER, "region", "a region", "malformed bytes"))
+}
+
+/// What an answer brings: as the first elements of what was written.
+fn answer_bytes() -> [u8; HEADER] {
+    bytemuck::cast(std::array::from_fn::<f32, ANSWERED, _>(|j| written(j as u64)))
 }
 
 fn number(message: &Message) -> Result<u64> {
@@ -260,34 +290,36 @@ impl Course {
         self.bytes / 4
     }
 
-    /// What element `j` of any place holds once it was written. Never 0, as it was before.
-    fn written(&self, j: u64) -> f32 {
-        pattern(j) + 1.0
+    /// Whether each write is answered by another.
+    fn answered(&self) -> bool {
+        self.op == Op::Write && self.window == 1
     }
+
+    /// Where answers lie at the end that measures, behind what it sends.
+    fn answers_at(&self) -> u64 {
+        self.bytes.next_multiple_of(HEADER as u64)
+    }
+
+    /// Memory of the end that measures, in bytes.
+    fn local_bytes(&self) -> u64 {
+        match self.op {
+            Op::Read => self.window * self.bytes,
+            _ => self.answers_at() + HEADER as u64,
+        }
+    }
+}
+
+/// What element `j` of any place holds once it was written. Never 0, as it was before.
+fn written(j: u64) -> f32 {
+    pattern(j) + 1.0
 }
 
 /// The one that measures.
 fn measure(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Verdict> {
     let course = Course::new(options);
-    let local = if course.op == Op::Read { course.window * course.bytes } else { course.bytes };
-    let (mut end, address) = End::new(way, Side::Active, local)?;
-    let most = end.transport.caps().max_write as u64;
-    if course.bytes > most {
-        let expected = format!("at most {most} for this transport");
-        return Err(Error::config("--bytes", expected, course.bytes));
-    }
-    let nonce: [u32; 8] = bytemuck::cast(fresh_key()?);
-    say(words, &Hello { nonce, address, task: course.task() })?;
-    let answer: Answer = hear(words)?;
-    end.connect(&answer.address, &endpoint_key(words.root(), &nonce))?;
-    end.until_connected()?;
+    let (end, remote) = meet(&course, way, words)?;
     let transport = end.transport.caps().describe();
     tracing::info!("bench: connected by {transport}");
-    let remote = RemoteRegion::decode(&answer.region)
-        .ok_or_else(|| Error::protocol(PEER, "region", "a region", "malformed bytes"))?;
-    for j in 0..course.elements() {
-        end.arena.copy_in(j as usize * 4, &course.written(j).to_le_bytes());
-    }
     let mut race = Race::new(end, &course, remote);
     race.run((options.duration() / 4).min(Duration::from_secs(1)))?;
     race.latencies = Latencies::new();
@@ -311,6 +343,31 @@ fn measure(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Ve
     }
     eprintln!("windlass bench: {wrong} elements are wrong");
     Ok(Verdict::Wrong)
+}
+
+/// Connects with the other end: the one that measures, and where it may write or read.
+fn meet(course: &Course, way: &Way<'_>, words: &mut dyn Words) -> Result<(End, RemoteRegion)> {
+    let (mut end, address) = End::new(way, Side::Active, course.local_bytes())?;
+    let most = end.transport.caps().max_write as u64;
+    if course.bytes > most {
+        let expected = format!("at most {most} for this transport");
+        return Err(Error::config("--bytes", expected, course.bytes));
+    }
+    let nonce: [u32; 8] = bytemuck::cast(fresh_key()?);
+    let answers = course.answered().then(|| {
+        let at = course.answers_at() as usize;
+        end.transport.authorise(end.endpoint, end.region, at, HEADER, Rights::Write)
+    });
+    let answers = answers.transpose()?.map(|region| region.encode().to_vec());
+    say(words, &Hello { nonce, address, task: course.task(), answers })?;
+    let answer: Answer = hear(words)?;
+    end.connect(&answer.address, &endpoint_key(words.root(), &nonce))?;
+    end.until_connected()?;
+    let remote = granted(&answer.region)?;
+    for j in 0..course.elements() {
+        end.arena.copy_in(j as usize * 4, &written(j).to_le_bytes());
+    }
+    Ok((end, remote))
 }
 
 /// Operations against time.
@@ -386,11 +443,7 @@ impl Race<'_> {
             imm: Some(self.posted as u32),
             context: None,
         };
-        match self.end.transport.write(self.end.endpoint, write) {
-            Ok(()) => Ok(true),
-            Err(rejected) if rejected.refusal == Refusal::Full => Ok(false),
-            Err(rejected) => Err(refused(&rejected.refusal)),
-        }
+        taken(self.end.transport.write(self.end.endpoint, write))
     }
 
     fn read(&mut self) -> Result<bool> {
@@ -401,11 +454,7 @@ impl Race<'_> {
             local: self.end.slice(slot * self.course.bytes, self.course.bytes),
             context: self.posted,
         };
-        match self.end.transport.read(self.end.endpoint, read) {
-            Ok(()) => Ok(true),
-            Err(rejected) if rejected.refusal == Refusal::Full => Ok(false),
-            Err(rejected) => Err(refused(&rejected.refusal)),
-        }
+        taken(self.end.transport.read(self.end.endpoint, read))
     }
 
     fn collect(&mut self) -> Result<()> {
@@ -431,8 +480,15 @@ impl Race<'_> {
                     self.look_at(context, self.course.elements() - 1, 1);
                     self.one_done();
                 }
+                Completion::Written { imm, .. } => {
+                    let next = self.done + 1;
+                    if self.done == self.posted || imm != next as u32 {
+                        return Err(Error::protocol(PEER, "answer", next.to_string(), imm));
+                    }
+                    self.one_done();
+                }
                 Completion::Closed { reason, .. } => return Err(lost(reason)),
-                Completion::Connected { .. } | Completion::Written { .. } | Completion::Lent { .. } => {}
+                Completion::Connected { .. } | Completion::Lent { .. } => {}
             }
         }
         self.end.completions = completions;
@@ -462,6 +518,11 @@ impl Race<'_> {
                 self.look_at(n, 0, self.course.elements());
             }
         }
+        if self.course.answered() && self.done > 0 {
+            let mut values = [0.0; ANSWERED];
+            self.end.floats(self.course.answers_at(), &mut values);
+            self.wrong += (0..).zip(values).filter(|(j, v)| *v != written(*j)).count() as u64;
+        }
         // Nothing is under way, so there is room.
         self.end.tell(self.done)?;
         let judged: Judged = hear(words)?;
@@ -487,6 +548,7 @@ fn respond(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Ve
             end.arena.copy_in(i as usize * 4, &pattern(i).to_le_bytes());
         }
     }
+    let answers = hello.answers.as_deref().map(granted).transpose()?;
     let key = endpoint_key(words.root(), &hello.nonce);
     end.connect(&hello.address, &key)?;
     say(words, &Answer { address, region: region.encode().to_vec() })?;
@@ -494,14 +556,15 @@ fn respond(options: &Options, way: &Way<'_>, words: &mut dyn Words) -> Result<Ve
         // Whoever is read from hears nothing meanwhile.
         end.patience += 2 * options.duration();
     }
-    let total = serve(&mut end)?;
+    let total = serve(&mut end, answers)?;
     let wrong = if course.op == Op::Write { unwritten(&end, &course, total) } else { 0 };
     say(words, &Judged { wrong })?;
     Ok(Verdict::Right)
 }
 
-/// Counts what comes, which may be together with the connection, and says so; until the other end tells how many there were.
-fn serve(end: &mut End) -> Result<u64> {
+/// Counts what comes, which may be together with the connection, and says so, into `answers` or by messages; until the other end tells
+/// how many there were.
+fn serve(end: &mut End, answers: Option<RemoteRegion>) -> Result<u64> {
     let (mut come, mut told) = (0u64, 0u64);
     loop {
         end.wait()?;
@@ -519,8 +582,14 @@ fn serve(end: &mut End) -> Result<u64> {
         if let Some(total) = ended {
             return Ok(total);
         }
-        if told < come && end.tell(come)? {
-            told = come;
+        if told < come {
+            let said = match answers {
+                Some(remote) => end.answer(come, remote)?,
+                None => end.tell(come)?,
+            };
+            if said {
+                told = come;
+            }
         }
     }
 }
@@ -531,7 +600,102 @@ fn unwritten(end: &End, course: &Course, total: u64) -> u64 {
     let mut wrong = 0;
     for n in 0..total.min(course.places) {
         end.floats(course.offset(n), &mut values);
-        wrong += (0..).zip(&values).filter(|(j, v)| **v != course.written(*j)).count() as u64;
+        wrong += (0..).zip(&values).filter(|(j, v)| **v != written(*j)).count() as u64;
     }
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::TransportKind;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    /// Two threads speak.
+    struct Said(Sender<String>, Receiver<String>);
+
+    impl Words for Said {
+        fn root(&self) -> &SessionKey {
+            &[7; 32]
+        }
+
+        fn say(&mut self, words: &str) -> Result<()> {
+            self.0.send(words.to_owned()).unwrap();
+            Ok(())
+        }
+
+        fn hear(&mut self) -> Result<String> {
+            Ok(self.1.recv().unwrap())
+        }
+    }
+
+    /// Connects both ends over TCP for writes of 64 bytes, so many at a time, and lets `by_hand` measure.
+    fn both_ends(window: &str, by_hand: impl FnOnce(&mut Race<'_>, &mut dyn Words)) {
+        let line = ["bench", "write", "--bytes", "64", "--table-bytes", "1K", "--window", window];
+        let options = Line::parse_from(line).options;
+        let network = Network::default();
+        let way = Way { network: &network, agreed: Agreed { kind: TransportKind::Tcp, local: false } };
+        let ((to_one, one), (to_other, other)) = (channel(), channel());
+        thread::scope(|scope| {
+            let responder = scope.spawn(|| respond(&options, &way, &mut Said(to_one, other)));
+            let (course, mut words) = (Course::new(&options), Said(to_other, one));
+            let (end, remote) = meet(&course, &way, &mut words).unwrap();
+            by_hand(&mut Race::new(end, &course, remote), &mut words);
+            assert_eq!(responder.join().unwrap().unwrap(), Verdict::Right);
+        });
+    }
+
+    #[test]
+    fn a_write_on_its_own_is_answered_by_a_write_of_64_bytes_with_its_number() {
+        both_ends("1", |race, words| {
+            for number in 1..=40 {
+                race.post().unwrap();
+                race.end.wait().unwrap();
+                let come = &race.end.completions[..];
+                assert!(
+                    matches!(come, [Completion::Written { imm, length: 64, .. }] if *imm == number),
+                    "{come:?}"
+                );
+                race.collect().unwrap();
+                assert_eq!((race.posted, race.done), (number.into(), number.into()));
+            }
+            assert_eq!(race.end(words).unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn an_answer_that_does_not_lie_there_is_counted() {
+        both_ends("1", |race, words| {
+            race.post().unwrap();
+            race.end.wait().unwrap();
+            race.collect().unwrap();
+            race.end.arena.copy_in(race.course.answers_at() as usize, &[0; HEADER / 2]);
+            assert_eq!(race.end(words).unwrap(), 8);
+        });
+    }
+
+    #[test]
+    fn several_writes_are_answered_by_messages() {
+        both_ends("2", |race, words| {
+            race.post().unwrap();
+            assert_eq!(race.posted, 2);
+            while race.done < race.posted {
+                race.end.wait().unwrap();
+                let messages = |c: &Completion| matches!(c, Completion::Received { .. });
+                assert!(race.end.completions.iter().all(messages), "{:?}", race.end.completions);
+                race.collect().unwrap();
+            }
+            assert_eq!(race.end(words).unwrap(), 0);
+        });
+    }
 }

@@ -24,9 +24,10 @@ use std::ptr;
 use std::sync::Arc;
 
 use rdma_sys::{
-    ibv_access_flags, ibv_create_qp, ibv_destroy_qp, ibv_modify_qp, ibv_post_recv, ibv_post_send, ibv_qp,
-    ibv_qp_attr, ibv_qp_attr_mask as mask, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type, ibv_recv_wr,
-    ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode, imm_data_invalidated_rkey_union_t, rdma_t, wr_t,
+    ibv_access_flags, ibv_ah_attr, ibv_create_qp, ibv_destroy_qp, ibv_modify_qp, ibv_post_recv,
+    ibv_post_send, ibv_qp, ibv_qp_attr, ibv_qp_attr_mask as mask, ibv_qp_init_attr, ibv_qp_state,
+    ibv_qp_type, ibv_recv_wr, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode,
+    imm_data_invalidated_rkey_union_t, rdma_t, wr_t,
 };
 
 use super::cq::{CompletionQueue, WorkId};
@@ -289,16 +290,7 @@ impl QueuePair {
         attr.max_dest_rd_atomic = self.settings.reads;
         // 0.64 ms: credits make this rare.
         attr.min_rnr_timer = 12;
-        attr.ah_attr.dlid = remote.lid;
-        attr.ah_attr.sl = self.settings.service_level;
-        attr.ah_attr.port_num = port.number;
-        if port.global {
-            attr.ah_attr.is_global = 1;
-            attr.ah_attr.grh.dgid.raw = remote.gid;
-            attr.ah_attr.grh.sgid_index = port.gid.index;
-            attr.ah_attr.grh.hop_limit = 64;
-            attr.ah_attr.grh.traffic_class = self.settings.traffic_class;
-        }
+        attr.ah_attr = path(port, &self.settings, remote);
         let what = mask::IBV_QP_AV
             | mask::IBV_QP_PATH_MTU
             | mask::IBV_QP_DEST_QPN
@@ -419,6 +411,22 @@ fn fill(sges: &mut [ibv_sge; 2], pieces: &[Piece; 2]) -> i32 {
     count
 }
 
+/// The way to the peer: within an InfiniBand subnet by its LID alone, else by its GID, too.
+fn path(port: &Port, settings: &Settings, remote: &Address) -> ibv_ah_attr {
+    let mut path = attributes().ah_attr;
+    path.dlid = remote.lid;
+    path.sl = settings.service_level;
+    path.port_num = port.number;
+    if port.global {
+        path.is_global = 1;
+        path.grh.dgid.raw = remote.gid;
+        path.grh.sgid_index = port.gid.index;
+        path.grh.hop_limit = 64;
+        path.grh.traffic_class = settings.traffic_class;
+    }
+    path
+}
+
 /// Attributes with nothing set.
 fn attributes() -> ibv_qp_attr {
     // SAFETY: the structure consists of integers, for which zero is a value.
@@ -448,8 +456,10 @@ mod tests {
     use super::*;
     use crate::config::Rdma;
     use crate::transport::Side;
+    use crate::transport::pairing::GidKind;
+    use crate::transport::verbs::VerbsConfig;
     use crate::transport::verbs::cq::Work;
-    use crate::transport::verbs::device::available;
+    use crate::transport::verbs::device::{Gid, available};
 
     const ALL: [State; 5] = [Reset, Init, ReadyToReceive, ReadyToSend, Error];
 
@@ -493,23 +503,51 @@ mod tests {
         assert_eq!(request(Verb::Read, true, false, 8).flags(64), signalled);
     }
 
-    /// Two queue pairs of one port, each with its address.
-    fn two() -> (Port, QueuePair, [Address; 2], QueuePair) {
-        let (context, port) = Port::find(&Rdma::default()).unwrap();
-        let completions = CompletionQueue::new(&context, 16, 0).unwrap();
+    /// A subnet of InfiniBand is crossed by LID, without a header for routers; RoCE, and InfiniBand between subnets, by GID with one.
+    #[test]
+    fn peers_are_reached_by_lid_or_by_gid() {
         let settings = Settings {
-            sends: 4,
-            receives: 4,
+            sends: 1,
+            receives: 1,
             reads: 1,
-            timeout: 18,
+            timeout: 14,
             retries: 6,
             rnr_retries: 7,
-            traffic_class: 0,
-            service_level: 0,
+            traffic_class: 104,
+            service_level: 3,
             pkey_index: 0,
             inline: 0,
             relaxed_ordering: false,
         };
+        let port = |kind, global| Port {
+            number: 2,
+            lid: 17,
+            mtu: 5,
+            max_message: 1 << 30,
+            gid: Gid { index: 5, kind, raw: [1; 16] },
+            global,
+        };
+        let way = |kind, global| {
+            let remote =
+                Address { lid: 0x2a2b, gid: [9; 16], ..port(kind, global).address(Side::Active, 1, 1, 1) };
+            let path = path(&port(kind, global), &settings, &remote);
+            assert_eq!((path.dlid, path.sl, path.port_num), (0x2a2b, 3, 2), "{kind:?}");
+            // SAFETY: every member of the union consists of the same 16 bytes, all of them set.
+            let gid = unsafe { path.grh.dgid.raw };
+            (path.is_global, gid, path.grh.sgid_index, path.grh.hop_limit, path.grh.traffic_class)
+        };
+        assert_eq!(way(GidKind::InfiniBand, false), (0, [0; 16], 0, 0, 0));
+        for kind in [GidKind::InfiniBand, GidKind::RoceV2] {
+            assert_eq!(way(kind, true), (1, [9; 16], 5, 64, 104), "{kind:?}");
+        }
+    }
+
+    /// Two queue pairs of one port, each with its address.
+    fn two(rdma: Rdma) -> (Port, QueuePair, [Address; 2], QueuePair) {
+        let (context, port) = Port::find(&rdma).unwrap();
+        let completions = CompletionQueue::new(&context, 16, 0).unwrap();
+        let all = super::super::settings(&VerbsConfig { rdma, ..VerbsConfig::default() }, &context);
+        let settings = Settings { sends: 4, receives: 4, reads: 1, ..all };
         let pair = || {
             let domain = Domain::new(&context, false).unwrap();
             QueuePair::new(&context, &domain, &completions, settings).unwrap()
@@ -546,7 +584,7 @@ mod tests {
         };
         for from in ALL {
             for to in ALL {
-                let (port, mut qp, addresses, _other) = two();
+                let (port, mut qp, addresses, _other) = two(Rdma::default());
                 for &on_the_way in way(from) {
                     step(on_the_way, &mut qp, &port, &addresses).unwrap();
                 }
@@ -571,23 +609,54 @@ mod tests {
             return;
         }
         for (ours, theirs, holds) in [(3, 1, 1), (2, 3, 2), (3, 3, 3)] {
-            let (port, mut qp, [mut local, mut remote], _other) = two();
+            let (port, mut qp, [mut local, mut remote], _other) = two(Rdma::default());
             (local.mtu, remote.mtu) = (ours, theirs);
             (local.psn, remote.psn) = (0x12_3456, 0x65_4321);
             qp.prepare(&port).unwrap();
             qp.connect(&port, &local, &remote).unwrap();
-            let mut attr = attributes();
-            // SAFETY: the structure consists of integers and pointers, for which zero and null are values.
-            let mut init = unsafe { std::mem::zeroed::<ibv_qp_init_attr>() };
-            let what =
-                mask::IBV_QP_PATH_MTU | mask::IBV_QP_SQ_PSN | mask::IBV_QP_RQ_PSN | mask::IBV_QP_TIMEOUT;
-            // SAFETY: the queue pair is live, and both structures are our own.
-            let errno = unsafe { rdma_sys::ibv_query_qp(qp.raw, &mut attr, what.0 as c_int, &mut init) };
-            assert_eq!(errno, 0);
+            let attr = asked(&qp);
             assert_eq!(attr.path_mtu, holds, "{ours} and {theirs}");
             assert_eq!((attr.sq_psn, attr.rq_psn), (0x12_3456, 0x65_4321));
             assert_eq!((attr.timeout, attr.retry_cnt, attr.rnr_retry), (18, 6, 7));
         }
+    }
+
+    /// What the device itself says of a connected queue pair.
+    fn asked(qp: &QueuePair) -> ibv_qp_attr {
+        let mut attr = attributes();
+        // SAFETY: the structure consists of integers and pointers, for which zero and null are values.
+        let mut init = unsafe { std::mem::zeroed::<ibv_qp_init_attr>() };
+        let what = mask::IBV_QP_AV
+            | mask::IBV_QP_PKEY_INDEX
+            | mask::IBV_QP_PATH_MTU
+            | mask::IBV_QP_SQ_PSN
+            | mask::IBV_QP_RQ_PSN
+            | mask::IBV_QP_TIMEOUT;
+        // SAFETY: the queue pair is live, and both structures are our own.
+        let errno = unsafe { rdma_sys::ibv_query_qp(qp.raw, &mut attr, what.0 as c_int, &mut init) };
+        assert_eq!(errno, 0);
+        attr
+    }
+
+    #[test]
+    fn what_is_set_is_what_the_device_has_of_a_connected_queue_pair() {
+        if !available().unwrap().iter().any(|d| d.active) {
+            println!("skipped: no RDMA device");
+            return;
+        }
+        let set =
+            Rdma { service_level: 3, traffic_class: 104, timeout: Some(15), retries: 3, ..Rdma::default() };
+        let (port, mut qp, [local, remote], _other) = two(set);
+        qp.prepare(&port).unwrap();
+        qp.connect(&port, &local, &remote).unwrap();
+        let attr = asked(&qp);
+        let (index, number) = (qp.settings.pkey_index, port.number);
+        assert_eq!((attr.timeout, attr.retry_cnt, attr.pkey_index, attr.port_num), (15, 3, index, number));
+        let path = attr.ah_attr;
+        assert_eq!((path.is_global, path.grh.traffic_class, path.grh.hop_limit), (1, 104, 64));
+        assert_eq!(path.grh.sgid_index, port.gid.index);
+        // SAFETY: every member of the union consists of the same 16 bytes, all of them set.
+        assert_eq!(unsafe { path.grh.dgid.raw }, remote.gid);
     }
 
     #[test]
@@ -596,7 +665,7 @@ mod tests {
             println!("skipped: no RDMA device");
             return;
         }
-        let (_port, mut qp, _addresses, _other) = two();
+        let (_port, mut qp, _addresses, _other) = two(Rdma::default());
         let id = WorkId { work: Work::Send, index: 0, generation: 0, sequence: 0 };
         let pieces = [Piece::default(); 2];
         let request = SendRequest {
