@@ -174,7 +174,11 @@ fn verify(cut: &Cut, (part, of): (u32, u32), threads: u32, go_on: &AtomicBool) -
         let start = |thread| {
             let named = std::thread::Builder::new().name("wl-verify".to_owned());
             let started = named.spawn_scoped(scope, move || read(thread));
-            started.map_err(|e| Error::io("start thread", "wl-verify", e))
+            started.map_err(|e| {
+                // Those that were started need not read on.
+                go_on.store(false, Ordering::Relaxed);
+                Error::io("start thread", "wl-verify", e)
+            })
         };
         let others = (1..threads).map(start).collect::<Result<Vec<_>>>()?;
         let joined = others.into_iter().map(|other| match other.join() {

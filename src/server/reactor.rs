@@ -206,12 +206,7 @@ impl Reactor {
     /// Takes what has come. A thread that spins and had nothing to do in its last turn looks a few times.
     fn look(&mut self, worked: bool) {
         let spins = self.network.polling != Polling::Block && !worked;
-        for _ in 0..if spins { LOOKS } else { 1 } {
-            self.transport.poll(&mut self.completions, BUDGET);
-            if !self.completions.is_empty() {
-                break;
-            }
-        }
+        self.transport.poll_often(if spins { LOOKS } else { 1 }, &mut self.completions, BUDGET);
     }
 
     /// Ends for a reason that is no peer's fault.

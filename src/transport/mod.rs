@@ -432,6 +432,16 @@ pub trait Transport: Send {
     /// Makes progress and appends at most about `budget` completions.
     fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize);
 
+    /// Polls at most so many times, until something has come into `completions`, which were empty.
+    fn poll_often(&mut self, looks: u32, completions: &mut Vec<Completion>, budget: usize) {
+        for _ in 0..looks {
+            self.poll(completions, budget);
+            if !completions.is_empty() {
+                break;
+            }
+        }
+    }
+
     /// A descriptor that is readable when [`Transport::poll`] has work, once [`Transport::arm`] said that it may be slept on.
     fn waitable(&self) -> RawFd;
 

@@ -46,12 +46,7 @@ impl Engine {
 
     /// True when something had come.
     fn take_arrived(&mut self, looks: u32) -> bool {
-        for _ in 0..looks {
-            self.transport.poll(&mut self.completions, BUDGET);
-            if !self.completions.is_empty() {
-                break;
-            }
-        }
+        self.transport.poll_often(looks, &mut self.completions, BUDGET);
         let worked = !self.completions.is_empty();
         let mut completions = std::mem::take(&mut self.completions);
         for completion in completions.drain(..) {
