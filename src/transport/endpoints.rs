@@ -73,7 +73,12 @@ impl<S> Endpoints<S> {
 
     /// The same, to be looked at.
     pub fn look(&self, id: EndpointId) -> Option<&Endpoint<S>> {
-        self.slots.get(id.index as usize)?.endpoint.as_deref().filter(|e| e.id == id)
+        self.look_at(id.index).filter(|e| e.id == id)
+    }
+
+    /// The endpoint in this place, to be looked at.
+    pub fn look_at(&self, index: u32) -> Option<&Endpoint<S>> {
+        self.slots.get(index as usize)?.endpoint.as_deref()
     }
 
     /// The endpoint in this place.

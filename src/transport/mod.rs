@@ -180,6 +180,15 @@ impl Payload {
             Payload::Published(pin) => pin.slice().clone(),
         }
     }
+
+    /// The arena that the bytes lie in, and the first of them.
+    pub fn place(&self) -> (&Arc<Arena>, usize) {
+        match self {
+            Payload::Owned(buf) => (buf.arena(), buf.offset()),
+            Payload::Pinned(slice) | Payload::Lent(slice) => (&slice.arena, slice.offset),
+            Payload::Published(pin) => (&pin.slice().arena, pin.slice().offset),
+        }
+    }
 }
 
 /// A gather write: `header`, then `body`, contiguous at `remote + offset`.
