@@ -86,6 +86,12 @@ impl<S> Endpoints<S> {
         self.slots.get_mut(index as usize)?.endpoint.as_deref_mut()
     }
 
+    /// How many are not closed.
+    #[allow(clippy::len_without_is_empty)] // nobody asks
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// All that are not closed.
     pub fn iter(&self) -> impl Iterator<Item = &Endpoint<S>> {
         self.slots.iter().filter_map(|s| s.endpoint.as_deref())

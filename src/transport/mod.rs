@@ -366,6 +366,16 @@ impl Completion {
     }
 }
 
+/// Moves at most `budget` completions from a transport's list to its caller's: most often all of them to an empty one, which needs no
+/// copies.
+fn hand_over(outbox: &mut Vec<Completion>, completions: &mut Vec<Completion>, budget: usize) {
+    if completions.is_empty() && outbox.len() <= budget {
+        std::mem::swap(completions, outbox);
+    } else {
+        completions.extend(outbox.drain(..outbox.len().min(budget)));
+    }
+}
+
 /// A network, as one thread uses it. Nothing in here blocks.
 ///
 /// Operations of one endpoint take effect at the peer in the order in which they were posted; a write's bytes lie in

@@ -14,7 +14,7 @@ use super::{Shm, socket};
 use crate::error::{Error, Result};
 use crate::mem::Arena;
 use crate::mem::ring::OutOfStep;
-use crate::transport::{Completion, EndpointId, Side};
+use crate::transport::{Completion, EndpointId, Side, hand_over};
 
 /// Tokens below this one are endpoints; from it on, pending connections.
 const LOBBY: u64 = 1 << 40;
@@ -54,11 +54,7 @@ impl Shm {
         self.receive_round(budget);
         self.send_round();
         self.set_clock();
-        if completions.is_empty() && self.outbox.len() <= budget {
-            std::mem::swap(completions, &mut self.outbox);
-        } else {
-            completions.extend(self.outbox.drain(..self.outbox.len().min(budget)));
-        }
+        hand_over(&mut self.outbox, completions, budget);
     }
 
     /// Asks the system what happened, now and then, and soon after it said that it may sleep.
