@@ -379,8 +379,9 @@ mod tests {
             p.put(0, &bytes);
             assert_eq!(c.ready(), Ok(0));
             p.advance(needed);
-            p.publish();
+            assert!(c.is_empty() && p.publish() && !p.publish() && !c.is_empty());
             assert_eq!(c.ready(), Ok(needed));
+            c.fetch();
             let mut out = vec![0; 1000];
             c.get(0, &mut out);
             assert_eq!(out, bytes);
@@ -390,7 +391,9 @@ mod tests {
             assert_eq!(out, bytes);
             c.advance(needed);
             assert_eq!((c.ready(), p.taken()), (Ok(0), Ok(round * needed)));
+            assert!(c.is_empty());
             c.release();
+            assert!(c.is_empty());
             assert_eq!(p.taken(), Ok((round + 1) * needed));
             p.put_from(0, &there, 5, 1000);
             c.get_into(0, &back, 0, 1000);

@@ -374,7 +374,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::mem::ring::{RING, Ring};
+    use crate::mem::ring::{Consumer, RING, Ring};
 
     /// Numbers and bytes are kept for buffers that answers are copied into: what may not be shown is not sent from where it lies.
     #[test]
@@ -396,6 +396,35 @@ mod tests {
         assert!(tx.may_show(&Arena::shared(59 << 20).unwrap()));
         assert!(!tx.may_show(&Arena::shared(61 << 20).unwrap()), "of 64 MiB");
         assert!(!tx.may_show(&Arena::new(4096).unwrap()), "private");
+    }
+
+    /// A short operation is in the ring when it is posted, and is shown with the next turn; behind one that waits it waits, too.
+    #[test]
+    fn what_is_short_goes_into_the_ring_at_once_but_not_before_others() {
+        let (socket, _theirs) = socket_pair();
+        let ring = Ring::new(Arena::new(RING).unwrap(), 0);
+        let mut consumer = Consumer::new(ring.clone());
+        let mut tx = Tx::new(Producer::new(ring), 8, 64 << 20);
+        let send =
+            |tx: &mut Tx, text: &[u8]| tx.post(Kind::Send { length: text.len() as u32 }, text, None, None);
+        send(&mut tx, b"first");
+        assert_eq!((tx.producer.whole(), consumer.ready()), (2, Ok(0)));
+        let arena = Arena::new(SHORT + 1).unwrap();
+        let body = RegionSlice { arena, region: RegionId(0), offset: 0, length: SHORT + 1 };
+        let kind = Kind::Write { key: 1, offset: 0, length: body.length as u32, imm: None };
+        tx.post(kind, &[], Some(Payload::Pinned(body)), None);
+        send(&mut tx, b"last");
+        assert_eq!(tx.producer.whole(), 2);
+        tx.pump(&socket).unwrap();
+        let mut kinds = Vec::new();
+        while consumer.ready().unwrap() > 0 {
+            let mut entry = [0; 64];
+            consumer.get(0, &mut entry);
+            let frame = Frame::decode(&entry).unwrap();
+            kinds.push(frame.kind);
+            consumer.advance(1 + cells(frame.inline.into()));
+        }
+        assert_eq!(kinds, [Kind::Send { length: 5 }, kind, Kind::Send { length: 4 }]);
     }
 
     fn socket_pair() -> (OwnedFd, OwnedFd) {
