@@ -104,6 +104,9 @@ impl Driver {
                     // What came may be what another waiter sleeps for.
                     self.shared.waker.wake();
                 }
+                if let Some(result) = done(&mut engine)? {
+                    return Ok(result);
+                }
             }
             if engine.may_spin() && !turns.is_multiple_of(LOOK) {
                 continue;
@@ -113,14 +116,8 @@ impl Driver {
             let now = Instant::now();
             watch(deadline, now);
             let late = deadline.passed(now);
-            if worked {
-                if !late {
-                    continue;
-                }
-                // Other operations may keep the engine busy for ever, but what came last may be what is waited for.
-                if let Some(result) = done(&mut engine)? {
-                    return Ok(result);
-                }
+            if worked && !late {
+                continue;
             }
             if late {
                 return Err(Error::Timeout { waited_for: waited_for(&engine), after: deadline.given() });

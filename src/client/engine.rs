@@ -172,7 +172,7 @@ pub struct Engine {
     stalled: Vec<usize>,
     /// Pushes and pulls that wait for staging memory in mid-queue: the clock does not end meanwhile.
     half_queued: usize,
-    spare_parts: Vec<Spare>,
+    spare_frames: Vec<Spare>,
     clock: Clock,
     /// Something was pushed under Bsp in the present clock.
     pushed: bool,
@@ -220,7 +220,7 @@ impl Engine {
             numbers: 0,
             stalled: Vec::new(),
             half_queued: 0,
-            spare_parts: Vec::new(),
+            spare_frames: Vec::new(),
             clock,
             pushed: false,
             finished: false,

@@ -3,6 +3,8 @@
 //! A small request is staged in a buffer with room for others behind it. It stays an ordinary frame until a second one
 //! joins; then both become parts of a batch, in the order in which they came.
 
+use std::ops::{Deref, DerefMut};
+
 use crate::mem::{Buf, RegionSlice};
 use crate::proto::{HEADER, RequestHeader, RequestKind};
 use crate::transport::Payload;
@@ -32,9 +34,14 @@ struct Part {
     table: Option<TableId>,
 }
 
-/// A frame that waits for a slot, fills one, or was accepted and holds pulls that are not answered.
+/// A frame that waits for a slot, fills one, or was accepted and holds pulls that are not answered. It goes from one list to the next
+/// several times, so what it is lies elsewhere and stays there.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct Outgoing(Box<Content>);
+
+/// See [`Outgoing`].
+#[derive(Debug)]
+pub struct Content {
     pub header: RequestHeader,
     /// Pulls in it that are not answered.
     pub pulls: u32,
@@ -58,59 +65,55 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A request by itself.
-    pub fn alone(header: RequestHeader, body: Option<Payload>, owner: Owner, priority: i8) -> Outgoing {
-        let mut frame = Outgoing {
-            header,
-            pulls: 0,
-            marks: 0,
-            open: false,
-            lends: false,
-            priority,
-            segment: 0,
-            body,
-            body_at: 0,
-            owner,
-            parts: Vec::new(),
-        };
+    /// A request by itself, in the memory of one that has ended.
+    pub fn alone(
+        header: RequestHeader,
+        body: Option<Payload>,
+        (owner, priority): (Owner, i8),
+        spare: Spare,
+    ) -> Outgoing {
+        let mut frame = spare.0.unwrap_or_else(|| Outgoing(Box::new(Content::ended(header))));
+        let parts = std::mem::take(&mut frame.parts);
+        *frame.0 = Content { body, owner, priority, parts, ..Content::ended(header) };
         frame.count(&header);
         frame
     }
 
-    /// A small request that others may join in `buf`; `spare` is an empty list that was used before.
+    /// A small request that others may join in `buf`, in the memory of one that has ended.
     pub fn first(
         header: RequestHeader,
         fill: &mut Fill<'_>,
         mut buf: Buf,
-        (owner, priority): (Owner, i8),
+        wanted: (Owner, i8),
         spare: Spare,
     ) -> Outgoing {
         fill(&mut buf, HEADER);
-        let mut frame = Outgoing::alone(header, Some(Payload::Owned(buf)), owner, priority);
-        (frame.open, frame.body_at, frame.parts) = (true, HEADER, spare.0);
+        let mut frame = Outgoing::alone(header, Some(Payload::Owned(buf)), wanted, spare);
+        (frame.open, frame.body_at) = (true, HEADER);
         frame
     }
 
     /// Puts one more request behind those it holds. False, and nothing changed, when there is no room.
     pub fn join(&mut self, mut header: RequestHeader, fill: &mut Fill<'_>, owner: Owner) -> bool {
         let used = self.bytes_as_parts();
-        let Some(Payload::Owned(buf)) = &mut self.body else { return false };
+        let frame = &mut *self.0;
+        let Some(Payload::Owned(buf)) = &mut frame.body else { return false };
         if used + header.part_bytes() > buf.len() {
             return false;
         }
-        if self.header.kind != RequestKind::Batch {
-            let first = RequestHeader { sequence: 0, ..self.header };
+        if frame.header.kind != RequestKind::Batch {
+            let first = RequestHeader { sequence: 0, ..frame.header };
             buf.copy_in(0, &first.encode());
-            self.parts.push(Part { at: 0, owner: self.owner, table: table_of(&self.header) });
-            self.header = RequestHeader::batch(&first);
-            self.body_at = 0;
+            frame.parts.push(Part { at: 0, owner: frame.owner, table: table_of(&frame.header) });
+            frame.header = RequestHeader::batch(&first);
+            frame.body_at = 0;
         }
-        header.sequence = u64::from(self.header.count);
+        header.sequence = u64::from(frame.header.count);
         buf.copy_in(used, &header.encode());
         fill(buf, used + HEADER);
-        self.parts.push(Part { at: used, owner, table: table_of(&header) });
-        self.header.count += 1;
-        self.header.length = (used + header.part_bytes()) as u32;
+        frame.parts.push(Part { at: used, owner, table: table_of(&header) });
+        frame.header.count += 1;
+        frame.header.length = (used + header.part_bytes()) as u32;
         self.count(&header);
         true
     }
@@ -134,7 +137,8 @@ impl Outgoing {
 
     /// Makes void what is not `wanted`. No operation may be reading the buffer.
     pub fn keep(&mut self, wanted: impl Fn(Owner) -> bool) {
-        let (mut dropped, body) = (0, &mut self.body);
+        let frame = &mut *self.0;
+        let (mut dropped, body) = (0, &mut frame.body);
         let mut drop_unwanted = |owner: &mut Owner| {
             let unwanted = *owner != Owner::Nobody && !wanted(*owner);
             if unwanted {
@@ -143,10 +147,10 @@ impl Outgoing {
             }
             unwanted
         };
-        if self.parts.is_empty() {
-            self.header.void |= drop_unwanted(&mut self.owner);
+        if frame.parts.is_empty() {
+            frame.header.void |= drop_unwanted(&mut frame.owner);
         }
-        for part in &mut self.parts {
+        for part in &mut frame.parts {
             if drop_unwanted(&mut part.owner)
                 && let Some(Payload::Owned(buf)) = body
             {
@@ -156,7 +160,7 @@ impl Outgoing {
                 buf.copy_in(part.at, &bytes);
             }
         }
-        self.pulls -= dropped;
+        frame.pulls -= dropped;
     }
 
     /// Its body, as the transport takes it.
@@ -175,10 +179,11 @@ impl Outgoing {
         Some(bytes)
     }
 
-    /// Gives its buffer back, and its list, if it had one, to be used again.
-    pub fn end(mut self) -> Option<Spare> {
+    /// Gives its buffer back, and its memory to be used again.
+    pub fn end(mut self) -> Spare {
+        self.body = None;
         self.parts.clear();
-        (self.parts.capacity() > 0).then_some(Spare(self.parts))
+        Spare(Some(self))
     }
 
     fn bytes_as_parts(&self) -> usize {
@@ -198,6 +203,39 @@ impl Outgoing {
     }
 }
 
+impl Content {
+    /// Of a frame without body and parts that concerns nobody.
+    fn ended(header: RequestHeader) -> Content {
+        Content {
+            header,
+            pulls: 0,
+            marks: 0,
+            open: false,
+            lends: false,
+            priority: 0,
+            segment: 0,
+            body: None,
+            body_at: 0,
+            owner: Owner::Nobody,
+            parts: Vec::new(),
+        }
+    }
+}
+
+impl Deref for Outgoing {
+    type Target = Content;
+
+    fn deref(&self) -> &Content {
+        &self.0
+    }
+}
+
+impl DerefMut for Outgoing {
+    fn deref_mut(&mut self) -> &mut Content {
+        &mut self.0
+    }
+}
+
 fn table_of(header: &RequestHeader) -> Option<TableId> {
     match header.kind {
         RequestKind::Push | RequestKind::Pull | RequestKind::Set => Some(header.table),
@@ -205,9 +243,9 @@ fn table_of(header: &RequestHeader) -> Option<TableId> {
     }
 }
 
-/// An empty list of parts with its memory, so that a batch needs no allocation.
+/// A frame that has ended, so that the next one needs no allocation; by default none.
 #[derive(Debug, Default)]
-pub struct Spare(Vec<Part>);
+pub struct Spare(Option<Outgoing>);
 
 /// Writes a request's body into a buffer, from a byte on.
 pub type Fill<'a> = dyn FnMut(&mut Buf, usize) + 'a;

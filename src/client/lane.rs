@@ -178,6 +178,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::client::frame::Spare;
     use crate::proto::RequestKind;
 
     /// What waits, as the module's head has it: segment, effective priority, table (none for a mark), number.
@@ -199,7 +200,12 @@ mod tests {
     fn what_is_sent_again_leaves_first_and_what_follows_it_has_its_priority() {
         let mut lane = Lane::default();
         let alone = |table, number, priority| {
-            Outgoing::alone(request(RequestKind::Push, table, number), None, Owner::Push(0), priority)
+            Outgoing::alone(
+                request(RequestKind::Push, table, number),
+                None,
+                (Owner::Push(0), priority),
+                Spare::default(),
+            )
         };
         let mut sent = Vec::new();
         for (number, priority) in [(1, -5), (2, 100)] {
@@ -226,7 +232,7 @@ mod tests {
                 match choice {
                     0 => {
                         let mark = request(RequestKind::Mark, 0, number);
-                        lane.enqueue(Outgoing::alone(mark, None, Owner::Mark, i8::MIN));
+                        lane.enqueue(Outgoing::alone(mark, None, (Owner::Mark, i8::MIN), Spare::default()));
                         lane.end_segment();
                         model.push((segment, Reverse(i8::MIN), number, None));
                         segment += 1;
@@ -247,7 +253,7 @@ mod tests {
                         let priority = own.map_or(Reverse(wanted), |waiting| waiting.1);
                         model.push((segment, priority, number, Some(table)));
                         let push = request(RequestKind::Push, table, number);
-                        lane.enqueue(Outgoing::alone(push, None, Owner::Push(0), wanted));
+                        lane.enqueue(Outgoing::alone(push, None, (Owner::Push(0), wanted), Spare::default()));
                     }
                 }
                 prop_assert_eq!(lane.len(), model.len());

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::frame::{Fill, Outgoing, Owner};
+use super::frame::{Fill, Outgoing, Owner, Spare};
 use super::lane::Lane;
 use super::regions::Regions;
 use crate::config::WorkerLimits;
@@ -258,7 +258,7 @@ impl Link {
     pub fn mark(&mut self, header: RequestHeader) {
         let wanted = (Owner::Mark, i8::MIN);
         if !self.join(header, &mut |_, _| {}, wanted, false) {
-            self.enqueue(Outgoing::alone(header, None, Owner::Mark, i8::MIN), false);
+            self.enqueue(Outgoing::alone(header, None, wanted, Spare::default()), false);
         }
         self.queue.end_segment();
         self.pulls.end_segment();
@@ -311,6 +311,9 @@ impl Link {
 
     /// Fills free slots with what waits.
     pub fn pump(&mut self, transport: &mut dyn Transport) -> Result<()> {
+        if self.queued() == 0 && self.replay.is_empty() && !self.regions.are_due() {
+            return self.tell_ring(transport);
+        }
         // First, so that the server thread knows what the frames behind them name.
         while let Some((number, message)) = self.regions.due().filter(|_| self.connected) {
             if !self.send(message, transport)? {

@@ -95,9 +95,14 @@ impl Regions {
         remote.map_or(Ok(()), |remote| transport.withdraw(endpoint, &remote))
     }
 
+    /// Whether there is something to tell.
+    pub fn are_due(&self) -> bool {
+        self.due != 0
+    }
+
     /// The next message to be sent, and its region.
     pub fn due(&self) -> Option<(u8, WorkerMessage)> {
-        if self.due == 0 {
+        if !self.are_due() {
             return None;
         }
         let number = self.due.trailing_zeros() as u8;

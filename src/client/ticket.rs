@@ -63,14 +63,18 @@ impl Ticket {
 
     /// Waits for a pull and copies its values, in the order of its keys, into `values`.
     pub fn wait_into(mut self, values: &mut [f32]) -> Result<Version> {
-        self.wait()?;
         let Some(id) = self.id else {
             return Err(Error::Misuse {
                 call: "wait_into",
                 reason: "the values were taken already".to_owned(),
             });
         };
-        let version = self.inner.driver.engine().take(id, values)?;
+        let deadline = || Deadline::after(Instant::now(), self.inner.config.wait_timeout);
+        let version = self.inner.wait(
+            deadline,
+            |e| e.describe(id),
+            |e| if e.is_done(id, true)? { e.take(id, values).map(Some) } else { Ok(None) },
+        )?;
         self.id = None;
         Ok(version)
     }

@@ -3,8 +3,9 @@
 //! agree bit for bit, except that any NaN stands for any other, and the same numbers give the same bits wherever they lie.
 //!
 //! `lanes` says what an algorithm may do, `generic` has each algorithm once, `rules` each update rule once;
-//! `table` compiles them for each instruction set and chooses. Here are the safe entries.
+//! `table` compiles them for each instruction set and chooses. Here are the safe entries. `crc` checks headers.
 
+mod crc;
 mod fold;
 mod generic;
 mod input;
@@ -20,6 +21,7 @@ mod avx512;
 #[cfg(test)]
 mod tests;
 
+pub use crc::header_crc;
 pub use fold::{BLOCK, Gradient, WAYS, accumulate, divide, fold, pass};
 pub use input::{Input, Output};
 pub use rules::{Adagrad, Adam, AdamW, Assign, Ftrl, Momentum, Nesterov, RmsProp, Rule, Sgd, Sum};

@@ -149,7 +149,7 @@ impl Buf {
     }
 
     /// The arena that it is a part of.
-    pub fn arena(&self) -> &Arena {
+    pub fn arena(&self) -> &Arc<Arena> {
         &self.pool.inner.arena
     }
 

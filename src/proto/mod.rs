@@ -22,6 +22,7 @@ pub use reply::{ReplyHeader, ReplyKind};
 pub use request::{NO_BASE, RequestHeader, RequestKind};
 
 use crate::error::Malformed;
+use crate::kernels::header_crc;
 
 /// Length of every data-path header in bytes.
 pub const HEADER: usize = 64;
@@ -50,7 +51,7 @@ impl Fields<'_> {
         if self.0[2] != version {
             return Err(Malformed::new("version", version.to_string(), self.0[2]));
         }
-        let computed = crc32c::crc32c(&self.0[..60]);
+        let computed = header_crc(self.0);
         if computed != self.u32(60) {
             return Err(Malformed::new(
                 "check",
@@ -76,7 +77,7 @@ impl Builder {
     }
 
     fn finish(mut self) -> [u8; HEADER] {
-        let check = crc32c::crc32c(&self.0[..60]);
+        let check = header_crc(&self.0);
         self.0[60..64].copy_from_slice(&check.to_le_bytes());
         self.0
     }

@@ -223,22 +223,23 @@ impl Reactor {
 
     fn dispatch(&mut self) {
         let mut completions = std::mem::take(&mut self.completions);
-        for completion in completions.drain(..) {
-            match completion {
+        // Where they lie: they have room for messages, and would be copied as long as that.
+        for completion in &mut completions {
+            match *completion {
                 Completion::Written { endpoint, imm, length } => {
                     self.request(endpoint, imm, length, None);
                 }
-                Completion::Lent { endpoint, imm, length, body } => {
-                    self.request(endpoint, imm, length, Some(body));
+                Completion::Lent { endpoint, imm, length, ref body } => {
+                    self.request(endpoint, imm, length, Some(body.clone()));
                 }
-                Completion::Received { endpoint, message } => {
+                Completion::Received { endpoint, ref message } => {
                     if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core)
                         && let Err(error) = core.message(rank, message.bytes())
                     {
                         self.failed.push((rank, error));
                     }
                 }
-                Completion::Closed { endpoint, reason } => self.closed(endpoint, reason),
+                Completion::Closed { endpoint, ref mut reason } => self.closed(endpoint, reason.take()),
                 Completion::Connected { endpoint } => {
                     if let (Some(rank), Some(core)) = (self.rank_of(endpoint), &mut self.core) {
                         core.connected(rank);
@@ -257,6 +258,7 @@ impl Reactor {
                 }
             }
         }
+        completions.clear();
         self.completions = completions;
     }
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::grants::{Grant, Grants};
-use super::{Payload, Read, Refusal, Write};
+use super::{Read, Refusal, Write};
 use crate::error::{Error, Result};
-use crate::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
+use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
 
 /// The place at the peer that an operation names.
 #[derive(Debug, Clone, Copy)]
@@ -110,11 +110,8 @@ impl Arenas {
 
     /// Where a write goes; refused when it can't be right.
     pub fn admit_write(&self, write: &Write) -> Result<Target, Refusal> {
-        match &write.body {
-            None => {}
-            Some(Payload::Pinned(slice) | Payload::Lent(slice)) => self.admit_local(slice)?,
-            Some(Payload::Owned(buf)) => self.admit_local(&buf.slice())?,
-            Some(Payload::Published(pin)) => self.admit_local(pin.slice())?,
+        if let Some(body) = &write.body {
+            self.admit_local(body.region(), body.place(), body.length())?;
         }
         if !write.remote.rights.may_write() {
             return Err(Refusal::OutOfBounds("the remote region may not be written".to_owned()));
@@ -124,7 +121,8 @@ impl Arenas {
 
     /// Where a read comes from; refused when it can't be right.
     pub fn admit_read(&self, read: &Read) -> Result<Target, Refusal> {
-        self.admit_local(&read.local)?;
+        let local = &read.local;
+        self.admit_local(local.region, (&local.arena, local.offset), local.length)?;
         if !read.remote.rights.may_read() {
             return Err(Refusal::OutOfBounds("the remote region may not be read".to_owned()));
         }
@@ -151,14 +149,20 @@ impl Arenas {
         Ok(Target { key: remote.key, offset: within, length: short })
     }
 
-    fn admit_local(&self, slice: &RegionSlice) -> Result<(), Refusal> {
-        let registered = matches!(self.registered.get(slice.region.0 as usize), Some(Some(a)) if Arc::ptr_eq(a, &slice.arena));
+    fn admit_local(
+        &self,
+        region: RegionId,
+        (arena, offset): (&Arc<Arena>, usize),
+        length: usize,
+    ) -> Result<(), Refusal> {
+        let registered =
+            matches!(self.registered.get(region.0 as usize), Some(Some(a)) if Arc::ptr_eq(a, arena));
         if !registered {
             return Err(Refusal::OutOfBounds(
                 "the local bytes' arena is not registered with this transport".into(),
             ));
         }
-        if slice.offset.checked_add(slice.length).is_none_or(|end| end > slice.arena.len()) {
+        if offset.checked_add(length).is_none_or(|end| end > arena.len()) {
             return Err(Refusal::OutOfBounds("the local bytes do not lie in their arena".into()));
         }
         Ok(())

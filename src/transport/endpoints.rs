@@ -73,12 +73,23 @@ impl<S> Endpoints<S> {
 
     /// The same, to be looked at.
     pub fn look(&self, id: EndpointId) -> Option<&Endpoint<S>> {
-        self.slots.get(id.index as usize)?.endpoint.as_deref().filter(|e| e.id == id)
+        self.look_at(id.index).filter(|e| e.id == id)
+    }
+
+    /// The endpoint in this place, to be looked at.
+    pub fn look_at(&self, index: u32) -> Option<&Endpoint<S>> {
+        self.slots.get(index as usize)?.endpoint.as_deref()
     }
 
     /// The endpoint in this place.
     pub fn at(&mut self, index: u32) -> Option<&mut Endpoint<S>> {
         self.slots.get_mut(index as usize)?.endpoint.as_deref_mut()
+    }
+
+    /// How many are not closed.
+    #[allow(clippy::len_without_is_empty)] // nobody asks
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// All that are not closed.

@@ -77,6 +77,18 @@ impl Grants {
 
     /// The local bytes behind (`key`, `offset`, `length`), if the peer may reach all of them in this way.
     pub fn admit(&self, key: u32, offset: u64, length: u32, access: Access) -> Result<RegionSlice, Denied> {
+        let (grant, offset) = self.find(key, offset, length, access)?;
+        Ok(RegionSlice { arena: grant.arena.clone(), region: grant.region, offset, length: length as usize })
+    }
+
+    /// The grant that [`Grants::admit`] finds, and where in its arena the bytes begin.
+    pub fn find(
+        &self,
+        key: u32,
+        offset: u64,
+        length: u32,
+        access: Access,
+    ) -> Result<(&Grant, usize), Denied> {
         let Ok(at) = self.place(key) else {
             return Err(Denied {
                 field: "key",
@@ -103,13 +115,8 @@ impl Grants {
                 found: length.into(),
             });
         }
-        // Both fit in a usize: they are not larger than `grant.length`.
-        Ok(RegionSlice {
-            arena: grant.arena.clone(),
-            region: grant.region,
-            offset: grant.offset + offset as usize,
-            length: length as usize,
-        })
+        // It fits in a usize, as the length does: neither is larger than `grant.length`.
+        Ok((grant, grant.offset + offset as usize))
     }
 
     fn place(&self, key: u32) -> Result<usize, usize> {

@@ -180,6 +180,15 @@ impl Payload {
             Payload::Published(pin) => pin.slice().clone(),
         }
     }
+
+    /// The arena that the bytes lie in, and the first of them.
+    pub fn place(&self) -> (&Arc<Arena>, usize) {
+        match self {
+            Payload::Owned(buf) => (buf.arena(), buf.offset()),
+            Payload::Pinned(slice) | Payload::Lent(slice) => (&slice.arena, slice.offset),
+            Payload::Published(pin) => (&pin.slice().arena, pin.slice().offset),
+        }
+    }
 }
 
 /// A gather write: `header`, then `body`, contiguous at `remote + offset`.
@@ -354,6 +363,16 @@ impl Completion {
             | Completion::Done { endpoint, .. }
             | Completion::Closed { endpoint, .. } => endpoint,
         }
+    }
+}
+
+/// Moves at most `budget` completions from a transport's list to its caller's: most often all of them to an empty one, which needs no
+/// copies.
+fn hand_over(outbox: &mut Vec<Completion>, completions: &mut Vec<Completion>, budget: usize) {
+    if completions.is_empty() && outbox.len() <= budget {
+        std::mem::swap(completions, outbox);
+    } else {
+        completions.extend(outbox.drain(..outbox.len().min(budget)));
     }
 }
 

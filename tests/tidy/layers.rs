@@ -21,6 +21,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/client/buffer.rs", "floats that no operation touches"),
     ("src/kernels/avx2.rs", "AVX2 intrinsics"),
     ("src/kernels/avx512.rs", "AVX-512 intrinsics"),
+    ("src/kernels/crc.rs", "an instruction that the CPU was asked for"),
     ("src/kernels/fold.rs", "calling a path that the CPU was asked for"),
     ("src/kernels/generic.rs", "loads and stores at the edge of a slice"),
     ("src/kernels/lanes.rs", "what a vector of lanes is"),

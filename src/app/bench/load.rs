@@ -150,10 +150,13 @@ impl Load {
             }
             Memory::Registered { pulled, .. } => {
                 ticket.wait_version()?;
-                pulled.read(at, &mut head)?;
-                pulled.read(at + floats - 1, &mut tail)?;
+                if !self.op.pushes() {
+                    pulled.read(at, &mut head)?;
+                    pulled.read(at + floats - 1, &mut tail)?;
+                }
             }
         }
+        // What others push meanwhile may be in there, or not: the table is checked at the end.
         if self.op.pushes() {
             return Ok(None);
         }

@@ -11,7 +11,7 @@ use crate::proto::{Chain, ReplyKind};
 use crate::transport::Completion;
 use slab::Slab;
 
-/// Lists that are kept to be used again.
+/// Frames that are kept to be used again.
 const SPARES: usize = 64;
 
 impl Engine {
@@ -49,11 +49,13 @@ impl Engine {
         self.transport.poll_often(looks, &mut self.completions, BUDGET);
         let worked = !self.completions.is_empty();
         let mut completions = std::mem::take(&mut self.completions);
-        for completion in completions.drain(..) {
+        // Where they lie: they have room for messages, and would be copied as long as that.
+        for completion in &mut completions {
             if let Err(error) = self.complete(completion) {
                 self.fail(error);
             }
         }
+        completions.clear();
         self.completions = completions;
         worked
     }
@@ -78,8 +80,8 @@ impl Engine {
         self.reopener.check_deadlines()
     }
 
-    pub(super) fn complete(&mut self, completion: Completion) -> Result<()> {
-        match completion {
+    pub(super) fn complete(&mut self, completion: &mut Completion) -> Result<()> {
+        match *completion {
             Completion::Connected { endpoint } => {
                 if let Some(link) = self.link_at(endpoint) {
                     let asked = &self.asked;
@@ -93,9 +95,9 @@ impl Engine {
                     self.reply(link, imm, length)?;
                 }
             }
-            Completion::Closed { endpoint, reason } => {
+            Completion::Closed { endpoint, ref mut reason } => {
                 if let Some(link) = self.link_of.remove(&endpoint) {
-                    self.lost(link, reason)?;
+                    self.lost(link, reason.take())?;
                 }
             }
             Completion::Received { endpoint, .. } | Completion::Lent { endpoint, .. } => {
@@ -185,8 +187,10 @@ impl Engine {
     }
 
     fn spare(&mut self, frame: Outgoing) {
-        let room = self.spare_parts.len() < SPARES;
-        self.spare_parts.extend(frame.end().filter(|_| room));
+        let spare = frame.end();
+        if self.spare_frames.len() < SPARES {
+            self.spare_frames.push(spare);
+        }
     }
 
     /// An endpoint is gone: asks for a new one.

@@ -261,7 +261,8 @@ impl Engine {
         }
         let body = Payload::Pinned(self.slice(span, frame.at, frame.count as usize)?);
         let (owner, priority) = (Owner::Push(ticket), self.pending[ticket].priority);
-        let mut outgoing = Outgoing::alone(header, Some(body), owner, priority);
+        let spare = self.spare_frames.pop().unwrap_or_default();
+        let mut outgoing = Outgoing::alone(header, Some(body), (owner, priority), spare);
         outgoing.lends = self.pending[ticket].lends();
         self.enqueue(frame.shard, ticket, outgoing, false);
         self.count_push(frame.shard, ticket, header);
@@ -362,7 +363,7 @@ impl Engine {
             }
             if let Some(buf) = self.staging.lease(room) {
                 self.bytes_copied += u64::from(header.length);
-                let spare = self.spare_parts.pop().unwrap_or_default();
+                let spare = self.spare_frames.pop().unwrap_or_default();
                 self.links[link].enqueue(Outgoing::first(header, fill, buf, wanted, spare), may_overtake);
                 return true;
             }
@@ -374,7 +375,8 @@ impl Engine {
             self.bytes_copied += u64::from(header.length);
             body = Some(Payload::Owned(buf));
         }
-        let mut frame = Outgoing::alone(header, body, owner, priority);
+        let spare = self.spare_frames.pop().unwrap_or_default();
+        let mut frame = Outgoing::alone(header, body, wanted, spare);
         frame.lends = self.pending[ticket].lends();
         self.enqueue(link, ticket, frame, may_overtake);
         true

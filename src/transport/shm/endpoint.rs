@@ -48,6 +48,11 @@ impl Connection {
             next_read: 0,
         }
     }
+
+    /// Whether a turn would find nothing to take and nothing to send.
+    pub fn is_quiet(&self) -> bool {
+        self.rx.consumer.is_empty() && !self.rx.hung_up && !self.tx.is_due()
+    }
 }
 
 /// See the diagram above.

@@ -133,6 +133,9 @@ impl Frame {
         let inline = u16::from_le_bytes([bytes[2], bytes[3]]);
         let frame = Frame { kind, inline, source };
         let canonical = frame.encode();
+        if canonical == *bytes {
+            return Ok(frame);
+        }
         match canonical.iter().zip(bytes).position(|(a, b)| a != b) {
             None => Ok(frame),
             Some(at) => {

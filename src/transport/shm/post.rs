@@ -17,7 +17,7 @@ impl Shm {
             Err(refusal) => Err(Rejected { operation: message, refusal }),
             Ok(connection) => {
                 let length = message.bytes().len() as u32;
-                connection.tx.post(Kind::Send { length }, message, None, None);
+                connection.tx.post(Kind::Send { length }, message.bytes(), None, None);
                 Ok(())
             }
         }
@@ -30,8 +30,7 @@ impl Shm {
             Err(refusal) => return Err(Rejected { operation: write, refusal }),
         };
         let kind = Kind::Write { key: to.key, offset: to.offset, length: to.length, imm: write.imm };
-        let head = write.header.as_ref().and_then(|h| Message::new(h)).unwrap_or(Message::NOTHING);
-        connection.tx.post(kind, head, write.body, write.context);
+        connection.tx.post(kind, write.header.as_ref().map_or(&[], |h| h), write.body, write.context);
         Ok(())
     }
 
@@ -48,7 +47,7 @@ impl Shm {
         connection.next_read += 1;
         let Target { key, offset, length } = from;
         let kind = Kind::ReadRequest { key, offset, length, read: number };
-        connection.tx.post(kind, Message::NOTHING, None, None);
+        connection.tx.post(kind, &[], None, None);
         connection.reads.push_back(PendingRead { read: number, local: read.local, context: read.context });
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::{Shm, socket};
 use crate::error::{Error, Result};
 use crate::mem::Arena;
 use crate::mem::ring::OutOfStep;
-use crate::transport::{Completion, EndpointId, Side};
+use crate::transport::{Completion, EndpointId, Side, hand_over};
 
 /// Tokens below this one are endpoints; from it on, pending connections.
 const LOBBY: u64 = 1 << 40;
@@ -36,8 +36,29 @@ pub(super) fn watch(epoll: &OwnedFd, file: impl AsFd, token: u64) -> Result<()> 
 }
 
 impl Shm {
+    /// Whether nothing has come that a poll would find, nor is anything left to be done: most polls of a thread that spins end here, and
+    /// how long they take is how late it sees what comes.
+    pub(super) fn is_quiet(&self) -> bool {
+        let idle = !(self.armed | self.unsent | self.clock_stale) && self.unasked + 1 < UNASKED;
+        idle && self.outbox.is_empty()
+            && self.turns.iter().all(|&index| match self.endpoints.look_at(index).map(|e| &e.state) {
+                Some(State::Connected(c)) => c.is_quiet(),
+                _ => true,
+            })
+    }
+
+    /// A poll that finds something to do. By itself, so that the others are short.
+    #[inline(never)]
+    pub(super) fn progress(&mut self, completions: &mut Vec<Completion>, budget: usize) {
+        self.collect();
+        self.receive_round(budget);
+        self.send_round();
+        self.set_clock();
+        hand_over(&mut self.outbox, completions, budget);
+    }
+
     /// Asks the system what happened, now and then, and soon after it said that it may sleep.
-    pub(super) fn collect(&mut self) {
+    fn collect(&mut self) {
         self.unasked += 1;
         if std::mem::take(&mut self.armed) {
             self.each_connected(|_, c| {
@@ -95,14 +116,14 @@ impl Shm {
     }
 
     /// One turn for each connection, until `budget` completions wait.
-    pub(super) fn receive_round(&mut self, budget: usize) {
+    fn receive_round(&mut self, budget: usize) {
         for _ in 0..self.turns.len() {
             if self.outbox.len() >= budget {
                 break;
             }
             // Whoever had a turn goes to the back.
-            self.turns.rotate_left(1);
-            let Some(&index) = self.turns.back() else { break };
+            let Some(index) = self.turns.pop_front() else { break };
+            self.turns.push_back(index);
             let Some(endpoint) = self.endpoints.at(index) else { continue };
             let State::Connected(c) = &mut endpoint.state else { continue };
             let hung_up = c.rx.hung_up;
@@ -157,7 +178,7 @@ impl Shm {
             let Some(endpoint) = self.endpoints.at(index) else { continue };
             let State::Connected(c) = &mut endpoint.state else { continue };
             let (id, outbox) = (endpoint.id, &mut self.outbox);
-            let mut done = |context| outbox.push_back(Completion::Done { endpoint: id, context });
+            let mut done = |context| outbox.push(Completion::Done { endpoint: id, context });
             if let Err(e) = f(&mut c.tx, &c.socket, &mut done) {
                 let error = out_of_step(&endpoint.peer, &e);
                 self.end(index, Some(error));
@@ -197,7 +218,7 @@ impl Shm {
             State::Dialing(dialer) => self.unwatch(&dialer.socket),
             State::Opened | State::Expecting { .. } => {}
         }
-        self.outbox.push_back(Completion::Closed { endpoint: id, reason });
+        self.outbox.push(Completion::Closed { endpoint: id, reason });
         self.clock_stale = true;
     }
 
@@ -209,7 +230,7 @@ impl Shm {
     fn connected(&mut self, index: u32, connection: Connection) {
         let Some(endpoint) = self.endpoints.at(index) else { return };
         endpoint.state = State::Connected(connection);
-        self.outbox.push_back(Completion::Connected { endpoint: endpoint.id });
+        self.outbox.push(Completion::Connected { endpoint: endpoint.id });
         self.turns.push_back(index);
         self.clock_stale = true;
     }
@@ -316,7 +337,7 @@ impl Shm {
     }
 
     /// Sets the timer to what the endpoints need, if that may have changed.
-    pub(super) fn set_clock(&mut self) {
+    fn set_clock(&mut self) {
         if !std::mem::take(&mut self.clock_stale) {
             return;
         }

@@ -34,7 +34,7 @@ pub(super) struct Context<'a> {
     pub grants: &'a Grants,
     pub tx: &'a mut Tx,
     pub reads: &'a mut VecDeque<PendingRead>,
-    pub out: &'a mut VecDeque<Completion>,
+    pub out: &'a mut Vec<Completion>,
 }
 
 impl Context<'_> {
@@ -50,7 +50,7 @@ impl Context<'_> {
     /// Lets go of what the peer has taken.
     fn retire(&mut self) -> Result<()> {
         let (endpoint, out) = (self.endpoint, &mut *self.out);
-        let done = |context| out.push_back(Completion::Done { endpoint, context });
+        let done = |context| out.push(Completion::Done { endpoint, context });
         self.tx.retire(done).map_err(|e| out_of_step(self.peer, &e))
     }
 }
@@ -148,8 +148,11 @@ impl Rx {
     /// Takes what is in the ring. True when there may be more right now.
     pub fn turn(&mut self, to: &mut Context<'_>) -> Result<bool> {
         let mut bytes = 0;
-        for _ in 0..TURN_OPERATIONS {
+        for operation in 0..TURN_OPERATIONS {
             let ready = self.consumer.ready().map_err(|e| out_of_step(to.peer, &e))?;
+            if operation == 0 {
+                self.consumer.fetch();
+            }
             if ready == 0 || bytes >= TURN_BYTES {
                 return Ok(ready > 0);
             }
@@ -175,7 +178,17 @@ impl Rx {
         }
         match frame.kind {
             Kind::Write { key, offset, length, imm } => {
-                let place = to.grants.admit(key, offset, length, Access::Write).map_err(|d| d.by(to.peer))?;
+                let grants = to.grants;
+                let (grant, at) =
+                    grants.find(key, offset, length, Access::Write).map_err(|d| d.by(to.peer))?;
+                let bytes = length as usize;
+                if frame.source.is_none() && usize::from(frame.inline) == bytes {
+                    self.consumer.get_into(1, &grant.arena, at, bytes);
+                    written(imm, length, to);
+                    return Ok(bytes);
+                }
+                let (arena, region) = (grant.arena.clone(), grant.region);
+                let place = RegionSlice { arena, region, offset: at, length: bytes };
                 self.bring(frame, place, Then::Written { key, imm, length }, to)
             }
             Kind::Part => match self.incoming.take() {
@@ -200,7 +213,7 @@ impl Rx {
                 };
                 self.consumer.get(1, text);
                 if let Some(message) = Message::new(text) {
-                    to.out.push_back(Completion::Received { endpoint: to.endpoint, message });
+                    to.out.push(Completion::Received { endpoint: to.endpoint, message });
                 }
                 Ok(length as usize)
             }
@@ -239,19 +252,16 @@ impl Rx {
         match self.fetch(frame, place, to)? {
             Brought::Part(rest) => self.incoming = Some((rest, then)),
             Brought::Whole => match then {
-                Then::Written { imm: Some(imm), length, .. } => {
-                    to.out.push_back(Completion::Written { endpoint: to.endpoint, imm, length });
-                }
-                Then::Written { imm: None, .. } => {}
+                Then::Written { imm, length, .. } => written(imm, length, to),
                 Then::ReadDone => {
                     if let Some(PendingRead { context, .. }) = to.reads.pop_front() {
-                        to.out.push_back(Completion::Done { endpoint: to.endpoint, context });
+                        to.out.push(Completion::Done { endpoint: to.endpoint, context });
                     }
                 }
             },
             Brought::Loan(body) => {
                 if let Then::Written { imm: Some(imm), length, .. } = then {
-                    to.out.push_back(Completion::Lent { endpoint: to.endpoint, imm, length, body });
+                    to.out.push(Completion::Lent { endpoint: to.endpoint, imm, length, body });
                 }
             }
         }
@@ -300,5 +310,12 @@ impl Rx {
         }
         let shown = self.shown.get(place).and_then(Option::as_ref);
         shown.ok_or_else(|| to.fault("region", "one that was shown", region))
+    }
+}
+
+/// All bytes of a write are here.
+fn written(imm: Option<u32>, length: u32, to: &mut Context<'_>) {
+    if let Some(imm) = imm {
+        to.out.push(Completion::Written { endpoint: to.endpoint, imm, length });
     }
 }

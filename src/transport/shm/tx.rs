@@ -132,10 +132,44 @@ impl Tx {
         self.answers
     }
 
-    /// Queues a message, a write or a request.
-    pub fn post(&mut self, kind: Kind, head: Message, body: Option<Payload>, context: Option<u64>) {
+    /// Takes a message, a write or a request. What is short, and finds nothing before it and room, goes into the ring at once; the peer
+    /// is shown it by [`Tx::pump`].
+    pub fn post(&mut self, kind: Kind, head: &[u8], body: Option<Payload>, context: Option<u64>) {
         self.posted += 1;
+        if self.queue.is_empty() && self.put_short(kind, head, body.as_ref()) {
+            self.fly(Flying { what: What::Posted, end: self.producer.whole(), body: None, context });
+            return;
+        }
+        // A header, or a message, which are never longer.
+        let head = Message::new(head).unwrap_or(Message::NOTHING);
         self.queue.push_back(Op { what: What::Posted, kind, head, body, context, begun: None });
+    }
+
+    /// Puts an operation into the ring whole, with its body. False when that is long, or there is no room; a count that can't be is
+    /// found again by [`Tx::pump`].
+    fn put_short(&mut self, kind: Kind, head: &[u8], body: Option<&Payload>) -> bool {
+        let length = body.map_or(0, Payload::length);
+        let needed = 1 + cells(head.len() + length);
+        if length > SHORT || !self.producer.has_room(needed).unwrap_or(false) {
+            return false;
+        }
+        // At most SHORT and a message.
+        let frame = Frame { kind, inline: (head.len() + length) as u16, source: None };
+        self.producer.put(0, &frame.encode());
+        if !head.is_empty() {
+            self.producer.put(1, head);
+        }
+        if let Some((arena, offset)) = body.map(Payload::place) {
+            // With a body the head is nothing, or the header: one cell.
+            self.producer.put_from(1 + cells(head.len()), arena, offset, length);
+        }
+        self.producer.advance(needed);
+        true
+    }
+
+    fn fly(&mut self, flying: Flying) {
+        self.awaited += usize::from(flying.is_awaited());
+        self.flying.push_back(flying);
     }
 
     /// Queues the answer to a read from grant `key`.
@@ -220,12 +254,8 @@ impl Tx {
 
     /// Moves operations into the ring while there is room, and shows them to the peer.
     pub fn pump(&mut self, socket: &OwnedFd) -> Result<(), OutOfStep> {
-        let whole = self.producer.whole();
-        let filled = self.fill(socket);
-        if self.producer.whole() > whole {
-            self.producer.publish();
-            self.unrung = true;
-        }
+        let filled = if self.queue.is_empty() { Ok(()) } else { self.fill(socket) };
+        self.unrung |= self.producer.publish();
         filled
     }
 
@@ -262,15 +292,13 @@ impl Tx {
             self.producer.advance(needed);
             if part > SHORT {
                 // The peer takes it while the next part is copied.
-                self.producer.publish();
+                self.unrung |= self.producer.publish();
             }
             op.begun = Some(sent + part);
             if source.is_some() || sent + part == length {
                 let Some(Op { what, body, context, .. }) = self.queue.pop_front() else { break };
                 let body = body.filter(|_| source.is_some());
-                let flying = Flying { what, end: self.producer.whole(), body, context };
-                self.awaited += usize::from(flying.is_awaited());
-                self.flying.push_back(flying);
+                self.fly(Flying { what, end: self.producer.whole(), body, context });
             }
         }
         Ok(())
@@ -346,7 +374,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::mem::ring::{RING, Ring};
+    use crate::mem::ring::{Consumer, RING, Ring};
 
     /// Numbers and bytes are kept for buffers that answers are copied into: what may not be shown is not sent from where it lies.
     #[test]
@@ -368,6 +396,35 @@ mod tests {
         assert!(tx.may_show(&Arena::shared(59 << 20).unwrap()));
         assert!(!tx.may_show(&Arena::shared(61 << 20).unwrap()), "of 64 MiB");
         assert!(!tx.may_show(&Arena::new(4096).unwrap()), "private");
+    }
+
+    /// A short operation is in the ring when it is posted, and is shown with the next turn; behind one that waits it waits, too.
+    #[test]
+    fn what_is_short_goes_into_the_ring_at_once_but_not_before_others() {
+        let (socket, _theirs) = socket_pair();
+        let ring = Ring::new(Arena::new(RING).unwrap(), 0);
+        let mut consumer = Consumer::new(ring.clone());
+        let mut tx = Tx::new(Producer::new(ring), 8, 64 << 20);
+        let send =
+            |tx: &mut Tx, text: &[u8]| tx.post(Kind::Send { length: text.len() as u32 }, text, None, None);
+        send(&mut tx, b"first");
+        assert_eq!((tx.producer.whole(), consumer.ready()), (2, Ok(0)));
+        let arena = Arena::new(SHORT + 1).unwrap();
+        let body = RegionSlice { arena, region: RegionId(0), offset: 0, length: SHORT + 1 };
+        let kind = Kind::Write { key: 1, offset: 0, length: body.length as u32, imm: None };
+        tx.post(kind, &[], Some(Payload::Pinned(body)), None);
+        send(&mut tx, b"last");
+        assert_eq!(tx.producer.whole(), 2);
+        tx.pump(&socket).unwrap();
+        let mut kinds = Vec::new();
+        while consumer.ready().unwrap() > 0 {
+            let mut entry = [0; 64];
+            consumer.get(0, &mut entry);
+            let frame = Frame::decode(&entry).unwrap();
+            kinds.push(frame.kind);
+            consumer.advance(1 + cells(frame.inline.into()));
+        }
+        assert_eq!(kinds, [Kind::Send { length: 5 }, kind, Kind::Send { length: 4 }]);
     }
 
     fn socket_pair() -> (OwnedFd, OwnedFd) {

@@ -86,6 +86,9 @@ impl Frame {
             return Err(BadFrame { field: "flags", expected: "0 or 1", found: flags.into() });
         }
         let canonical = frame.encode();
+        if canonical == *bytes {
+            return Ok(frame);
+        }
         match canonical.iter().zip(bytes).position(|(a, b)| a != b) {
             None => Ok(frame),
             Some(at) => {

@@ -62,13 +62,13 @@ impl Tcp {
             }
             State::Opened | State::Expecting { .. } => {}
         }
-        self.outbox.push_back(Completion::Closed { endpoint: id, reason });
+        self.outbox.push(Completion::Closed { endpoint: id, reason });
     }
 
     /// Reports what the kernel has done with.
     pub(super) fn see_off(&mut self, now: Instant) {
         for Leaving { id, reason, .. } in self.leaving.extract_if(.., |leaving| leaving.is_over(now)) {
-            self.outbox.push_back(Completion::Closed { endpoint: id, reason });
+            self.outbox.push(Completion::Closed { endpoint: id, reason });
         }
     }
 }

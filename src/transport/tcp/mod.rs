@@ -55,7 +55,9 @@ use super::arenas::Arenas;
 use super::endpoints::PendingRead;
 use super::preamble::Secret;
 use super::timer::Timer;
-use super::{Caps, Completion, EndpointId, Message, Read, Rejected, SessionKey, Side, Transport, Write};
+use super::{
+    Caps, Completion, EndpointId, Message, Read, Rejected, SessionKey, Side, Transport, Write, hand_over,
+};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, RegionId, RemoteRegion, Rights};
 
@@ -93,7 +95,7 @@ pub struct Tcp {
     heard: Option<u32>,
     unasked: u32,
     /// Completions in the order in which they came about.
-    outbox: VecDeque<Completion>,
+    outbox: Vec<Completion>,
 }
 
 impl Tcp {
@@ -141,7 +143,7 @@ impl Tcp {
             tx_ready: VecDeque::new(),
             heard: None,
             unasked: 0,
-            outbox: VecDeque::new(),
+            outbox: Vec::new(),
             config,
         })
     }
@@ -300,8 +302,7 @@ impl Transport for Tcp {
         self.set_clock();
         // A thread that spins finds nothing again and again.
         if !self.outbox.is_empty() {
-            let count = self.outbox.len().min(budget);
-            completions.extend(self.outbox.drain(..count));
+            hand_over(&mut self.outbox, completions, budget);
         }
     }
 

@@ -34,12 +34,14 @@ const CHECKS: u32 = 5;
 /// Polls in a row that do without asking the system what became ready. So long does anything but the connection that
 /// brought something last wait, and so many turns of that one.
 const UNASKED: u32 = 8;
+/// The same where nothing else can come but a dialler, or the end of something's time.
+const UNASKED_ALONE: u32 = 64;
 
 impl Tcp {
     /// Whether this poll does with the connections at hand: those that have more, else the one that brought something last. What
     /// comes next most often comes from there, and to try costs no more than to ask, which would only come before it.
     pub(super) fn has_at_hand(&mut self) -> bool {
-        if self.unasked >= UNASKED {
+        if self.unasked >= UNASKED && (self.unasked >= UNASKED_ALONE || !self.is_alone()) {
             return false;
         }
         if self.rx_ready.is_empty() {
@@ -48,6 +50,14 @@ impl Tcp {
         }
         self.unasked += 1;
         true
+    }
+
+    /// Whether the connection that brought something last is the only one, and waits for nothing but what it is sent.
+    fn is_alone(&self) -> bool {
+        let heard = self.heard.and_then(|index| self.endpoints.look_at(index));
+        let receives = |c: &Connection| c.tx.is_empty() && !c.tx.has_lent();
+        self.endpoints.len() == 1
+            && matches!(heard.map(|e| &e.state), Some(State::Connected(c)) if receives(c))
     }
 
     /// Asks the system what became ready.
@@ -82,7 +92,7 @@ impl Tcp {
             State::Dialing(_) => self.advance_dial(index),
             State::Connected(connection) => {
                 let (id, fd, outbox) = (endpoint.id, connection.stream.as_raw_fd(), &mut self.outbox);
-                let done = |context| outbox.push_back(Completion::Done { endpoint: id, context });
+                let done = |context| outbox.push(Completion::Done { endpoint: id, context });
                 // What the kernel says of lent bodies comes as an error, too.
                 let said = event.is_error() && connection.tx.hear(fd, done).unwrap_or(false);
                 connection.ending |= event.is_read_closed() || (event.is_error() && !said);
@@ -170,7 +180,7 @@ impl Tcp {
             connection.in_tx = false;
             let (id, fd) = (endpoint.id, connection.stream.as_raw_fd());
             let outbox = &mut self.outbox;
-            let done = |context| outbox.push_back(Completion::Done { endpoint: id, context });
+            let done = |context| outbox.push(Completion::Done { endpoint: id, context });
             match connection.tx.pump(fd, done) {
                 Ok(Pumped::More) => self.queue_tx(index),
                 Ok(Pumped::Empty | Pumped::Blocked) => {}
@@ -201,7 +211,7 @@ impl Tcp {
             lending => lending,
         };
         endpoint.state = State::Connected(Connection::new(stream, self.config.queue_depth, lending));
-        self.outbox.push_back(Completion::Connected { endpoint: endpoint.id });
+        self.outbox.push(Completion::Connected { endpoint: endpoint.id });
         self.clock_stale = true;
         // Frames may have arrived together with the end of the preamble.
         self.queue_rx(index);

@@ -29,7 +29,7 @@ pub(super) struct Context<'a> {
     pub grants: &'a Grants,
     pub tx: &'a mut Tx,
     pub reads: &'a mut VecDeque<PendingRead>,
-    pub out: &'a mut VecDeque<Completion>,
+    pub out: &'a mut Vec<Completion>,
 }
 
 /// What one turn of receiving came to.
@@ -204,7 +204,7 @@ impl Rx {
             return Ok(false);
         }
         if let Some(message) = Message::new(&self.buffer[body..body + length]) {
-            to.out.push_back(Completion::Received { endpoint: to.endpoint, message });
+            to.out.push(Completion::Received { endpoint: to.endpoint, message });
         }
         self.start = body + length;
         Ok(true)
@@ -215,12 +215,12 @@ fn finish(then: Then, to: &mut Context<'_>) {
     let endpoint = to.endpoint;
     match then {
         Then::Written { imm: Some(imm), length, .. } => {
-            to.out.push_back(Completion::Written { endpoint, imm, length });
+            to.out.push(Completion::Written { endpoint, imm, length });
         }
         Then::Written { imm: None, .. } => {}
         Then::ReadDone => {
             if let Some(PendingRead { context, .. }) = to.reads.pop_front() {
-                to.out.push_back(Completion::Done { endpoint, context });
+                to.out.push(Completion::Done { endpoint, context });
             }
         }
     }

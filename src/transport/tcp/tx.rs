@@ -8,7 +8,7 @@ use super::frame::{FRAME, Frame};
 use super::lent::{self, Lent};
 use super::socket::{self, How, NO_PART, Part};
 use crate::mem::{RegionId, RegionSlice};
-use crate::transport::{HEADER, MAX_SEND, Message, Payload};
+use crate::transport::{HEADER, Message, Payload};
 
 /// Parts of one vectored call; a frame takes one or two. Few are for a request and for its answer. Many are for many short frames, such as
 /// the answers to a batch: a pull of a few values takes three parts, and 64 pulls share a slot.
@@ -16,9 +16,9 @@ const FEW: usize = 8;
 const MANY: usize = 256;
 /// Most bytes offered to the kernel at once, so that one endpoint can't keep the thread for long.
 const TURN_BYTES: usize = 1 << 20;
-/// Longest head: a frame header, then a whole message or the header of a write.
-const HEAD: usize = FRAME + MAX_SEND;
-const _: () = assert!(HEADER <= MAX_SEND);
+/// Longest head that lies in the queue: a frame header, then the header of a write or a message as long. Longer ones, which no server or
+/// worker sends for each request, lie elsewhere: items are moved, and would be three times as long.
+const HEAD: usize = FRAME + HEADER;
 
 /// What a queued frame is to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,31 +32,46 @@ pub(super) enum Origin {
 /// A frame with all that it needs until the kernel has done with it.
 #[derive(Debug)]
 pub(super) struct Item {
-    head: [u8; HEAD],
-    head_length: usize,
-    body: Option<RegionSlice>,
-    /// Keeps the body as it is until the item is gone.
-    _keeper: Option<Payload>,
+    head: Head,
+    /// Stays as it is until the item is gone.
+    body: Option<Payload>,
     origin: Origin,
 }
 
+/// A frame's header, and the message or the header of a write behind it.
+#[derive(Debug)]
+enum Head {
+    Short([u8; HEAD], usize),
+    Long(Box<[u8]>),
+}
+
+impl Head {
+    fn new(frame: Frame, rest: &[u8]) -> Head {
+        let length = FRAME + rest.len();
+        if length > HEAD {
+            return Head::Long([&frame.encode(), rest].concat().into());
+        }
+        let mut bytes = [0; HEAD];
+        bytes[..FRAME].copy_from_slice(&frame.encode());
+        bytes[FRAME..length].copy_from_slice(rest);
+        Head::Short(bytes, length)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Head::Short(bytes, length) => &bytes[..*length],
+            Head::Long(bytes) => bytes,
+        }
+    }
+}
+
 impl Item {
-    fn new(
-        frame: Frame,
-        head: &[u8],
-        body: Option<RegionSlice>,
-        keeper: Option<Payload>,
-        origin: Origin,
-    ) -> Item {
-        let mut out =
-            Item { head: [0; HEAD], head_length: FRAME + head.len(), body, _keeper: keeper, origin };
-        out.head[..FRAME].copy_from_slice(&frame.encode());
-        out.head[FRAME..out.head_length].copy_from_slice(head);
-        out
+    fn new(frame: Frame, rest: &[u8], body: Option<Payload>, origin: Origin) -> Item {
+        Item { head: Head::new(frame, rest), body, origin }
     }
 
     fn length(&self) -> usize {
-        self.head_length + self.body_length()
+        self.head.bytes().len() + self.body_length()
     }
 
     /// Whether the caller hears when it is done.
@@ -65,7 +80,7 @@ impl Item {
     }
 
     fn body_length(&self) -> usize {
-        self.body.as_ref().map_or(0, |b| b.length)
+        self.body.as_ref().map_or(0, Payload::length)
     }
 }
 
@@ -132,7 +147,7 @@ impl Tx {
 
     /// Whether a body in this region waits, is half sent, or lent.
     pub fn sends_from(&self, region: RegionId) -> bool {
-        self.held().any(|i| i.body.as_ref().is_some_and(|b| b.region == region))
+        self.held().any(|i| i.body.as_ref().is_some_and(|b| b.region() == region))
     }
 
     /// Whether the kernel may still read bodies that it was lent.
@@ -146,7 +161,7 @@ impl Tx {
         let frame = Frame::ReadResponse { length: body.length as u32, read: 0 };
         let lent = self.lent.get_or_insert_with(|| Lent::new(true));
         lent.called();
-        lent.keep(Item::new(frame, &[], Some(body), None, Origin::Posted(None)));
+        lent.keep(Item::new(frame, &[], Some(Payload::Pinned(body)), Origin::Posted(None)));
     }
 
     /// Takes what the kernel says of bodies that it was lent, and calls `done` as [`Tx::pump`] does; whether it said anything.
@@ -170,27 +185,26 @@ impl Tx {
         body: Option<Payload>,
         context: Option<u64>,
     ) {
-        let head: &[u8] = header.map_or(&[], |h| h);
-        let slice = body.as_ref().map(Payload::slice);
-        self.push(Item::new(frame, head, slice, body, Origin::Posted(context)));
+        let header: &[u8] = header.map_or(&[], |h| h);
+        self.push(Item::new(frame, header, body, Origin::Posted(context)));
     }
 
     /// Queues a message.
     pub fn send(&mut self, message: &Message) {
         let bytes = message.bytes();
         let frame = Frame::Send { length: bytes.len() as u32 };
-        self.push(Item::new(frame, bytes, None, None, Origin::Posted(None)));
+        self.push(Item::new(frame, bytes, None, Origin::Posted(None)));
     }
 
     /// Queues a read request.
     pub fn request(&mut self, frame: Frame) {
-        self.push(Item::new(frame, &[], None, None, Origin::Posted(None)));
+        self.push(Item::new(frame, &[], None, Origin::Posted(None)));
     }
 
     /// Queues the answer to the peer's read `read` of grant `key`.
     pub fn answer(&mut self, read: u64, key: u32, bytes: RegionSlice) {
         let frame = Frame::ReadResponse { length: bytes.length as u32, read };
-        self.push(Item::new(frame, &[], Some(bytes), None, Origin::Answer(key)));
+        self.push(Item::new(frame, &[], Some(Payload::Pinned(bytes)), Origin::Answer(key)));
     }
 
     /// Offers the kernel one turn of bytes, and calls `done` with the context of each write that it has wholly, and has done with.
@@ -238,17 +252,19 @@ impl Tx {
         let (Some(front), Some(lent)) = (self.items.front(), &mut self.lent) else {
             return Ok(Pumped::Empty);
         };
-        if self.sent < front.head_length {
-            let head = &front.head[self.sent..front.head_length];
+        let head = front.head.bytes();
+        if self.sent < head.len() {
+            let head = &head[self.sent..];
             // SAFETY: the part is `head`, borrowed for the length of the call.
             let sent =
                 unsafe { socket::send(fd, &mut [socket::part(head.as_ptr(), head.len())], How::WithMore) };
             return self.took(sent, done);
         }
-        let from = self.sent - front.head_length;
+        let from = self.sent - head.len();
         let Some(body) = &front.body else { return Ok(Pumped::Empty) };
-        let rest = (body.length - from).min(TURN_BYTES);
-        let part = || [socket::part(body.arena.at(body.offset + from, rest), rest)];
+        let rest = (body.length() - from).min(TURN_BYTES);
+        let (arena, at) = body.place();
+        let part = || [socket::part(arena.at(at + from, rest), rest)];
         // SAFETY: the item keeps the arena alive, and its owner leaves the bytes alone until it is done: until the kernel has said so
         // it stays here, or in `lent`; `leaving` keeps both where the connection ends before that.
         let mut sent = unsafe { socket::send(fd, &mut part(), How::Lent) };
@@ -282,21 +298,23 @@ impl Tx {
             if count + 2 > parts.len() || bytes >= TURN_BYTES || self.lends(item) {
                 break;
             }
-            if skip < item.head_length {
-                let head = &item.head[skip..item.head_length];
+            let head = item.head.bytes();
+            if skip < head.len() {
+                let head = &head[skip..];
                 parts[count] = socket::part(head.as_ptr(), head.len());
                 count += 1;
                 bytes += head.len();
                 skip = 0;
             } else {
-                skip -= item.head_length;
+                skip -= head.len();
             }
-            if let Some(body) = item.body.as_ref().filter(|b| b.length > skip) {
-                let rest = (body.length - skip).min(TURN_BYTES);
-                parts[count] = socket::part(body.arena.at(body.offset + skip, rest), rest);
+            if let Some(body) = item.body.as_ref().filter(|b| b.length() > skip) {
+                let rest = (body.length() - skip).min(TURN_BYTES);
+                let (arena, at) = body.place();
+                parts[count] = socket::part(arena.at(at + skip, rest), rest);
                 count += 1;
                 bytes += rest;
-                if skip + rest < body.length {
+                if skip + rest < body.length() {
                     break;
                 }
             }
@@ -310,18 +328,23 @@ impl Tx {
         while let Some(length) = self.items.front().map(Item::length).filter(|&length| length <= self.sent) {
             self.sent -= length;
             let lends = std::mem::take(&mut self.lends_front);
-            let Some(item) = self.items.pop_front() else { break };
+            let Some((origin, tells)) = self.items.front().map(|item| (item.origin, item.tells())) else {
+                break;
+            };
             // One that was lent waits no more either: the peer has its bytes, maybe before we hear of it.
-            if let Origin::Answer(_) = item.origin {
+            if let Origin::Answer(_) = origin {
                 self.answers -= 1;
             }
             match &mut self.lent {
                 // What is done means that all before it is: nothing that is told overtakes what was lent.
-                Some(lent) if lends || (item.tells() && !lent.is_empty()) => {
-                    lent.keep(item);
+                Some(lent) if lends || (tells && !lent.is_empty()) => {
+                    self.items.pop_front().into_iter().for_each(|item| lent.keep(item));
                     self.take_back(done);
                 }
-                _ => self.finish(&item, done),
+                _ => {
+                    self.finish(origin, done);
+                    self.items.pop_front();
+                }
             }
         }
     }
@@ -329,13 +352,13 @@ impl Tx {
     /// Finishes what the kernel has done with of what it was lent.
     fn take_back(&mut self, done: &mut impl FnMut(u64)) {
         while let Some(item) = self.lent.as_mut().and_then(Lent::back) {
-            self.finish(&item, done);
+            self.finish(item.origin, done);
         }
     }
 
     /// The kernel has done with a frame.
-    fn finish(&mut self, item: &Item, done: &mut impl FnMut(u64)) {
-        if let Origin::Posted(context) = item.origin {
+    fn finish(&mut self, origin: Origin, done: &mut impl FnMut(u64)) {
+        if let Origin::Posted(context) = origin {
             self.posted -= 1;
             context.into_iter().for_each(done);
         }
