@@ -305,6 +305,32 @@ fn a_cut_that_failed_leaves_no_file() {
 }
 
 /// What is on its way to a stuck disk is bounded; a push beyond it waits, and goes on with the disk.
+/// Somebody has added a cut, as `windlass checkpoint import` does, under the number that the job comes to.
+#[test]
+fn a_cut_that_another_has_committed_is_not_written_to() {
+    let directory = scratch();
+    let job = Job::start(directory.path(), (1, 2), 1, Some(Every::Clocks(2)));
+    let theirs = directory.path().join("cut-000001");
+    std::fs::create_dir(&theirs).unwrap();
+    let files = ["MANIFEST", "shard-0000-000"].map(|name| theirs.join(name));
+    files.iter().for_each(|file| std::fs::write(file, "theirs").unwrap());
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[64]).segment_bytes(64)).unwrap();
+    for clock in 1..=4u8 {
+        step(&client, &table, clock.into());
+    }
+    client.save_state(b"four").unwrap();
+    until(PATIENCE, "a cut of the job's own", || {
+        step(&client, &table, 5.0);
+        newest(directory.path()).is_some()
+    });
+    newest(directory.path()).unwrap().1.verify().unwrap();
+    assert!(files.iter().all(|file| std::fs::read(file).unwrap() == b"theirs"));
+    assert_eq!(std::fs::read_dir(theirs).unwrap().count(), 2);
+    client.finalize().unwrap();
+    job.end().unwrap();
+}
+
 #[test]
 fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
     let directory = scratch();

@@ -253,10 +253,7 @@ fn first_number(folder: &Folder, anew: bool) -> Result<u64> {
                         begin anew beside them";
         return Err(Error::config("--checkpoint", expected, folder.cut(newest.number).display()));
     }
-    let newest = found.last().map_or(0, |newest| newest.number);
-    newest.checked_add(1).ok_or_else(|| {
-        Error::config(folder.cut(newest).display().to_string(), "a cut with a number below 2^64 - 1", newest)
-    })
+    folder.next()
 }
 
 fn resumed(number: u64, cut: &Cut) -> Result<Resumed> {
