@@ -368,11 +368,13 @@ fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
 struct Slow {
     asked: AtomicBool,
     taken: Duration,
+    /// Of the first file that is made once that is asked for nothing comes but a panic.
+    panics: bool,
 }
 
 impl Slow {
     fn by(taken: Duration) -> Arc<Slow> {
-        Arc::new(Slow { asked: AtomicBool::new(false), taken })
+        Arc::new(Slow { taken, ..Slow::default() })
     }
 
     fn ask(&self) {
@@ -393,6 +395,7 @@ impl Storage for Slow {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        assert!(!self.panics || !self.asked.swap(false, Ordering::SeqCst), "on purpose");
         Disk.create(path)
     }
 
@@ -457,6 +460,50 @@ fn files_that_are_slow_to_open_cost_no_node() {
     assert_eq!(client.resumed(), Some((2, b"saved".to_vec())));
     client.finalize().unwrap();
     job.end().unwrap();
+}
+
+/// Whatever a thread of the coordinator's comes to: nobody waits for what it does not say.
+#[test]
+fn a_commit_that_panics_ends_the_job() {
+    let directory = scratch();
+    let disk = Arc::new(Slow { panics: true, ..Slow::default() });
+    let disks: [Arc<dyn Storage>; 2] = [disk.clone(), Arc::new(Disk)];
+    let setup = Setup { disks, ..Setup::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
+    disk.ask();
+    step(&client, &table, 1.0);
+    step(&client, &table, 1.0);
+    client.save_state(b"two").unwrap();
+    let error = job.end().unwrap_err().to_string();
+    assert_eq!(error, "the job was aborted: wl-commit panicked");
+    assert!(disk.was_slow());
+}
+
+/// A server that is stopped while it reads a cut leaves nobody who has its disk.
+#[test]
+fn a_server_that_reads_a_cut_ends_whole() {
+    let directory = scratch();
+    let job = Job::start(directory.path(), (1, 1), 1, Some(Every::Clocks(2)));
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
+    step(&client, &table, 1.0);
+    step(&client, &table, 1.0);
+    client.save_state(b"two").unwrap();
+    cut_of(directory.path(), 2);
+    client.finalize().unwrap();
+    job.end().unwrap();
+    let slow = Slow::by(Duration::from_millis(700));
+    let setup = Setup { disks: [Arc::new(Disk), slow.clone()], ..Setup::default() };
+    let mut job = Job::with(directory.path(), (1, 1), 1, None, setup);
+    slow.ask();
+    let config = ClientConfig::new(&job.address, job.secret.clone(), 0, 1);
+    let client = std::thread::spawn(|| Client::connect(config).map(drop));
+    until(PATIENCE, "a file that is slow to open", || slow.was_slow());
+    job.servers.pop().unwrap().stop().unwrap();
+    assert_eq!(Arc::strong_count(&slow), 1);
+    assert!(client.join().unwrap().is_err() && job.end().is_err());
 }
 
 /// What a worker pushes in one call: a power of two of its own, so that a sum tells each call by its bit.

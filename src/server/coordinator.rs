@@ -314,7 +314,7 @@ impl CoordinatorServer {
             }
             Done::Replaced(Ok(resumed)) => self.core.go_on_from(resumed, out),
             Done::Replaced(Err(_)) if !matches!(self.core.state(), State::Verifying) => {} // it has ended meanwhile
-            Done::Replaced(Err(error)) => {
+            Done::Replaced(Err(error)) | Done::Failed(error) => {
                 self.core.abort(&error.to_string(), out);
                 self.unusable = Some(error);
             }
