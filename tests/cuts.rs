@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam::channel::{Receiver, bounded};
+
 use common::{PATIENCE, scratch, until};
 use windlass::checkpoint::{
     Cut, Disk, FileKind, Folder, SectionId, SectionKind, Storage, StorageFile, decode_clocks,
@@ -22,6 +24,7 @@ use windlass::control::Limits;
 use windlass::server::coordinator::{
     Checkpoints, CoordinatorServer, CoordinatorServerConfig, Outcome, Resume, StopHandle,
 };
+use windlass::store::Optimizer;
 use windlass::types::{Consistency, OptimizerSpec};
 use windlass::{
     Client, ClientConfig, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, Table, TableSpec,
@@ -43,12 +46,14 @@ struct Setup {
     limits: ServerLimits,
     network: Network,
     disks: [Arc<dyn Storage>; 2],
+    /// What the rule `held` waits for while a table is made beside the server thread.
+    held: Option<Receiver<()>>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
         let disks: [Arc<dyn Storage>; 2] = [Arc::new(Disk), Arc::new(Disk)];
-        Setup { limits: ServerLimits::default(), network: Network::default(), disks }
+        Setup { limits: ServerLimits::default(), network: Network::default(), disks, held: None }
     }
 }
 
@@ -64,7 +69,7 @@ impl Job {
         every: Option<Every>,
         setup: Setup,
     ) -> Job {
-        let Setup { limits, network, disks: [ours, theirs] } = setup;
+        let Setup { limits, network, disks: [ours, theirs], held } = setup;
         let secret = Secret::generate().unwrap();
         let mut config = CoordinatorServerConfig::new(secret.clone(), "", servers, Some(workers));
         let folder = Some(folder.to_owned());
@@ -76,7 +81,9 @@ impl Job {
         let start = |_| {
             let builder = Server::builder(&address, secret.clone()).threads(threads).limits(limits);
             let builder = builder.network(network.clone()).storage(theirs.clone());
-            builder.checkpoints(folder.clone(), None).start().unwrap()
+            let builder = builder.checkpoints(folder.clone(), None);
+            let held = held.clone();
+            builder.optimizer("held", move |_| Ok(Box::new(Held(held.clone())))).start().unwrap()
         };
         let servers = (0..servers).map(start).collect();
         let coordinator = std::thread::spawn(move || coordinator.run());
@@ -459,6 +466,59 @@ fn files_that_are_slow_to_open_cost_no_node() {
     assert!(slow.iter().all(|disk| disk.was_slow()));
     assert_eq!(client.resumed(), Some((2, b"saved".to_vec())));
     client.finalize().unwrap();
+    job.end().unwrap();
+}
+
+/// Adds, and has a table that is made beside the server thread wait for a word.
+struct Held(Option<Receiver<()>>);
+
+impl Optimizer for Held {
+    fn state_width(&self) -> usize {
+        if std::thread::current().name() == Some("wl-table") {
+            self.0.iter().for_each(|word| word.recv().unwrap_or_default()); // no more have to come
+        }
+        0
+    }
+
+    fn step(&self, parameters: &mut [f32], _: &mut [&mut [f32]], _: &[f32], gradient: &[f32]) {
+        parameters.iter_mut().zip(gradient).for_each(|(p, g)| *p += g);
+    }
+}
+
+/// Other tables are pushed to and pulled from meanwhile, and cuts are made.
+#[test]
+fn a_table_that_takes_long_to_make_keeps_no_other_waiting() {
+    let directory = scratch();
+    let (word, held) = bounded(0);
+    let setup = Setup { held: Some(held), ..Setup::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
+    let client = Arc::new(job.clients().pop().unwrap());
+    let small = client.table(&TableSpec::dense("small", &[4]).optimizer(OptimizerSpec::sum())).unwrap();
+    const ELEMENTS: u64 = 20 << 20; // 80 MiB
+    let large = TableSpec::dense("large", &[ELEMENTS]).segment_bytes(1 << 20);
+    let large = large.optimizer(OptimizerSpec::new("held", &[]));
+    let opener = client.clone();
+    let opening = std::thread::spawn(move || opener.table(&large).unwrap());
+    // Its first question for the width is answered; for the others nobody has a word.
+    word.send_timeout((), PATIENCE).expect("a table that is made beside the server thread");
+    until(PATIENCE, "a cut", || {
+        step(&client, &small, 1.0);
+        small.pull_range(KeyRange::new(0, 4).unwrap(), &mut [0.0; 4]).unwrap();
+        newest(directory.path()).is_some()
+    });
+    assert!(!opening.is_finished());
+    newest(directory.path()).unwrap().1.verify().unwrap();
+    drop(word);
+    let large = opening.join().unwrap();
+    drop(large.push_range(KeyRange::new(0, 4).unwrap(), &[2.0; 4]).unwrap());
+    let first = SectionId { kind: SectionKind::Parameters, table: 1, bucket: 0 };
+    until(PATIENCE, "a cut with the large table", || {
+        step(&client, &small, 1.0);
+        newest(directory.path()).is_some_and(|(_, cut)| cut.find(first).is_some())
+    });
+    drop(large);
+    drop(small);
+    Arc::into_inner(client).unwrap().finalize().unwrap();
     job.end().unwrap();
 }
 
