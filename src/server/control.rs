@@ -305,8 +305,8 @@ impl Control {
                 return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });
             }
             ControlMessage::Agreed { transport, local, reason } => {
-                choice::warn_of_fallback(&self.network, transport, &reason);
                 self.agreed = choice::Agreed { kind: transport, local };
+                choice::warn_of_fallback(&self.network, self.agreed, &reason);
             }
             ControlMessage::View(view) => {
                 info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);

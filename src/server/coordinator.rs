@@ -17,6 +17,7 @@ use crate::proto::bootstrap::Bootstrap;
 use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
+use crate::transport::choice::Agreed;
 use crate::types::{Clock, Identity, Rank, Role};
 
 pub use super::keeper::{Checkpoints, Resume};
@@ -323,11 +324,12 @@ impl CoordinatorServer {
 
     /// Says once that what carries the data is not the best that some node has or wants.
     fn warn_of_fallback(&mut self, output: &Output) {
-        let Output::Send { message: ControlMessage::Agreed { transport, reason, .. }, .. } = output else {
+        let Output::Send { message: ControlMessage::Agreed { transport, local, reason }, .. } = output else {
             return;
         };
         if !reason.is_empty() && !std::mem::replace(&mut self.warned, true) {
-            tracing::warn!("coordinator: the job's data travels by {transport}: {reason}");
+            let agreed = Agreed { kind: *transport, local: *local };
+            tracing::warn!("coordinator: the job's data travels by {agreed}: {reason}");
         }
     }
 
