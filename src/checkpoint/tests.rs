@@ -477,7 +477,7 @@ fn a_cut_that_is_added_neither_takes_nor_harms_one_of_a_job() {
             failed()
         });
         assert!(outcome.is_err());
-        let added = folder.add(|draft, number| checkpoint(draft, number)).unwrap();
+        let added = folder.add(checkpoint).unwrap();
         assert_eq!(added, begun + 1);
         assert!(theirs.exists() == (files == 1) && folder.cut(begun).exists());
         assert!(Cut::open(folder.storage(), &folder.cut(added)).is_ok());

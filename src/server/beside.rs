@@ -19,10 +19,13 @@ use crate::types::{TableId, TableSpec};
 /// Bytes of a table that are made at once, in about 0.2 s.
 const AT_ONCE: u64 = 64 << 20;
 
+/// A table, or why it can't be made.
+type Done = (TableId, Result<Made>);
+
 /// See the module's head. It ends with its thread.
 pub struct Beside {
     thread: Option<JoinHandle<()>>,
-    done: (Sender<(TableId, Result<Made>)>, Receiver<(TableId, Result<Made>)>),
+    done: (Sender<Done>, Receiver<Done>),
     held: VecDeque<(TableId, TableSpec)>,
 }
 
@@ -54,7 +57,7 @@ impl Beside {
     }
 
     /// The table that has been made.
-    pub fn finished(&mut self) -> Option<(TableId, Result<Made>)> {
+    pub fn finished(&mut self) -> Option<Done> {
         let done = self.done.1.try_recv().ok()?;
         self.join();
         Some(done)
