@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam::channel::{Receiver, bounded};
+
 use common::{PATIENCE, scratch, until};
 use windlass::checkpoint::{
     Cut, Disk, FileKind, Folder, SectionId, SectionKind, Storage, StorageFile, decode_clocks,
@@ -22,6 +24,7 @@ use windlass::control::Limits;
 use windlass::server::coordinator::{
     Checkpoints, CoordinatorServer, CoordinatorServerConfig, Outcome, Resume, StopHandle,
 };
+use windlass::store::Optimizer;
 use windlass::types::{Consistency, OptimizerSpec};
 use windlass::{
     Client, ClientConfig, KeyRange, Result, Secret, Server, ServerHandle, SortedKeys, Table, TableSpec,
@@ -43,12 +46,14 @@ struct Setup {
     limits: ServerLimits,
     network: Network,
     disks: [Arc<dyn Storage>; 2],
+    /// What the rule `held` waits for while a table is made beside the server thread.
+    held: Option<Receiver<()>>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
         let disks: [Arc<dyn Storage>; 2] = [Arc::new(Disk), Arc::new(Disk)];
-        Setup { limits: ServerLimits::default(), network: Network::default(), disks }
+        Setup { limits: ServerLimits::default(), network: Network::default(), disks, held: None }
     }
 }
 
@@ -64,7 +69,7 @@ impl Job {
         every: Option<Every>,
         setup: Setup,
     ) -> Job {
-        let Setup { limits, network, disks: [ours, theirs] } = setup;
+        let Setup { limits, network, disks: [ours, theirs], held } = setup;
         let secret = Secret::generate().unwrap();
         let mut config = CoordinatorServerConfig::new(secret.clone(), "", servers, Some(workers));
         let folder = Some(folder.to_owned());
@@ -76,7 +81,9 @@ impl Job {
         let start = |_| {
             let builder = Server::builder(&address, secret.clone()).threads(threads).limits(limits);
             let builder = builder.network(network.clone()).storage(theirs.clone());
-            builder.checkpoints(folder.clone(), None).start().unwrap()
+            let builder = builder.checkpoints(folder.clone(), None);
+            let held = held.clone();
+            builder.optimizer("held", move |_| Ok(Box::new(Held(held.clone())))).start().unwrap()
         };
         let servers = (0..servers).map(start).collect();
         let coordinator = std::thread::spawn(move || coordinator.run());
@@ -305,6 +312,32 @@ fn a_cut_that_failed_leaves_no_file() {
 }
 
 /// What is on its way to a stuck disk is bounded; a push beyond it waits, and goes on with the disk.
+/// Somebody has added a cut, as `windlass checkpoint import` does, under the number that the job comes to.
+#[test]
+fn a_cut_that_another_has_committed_is_not_written_to() {
+    let directory = scratch();
+    let job = Job::start(directory.path(), (1, 2), 1, Some(Every::Clocks(2)));
+    let theirs = directory.path().join("cut-000001");
+    std::fs::create_dir(&theirs).unwrap();
+    let files = ["MANIFEST", "shard-0000-000"].map(|name| theirs.join(name));
+    files.iter().for_each(|file| std::fs::write(file, "theirs").unwrap());
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[64]).segment_bytes(64)).unwrap();
+    for clock in 1..=4u8 {
+        step(&client, &table, clock.into());
+    }
+    client.save_state(b"four").unwrap();
+    until(PATIENCE, "a cut of the job's own", || {
+        step(&client, &table, 5.0);
+        newest(directory.path()).is_some()
+    });
+    newest(directory.path()).unwrap().1.verify().unwrap();
+    assert!(files.iter().all(|file| std::fs::read(file).unwrap() == b"theirs"));
+    assert_eq!(std::fs::read_dir(theirs).unwrap().count(), 2);
+    client.finalize().unwrap();
+    job.end().unwrap();
+}
+
 #[test]
 fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
     let directory = scratch();
@@ -342,11 +375,13 @@ fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
 struct Slow {
     asked: AtomicBool,
     taken: Duration,
+    /// Of the first file that is made once that is asked for nothing comes but a panic.
+    panics: bool,
 }
 
 impl Slow {
     fn by(taken: Duration) -> Arc<Slow> {
-        Arc::new(Slow { asked: AtomicBool::new(false), taken })
+        Arc::new(Slow { taken, ..Slow::default() })
     }
 
     fn ask(&self) {
@@ -367,6 +402,7 @@ impl Storage for Slow {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        assert!(!self.panics || !self.asked.swap(false, Ordering::SeqCst), "on purpose");
         Disk.create(path)
     }
 
@@ -431,6 +467,103 @@ fn files_that_are_slow_to_open_cost_no_node() {
     assert_eq!(client.resumed(), Some((2, b"saved".to_vec())));
     client.finalize().unwrap();
     job.end().unwrap();
+}
+
+/// Adds, and has a table that is made beside the server thread wait for a word.
+struct Held(Option<Receiver<()>>);
+
+impl Optimizer for Held {
+    fn state_width(&self) -> usize {
+        if std::thread::current().name() == Some("wl-table") {
+            self.0.iter().for_each(|word| word.recv().unwrap_or_default()); // no more have to come
+        }
+        0
+    }
+
+    fn step(&self, parameters: &mut [f32], _: &mut [&mut [f32]], _: &[f32], gradient: &[f32]) {
+        parameters.iter_mut().zip(gradient).for_each(|(p, g)| *p += g);
+    }
+}
+
+/// Other tables are pushed to and pulled from meanwhile, and cuts are made.
+#[test]
+fn a_table_that_takes_long_to_make_keeps_no_other_waiting() {
+    let directory = scratch();
+    let (word, held) = bounded(0);
+    let setup = Setup { held: Some(held), ..Setup::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
+    let client = Arc::new(job.clients().pop().unwrap());
+    let small = client.table(&TableSpec::dense("small", &[4]).optimizer(OptimizerSpec::sum())).unwrap();
+    const ELEMENTS: u64 = 20 << 20; // 80 MiB
+    let large = TableSpec::dense("large", &[ELEMENTS]).segment_bytes(1 << 20);
+    let large = large.optimizer(OptimizerSpec::new("held", &[]));
+    let opener = client.clone();
+    let opening = std::thread::spawn(move || opener.table(&large).unwrap());
+    // Its first question for the width is answered; for the others nobody has a word.
+    word.send_timeout((), PATIENCE).expect("a table that is made beside the server thread");
+    until(PATIENCE, "a cut", || {
+        step(&client, &small, 1.0);
+        small.pull_range(KeyRange::new(0, 4).unwrap(), &mut [0.0; 4]).unwrap();
+        newest(directory.path()).is_some()
+    });
+    assert!(!opening.is_finished());
+    newest(directory.path()).unwrap().1.verify().unwrap();
+    drop(word);
+    let large = opening.join().unwrap();
+    drop(large.push_range(KeyRange::new(0, 4).unwrap(), &[2.0; 4]).unwrap());
+    let first = SectionId { kind: SectionKind::Parameters, table: 1, bucket: 0 };
+    until(PATIENCE, "a cut with the large table", || {
+        step(&client, &small, 1.0);
+        newest(directory.path()).is_some_and(|(_, cut)| cut.find(first).is_some())
+    });
+    drop(large);
+    drop(small);
+    Arc::into_inner(client).unwrap().finalize().unwrap();
+    job.end().unwrap();
+}
+
+/// Whatever a thread of the coordinator's comes to: nobody waits for what it does not say.
+#[test]
+fn a_commit_that_panics_ends_the_job() {
+    let directory = scratch();
+    let disk = Arc::new(Slow { panics: true, ..Slow::default() });
+    let disks: [Arc<dyn Storage>; 2] = [disk.clone(), Arc::new(Disk)];
+    let setup = Setup { disks, ..Setup::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
+    disk.ask();
+    step(&client, &table, 1.0);
+    step(&client, &table, 1.0);
+    client.save_state(b"two").unwrap();
+    let error = job.end().unwrap_err().to_string();
+    assert_eq!(error, "the job was aborted: wl-commit panicked");
+    assert!(disk.was_slow());
+}
+
+/// A server that is stopped while it reads a cut leaves nobody who has its disk.
+#[test]
+fn a_server_that_reads_a_cut_ends_whole() {
+    let directory = scratch();
+    let job = Job::start(directory.path(), (1, 1), 1, Some(Every::Clocks(2)));
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
+    step(&client, &table, 1.0);
+    step(&client, &table, 1.0);
+    client.save_state(b"two").unwrap();
+    cut_of(directory.path(), 2);
+    client.finalize().unwrap();
+    job.end().unwrap();
+    let slow = Slow::by(Duration::from_millis(700));
+    let setup = Setup { disks: [Arc::new(Disk), slow.clone()], ..Setup::default() };
+    let mut job = Job::with(directory.path(), (1, 1), 1, None, setup);
+    slow.ask();
+    let config = ClientConfig::new(&job.address, job.secret.clone(), 0, 1);
+    let client = std::thread::spawn(|| Client::connect(config).map(drop));
+    until(PATIENCE, "a file that is slow to open", || slow.was_slow());
+    job.servers.pop().unwrap().stop().unwrap();
+    assert_eq!(Arc::strong_count(&slow), 1);
+    assert!(client.join().unwrap().is_err() && job.end().is_err());
 }
 
 /// What a worker pushes in one call: a power of two of its own, so that a sum tells each call by its bit.

@@ -69,6 +69,23 @@ fn a_node_that_shares_its_memory_and_is_killed_ends_the_run_and_is_named() {
     }
 }
 
+/// A worker that may map less than a server shows says so, and goes on by TCP where there is that.
+#[test]
+fn what_a_worker_may_not_map_is_logged_or_ends_the_job() {
+    let job = |transport| {
+        let worker =
+            format!("WINDLASS_SHOWN_BYTES=1M exec {} train lr --table dense", env!("CARGO_BIN_EXE_windlass"));
+        let arguments = ["run", "--workers", "1", "--servers", "1", "--transport", transport, "--"];
+        Process::start(windlass(arguments.into_iter().chain(["sh", "-c", &worker])))
+    };
+    let why = "thread 0 shows over shared memory (--shown-bytes): limit 1048576, asked for ";
+    let process = job("auto");
+    let line = process.until_line("is on this host, but not reached by shared memory");
+    assert!(line.contains(why) && line.contains("server 0 "), "{line}");
+    in_the_middle(&process);
+    job("shm").end(PATIENCE).expect(17).says(why);
+}
+
 #[test]
 fn a_process_killed_in_a_run_with_prefixes_is_named_too() {
     let binary = env!("CARGO_BIN_EXE_windlass");

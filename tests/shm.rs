@@ -4,11 +4,14 @@
 
 mod common;
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::thread;
+use std::time::Duration;
 
-use common::run;
-use windlass::config::{Network, TransportChoice, TransportKind};
+use common::{Process, run};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use windlass::config::{LinkLimits, Network, TransportChoice, TransportKind};
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::{Consistency, NonFinite, OptimizerSpec};
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, TableSpec};
@@ -18,18 +21,32 @@ fn job<T: Send + 'static>(
     transport: TransportChoice,
     body: impl Fn(&Client, u32) -> T + Send + Clone + 'static,
 ) -> Vec<T> {
-    let network = Network { transport, ..Network::default() };
+    job_on(&showing(transport, 64 << 30), &showing(transport, 64 << 30), body)
+}
+
+/// What is shown is at most so many bytes.
+fn showing(transport: TransportChoice, shown_bytes: usize) -> Network {
+    let limits = LinkLimits { shown_bytes, ..LinkLimits::default() };
+    Network { transport, limits, ..Network::default() }
+}
+
+/// The same with settings of the server's, and of the workers'.
+fn job_on<T: Send + 'static>(
+    servers: &Network,
+    workers: &Network,
+    body: impl Fn(&Client, u32) -> T + Send + Clone + 'static,
+) -> Vec<T> {
     let secret = Secret::generate().unwrap();
     let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(2));
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
     let server =
-        Server::builder(&address, secret.clone()).threads(2).network(network.clone()).start().unwrap();
+        Server::builder(&address, secret.clone()).threads(2).network(servers.clone()).start().unwrap();
     let coordinator = thread::spawn(move || coordinator.run());
     let workers: Vec<_> = (0..2)
         .map(|rank| {
             let mut config = ClientConfig::new(&address, secret.clone(), rank, 2);
-            config.network = network.clone();
+            config.network = workers.clone();
             let body = body.clone();
             thread::spawn(move || {
                 let client = Client::connect(config).unwrap();
@@ -149,6 +166,136 @@ fn asp_over_memory_loses_and_doubles_nothing() {
         out.as_slice().unwrap().to_vec()
     });
     assert!(sums.iter().flatten().all(|v| *v == -100.0));
+}
+
+/// Whoever may not map what the other side shows has lost its connection, not its peer: TCP takes its place, with the same bits.
+#[test]
+fn what_may_not_be_mapped_goes_by_tcp() {
+    let (much, little) = (showing(TransportChoice::Auto, 64 << 30), showing(TransportChoice::Auto, 1 << 20));
+    let bits = |sides: (&Network, &Network)| {
+        job_on(sides.0, sides.1, train).into_iter().map(|(bits, _)| bits).collect::<Vec<_>>()
+    };
+    let whole = bits((&much, &much));
+    assert_eq!(bits((&much, &little)), whole, "workers may map less than the server shows");
+    assert_eq!(bits((&little, &much)), whole, "the server may map less than workers show");
+}
+
+/// The error of the first worker that has one in a job of one worker, where shared memory is all there is.
+fn refused(servers: usize, workers: usize) -> Error {
+    let [servers, workers] =
+        [servers, workers].map(|shown| showing(TransportChoice::Only(TransportKind::Shm), shown));
+    let secret = Secret::generate().unwrap();
+    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(1));
+    let coordinator = CoordinatorServer::bind(config).unwrap();
+    let address = coordinator.address().to_string();
+    let server = Server::builder(&address, secret.clone()).network(servers).start().unwrap();
+    let coordinator = thread::spawn(move || coordinator.run());
+    let mut config = ClientConfig::new(&address, secret, 0, 1);
+    config.network = workers;
+    let client = Client::connect(config).unwrap();
+    let spec = TableSpec::dense("w", &[ELEMENTS as u64]).optimizer(OptimizerSpec::sum());
+    let table = client.table(&spec.consistency(Consistency::Asp)).unwrap();
+    let all = KeyRange::new(0, ELEMENTS as u64).unwrap();
+    let buffer = client.buffer(ELEMENTS).unwrap();
+    let pushed = table.push_range_buffer(all, &buffer, 0).and_then(|mut ticket| ticket.wait().map(drop));
+    let pulled = pushed.and_then(|()| table.pull_range(all, &mut vec![0.0; ELEMENTS]).map(drop));
+    client.abort("on purpose");
+    let _ = (server.run(), coordinator.join().unwrap());
+    pulled.unwrap_err()
+}
+
+#[test]
+fn what_may_not_be_mapped_ends_a_job_without_another_way_and_is_named() {
+    let error = refused(64 << 30, 1 << 20);
+    assert!(matches!(error, Error::Limit { limit: 0x10_0000, .. }), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("server 0") && error.contains("--shown-bytes"), "{error}");
+    let error = refused(1 << 20, 64 << 30);
+    assert!(matches!(error, Error::Refused { .. }), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("worker 0") && error.contains("--shown-bytes): limit 1048576"), "{error}");
+}
+
+#[test]
+#[ignore = "run by a_worker_without_address_space_goes_on_over_tcp"]
+fn with_little_address_space() {
+    const ELEMENTS: usize = 64 << 20;
+    let ends = job(TransportChoice::Auto, |client, rank| {
+        let spec = TableSpec::dense("w", &[ELEMENTS as u64]).optimizer(OptimizerSpec::sum());
+        let table = client.table(&spec.consistency(Consistency::Asp)).unwrap();
+        client.barrier().unwrap();
+        if rank == 0 {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+            let size = size.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10;
+            let limit = rustix::process::getrlimit(Resource::As);
+            setrlimit(Resource::As, Rlimit { current: Some(size + (64 << 20)), ..limit }).unwrap();
+        }
+        client.barrier().unwrap();
+        let range = KeyRange::new(ELEMENTS as u64 - 100_000, ELEMENTS as u64).unwrap();
+        table.push_range(range, &[1.0; 100_000]).unwrap().wait().unwrap();
+        client.barrier().unwrap();
+        let mut values = vec![0.0; 100_000];
+        table.pull_range(range, &mut values).unwrap();
+        values.iter().all(|v| *v == 2.0)
+    });
+    assert_eq!(ends, [true, true]);
+}
+
+#[test]
+fn a_worker_without_address_space_goes_on_over_tcp() {
+    by_itself("with_little_address_space");
+}
+
+/// Runs an ignored test in a process of its own: limits are a process's.
+fn by_itself(name: &str) {
+    let mut alone = Command::new(std::env::current_exe().unwrap());
+    alone.args(["--ignored", "--exact", "--nocapture", name]);
+    let ended = Process::start(alone).end(Duration::from_secs(300)).expect(0);
+    assert!(ended.stdout.contains("1 passed"), "{}", ended.stdout);
+}
+
+/// Gives this process a limit, and workers ask for tables until one can't be made; gives the reason.
+fn tables_until_refused(elements: u64, limit: impl Fn() + Clone + Send + 'static) -> String {
+    let reasons = job(TransportChoice::Only(TransportKind::Shm), move |client, rank| {
+        client.barrier().unwrap();
+        if rank == 0 {
+            limit();
+        }
+        client.barrier().unwrap();
+        let table = |n: u32| client.table(&TableSpec::dense(&format!("w{n}"), &[elements]));
+        (0..1000).find_map(|n| table(n).err()).unwrap().to_string()
+    });
+    reasons.into_iter().next().unwrap()
+}
+
+#[test]
+#[ignore = "run by a_table_beyond_a_limit_of_the_server_is_refused_with_what_to_raise"]
+fn with_small_files() {
+    let reason = tables_until_refused(64 << 20, || {
+        let limit = rustix::process::getrlimit(Resource::Fsize);
+        setrlimit(Resource::Fsize, Rlimit { current: Some(100 << 20), ..limit }).unwrap();
+    });
+    assert!(reason.contains("RLIMIT_FSIZE"), "{reason}");
+    assert!(reason.contains("limit 104857600, asked for "), "{reason}");
+}
+
+#[test]
+#[ignore = "run by a_table_beyond_a_limit_of_the_server_is_refused_with_what_to_raise"]
+fn with_few_descriptors() {
+    let reason = tables_until_refused(64, || {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+        let limit = rustix::process::getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(open + 20), ..limit }).unwrap();
+    });
+    assert!(reason.contains("RLIMIT_NOFILE"), "{reason}");
+}
+
+/// Whatever the system's answer would be: SIGXFSZ, or that there is no place for a descriptor.
+#[test]
+fn a_table_beyond_a_limit_of_the_server_is_refused_with_what_to_raise() {
+    by_itself("with_small_files");
+    by_itself("with_few_descriptors");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The directory that checkpoints are kept in: `DIR/cut-000007/` holds one, and its `MANIFEST` commits it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -95,7 +96,7 @@ impl Folder {
     pub fn make(&self) -> Result<Vec<&Path>> {
         let is_missing = |path: &&Path| {
             let listed = self.storage.list(path);
-            !path.as_os_str().is_empty() && listed.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+            !path.as_os_str().is_empty() && listed.is_err_and(|e| e.kind() == ErrorKind::NotFound)
         };
         let missing: Vec<&Path> = self.path.ancestors().take_while(is_missing).collect();
         let parent = |path: &&Path| match path.parent() {
@@ -111,11 +112,59 @@ impl Folder {
         lasting.map(|()| missing)
     }
 
-    /// Removes cut `number`, and those of the directories that [`Folder::make`] has made in which nothing is. What can't be removed
-    /// stays: whoever wants this has an error already.
-    pub fn unmake(&self, number: u64, made: &[&Path]) {
-        let _ = self.remove(number);
-        self.remove_empty(made);
+    /// Adds a cut that `write` makes and commits as the number, and in the folder, that it is given: one of its own, so that a job that
+    /// has cuts here under way can neither lose any of them nor write into this one. Gives its number here, behind all that were begun.
+    /// Where that fails nothing of it is left, but what can't be removed.
+    pub fn add(&self, write: impl FnOnce(&Folder, u64) -> Result<()>) -> Result<u64> {
+        const ALONE: u64 = 1;
+        let made = self.make()?;
+        let name = format!("import-{}", Manifest::new_run()?);
+        let draft = Folder::new(self.storage.clone(), &self.path.join(name));
+        let added = write(&draft, ALONE).and_then(|()| self.take(&draft.cut(ALONE)));
+        let _ = draft.remove(ALONE); // it is there only when that has failed
+        self.remove_empty(&[draft.path()]);
+        if added.is_err() {
+            self.remove_empty(&made);
+        }
+        added
+    }
+
+    /// Makes a committed cut one of this folder's, under the first number behind all of them that nobody has taken.
+    fn take(&self, cut: &Path) -> Result<u64> {
+        let mut number = self.next()?;
+        loop {
+            let to = self.cut(number);
+            // One that is there is a job's, although nothing may be in it yet: to rename would replace that.
+            let is_taken = self.storage.list(&to).is_ok();
+            match if is_taken { Err(ErrorKind::AlreadyExists.into()) } else { self.storage.rename(cut, &to) }
+            {
+                Ok(()) => break,
+                Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) => {
+                    number = self.behind(number)?;
+                }
+                Err(e) => return Err(Error::io("rename", to.display(), e)),
+            }
+        }
+        let lasting = self.sync(&self.path);
+        if lasting.is_err() {
+            let _ = self.remove(number);
+        }
+        lasting.map(|()| number)
+    }
+
+    /// The number behind all cuts that were begun.
+    pub fn next(&self) -> Result<u64> {
+        self.behind(self.found()?.last().map_or(0, |newest| newest.number))
+    }
+
+    fn behind(&self, number: u64) -> Result<u64> {
+        number.checked_add(1).ok_or_else(|| {
+            Error::config(
+                self.cut(number).display().to_string(),
+                "a cut with a number below 2^64 - 1",
+                number,
+            )
+        })
     }
 
     fn remove_empty(&self, directories: &[&Path]) {
@@ -156,14 +205,14 @@ impl Folder {
     fn is_there(&self, path: &Path) -> Result<bool> {
         match self.storage.open(path) {
             Ok(_) => Ok(true),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
             Err(e) => Err(Error::io("open", path.display(), e)),
         }
     }
 
     fn names(&self, path: &Path) -> Result<Vec<String>> {
         match self.storage.list(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             listed => listed.map_err(|e| Error::io("list", path.display(), e)),
         }
     }
@@ -273,7 +322,7 @@ impl Folder {
             let file = path.join(name);
             match self.storage.remove(&file) {
                 // A writer that was told to give up has removed it itself.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
                 removed => removed.map_err(failed(&file))?,
             }
             if place == 0 && name == MANIFEST {
@@ -281,7 +330,7 @@ impl Folder {
             }
         }
         match self.storage.remove_directory(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             removed => removed.map_err(failed(&path)),
         }
     }
@@ -291,7 +340,7 @@ impl Folder {
 fn is_damage(error: &Error) -> bool {
     match error {
         Error::Checkpoint { .. } => true,
-        Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        Error::Io { source, .. } => source.kind() == ErrorKind::NotFound,
         _ => false,
     }
 }

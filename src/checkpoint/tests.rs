@@ -450,6 +450,41 @@ fn a_whole_cut_stays_beside_a_damaged_one_and_other_runs_are_let_alone() {
     assert_eq!(left(), [2, 4, 5]);
 }
 
+/// Whatever number a job that runs there begins meanwhile, and whether it has written something of it.
+#[test]
+fn a_cut_that_is_added_neither_takes_nor_harms_one_of_a_job() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(Arc::new(Disk), &home.path().join("cuts"));
+    let names = || -> Vec<String> {
+        let mut names = Disk.list(folder.path()).unwrap_or_default();
+        names.sort();
+        names
+    };
+    let failed = || Err(Error::config("on purpose", "nothing", "this"));
+    assert!(folder.add(|_, _| failed()).is_err());
+    assert!(!folder.path().exists(), "what it made is gone");
+    checkpoint(&folder, 7).unwrap();
+    for files in [0, 1] {
+        let begun = folder.next().unwrap();
+        let theirs = folder.cut(begun).join("shard-0000-000");
+        let job = || {
+            let path = folder.begin(begun).unwrap();
+            (0..files).for_each(|_| std::fs::write(path.join("shard-0000-000"), "theirs").unwrap());
+        };
+        let outcome = folder.add(|draft, number| {
+            checkpoint(draft, number).unwrap();
+            job();
+            failed()
+        });
+        assert!(outcome.is_err());
+        let added = folder.add(checkpoint).unwrap();
+        assert_eq!(added, begun + 1);
+        assert!(theirs.exists() == (files == 1) && folder.cut(begun).exists());
+        assert!(Cut::open(folder.storage(), &folder.cut(added)).is_ok());
+        assert_eq!(names(), folder.found().unwrap().iter().map(|f| cut_name(f.number)).collect::<Vec<_>>());
+    }
+}
+
 /// A disk on which a cut had no room has it for the next one.
 #[test]
 fn what_was_given_up_leaves_nothing() {

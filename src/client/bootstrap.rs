@@ -174,7 +174,7 @@ impl Joining {
         network.rdma.receives = config.limits.ring_entries;
         let mut transport = choice::build_agreed(&network, agreed.kind, choice::Seat::Dials)?;
         let kind = transport.caps().name;
-        choice::warn_of_fallback(&config.network, agreed.kind.kind, &agreed.reason);
+        choice::warn_of_fallback(&config.network, agreed.kind, &agreed.reason);
         let (used, polling) = (transport.caps().describe(), config.network.polling);
         tracing::info!("worker {}: data travels by {used}, poll {polling}", config.rank);
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use super::limits::{check_file, no_descriptor, unmapped};
 use super::mapping::{Mapping, Use};
 use crate::error::{Error, Result};
 
@@ -55,10 +56,8 @@ impl Arena {
     /// Maps `bytes` zeroed bytes (at least one page), on huge pages where the system gives them.
     pub fn new(bytes: usize) -> Result<Arc<Arena>> {
         let bytes = bytes.max(4096);
-        let map = MmapOptions::new()
-            .len(bytes)
-            .map_anon()
-            .map_err(|e| Error::io("mmap", format!("{bytes} bytes"), e))?;
+        let map =
+            MmapOptions::new().len(bytes).map_anon().map_err(|e| unmapped(format!("{bytes} bytes"), e))?;
         let map = MmapRaw::from(map);
         // Only a hint: anonymous memory on huge pages reads about a third faster; without them all still works.
         let _ = map.advise(Advice::HugePage);
@@ -92,10 +91,10 @@ impl Arena {
     /// Maps `bytes` of what a peer made by [`Arena::shared`]: for reading only, nothing may be copied in.
     ///
     /// # Errors
-    /// [`Error::Protocol`] when it is no memfd of that size that was filled and sealed so, and what the system says.
+    /// [`Error::Protocol`] when it is no memfd of that size that was filled and sealed so, [`Error::Io`] when there is no room for it here.
     pub(crate) fn of_peer(file: &OwnedFd, bytes: usize, peer: &str) -> Result<Arc<Arena>> {
         check(file, SHOWN, bytes, peer)?;
-        let map = Mapping::of(file, bytes, Use::Read).map_err(|e| unmapped(bytes, e))?;
+        let map = Mapping::of(file, bytes, Use::Read).map_err(|e| unmapped(shown_by(peer, bytes), e))?;
         Ok(Arc::new(Arena { memory: Memory::Peers(map) }))
     }
 
@@ -106,7 +105,7 @@ impl Arena {
     /// As [`Arena::of_peer`].
     pub(crate) fn with_peer(file: &OwnedFd, bytes: usize, peer: &str) -> Result<Arc<Arena>> {
         check(file, FIXED, bytes, peer)?;
-        let map = Mapping::of(file, bytes, Use::Write).map_err(|e| unmapped(bytes, e))?;
+        let map = Mapping::of(file, bytes, Use::Write).map_err(|e| unmapped(shown_by(peer, bytes), e))?;
         Ok(Arc::new(Arena { memory: Memory::Peers(map) }))
     }
 
@@ -206,21 +205,22 @@ const SHOWN: SealFlags = FIXED.union(SealFlags::FUTURE_WRITE);
 /// touching the mapping would kill the process.
 fn memfd(bytes: usize) -> Result<(Mapping, OwnedFd)> {
     let bytes = bytes.max(4096);
-    let name = || format!("{bytes} bytes");
-    let file = rustix::fs::memfd_create("windlass", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map_err(|e| Error::io("memfd_create", name(), e.into()))?;
-    let zeros = vec![0; 256 << 10];
+    let name = || format!("{bytes} bytes of memory that peers are shown");
     let (mut filled, end) = (0, bytes.next_multiple_of(4096));
+    check_file(end)?;
+    let file = rustix::fs::memfd_create("windlass", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(|e| no_descriptor(&name(), "memfd_create", e.into()))?;
+    let zeros = vec![0; 256 << 10];
     while filled < end {
         let part = &zeros[..zeros.len().min(end - filled)];
         match rustix::io::write(&file, part) {
-            Ok(0) => return Err(Error::io("fill a memfd of", name(), std::io::ErrorKind::WriteZero.into())),
+            Ok(0) => return Err(Error::io("fill", name(), std::io::ErrorKind::WriteZero.into())),
             Ok(written) => filled += written,
             Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(Error::io("fill a memfd of", name(), e.into())),
+            Err(e) => return Err(Error::io("fill", name(), e.into())),
         }
     }
-    let map = Mapping::of(&file, bytes, Use::Write).map_err(|e| unmapped(bytes, e))?;
+    let map = Mapping::of(&file, bytes, Use::Write).map_err(|e| unmapped(name(), e))?;
     Ok((map, file))
 }
 
@@ -228,8 +228,8 @@ fn seal(file: &OwnedFd, seals: SealFlags) -> Result<()> {
     rustix::fs::fcntl_add_seals(file, seals).map_err(|e| Error::io("seal", "a memfd", e.into()))
 }
 
-fn unmapped(bytes: usize, e: std::io::Error) -> Error {
-    Error::io("mmap", format!("{bytes} bytes of a memfd"), e)
+fn shown_by(peer: &str, bytes: usize) -> String {
+    format!("{bytes} bytes that {peer} shows")
 }
 
 /// Refuses a descriptor whose mapping could fault, change its length or cost us memory. Only a memfd can carry the seals, and only

@@ -179,16 +179,16 @@ pub struct Epochs {
 }
 
 impl Epochs {
-    /// `count` records of which nothing is published yet. Their arena still has to be registered: `register` is called once with it.
-    pub fn new(
-        layout: Layout,
-        count: usize,
-        generation: u32,
-        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
-    ) -> Result<Epochs> {
+    /// `count` records of which nothing is published yet. Their arena still has to be registered.
+    pub fn new(layout: Layout, count: usize, generation: u32) -> Result<Epochs> {
         let arena = Arena::new(count * layout.record() as usize)?;
-        let region = register(arena.clone())?;
-        Ok(Epochs { arena, region, layout, generation, last: vec![0; count] })
+        Ok(Epochs { arena, region: RegionId(u32::MAX), layout, generation, last: vec![0; count] })
+    }
+
+    /// Makes its arena known.
+    pub fn register(&mut self, register: impl FnOnce(Arc<Arena>) -> Result<RegionId>) -> Result<()> {
+        self.region = register(self.arena.clone())?;
+        Ok(())
     }
 
     /// Bytes that [`Epochs::new`] would take.
@@ -256,7 +256,9 @@ mod tests {
     const LENGTH: usize = 1000;
 
     fn epochs(buffers: u64) -> Epochs {
-        Epochs::new(Layout { length: LENGTH, buffers }, 3, 7, |_| Ok(RegionId(0))).unwrap()
+        let mut epochs = Epochs::new(Layout { length: LENGTH, buffers }, 3, 7).unwrap();
+        epochs.register(|_| Ok(RegionId(0))).unwrap();
+        epochs
     }
 
     fn bytes(epochs: &Epochs, at: u64) -> [u8; HEAD] {

@@ -8,6 +8,7 @@ mod arena;
 mod atomic;
 mod block;
 pub mod epochs;
+pub(crate) mod limits;
 mod mapping;
 mod pool;
 mod published;

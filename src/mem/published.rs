@@ -73,25 +73,26 @@ impl Published {
         spare_bytes: u64,
         register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<Published> {
-        Published::of(Kind::Private, length, count, spare_bytes, register)
+        let mut published = Published::of(Kind::Private, length, count, spare_bytes)?;
+        published.register(register)?;
+        Ok(published)
     }
 
-    /// The same in memory of a kind.
-    pub fn of(
-        kind: Kind,
-        length: usize,
-        count: usize,
-        spare_bytes: u64,
-        register: impl FnOnce(Arc<Arena>) -> Result<RegionId>,
-    ) -> Result<Published> {
+    /// The same in memory of a kind, which is registered later: nothing of it may be sent before.
+    pub fn of(kind: Kind, length: usize, count: usize, spare_bytes: u64) -> Result<Published> {
         let all = count + spare_count(length, count, spare_bytes);
         let mut cut = Blocks::of(kind, std::iter::repeat_n(length, all))?;
         let mut blocks: Vec<Block> = (0..all).map_while(|_| cut.cut(length)).collect();
         let spares = blocks.split_off(count);
         let pins = Pins { of: (0..all).map(|_| AtomicU32::new(0)).collect(), blocks: AtomicU32::new(0) };
-        let arena = cut.arena().clone();
-        let region = register(arena.clone())?;
+        let (arena, region) = (cut.arena().clone(), RegionId(u32::MAX));
         Ok(Published { blocks, spares, pins: Arc::new(pins), arena, region, moves: 0 })
+    }
+
+    /// Makes its arena known.
+    pub fn register(&mut self, register: impl FnOnce(Arc<Arena>) -> Result<RegionId>) -> Result<()> {
+        self.region = register(self.arena.clone())?;
+        Ok(())
     }
 
     /// Bytes that [`Published::new`] would take, without spare blocks.

@@ -10,7 +10,7 @@ use crossbeam::channel::Receiver;
 use tracing::{debug, info, warn};
 
 use super::ServerThread;
-use super::cuts::{Cuts, Places, Verifying, no_folder};
+use super::cuts::{Cuts, Places, Readers, Verifying, no_folder};
 use super::reactor::{Command, OpenRequest, Report, Reports};
 use crate::checkpoint::Cut;
 use crate::config::Network;
@@ -64,6 +64,7 @@ pub struct Control {
     resumed: Option<Arc<Cut>>,
     /// The cut that is being read, or was, to go on from it.
     verifying: Option<Verifying>,
+    readers: Readers,
     /// For threads that read it.
     reporter: Reports,
 }
@@ -139,6 +140,7 @@ impl Control {
             cuts: Cuts::default(),
             resumed: None,
             verifying: None,
+            readers: Readers::new(),
             reporter,
         }
     }
@@ -158,8 +160,10 @@ impl Control {
         // A thread that has more to report than the channel holds must not wait for us while we wait for it.
         self.reports = crossbeam::channel::never();
         self.threads.clear();
-        self.hub.shut_down(PATIENCE)?;
-        outcome
+        self.verifying = None;
+        let shut = self.hub.shut_down(PATIENCE);
+        self.readers.join(PATIENCE);
+        shut.and(outcome)
     }
 
     /// Asks the Coordinator to end the job; when it can't be reached, that ends the job as well.
@@ -301,8 +305,8 @@ impl Control {
                 return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });
             }
             ControlMessage::Agreed { transport, local, reason } => {
-                choice::warn_of_fallback(&self.network, transport, &reason);
                 self.agreed = choice::Agreed { kind: transport, local };
+                choice::warn_of_fallback(&self.network, self.agreed, &reason);
             }
             ControlMessage::View(view) => {
                 info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);
@@ -331,8 +335,14 @@ impl Control {
             }
             ControlMessage::Verify { number, part, of } => {
                 let threads = self.threads.len() as u32;
-                self.verifying =
-                    Some(Verifying::start(&self.places, number, (part, of), threads, &self.reporter)?);
+                self.verifying = Some(Verifying::start(
+                    &self.places,
+                    number,
+                    (part, of),
+                    threads,
+                    &self.reporter,
+                    &mut self.readers,
+                )?);
             }
             ControlMessage::Cut { number, clock } => self.cut(number, clock)?,
             ControlMessage::CancelCut { number } => {

@@ -17,6 +17,7 @@ use crate::proto::bootstrap::Bootstrap;
 use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
 use crate::time::{SystemTime, TimeSource};
+use crate::transport::choice::Agreed;
 use crate::types::{Clock, Identity, Rank, Role};
 
 pub use super::keeper::{Checkpoints, Resume};
@@ -314,7 +315,7 @@ impl CoordinatorServer {
             }
             Done::Replaced(Ok(resumed)) => self.core.go_on_from(resumed, out),
             Done::Replaced(Err(_)) if !matches!(self.core.state(), State::Verifying) => {} // it has ended meanwhile
-            Done::Replaced(Err(error)) => {
+            Done::Replaced(Err(error)) | Done::Failed(error) => {
                 self.core.abort(&error.to_string(), out);
                 self.unusable = Some(error);
             }
@@ -323,11 +324,12 @@ impl CoordinatorServer {
 
     /// Says once that what carries the data is not the best that some node has or wants.
     fn warn_of_fallback(&mut self, output: &Output) {
-        let Output::Send { message: ControlMessage::Agreed { transport, reason, .. }, .. } = output else {
+        let Output::Send { message: ControlMessage::Agreed { transport, local, reason }, .. } = output else {
             return;
         };
         if !reason.is_empty() && !std::mem::replace(&mut self.warned, true) {
-            tracing::warn!("coordinator: the job's data travels by {transport}: {reason}");
+            let agreed = Agreed { kind: *transport, local: *local };
+            tracing::warn!("coordinator: the job's data travels by {agreed}: {reason}");
         }
     }
 

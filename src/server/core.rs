@@ -15,7 +15,7 @@ use crate::mem::{Arena, Pool, RegionId, Rights};
 use crate::proto::{
     Chains, HEADER, KeysAt, NO_BASE, RequestHeader, RequestKind, SparseBody, ThreadStats, WorkerMessage,
 };
-use crate::store::{Applied, How, Intake, Rejection, Shard, SparsePiece};
+use crate::store::{Applied, How, Intake, Made, Making, Rejection, Shard, SparsePiece};
 use crate::transport::{Loan, Transport};
 use crate::types::{
     Aggregate, Clock, DirectoryEntry, IdMap, Key, Late, NonFinite, PartitionMap, Rank, ShardId, TableId,
@@ -211,20 +211,38 @@ impl Core {
         self.lists.of_each_worker()
     }
 
-    /// Makes this shard's part of a table, unless it does not know one of its filters; `register` makes its parameters known to
-    /// the transport.
+    /// Makes this shard's part of a table and adds it.
     pub fn create_table(
         &mut self,
         id: TableId,
         spec: &TableSpec,
         register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<()> {
+        match self.prepare_table(id, spec)? {
+            Some(making) => self.add_table(making.make()?, register),
+            None => Ok(()),
+        }
+    }
+
+    /// What is to be made of this shard's part of a table, unless it does not know one of its filters; `None` when it is there.
+    pub fn prepare_table(&self, id: TableId, spec: &TableSpec) -> Result<Option<Making>> {
         spec.validate_for(self.view.workers)?;
-        let chains = Chains::of(spec)?;
+        Chains::of(spec)?;
         let buckets = PartitionMap::new(&self.view, spec).buckets_of(self.id);
-        self.shard.create_table(id, spec, &buckets, register)?;
+        self.shard.prepare_table(id, spec, buckets)
+    }
+
+    /// Adds a table that was made; `register` makes its parameters known to the transport.
+    pub fn add_table(
+        &mut self,
+        made: Made,
+        register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
+    ) -> Result<()> {
+        let (id, spec) = made.spec();
+        let (chains, quorum) = (Chains::of(spec)?, spec.quorum);
+        self.shard.add_table(made, register)?;
         self.chains.insert(id, chains);
-        if let Some(quorum) = spec.quorum {
+        if let Some(quorum) = quorum {
             self.gate.add_quorum(id, quorum.workers);
         }
         Ok(())

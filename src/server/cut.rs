@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::reactor::{Report, Reports};
-use crate::checkpoint::{FileEntry, FileWriter, Header, SectionId, SectionKind, Storage};
+use crate::checkpoint::{FileEntry, FileWriter, Header, MANIFEST, SectionId, SectionKind, Storage};
 use crate::error::{Error, Result};
 use crate::store::{CutSink, Part, Plane};
 use crate::transport::park::Waker;
@@ -199,6 +199,11 @@ fn write_batch(
         None => {
             let folder = file.path.parent().unwrap_or(&file.path);
             storage.make_directory(folder).map_err(|e| Error::io("make", folder.display(), e))?;
+            if storage.open(&folder.join(MANIFEST)).is_ok() {
+                let expected =
+                    "a cut that is not committed yet: nothing but this job adds cuts here while it runs";
+                return Err(Error::config(folder.display().to_string(), expected, MANIFEST));
+            }
             writer.insert(FileWriter::create(storage.clone(), &file.path, file.header)?)
         }
     };

@@ -1,5 +1,6 @@
 //! The Coordinator's part of checkpoints that touches files: what a job goes on from, manifests, and which cuts are kept.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,6 +75,8 @@ pub enum Done {
     Committed(u64, Result<(), String>),
     /// What the job goes on from in place of a damaged cut.
     Replaced(Result<Resumed>),
+    /// The thread has panicked, so that nobody knows what was done.
+    Failed(Error),
 }
 
 /// Does what touches files while the job runs on threads of their own: a slow disk must not keep the Coordinator from its heartbeats.
@@ -156,13 +159,19 @@ impl Keeper {
     /// Does `work` on a thread of its own, or says with `failed` why there is none; then wakes the Coordinator.
     fn start(
         &self,
-        name: &str,
+        name: &'static str,
         waker: HubWaker,
         work: impl FnOnce() -> Done + Send + 'static,
         failed: impl FnOnce(Error) -> Done,
     ) {
         let (finished, waking) = (self.finished.0.clone(), waker.clone());
-        if let Err(error) = super::spawn(name, move || tell(&finished, work(), &waking)) {
+        let work = move || {
+            // Nothing that it has used is used again.
+            let done = catch_unwind(AssertUnwindSafe(work));
+            let panicked = |_| Done::Failed(Error::Aborted { reason: format!("{name} panicked") });
+            tell(&finished, done.unwrap_or_else(panicked), &waking);
+        };
+        if let Err(error) = super::spawn(name, work) {
             tell(&self.finished.0, failed(error), &waker);
         }
     }
@@ -253,10 +262,7 @@ fn first_number(folder: &Folder, anew: bool) -> Result<u64> {
                         begin anew beside them";
         return Err(Error::config("--checkpoint", expected, folder.cut(newest.number).display()));
     }
-    let newest = found.last().map_or(0, |newest| newest.number);
-    newest.checked_add(1).ok_or_else(|| {
-        Error::config(folder.cut(newest).display().to_string(), "a cut with a number below 2^64 - 1", newest)
-    })
+    folder.next()
 }
 
 fn resumed(number: u64, cut: &Cut) -> Result<Resumed> {

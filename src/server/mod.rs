@@ -1,5 +1,6 @@
 //! A server process: one control thread, and one reactor per shard.
 
+mod beside;
 mod control;
 pub mod coordinator;
 // Open to tests/fuzz, which drives the way of a request without a network; no part of the library.

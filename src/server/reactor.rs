@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use tracing::{info, warn};
 
+use super::beside::Beside;
 use super::core::{Core, MAX_SLOTS, Staging};
 use super::cut::{CutFile, Saver, Written};
 use super::link::Link;
@@ -16,7 +17,7 @@ use crate::config::{Network, Polling, ServerLimits};
 use crate::error::{Error, Result};
 use crate::mem::{Arena, Pool, RemoteRegion, Rights, align_up};
 use crate::proto::{HEADER, ThreadStats};
-use crate::store::{Optimizers, Shard};
+use crate::store::{Made, Optimizers, Shard};
 use crate::transport::choice::{self, Agreed};
 use crate::transport::park::{LOOKS, Waker, park, pause};
 use crate::transport::{Completion, EndpointId, Loan, SessionKey, Side, Transport};
@@ -133,6 +134,8 @@ pub struct Reactor {
     failed: Vec<(Rank, Error)>,
     /// Workers that want a new endpoint while their old one is still being closed.
     reopening: Vec<OpenRequest>,
+    /// Where large tables are made.
+    beside: Beside,
     /// It was told to drain and has not reported that it has.
     draining: bool,
     /// Turns of the loop.
@@ -171,6 +174,7 @@ impl Reactor {
             completions: Vec::with_capacity(BUDGET),
             failed: Vec::new(),
             reopening: Vec::new(),
+            beside: Beside::new(),
             draining: false,
             turns: 0,
         }
@@ -336,7 +340,13 @@ impl Reactor {
             return Ok(obeyed);
         }
         while !self.stop.load(Ordering::Acquire) {
-            match self.commands.try_recv() {
+            if let Some((id, made)) = self.beside.finished() {
+                let made = made.and_then(|made| self.add_table(id, made));
+                self.report(Report::TableCreated(id, made));
+            }
+            let held = self.beside.next_held().map(|(id, spec)| Command::CreateTable(id, spec));
+            match held.map_or_else(|| self.commands.try_recv(), Ok) {
+                Ok(Command::CreateTable(id, spec)) if self.beside.is_busy() => self.beside.hold(id, spec),
                 Ok(Command::Begin(rank, view, agreed, resumed)) => {
                     self.id.server = rank;
                     self.settle_on(agreed)?;
@@ -344,11 +354,10 @@ impl Reactor {
                     self.begin(view)?;
                 }
                 Ok(Command::CreateTable(id, spec)) => {
-                    let made = self.create_table(id, &spec).and_then(|()| match &mut self.core {
-                        Some(core) => core.let_read_table(id, self.transport.as_mut()),
-                        None => Ok(()),
-                    });
-                    self.report(Report::TableCreated(id, made));
+                    match self.create_table(id, &spec) {
+                        Ok(()) if self.beside.is_busy() => {} // it is told when it is made
+                        made => self.report(Report::TableCreated(id, made)),
+                    }
                 }
                 Ok(Command::Cut(number, clock, folder, storage)) => {
                     match self.cut(number, clock, &folder, storage) {
@@ -398,13 +407,25 @@ impl Reactor {
         Ok(())
     }
 
+    /// Makes a table, or has it made.
     fn create_table(&mut self, id: TableId, spec: &TableSpec) -> Result<()> {
         let Some(core) = &mut self.core else { return Err(not_begun("create a table")) };
-        core.create_table(id, spec, |arena| self.transport.register(arena))?;
-        match &self.resumed {
-            Some(cut) => core.restore(id, cut),
+        match core.prepare_table(id, spec)? {
             None => Ok(()),
+            Some(making) if Beside::takes(&making) => {
+                self.beside.start(id, making, &self.waker, &self.reports)
+            }
+            Some(making) => self.add_table(id, making.make()?),
         }
+    }
+
+    fn add_table(&mut self, id: TableId, made: Made) -> Result<()> {
+        let Some(core) = &mut self.core else { return Err(not_begun("add a table")) };
+        core.add_table(made, |arena| self.transport.register(arena))?;
+        if let Some(cut) = &self.resumed {
+            core.restore(id, cut)?;
+        }
+        core.let_read_table(id, self.transport.as_mut())
     }
 
     fn cut(

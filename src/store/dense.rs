@@ -56,17 +56,16 @@ struct Sets {
 
 impl Dense {
     /// Segments as they begin for `buckets`, which must be buckets of `spec`, and up to `spare_bytes` for versions that are still
-    /// being sent. `register` makes the parameters' arena known to the transport.
+    /// being sent. What takes long of making a table is done here, and needs nothing of a server thread.
     pub fn new(
         spec: &TableSpec,
         buckets: &[BucketId],
         optimizer: &dyn Optimizer,
         (memory, spare_bytes): (Kind, u64),
         generation: u32,
-        mut register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<Dense> {
         let longest = longest(spec, buckets);
-        let mut parameters = Published::of(memory, longest, buckets.len(), spare_bytes, &mut register)?;
+        let mut parameters = Published::of(memory, longest, buckets.len(), spare_bytes)?;
         let mut blocks = Blocks::for_lengths(buckets.iter().flat_map(|b| lengths(spec, *b, optimizer)))?;
         let initial = Initial::new(spec.initializer, &spec.name);
         let mut place = vec![NOT_OURS; spec.buckets() as usize];
@@ -92,12 +91,18 @@ impl Dense {
         }
         let epochs = match (spec.epochs(), spec.publish) {
             (Some(layout), Publish::Epochs { every, .. }) => {
-                let epochs = Epochs::new(layout, segments.len(), generation, register)?;
+                let epochs = Epochs::new(layout, segments.len(), generation)?;
                 Some(Readable { epochs, every, clocks: (0, 0) })
             }
             _ => None,
         };
         Ok(Dense { place, segments, parameters, epochs })
+    }
+
+    /// Makes known to the transport what is sent from here and read here. Before that nothing may be.
+    pub fn register(&mut self, mut register: impl FnMut(Arc<Arena>) -> Result<RegionId>) -> Result<()> {
+        self.parameters.register(&mut register)?;
+        self.epochs.as_mut().map_or(Ok(()), |readable| readable.epochs.register(register))
     }
 
     /// Bytes that [`Dense::new`] would take, bookkeeping included, without spare segments.

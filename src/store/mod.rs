@@ -15,4 +15,6 @@ mod step;
 
 pub use cut::{CutSink, Part, Plane};
 pub use optimizer::{MAX_STATE_WIDTH, Optimizer, Optimizers};
-pub use shard::{Applied, Cause, DensePiece, How, Intake, Reading, Rejection, Shard, SparsePiece};
+pub use shard::{
+    Applied, Cause, DensePiece, How, Intake, Made, Making, Reading, Rejection, Shard, SparsePiece,
+};

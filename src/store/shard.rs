@@ -145,6 +145,50 @@ pub(super) enum Body {
     Sparse(Sparse),
 }
 
+/// A table that is to be made.
+pub struct Making {
+    id: TableId,
+    spec: TableSpec,
+    buckets: Vec<BucketId>,
+    optimizer: Box<dyn Optimizer>,
+    /// What it takes, without spare segments.
+    bytes: u64,
+    memory: (Kind, u64),
+    generation: u32,
+}
+
+/// A table that no shard has yet.
+pub struct Made {
+    id: TableId,
+    table: Table,
+    bytes: u64,
+}
+
+impl Making {
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Makes it: of a dense table the parameters and their state are there, and have their first values.
+    pub fn make(self) -> Result<Made> {
+        let Making { id, spec, buckets, optimizer, bytes, memory, generation } = self;
+        let rule = optimizer.as_ref();
+        let body = match &spec.kind {
+            TableKind::Dense { .. } => Body::Dense(Dense::new(&spec, &buckets, rule, memory, generation)?),
+            TableKind::Sparse { .. } => Body::Sparse(Sparse::new(&spec, &buckets, rule)),
+        };
+        Ok(Made { id, table: Table { spec, optimizer, body, touched: Vec::new() }, bytes })
+    }
+}
+
+impl Made {
+    /// Its number, and what it is.
+    pub fn spec(&self) -> (TableId, &TableSpec) {
+        (self.id, &self.table.spec)
+    }
+}
+
 /// All buckets of one server thread.
 pub struct Shard {
     optimizers: Optimizers,
@@ -209,9 +253,22 @@ impl Shard {
         buckets: &[BucketId],
         register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
     ) -> Result<()> {
+        match self.prepare_table(id, spec, buckets.to_vec())? {
+            Some(making) => self.add_table(making.make()?, register),
+            None => Ok(()),
+        }
+    }
+
+    /// What [`Shard::create_table`] has to make, checked: it may be made elsewhere, while no other table is. `None` when it is there.
+    pub fn prepare_table(
+        &self,
+        id: TableId,
+        spec: &TableSpec,
+        buckets: Vec<BucketId>,
+    ) -> Result<Option<Making>> {
         if let Some(table) = self.tables.get(&id) {
             return if table.spec == *spec {
-                Ok(())
+                Ok(None)
             } else {
                 Err(Error::config(format!("table {id}"), table.spec.to_string(), spec))
             };
@@ -224,7 +281,7 @@ impl Shard {
             return Err(Error::config(setting, expected, spec.initializer));
         }
         let bytes = match &spec.kind {
-            TableKind::Dense { .. } => Dense::bytes(spec, buckets, optimizer.as_ref()),
+            TableKind::Dense { .. } => Dense::bytes(spec, &buckets, optimizer.as_ref()),
             TableKind::Sparse { .. } => Sparse::bytes(spec),
         };
         let used = self.used.saturating_add(bytes);
@@ -232,22 +289,26 @@ impl Shard {
             let resource = format!("table_bytes of a server thread, with table {id}");
             return Err(Error::Limit { resource, limit: self.budget, asked: used });
         }
-        let body = match &spec.kind {
-            TableKind::Dense { .. } => {
-                // Spare segments only speed answers up, so they take what is left.
-                let spare_bytes = self.spare_bytes.min(self.budget - used);
-                let (optimizer, generation) = (optimizer.as_ref(), self.generation);
-                let memory = (self.memory, spare_bytes);
-                Body::Dense(Dense::new(spec, buckets, optimizer, memory, generation, register)?)
-            }
-            TableKind::Sparse { .. } => Body::Sparse(Sparse::new(spec, buckets, optimizer.as_ref())),
-        };
-        self.used = used;
-        if let Body::Dense(dense) = &body {
+        // Spare segments only speed answers up, so they take what is left.
+        let spare_bytes = self.spare_bytes.min(self.budget - used);
+        let memory = (self.memory, spare_bytes);
+        let (spec, generation) = (spec.clone(), self.generation);
+        Ok(Some(Making { id, spec, buckets, optimizer, bytes, memory, generation }))
+    }
+
+    /// Adds a table that was made.
+    pub fn add_table(
+        &mut self,
+        Made { id, mut table, bytes }: Made,
+        register: impl FnMut(Arc<Arena>) -> Result<RegionId>,
+    ) -> Result<()> {
+        if let Body::Dense(dense) = &mut table.body {
+            dense.register(register)?;
             self.parameter_bytes += dense.parameter_bytes();
             self.used += dense.spare_bytes();
         }
-        self.tables.insert(id, Table { spec: spec.clone(), optimizer, body, touched: Vec::new() });
+        self.used += bytes;
+        self.tables.insert(id, table);
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 //! All connections of a job are of one kind, but for those within one host, which share memory where all nodes can. Each node offers what it can use, the Coordinator takes the best of what all of them offer
 //! and says so with the View. A node that is told to use one kind offers nothing else, and fails at once where it can't.
 
+use std::fmt;
+
 #[cfg(feature = "verbs")]
 use super::rails::Rails;
 use super::several::Several;
@@ -39,6 +41,13 @@ pub struct Agreed {
     pub kind: TransportKind,
     /// Nodes on one host share memory instead.
     pub local: bool,
+}
+
+impl fmt::Display for Agreed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.name())?;
+        f.write_str(if self.local { ", and by shared memory within a host" } else { "" })
+    }
 }
 
 /// What this build and this machine can give of what `network` allows.
@@ -164,15 +173,15 @@ fn build_verbs(network: &Network, seat: Seat) -> Result<Box<dyn Transport>> {
 fn without_verbs<T>(network: &Network) -> Result<T> {
     Err(Error::config(
         "transport",
-        "tcp (this build lacks the feature `verbs`: build with `cargo build --release --features verbs`)",
+        "tcp or shm (this build lacks the feature `verbs`: build with `cargo build --release --features verbs`)",
         network.transport,
     ))
 }
 
 /// Warns that a job whose nodes left the choice open does not use the best there is.
-pub fn warn_of_fallback(network: &Network, kind: TransportKind, why: &str) {
+pub fn warn_of_fallback(network: &Network, agreed: Agreed, why: &str) {
     if network.transport == TransportChoice::Auto && !why.is_empty() {
-        tracing::warn!("transport auto: the job falls back to {kind}: {why}");
+        tracing::warn!("transport auto: the job falls back to {agreed}: {why}");
     }
 }
 
@@ -185,6 +194,15 @@ mod tests {
             TransportKind::Tcp => Ok(()),
             TransportKind::Verbs | TransportKind::Shm => Err(Error::config("device", "one", "none")),
         }
+    }
+
+    #[test]
+    fn a_job_says_that_it_shares_memory_where_it_can() {
+        let agreed = |local| Agreed { kind: TransportKind::Tcp, local }.to_string();
+        assert_eq!(
+            (agreed(false).as_str(), agreed(true).as_str()),
+            ("tcp", "tcp, and by shared memory within a host")
+        );
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! ```text
 //! address    length of shm's address u16, shm's address, the other's address (little-endian)
 //! ```
+//! Shm's address is empty where shared memory has failed this peer before, since one side has no room for what the other shows: the new
+//! endpoint is connected by the other transport.
+//!
 //! A grant has the same key on both, so that a [`RemoteRegion`] is right whichever connects.
 
 #![allow(clippy::result_large_err)] // a rejected operation is given back whole, without an allocation
@@ -43,6 +46,8 @@ struct Endpoint {
     next: Option<(Vec<u8>, SessionKey)>,
     /// The other end is on this host.
     near: bool,
+    /// It was told to connect.
+    begun: bool,
     closing: bool,
 }
 
@@ -288,12 +293,12 @@ impl Transport for Several {
     }
 
     fn open_on(&mut self, number: u32, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
-        let (memory, address) = self.memory.open(side, peer)?;
-        let (wide, wide_address) = match self.wide.open_on(number, side, peer) {
-            Ok(opened) => opened,
-            Err(error) => {
-                self.memory.close(memory);
-                return Err(error);
+        let (wide, wide_address) = self.wide.open_on(number, side, peer)?;
+        let (memory, address) = match self.memory.open(side, peer) {
+            Ok((memory, address)) => (Some(memory), address),
+            Err(why) => {
+                tracing::warn!("{peer} is on this host, but not reached by shared memory: {why}");
+                (None, Vec::new())
             }
         };
         let index = self.free.pop().unwrap_or_else(|| {
@@ -302,7 +307,7 @@ impl Transport for Several {
         });
         let place = &mut self.places[index as usize];
         let id = EndpointId { index, generation: place.generation };
-        let (memory, wide) = (Some(memory), Some(wide));
+        let wide = Some(wide);
         let peer = peer.to_owned();
         place.endpoint = Some(Endpoint {
             peer,
@@ -312,6 +317,7 @@ impl Transport for Several {
             chosen: None,
             next: None,
             near: false,
+            begun: false,
             closing: false,
         });
         memory.map(|theirs| self.ours.insert((true, theirs), id));
@@ -362,20 +368,30 @@ impl Transport for Several {
             let found = format!("{} bytes", address.len());
             return Err(Error::protocol(&known.peer, "address", "those of two transports", found));
         };
-        let (side, Some(memory), Some(wide)) = (known.side, known.memory, known.wide) else {
+        let (side, memory, Some(wide), false) = (known.side, known.memory, known.wide, known.begun) else {
             let reason = "the endpoint was connected before; open another".to_owned();
             return Err(Error::Misuse { call: "connect", reason });
         };
-        let begun = if side == Side::Passive {
-            let by_memory = self.memory.connect(memory, by_memory, key);
-            by_memory.and_then(|()| self.wide.connect(wide, by_wide, key))
-        } else {
-            (known.next, known.near) = (Some((by_wide.to_vec(), *key)), near);
-            self.memory.connect(memory, by_memory, key).or_else(|why| {
-                self.part(endpoint, Way::Memory);
-                self.memory.close(memory);
-                self.fall_back(endpoint, &why)
-            })
+        known.begun = true;
+        let begun = match memory.filter(|_| !by_memory.is_empty()) {
+            None => {
+                if let Some(memory) = self.part(endpoint, Way::Memory) {
+                    self.memory.close(memory);
+                }
+                self.wide.connect(wide, by_wide, key)
+            }
+            Some(memory) if side == Side::Passive => {
+                let by_memory = self.memory.connect(memory, by_memory, key);
+                by_memory.and_then(|()| self.wide.connect(wide, by_wide, key))
+            }
+            Some(memory) => {
+                (known.next, known.near) = (Some((by_wide.to_vec(), *key)), near);
+                self.memory.connect(memory, by_memory, key).or_else(|why| {
+                    self.part(endpoint, Way::Memory);
+                    self.memory.close(memory);
+                    self.fall_back(endpoint, &why)
+                })
+            }
         };
         // What one way has begun must not go on when the other could not.
         begun.inspect_err(|_| self.close(endpoint))

@@ -139,7 +139,8 @@ pub fn races_a_writer(fabric: &dyn Fabric) {
     const WHOLE: u32 = 1000;
     let mut p = pair(fabric);
     let layout = Layout { length: LENGTH, buffers: 2 };
-    let mut epochs = Epochs::new(layout, 1, 1, |arena| p.net.ends[1].transport.register(arena)).unwrap();
+    let mut epochs = Epochs::new(layout, 1, 1).unwrap();
+    epochs.register(|arena| p.net.ends[1].transport.register(arena)).unwrap();
     let (region, length) = (epochs.region().0, epochs.length());
     let remote = p.net.ends[1].transport.authorise(p.b, region, 0, length, Rights::Read).unwrap();
     epochs.publish(0, &[1.0; LENGTH], 1, (0, 0));

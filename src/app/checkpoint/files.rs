@@ -94,13 +94,7 @@ pub fn import(path: &Path, format: Format, like: &Cut, folder: &Folder) -> Resul
     let tensors =
         read.map_err(|found| Error::config(path.display().to_string(), "arrays named after tables", found))?;
     let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-    let made = folder.make()?;
-    let number = 1 + folder.found()?.last().map_or(0, |newest| newest.number);
-    let written = write(folder, number, like.manifest().clone(), path, &mut tensors);
-    if written.is_err() {
-        folder.unmake(number, &made);
-    }
-    written.map(|()| number)
+    folder.add(|draft, number| write(draft, number, like.manifest().clone(), path, &mut tensors))
 }
 
 /// Writes cut `number` of `folder`, with the arrays that `path` had, and commits it.

@@ -10,6 +10,7 @@ use super::endpoint::RINGS;
 use super::socket;
 use crate::error::{Error, Result};
 use crate::mem::Arena;
+use crate::mem::limits::no_descriptor;
 use crate::transport::preamble::{self, DIAL, NONCE, Secret};
 use crate::transport::{SessionKey, Side};
 
@@ -50,7 +51,9 @@ impl Dialer {
                 Ok(None) => return Err(refused(peer)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(Error::io("recvmsg", peer, e)),
+                Err(e) => {
+                    return Err(no_descriptor(&format!("memory that {peer} shows"), "recvmsg", e));
+                }
             };
             let Ok(bytes): std::result::Result<[u8; NONCE], _> = packet.bytes().try_into() else {
                 let found = format!("{} bytes", packet.length);

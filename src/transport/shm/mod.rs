@@ -103,6 +103,8 @@ pub struct Shm {
     unsent: bool,
     /// Completions in the order in which they came about.
     outbox: Vec<Completion>,
+    /// Peers with whom memory can't be shared, and why: to connect to them anew would end as it did.
+    unfit: Vec<(String, Error)>,
 }
 
 impl Shm {
@@ -146,6 +148,7 @@ impl Shm {
             unasked: 0,
             unsent: false,
             outbox: Vec::new(),
+            unfit: Vec::new(),
             config,
         })
     }
@@ -258,7 +261,11 @@ impl Transport for Shm {
         true
     }
 
+    /// Fails for a peer of whom an earlier endpoint has found that this process can't map what it shows.
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
+        if let Some((_, why)) = self.unfit.iter().find(|(unfit, _)| unfit == peer) {
+            return Err(why.clone());
+        }
         match (side, &self.listener) {
             (Side::Active, _) => {
                 Ok((self.endpoints.open(side, peer, State::Opened), address::ACTIVE.to_vec()))

@@ -211,6 +211,10 @@ impl Shm {
         self.turns.retain(|turn| *turn != index);
         match endpoint.state {
             State::Connected(Connection { socket, tx, .. }) => {
+                // Not the peer's fault, nor an accident: what it shows has no room in this process.
+                if let Some(why @ (Error::Limit { .. } | Error::Io { .. })) = &reason {
+                    self.unfit.push((endpoint.peer, why.clone()));
+                }
                 // The peer hears of the end only when it can no longer take what was announced.
                 drop(tx);
                 self.unwatch(&socket);
@@ -297,9 +301,11 @@ impl Shm {
             // The key is not known yet: `connect` brings it.
             Some(State::Opened) => {}
             Some(State::Expecting { key, refused, .. }) => {
-                let (Some(pending), Ok((rings, file))) = (self.lobby.leave(place), Arena::both_write(RINGS))
-                else {
-                    return;
+                let Some(pending) = self.lobby.leave(place) else { return };
+                let (rings, file) = match Arena::both_write(RINGS) {
+                    Ok(made) => made,
+                    // It dials by another way, or says that it was refused.
+                    Err(error) => return tracing::warn!("no shared memory with a peer: {error}"),
                 };
                 // Registered anew under the endpoint's token.
                 let _ = epoll::delete(&self.epoll, &pending.socket);

@@ -11,6 +11,7 @@ use super::frame::{FRAME, Frame, Kind, Source};
 use super::socket;
 use super::tx::{MAX_SHOWN, Showing, Tx};
 use crate::error::{Error, Result};
+use crate::mem::limits::no_descriptor;
 use crate::mem::ring::{Consumer, OutOfStep, cells};
 use crate::mem::{Arena, RegionSlice};
 use crate::transport::endpoints::PendingRead;
@@ -116,6 +117,9 @@ impl Rx {
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EMFILE) => {
+                return Err(no_descriptor(&format!("memory that {peer} shows"), "recvmsg", e));
+            }
             Err(e) => return Err(Error::PeerLost { peer: peer.to_owned(), reason: e.to_string() }),
         };
         if packet.bytes() == [0] {
@@ -138,8 +142,11 @@ impl Rx {
         let mapped =
             self.shown.iter().flatten().chain(&self.forgotten).map(|arena| arena.len()).sum::<usize>();
         if bytes > self.max_shown - mapped {
-            let expected = format!("at most {} bytes in all (shown_bytes)", self.max_shown);
-            return Err(Error::protocol(peer, "region", expected, format!("{mapped} and {bytes} more")));
+            return Err(Error::Limit {
+                resource: format!("bytes that {peer} shows over shared memory (--shown-bytes)"),
+                limit: self.max_shown as u64,
+                asked: (mapped as u64).saturating_add(showing.bytes),
+            });
         }
         self.shown[place] = Some(Arena::of_peer(file, bytes, peer)?);
         Ok(true)

@@ -107,7 +107,8 @@ impl Packet {
     }
 }
 
-/// The next packet; `None` at the end of the connection. A longer one is an error.
+/// The next packet; `None` at the end of the connection. A longer one is an error, and EMFILE says that its descriptor found no place in
+/// this process.
 pub(super) fn receive(socket: &OwnedFd) -> io::Result<Option<Packet>> {
     let mut packet = Packet { bytes: [0; PACKET], length: 0, file: None };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -122,11 +123,15 @@ pub(super) fn receive(socket: &OwnedFd) -> io::Result<Option<Packet>> {
     if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet that is too long"));
     }
+    let cut = received.flags.contains(ReturnFlags::CTRUNC);
     packet.length = received.bytes;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(files) = message {
             packet.file = files.last();
         }
+    }
+    if cut && packet.file.is_none() {
+        return Err(Errno::MFILE.into());
     }
     Ok((packet.length > 0).then_some(packet))
 }

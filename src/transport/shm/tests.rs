@@ -75,14 +75,18 @@ impl Scene {
     /// The victim closes the attacker's endpoint, with a reason that names this field; nothing was written, and the bystander's
     /// endpoint works.
     fn fell(mut self, field: &str) {
+        self.fell_by(
+            |error| matches!(error, Error::Protocol { peer, field: f, .. } if peer == "end 1" && *f == field),
+        );
+    }
+
+    /// The same with a reason that is one of these.
+    fn fell_by(&mut self, expected: impl Fn(&Error) -> bool) {
         let id = self.victim[0];
         let closed = |c: &Completion| matches!(c, Completion::Closed { endpoint, .. } if *endpoint == id);
         self.until(|s| s.seen[0].iter().any(closed));
         let Some(Completion::Closed { reason: Some(error), .. }) = self.seen[0].pop() else { panic!() };
-        assert!(
-            matches!(&error, Error::Protocol { peer, field: f, .. } if peer == "end 1" && *f == field),
-            "{error}"
-        );
+        assert!(expected(&error), "{error}");
         assert!(self.seen[0].is_empty(), "{:?}", self.seen[0]);
         let mut bytes = [1; 8192];
         self.memory.copy_out(0, &mut bytes);
@@ -158,7 +162,6 @@ fn packets_that_show_nothing_that_can_be_mapped_are_refused() {
         (showing(u32::MAX, 4096), Some(sealed), "region"),
         (showing(0, 8192), Some(sealed), "descriptor"),
         (showing(0, 0), Some(sealed), "descriptor"),
-        (showing(0, u64::MAX), Some(sealed), "region"),
         (showing(0, 4096), Some(open), "descriptor"),
     ];
     for (packet, file, field) in cases {
@@ -265,9 +268,16 @@ fn nobody_shows_more_than_it_may() {
         socket::send(&scene.attack().socket, &packet, arena.file()).unwrap();
     };
     let two = || Scene::of(|| ShmConfig { max_shown: 8192, ..ShmConfig::default() });
+    let is_beyond = |error: &Error| matches!(error, Error::Limit { resource, limit: 8192, asked: 12_288 } if resource.contains("end 1"));
     let mut scene = two();
     (0..3).for_each(|place| shown(&mut scene, place));
-    scene.fell("region");
+    scene.fell_by(is_beyond);
+    assert!(scene.ends[0].open(Side::Passive, "end 1").is_err_and(|e| is_beyond(&e)), "it would do so again");
+    assert!(scene.ends[0].open(Side::Passive, "end 2").is_ok());
+    let mut scene = two();
+    let packet = [&[1][..], &[0; 4], &u64::MAX.to_le_bytes()].concat();
+    socket::send(&scene.attack().socket, &packet, Arena::shared(4096).unwrap().file()).unwrap();
+    scene.fell_by(|error| matches!(error, Error::Limit { asked: u64::MAX, .. }));
     let mut scene = two();
     let forget = |scene: &mut Scene, region| {
         scene.entry(&Frame { kind: What::Forget { region }, inline: 0, source: None }.encode());
@@ -295,7 +305,7 @@ fn nobody_shows_more_than_it_may() {
     hears(&mut scene);
     assert!(scene.ends[0].endpoints.connection(scene.victim[0]).is_some(), "it was given back");
     shown(&mut scene, 4);
-    scene.fell("region");
+    scene.fell_by(is_beyond);
 }
 
 /// An honest sender keeps to its own limit: what it may not show goes through the ring.

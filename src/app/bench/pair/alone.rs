@@ -27,7 +27,7 @@ pub fn run(options: &Options, environment: &Environment) -> Result<Verdict> {
 }
 
 fn warn(network: &Network, offer: &choice::Offer) {
-    choice::warn_of_fallback(network, offer.kinds[0], &offer.lacks);
+    choice::warn_of_fallback(network, offer.best(), &offer.lacks);
 }
 
 /// A line for each thing said.
