@@ -94,7 +94,7 @@ fn lists_that_are_forgotten_are_told_again() {
     for consistency in [Consistency::Bsp, Consistency::Ssp { staleness: 1 }, Consistency::Asp] {
         let (expected, without) = run((1, 1, 1), 0, spec(consistency), (LISTS, true));
         // Two places, each for a list of one worker.
-        let two = 2 * 21 << 10;
+        let two = 2 * (21 << 10);
         let (bits, with) = run((1, 1, 1), two, spec(consistency), (LISTS, true));
         assert_eq!(bits, expected, "{consistency}");
         assert!(with > without * 9 / 10, "hardly any list lasts: {with} and {without}");
