@@ -93,8 +93,8 @@ fn keys_that_come_again_travel_twice_and_the_bits_are_the_same() {
 fn lists_that_are_forgotten_are_told_again() {
     for consistency in [Consistency::Bsp, Consistency::Ssp { staleness: 1 }, Consistency::Asp] {
         let (expected, without) = run((1, 1, 1), 0, spec(consistency), (LISTS, true));
-        // Room for two lists of one worker.
-        let two = (256 << 10) * 3 / 2 * 2 + 1024;
+        // Two places, each for a list of one worker.
+        let two = 2 * (21 << 10);
         let (bits, with) = run((1, 1, 1), two, spec(consistency), (LISTS, true));
         assert_eq!(bits, expected, "{consistency}");
         assert!(with > without * 9 / 10, "hardly any list lasts: {with} and {without}");

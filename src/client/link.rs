@@ -21,7 +21,7 @@ pub struct Grant {
     pub slot_count: u32,
     pub slot_bytes: u32,
     pub pull_credits: u32,
-    /// Lists of keys that it keeps.
+    /// Places for lists of keys.
     pub key_lists: u32,
 }
 
@@ -165,7 +165,7 @@ impl Link {
             return refuse("slot count", "1 to 64", u64::from(grant.slot_count));
         }
         if grant.key_lists > u32::from(u16::MAX) {
-            return refuse("lists of keys", "at most 65535", u64::from(grant.key_lists));
+            return refuse("places for lists of keys", "at most 65535", u64::from(grant.key_lists));
         }
         let bytes = u64::from(grant.slot_count) * u64::from(grant.slot_bytes);
         if (grant.slot_bytes as usize) < HEADER + 4096 || !grant.slots.contains(0, bytes) {
@@ -183,7 +183,7 @@ impl Link {
         Ok(())
     }
 
-    /// Lists of keys that the server thread keeps.
+    /// Places for lists of keys at the server thread.
     pub fn key_lists(&self) -> usize {
         self.grant.key_lists as usize
     }

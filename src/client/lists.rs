@@ -10,14 +10,16 @@
 //! A list is in use as long as a frame that names it has not come back, or a pull that names it is not answered: those may be sent
 //! again, and must find it.
 
-use super::plan::SparsePlan;
+use super::plan::{SparseFrame, SparsePlan};
 use crate::proto::{KeysAt, ListName};
 use crate::types::{Key, TableId, mix64};
 
 /// A list of fewer keys is not worth a name.
 const LEAST: usize = 32;
-/// Lists that are remembered as noticed.
+/// Lists that are remembered as noticed, and as many that have names.
 const NOTICED: usize = 256;
+/// Keys that are hashed at a time.
+const HASHED: usize = 512;
 /// Keys that a fingerprint looks at.
 const SAMPLES: usize = 16;
 
@@ -48,7 +50,7 @@ pub struct KeyLists {
     lists: Vec<List>,
     noticed: Vec<u64>,
     next_noticed: usize,
-    /// For each server thread: the number of the list that each of its places holds, 0 for none.
+    /// For each server thread: the number of the list that lies at each of its places, 0 for none.
     places: Vec<Vec<u64>>,
     /// Of the hashes; drawn when it is first needed.
     key: Option<[u8; 32]>,
@@ -75,7 +77,7 @@ impl KeyLists {
     }
 
     /// Notices a list that was cut into the frames of `plan`. When it comes for the second time, names its frames, if the server
-    /// threads, of which each keeps as many lists as `granted` says, have room, and gives its number. `in_use` tells of a list's
+    /// threads, of which each has as many places as `granted` says, have room, and gives its number. `in_use` tells of a list's
     /// number whether it is.
     pub fn notice(
         &mut self,
@@ -110,19 +112,19 @@ impl KeyLists {
             }
             self.places[link].resize(places, 0);
         }
-        if !self.make_room(plan, in_use) {
-            return None;
-        }
+        let firsts = self.make_room(plan, in_use)?;
         self.numbers = numbers;
         plan.names.clear();
-        for frame in &plan.frames {
-            let Some(places) = self.places.get_mut(frame.shard) else { continue };
-            // `make_room` has seen to it.
-            let Some(place) = places.iter().position(|&list| list == 0) else { continue };
-            places[place] = numbers;
+        for (frame, place) in plan.frames.iter().zip(firsts) {
+            let places = ListName::places(frame.keys.len());
+            self.places[frame.shard][place..place + places].fill(numbers);
             let mut hash = blake3::Hasher::new_keyed(&key);
-            for number in &plan.order[frame.keys.clone()] {
-                hash.update(&keys[*number as usize].to_le_bytes());
+            for numbers in plan.order[frame.keys.clone()].chunks(HASHED) {
+                let mut bytes = [0; HASHED * 8];
+                for (to, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+                    to.copy_from_slice(&keys[*number as usize].to_le_bytes());
+                }
+                hash.update(&bytes[..numbers.len() * 8]);
             }
             let mut name = ListName { hash: [0; 16], place: place as u32 };
             name.hash.copy_from_slice(&hash.finalize().as_bytes()[..16]);
@@ -147,28 +149,48 @@ impl KeyLists {
         self.lists.iter_mut().filter(|list| list.number == number).for_each(|list| list.known = true);
     }
 
-    /// Forgets the lists that were used longest ago until there is a free place for each frame. False when there can't be.
-    fn make_room(&mut self, plan: &SparsePlan, in_use: impl Fn(u64) -> bool) -> bool {
-        let lacks = |places: &[Vec<u64>], whole: bool| {
-            (0..places.len()).any(|link| {
-                let wanted = plan.frames.iter().filter(|frame| frame.shard == link).count();
-                let free = places[link].iter().filter(|&&list| whole || list == 0).count();
-                wanted > free
-            }) || plan.frames.iter().any(|frame| frame.shard >= places.len())
-        };
-        if lacks(&self.places, true) {
-            return false;
+    /// Forgets the lists that were used longest ago until there is room for one more, and gives the first place of each of its frames.
+    /// Nothing when there can't be.
+    fn make_room(&mut self, plan: &SparsePlan, in_use: impl Fn(u64) -> bool) -> Option<Vec<usize>> {
+        if !self.has_places(plan) {
+            return None;
         }
-        while lacks(&self.places, false) {
+        loop {
+            if self.lists.len() < NOTICED
+                && let Some(firsts) = self.free_places(plan)
+            {
+                return Some(firsts);
+            }
             let unused = self.lists.iter().enumerate().filter(|(_, list)| !in_use(list.number));
-            let Some(oldest) = unused.min_by_key(|(_, list)| list.used).map(|(at, _)| at) else {
-                return false;
-            };
+            let (oldest, _) = unused.min_by_key(|(_, list)| list.used)?;
             let forgotten = self.lists.swap_remove(oldest).number;
             let places = self.places.iter_mut().flatten();
             places.filter(|list| **list == forgotten).for_each(|list| *list = 0);
         }
-        true
+    }
+
+    /// Whether there were room if nothing else were kept.
+    fn has_places(&self, plan: &SparsePlan) -> bool {
+        let wanted = |link| {
+            let frames = plan.frames.iter().filter(|frame| frame.shard == link);
+            frames.map(|frame| ListName::places(frame.keys.len())).sum::<usize>()
+        };
+        plan.frames.iter().all(|frame| frame.shard < self.places.len())
+            && self.places.iter().enumerate().all(|(link, places)| wanted(link) <= places.len())
+    }
+
+    /// For each frame the first of the places that it takes, all free, if there are such.
+    fn free_places(&self, plan: &SparsePlan) -> Option<Vec<usize>> {
+        let mut next = vec![0; self.places.len()];
+        let first = |frame: &SparseFrame| {
+            let (places, next) = (&self.places[frame.shard], &mut next[frame.shard]);
+            let wanted = ListName::places(frame.keys.len());
+            let free = |at: &usize| places[*at..*at + wanted].iter().all(|&list| list == 0);
+            let first = (*next..(places.len() + 1).saturating_sub(wanted)).find(free)?;
+            *next = first + wanted;
+            Some(first)
+        };
+        plan.frames.iter().map(first).collect()
     }
 
     fn key(&mut self) -> Option<[u8; 32]> {
@@ -294,6 +316,42 @@ mod tests {
         let many: Vec<Key> = (0..3000).collect();
         assert_eq!(rig.push(&many, 1000, &[]).0, KeysAt::Here);
         assert_eq!(rig.push(&many, 1000, &[]).0, KeysAt::Here, "more frames than places");
+    }
+
+    /// The places of its frames follow each other, and another list takes them only once it is forgotten.
+    #[test]
+    fn a_long_list_takes_several_places() {
+        let many = |first: u64| (first..first + 6000).collect::<Vec<Key>>();
+        let mut rig = Rig::new(5);
+        let mut tell = |first, in_use: &[u64]| {
+            rig.push(&many(first), 40_000, in_use);
+            let (at, _, plan) = rig.push(&many(first), 40_000, in_use);
+            let places = plan.frames.iter().zip(&plan.names).map(|(frame, name)| {
+                let first = name.place as usize;
+                (frame.shard, first..first + ListName::places(frame.keys.len()))
+            });
+            (at, places.collect::<Vec<_>>())
+        };
+        let (at, one) = tell(0, &[]);
+        assert!(at == KeysAt::Kept && one.iter().any(|(_, places)| places.len() > 2), "{one:?}");
+        for (a, (shard, places)) in one.iter().enumerate() {
+            let others = one[..a].iter().filter(|(other, _)| other == shard);
+            assert!(others.clone().all(|(_, o)| o.end <= places.start || places.end <= o.start), "{one:?}");
+        }
+        // Two of them do not fit.
+        assert_eq!(tell(10_000, &[1]).0, KeysAt::Here);
+        assert_eq!(tell(10_000, &[]).0, KeysAt::Named);
+    }
+
+    #[test]
+    fn no_more_lists_have_names_than_are_looked_through() {
+        let mut rig = Rig::new(4 * NOTICED);
+        for list in 0..NOTICED as u64 + 10 {
+            rig.push(&keys(list * 1000), 4000, &[]);
+            assert_eq!(rig.push(&keys(list * 1000), 4000, &[]).0, KeysAt::Kept);
+            assert!(rig.lists.lists.len() <= NOTICED);
+        }
+        assert_eq!(rig.lists.lists.len(), NOTICED);
     }
 
     #[test]

@@ -162,7 +162,7 @@ pub struct ServerLimits {
     /// Pulls of one worker that may be outstanding.
     pub pull_credits: usize,
     /// What of workers' lists of keys each server thread may keep, in bytes, so that the same keys need not come again: workers
-    /// share it evenly, each in lists of a frame's keys. 0 keeps none.
+    /// share it evenly, each in places for 1024 keys, about 20 KiB, of which the keys of a frame take one or more. 0 keeps none.
     pub key_list_bytes: u64,
     /// Buffers for replies.
     pub reply_buffers: usize,

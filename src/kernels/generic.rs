@@ -160,6 +160,11 @@ pub unsafe fn run<L: Lanes>(length: usize, pass: &mut impl Pass) {
 /// begins anew with each page. (2 KiB: 15 GB/s for `sum`; without 13, with 8 KiB 14.)
 const AHEAD: usize = 512;
 
+/// How far ahead, in fp32, a step of `length` parameters fetches: what lies behind a short one is somebody else's.
+pub fn ahead(length: usize) -> usize {
+    if length > AHEAD { AHEAD } else { 0 }
+}
+
 /// One step of a rule.
 pub struct Stepping<R, const PLANES: usize> {
     /// The rule.
@@ -170,6 +175,8 @@ pub struct Stepping<R, const PLANES: usize> {
     pub state: [*mut f32; PLANES],
     /// The gradient.
     pub gradient: *const f32,
+    /// How far ahead parameters are fetched; see [`ahead`].
+    pub ahead: usize,
 }
 
 impl<R: Rule<PLANES>, const PLANES: usize> Pass for Stepping<R, PLANES> {
@@ -177,7 +184,7 @@ impl<R: Rule<PLANES>, const PLANES: usize> Pass for Stepping<R, PLANES> {
     unsafe fn at<L: Lanes>(&mut self, at: usize) {
         // SAFETY: the caller's duty.
         unsafe {
-            L::prefetch(self.parameters.wrapping_add(at + AHEAD));
+            L::prefetch(self.parameters.wrapping_add(at + self.ahead));
             let g = L::load(self.gradient.add(at));
             let w = L::load(self.parameters.add(at));
             // Starts as anything; every plane is loaded.

@@ -28,7 +28,7 @@ pub use rules::{Adagrad, Adam, AdamW, Assign, Ftrl, Momentum, Nesterov, RmsProp,
 pub use table::{Simd, choose, choose_by, chosen};
 
 use crate::mem::Floats;
-use generic::{AddingScaled, Converting, CountingNonFinite, Stepping, tree};
+use generic::{AddingScaled, Converting, CountingNonFinite, Stepping, ahead, tree};
 use table::{Table, table};
 
 /// Steps `parameters` by `rule` with `gradient`, each value of which is read once.
@@ -54,7 +54,8 @@ fn step_by<'g, R: Rule<PLANES>, const PLANES: usize>(
     let (length, gradient) = (parameters.len(), gradient.into());
     assert!(gradient.len() == length && state.iter().all(|s| s.len() == length), "lengths differ");
     let state = state.map(<[f32]>::as_mut_ptr);
-    let stepping = Stepping { rule, parameters: parameters.as_mut_ptr(), state, gradient: gradient.as_ptr() };
+    let (parameters, gradient, ahead) = (parameters.as_mut_ptr(), gradient.as_ptr(), ahead(length));
+    let stepping = Stepping { rule, parameters, state, gradient, ahead };
     // SAFETY: exclusive slices and a readable gradient of `length` each; tables are only handed out where the CPU has their instructions.
     unsafe { R::kernel(table)(stepping, length) }
 }

@@ -179,7 +179,7 @@ pub enum ControlMessage {
         slot_bytes: u32,
         /// How many pulls may be outstanding.
         pull_credits: u32,
-        /// How many lists of keys the worker may keep there, each of those of one frame.
+        /// How many places for lists of keys the worker has there, each for 1024 keys.
         key_lists: u32,
     },
     /// No endpoint.

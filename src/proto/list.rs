@@ -3,8 +3,8 @@
 //! ```text
 //!  0 hash 16 │ place u32 │ zero u32
 //! ```
-//! The worker says what is kept where: `place` is one of those that the server thread granted it, and a list that is put there takes
-//! the place of the one before. Frames are taken once and in order, also across endpoints, so the worker knows what lies where, and
+//! The worker says what is kept where: `place` is the first of those that the list takes, one for each [`ListName::KEYS`] of its keys, of
+//! those that the server thread granted it. A list that is put there takes the places of those that reached there before. Frames are taken once and in order, also across endpoints, so the worker knows what lies where, and
 //! nothing is ever missed: a name that is not what lies at its place breaks the protocol. A list belongs to its worker; no other
 //! can name it, or put one in its place.
 //!
@@ -31,13 +31,21 @@ pub enum KeysAt {
 pub struct ListName {
     /// Of the keys in the order in which they travel.
     pub hash: [u8; 16],
-    /// Counted from 0.
+    /// The first of its places, counted from 0.
     pub place: u32,
 }
 
 impl ListName {
     /// Bytes of a name.
     pub const ENCODED: usize = 24;
+
+    /// Keys that one place holds.
+    pub const KEYS: usize = 1024;
+
+    /// Places that a list of so many keys takes, one behind the other.
+    pub fn places(keys: usize) -> usize {
+        keys.div_ceil(Self::KEYS)
+    }
 
     /// The bytes drawn above.
     pub fn encode(&self) -> [u8; Self::ENCODED] {

@@ -32,6 +32,8 @@ mod staging;
 
 use ahead::Ahead;
 use lists::Lists;
+#[cfg(test)]
+pub(super) use lists::PLACE;
 use staging::Loans;
 pub use staging::Staging;
 
@@ -202,11 +204,11 @@ impl Core {
     /// The same with lists of keys that workers may keep, in all of so many bytes.
     pub fn keeping_lists(mut self, bytes: u64) -> Core {
         let workers = self.view.workers as usize;
-        self.lists = Lists::new(workers, bytes, self.staging.slot_bytes - HEADER);
+        self.lists = Lists::new(workers, bytes);
         self
     }
 
-    /// Lists of keys that each worker may keep.
+    /// Places for lists of keys that each worker has.
     pub fn key_lists(&self) -> usize {
         self.lists.of_each_worker()
     }

@@ -29,10 +29,22 @@ pub(crate) enum Fault {
     NeverAnswers,
     /// Replayed pushes are applied again.
     KeepsDuplicates,
+    /// Keys that are kept in place of others find the rows of those.
+    KeepsPositions,
+}
+
+/// What came of lists of keys.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Listed {
+    /// Requests that named one.
+    pub named: u64,
+    /// Lists that another was put in place of.
+    pub replaced: u64,
 }
 
 thread_local! {
     static FAULT: Cell<Fault> = const { Cell::new(Fault::None) };
+    static LISTED: Cell<Listed> = const { Cell::new(Listed { named: 0, replaced: 0 }) };
 }
 
 /// How many closed clocks a pull waits for on this server thread, if `needed` would be right.
@@ -40,13 +52,25 @@ pub(crate) fn needed(needed: u64) -> u64 {
     match FAULT.get() {
         Fault::AnswersEarly => needed.saturating_sub(1),
         Fault::NeverAnswers => u64::MAX,
-        Fault::None | Fault::KeepsDuplicates => needed,
+        Fault::None | Fault::KeepsDuplicates | Fault::KeepsPositions => needed,
     }
 }
 
 /// Whether this server thread has a fault.
 pub(crate) fn has(fault: Fault) -> bool {
     FAULT.get() == fault
+}
+
+/// Counts something of this server thread.
+pub(crate) fn count(something: impl Fn(&mut Listed)) {
+    let mut listed = LISTED.get();
+    something(&mut listed);
+    LISTED.set(listed);
+}
+
+/// [`crate::config::ServerLimits::key_list_bytes`] that give each worker so many places.
+pub(crate) fn key_list_bytes(places: u64, workers: u64) -> u64 {
+    places * workers * super::core::PLACE
 }
 
 /// The control thread's end of one server thread.
@@ -79,14 +103,14 @@ pub(crate) fn wires() -> (Wires, Ends) {
     (Wires { commands, stop: stop.clone(), reports }, Ends { inbox, stop, outbox })
 }
 
-/// Runs server thread `id` until it is stopped.
+/// Runs server thread `id` until it is stopped; what came of lists there.
 pub(crate) fn serve(
     transport: Box<dyn Transport>,
     id: ShardId,
     limits: ServerLimits,
     ends: Ends,
     fault: Fault,
-) -> Result<()> {
+) -> Result<Listed> {
     FAULT.set(fault);
     // Whoever reads the reports listens to their channel.
     let reports = Reports::new(id.thread, ends.outbox, Arc::new(|| {}));
@@ -105,7 +129,7 @@ pub(crate) fn serve(
         reports,
     )
     .run();
-    Ok(())
+    Ok(LISTED.take())
 }
 
 impl Wires {

@@ -9,7 +9,7 @@ use super::rig::{Job, Outcome, Worker};
 use crate::client::{Table, Ticket};
 use crate::config::ServerLimits;
 use crate::error::Error;
-use crate::server::simulated::Fault;
+use crate::server::simulated::{Fault, key_list_bytes};
 use crate::transport::sim::{SimFailure, SimOptions};
 use crate::types::random::SplitMix64;
 use crate::types::{
@@ -17,9 +17,13 @@ use crate::types::{
     TableSpec, mix64,
 };
 
-/// fp32 in one unit: a cell for each worker, and some that nobody uses.
+/// fp32 in one unit of a dense table, or in one row: a cell for each worker, and some that nobody uses.
 const DENSE_UNIT: u32 = 16;
 const SPARSE_UNIT: u32 = 8;
+/// Rows in a unit of a sparse table whose lists of keys are long enough for a name.
+const LONG: usize = 40;
+/// The most units of a table.
+const UNITS: usize = 6;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -50,8 +54,10 @@ type Script = Vec<Vec<Call>>;
 /// A job's tables, and what each worker does with them.
 struct Scene {
     units: Vec<usize>,
+    /// Rows in each unit of each table, which all hold the same; 1 in dense ones.
+    rows: Vec<usize>,
     consistencies: Vec<Consistency>,
-    /// The keys of sparse tables, one a unit.
+    /// The keys of sparse tables, unit by unit.
     keys: Vec<u64>,
     scripts: Vec<Script>,
     /// For each worker, table and unit: the clocks of the pushes.
@@ -64,17 +70,20 @@ fn draw(random: &mut SplitMix64, from: usize, to: usize) -> usize {
     from + random.below((to - from + 1) as u64) as usize
 }
 
-fn tables(random: &mut SplitMix64) -> (Vec<TableSpec>, Vec<usize>) {
-    let mut units = Vec::new();
-    let specs = (0..draw(random, 1, 3)).map(|number| {
-        units.push(draw(random, 1, 6));
-        let (name, rows) = (format!("table {number}"), units[number]);
-        let mut spec = match random.below(2) {
-            0 => {
-                TableSpec::dense(&name, &[rows as u64 * u64::from(DENSE_UNIT)]).segment_bytes(DENSE_UNIT * 4)
+/// The tables, and for each its units and the rows in one; with `lists` one whose lists of keys are long, and few, so that they come again.
+fn tables(random: &mut SplitMix64, lists: bool) -> (Vec<TableSpec>, Vec<usize>, Vec<usize>) {
+    let (mut units, mut rows) = (Vec::new(), Vec::new());
+    let specs = (0..if lists { 1 } else { draw(random, 1, 3) }).map(|number| {
+        let (name, own) = (format!("table {number}"), if lists { 2 } else { draw(random, 1, UNITS) });
+        let dense = !lists && random.below(2) == 0;
+        let mut spec = match dense {
+            true => {
+                TableSpec::dense(&name, &[own as u64 * u64::from(DENSE_UNIT)]).segment_bytes(DENSE_UNIT * 4)
             }
-            _ => TableSpec::sparse(&name, SPARSE_UNIT),
+            false => TableSpec::sparse(&name, SPARSE_UNIT),
         };
+        units.push(own);
+        rows.push(if lists { LONG } else { 1 });
         if let TableKind::Sparse { buckets, .. } = &mut spec.kind {
             *buckets = draw(random, 1, 8) as u32;
         }
@@ -83,21 +92,26 @@ fn tables(random: &mut SplitMix64) -> (Vec<TableSpec>, Vec<usize>) {
             2..4 => Consistency::Ssp { staleness: random.below(3) },
             _ => Consistency::Asp,
         };
-        let choice = if random.below(2) == 0 { NonFinite::Accept } else { NonFinite::Reject };
+        let choice = if lists || random.below(2) == 0 { NonFinite::Accept } else { NonFinite::Reject };
         let spec = spec.consistency(consistency).optimizer(OptimizerSpec::sum()).aggregate(Aggregate::Sum);
         let spec = spec.non_finite(choice);
         // Not drawn: it changes nothing that may be seen.
         match spec.kind {
-            TableKind::Dense { .. } if rows % 2 == 0 => spec.publish(Publish::epochs(2 + rows as u32 % 3)),
+            TableKind::Dense { .. } if own % 2 == 0 => spec.publish(Publish::epochs(2 + own as u32 % 3)),
             _ => spec,
         }
     });
     let specs = specs.collect();
-    (specs, units)
+    (specs, units, rows)
 }
 
-fn script(random: &mut SplitMix64, units: &[usize], rejecting: &[bool], naps: u64) -> Script {
-    let clocks = draw(random, 1, 4);
+fn script(
+    random: &mut SplitMix64,
+    units: &[usize],
+    rejecting: &[bool],
+    (naps, lists): (u64, bool),
+) -> Script {
+    let clocks = if lists { 4 } else { draw(random, 1, 4) };
     let call = |random: &mut SplitMix64| {
         let table = draw(random, 0, units.len() - 1);
         let first = draw(random, 0, units[table] - 1);
@@ -107,14 +121,17 @@ fn script(random: &mut SplitMix64, units: &[usize], rejecting: &[bool], naps: u6
         let priority = random.below(3) as i8 - 1;
         Call { kind, table, first, units, priority, nap, odd, at_once: random.below(3) == 0 }
     };
-    (0..clocks).map(|_| (0..random.below(MOST as u64 / 4 + 1)).map(|_| call(random)).collect()).collect()
+    // Lists of keys have to come again.
+    let most = MOST as u64 / 4;
+    let calls = |random: &mut SplitMix64| if lists { most } else { random.below(most + 1) };
+    (0..clocks).map(|_| (0..calls(random)).map(|_| call(random)).collect()).collect()
 }
 
 impl Scene {
     fn new(
         random: &mut SplitMix64,
         specs: &[TableSpec],
-        units: Vec<usize>,
+        (units, rows): (Vec<usize>, Vec<usize>),
         workers: usize,
         naps: u64,
     ) -> Scene {
@@ -123,7 +140,7 @@ impl Scene {
             .map(|_| {
                 // Some are slow.
                 let naps = if random.below(4) == 0 { naps * 20 } else { naps };
-                script(random, &units, &rejecting, naps)
+                script(random, &units, &rejecting, (naps, rows.contains(&LONG)))
             })
             .collect();
         let none = || units.iter().map(|&n| vec![Vec::new(); n]).collect::<Vec<_>>();
@@ -139,10 +156,10 @@ impl Scene {
         }
         let zero = |n: &usize| (0..*n).map(|_| AtomicUsize::new(0)).collect();
         let made = (0..workers).map(|_| units.iter().map(zero).collect()).collect();
-        let mut keys: Vec<u64> = (0..8).map(|_| mix64(random.next_u64())).collect();
+        let mut keys: Vec<u64> = (0..UNITS * LONG).map(|_| mix64(random.next_u64())).collect();
         keys.sort_unstable();
         let consistencies = specs.iter().map(|s| s.consistency).collect();
-        Scene { units, consistencies, keys, scripts, clocks, made }
+        Scene { units, rows, consistencies, keys, scripts, clocks, made }
     }
 
     fn made(&self, rank: usize, call: &Call) -> Vec<usize> {
@@ -210,14 +227,15 @@ impl Scene {
         let table = &worker.tables[call.table].priority(call.priority);
         let rank = worker.rank as usize;
         let width = width(table);
-        let mut values = vec![0.0; call.units * width];
-        for (unit, values) in values.chunks_mut(width).enumerate() {
-            if call.odd {
-                values[rank] = [f32::NAN, f32::INFINITY][unit % 2];
-                continue;
-            }
+        let rows = self.rows[call.table];
+        let mut values = vec![0.0; call.units * rows * width];
+        for (unit, values) in values.chunks_mut(rows * width).enumerate() {
             let made = &self.made[rank][call.table][call.first + unit];
-            values[rank] = value(made.fetch_add(1, Ordering::Relaxed));
+            let own = match call.odd {
+                true => [f32::NAN, f32::INFINITY][unit % 2],
+                false => value(made.fetch_add(1, Ordering::Relaxed)),
+            };
+            values.chunks_mut(width).for_each(|row| row[rank] = own);
         }
         let both = call.kind == Kind::PushPull;
         let ticket = match (dense(table), both) {
@@ -236,7 +254,8 @@ impl Scene {
     }
 
     fn sorted(&self, call: &Call) -> SortedKeys<'_> {
-        SortedKeys::new(&self.keys[call.first..call.first + call.units]).unwrap()
+        let rows = self.rows[call.table];
+        SortedKeys::new(&self.keys[call.first * rows..(call.first + call.units) * rows]).unwrap()
     }
 }
 
@@ -275,9 +294,11 @@ impl Waited {
         }
         let Some(pull) = self.pull else { return ticket.wait().unwrap() };
         let (call, width) = (&self.call, width(&worker.tables[self.call.table]));
-        let mut values = vec![0.0; call.units * width];
+        let rows = scene.rows[call.table];
+        let mut values = vec![0.0; call.units * rows * width];
         ticket.wait_into(&mut values).unwrap();
-        for (unit, cells) in values.chunks(width).enumerate() {
+        for (row, cells) in values.chunks(width).enumerate() {
+            let unit = row / rows;
             for (writer, &cell) in cells.iter().enumerate() {
                 let (table, at) = (call.table, call.first + unit);
                 let Some(clocks) = scene.clocks.get(writer).map(|by_table| &by_table[table][at]) else {
@@ -298,10 +319,11 @@ impl Waited {
 fn job(seed: u64, fault: Fault, losses: bool) -> (Job, Scene) {
     let mut random = SplitMix64::new(seed, 3);
     let random = &mut random;
-    let (tables, units) = tables(random);
+    let lists = random.below(2) == 0;
+    let (tables, units, rows) = tables(random, lists);
     let (workers, shards) = (draw(random, 1, 5), (draw(random, 1, 3) as u32, draw(random, 1, 2) as u32));
     let longest = [1_000, 50_000, 1_000_000][draw(random, 0, 2)];
-    let scene = Scene::new(random, &tables, units, workers, longest);
+    let scene = Scene::new(random, &tables, (units, rows), workers, longest);
     let lossy = losses || random.below(2) == 0;
     let job = Job {
         limits: ServerLimits {
@@ -310,6 +332,7 @@ fn job(seed: u64, fault: Fault, losses: bool) -> (Job, Scene) {
             slots: draw(random, 1, 4),
             pull_credits: draw(random, 1, 4),
             reply_buffers: draw(random, 1, 4),
+            key_list_bytes: key_list_bytes(random.below(4), workers as u64),
             ..ServerLimits::default()
         },
         options: SimOptions {
@@ -342,19 +365,22 @@ const SEEDS: u64 = if cfg!(debug_assertions) { 100 } else { 1000 };
 fn every_pull_saw_exactly_the_clocks_that_its_consistency_allows() {
     let halves = [0, 1].map(|half| {
         std::thread::spawn(move || {
-            let (mut reconnects, mut duplicates) = (0, 0);
+            let (mut reconnects, mut duplicates, mut named, mut replaced) = (0, 0, 0, 0);
             for seed in (half..SEEDS).step_by(2) {
                 let outcome = run(seed, Fault::None, false).unwrap_or_else(|failure| panic!("{failure}"));
                 reconnects += outcome.stats.iter().map(|s| s.reconnects).sum::<u64>();
                 duplicates += outcome.stats.iter().map(|s| s.duplicates_dropped).sum::<u64>();
+                (named, replaced) = (named + outcome.listed.named, replaced + outcome.listed.replaced);
             }
-            (reconnects, duplicates)
+            [reconnects, duplicates, named, replaced]
         })
     });
-    let counted = halves.map(|half| half.join().unwrap());
-    let (reconnects, duplicates) = counted.into_iter().fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let [one, other] = halves.map(|half| half.join().unwrap());
+    let [reconnects, duplicates, named, replaced] = std::array::from_fn(|i| one[i] + other[i]);
     println!("{SEEDS} seeds: {reconnects} reconnects, {duplicates} duplicates dropped");
+    println!("{named} requests named lists of keys, {replaced} lists were replaced");
     assert!(reconnects > SEEDS && duplicates > SEEDS / 2, "{reconnects} reconnects, {duplicates} duplicates");
+    assert!(named > 4 * SEEDS && replaced > SEEDS, "{named} named, {replaced} replaced");
 }
 
 #[test]
@@ -377,6 +403,13 @@ fn found(fault: Fault) -> usize {
 #[test]
 fn a_gate_that_answers_one_clock_early_is_found() {
     let found = found(Fault::AnswersEarly);
+    assert!(found >= 5, "in {found} of 40 seeds");
+}
+
+#[test]
+fn a_list_that_finds_the_rows_of_another_is_found() {
+    // The store itself notices some rows that are not their bucket's.
+    let found = (0..40).filter(|&seed| run(seed, Fault::KeepsPositions, true).is_err()).count();
     assert!(found >= 5, "in {found} of 40 seeds");
 }
 

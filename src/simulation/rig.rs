@@ -14,7 +14,7 @@ use crate::control::{Hub, HubConfig, HubWaker, this_process};
 use crate::proto::ThreadStats;
 use crate::proto::control::ControlMessage;
 use crate::proto::secret::Secret;
-use crate::server::simulated::{self as server_side, Fault, Said};
+use crate::server::simulated::{self as server_side, Fault, Listed, Said};
 use crate::transport::SessionKey;
 use crate::transport::sim::{SimFailure, SimNetwork, SimNode, SimOptions};
 use crate::types::random::SplitMix64;
@@ -66,7 +66,9 @@ impl Job {
         });
         let view = View { epoch: 1, servers: servers.collect(), workers: self.workers };
         let (job, work) = (Arc::new(self.clone()), Arc::new(work));
-        let server_wires: Vec<_> = (0..self.shards()).map(|shard| self.serve(&network, shard)).collect();
+        let listed = Arc::new(Mutex::new(Listed::default()));
+        let server_wires: Vec<_> =
+            (0..self.shards()).map(|shard| self.serve(&network, shard, listed.clone())).collect();
         let (plugs, wires) = unbounded();
         let done = Arc::new(AtomicUsize::new(0));
         let start = Start { job, view, waker: hub.waker(), plugs, done, work };
@@ -101,7 +103,8 @@ impl Job {
         network.run()?;
         let stats = found.lock().unwrap().clone();
         let registered = (0..self.shards()).map(|shard| network.registered_bytes(shard)).collect();
-        Ok(Outcome { stats, registered, trace: network.trace() })
+        let listed = *listed.lock().unwrap();
+        Ok(Outcome { stats, listed, registered, trace: network.trace() })
     }
 
     fn shards(&self) -> usize {
@@ -113,14 +116,17 @@ impl Job {
         self.shards() + rank as usize
     }
 
-    fn serve(&self, network: &SimNetwork, shard: usize) -> server_side::Wires {
+    fn serve(&self, network: &SimNetwork, shard: usize, listed: Arc<Mutex<Listed>>) -> server_side::Wires {
         let (wires, ends) = server_side::wires();
         let (server, thread) = (shard as u32 / self.threads, shard as u32 % self.threads);
         let (limits, fault) = (self.limits, self.fault);
         let body = move |node: SimNode| {
             node.doing("serving");
             let transport = Box::new(node.transport().unwrap());
-            server_side::serve(transport, ShardId { server, thread }, limits, ends, fault).unwrap();
+            let id = ShardId { server, thread };
+            let here = server_side::serve(transport, id, limits, ends, fault).unwrap();
+            let mut all = listed.lock().unwrap();
+            (all.named, all.replaced) = (all.named + here.named, all.replaced + here.replaced);
         };
         network.spawn(&format!("server {server} thread {thread}"), body).unwrap();
         wires
@@ -146,6 +152,8 @@ impl Job {
 pub struct Outcome {
     /// Of each server thread.
     pub stats: Vec<ThreadStats>,
+    /// What came of lists of keys at all of them.
+    pub listed: Listed,
     /// Memory that each server thread has registered, in bytes.
     pub registered: Vec<usize>,
     /// See [`SimNetwork::trace`].

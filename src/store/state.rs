@@ -14,6 +14,7 @@ pub struct State<'a> {
 
 impl<'a> State<'a> {
     /// The state of the parameters from `first` on. `state` is that of all `whole` parameters: planes, then scalars.
+    #[inline]
     pub fn of_part(state: &'a mut [f32], whole: usize, first: usize, optimizer: &dyn Optimizer) -> State<'a> {
         let (planes, scalars) = state.split_at_mut(whole * optimizer.state_width());
         State { planes, whole, first, scalars }
@@ -21,6 +22,7 @@ impl<'a> State<'a> {
 
     /// Steps `parameters` with `gradient`, block by block in one pass over memory; starting from `old`, as long as they are,
     /// where that is given.
+    #[inline]
     pub fn step(
         self,
         optimizer: &dyn Optimizer,
@@ -56,6 +58,7 @@ impl<'a> State<'a> {
 }
 
 /// `length` values from `first` on of each plane of `whole`; empty where there is no plane.
+#[inline(always)]
 fn cut(planes: &mut [f32], whole: usize, first: usize, length: usize) -> [&mut [f32]; MAX_STATE_WIDTH] {
     let mut planes = planes.chunks_exact_mut(whole);
     std::array::from_fn(|_| match planes.next() {

@@ -32,13 +32,7 @@ impl Steps {
         // Without scalars nothing tells the elements of one row from those of another (see `Optimizer`).
         let aside = optimizer.scalars() == 0 && dim < NARROW;
         if !aside && divisor == 1.0 {
-            for (i, &position) in positions.iter().enumerate() {
-                fetch(rows, positions, i + AHEAD);
-                let (parameters, state) = rows.get_mut(position).split_at_mut(dim);
-                let gradient = Gradient::Piece(values.part(i * dim, dim));
-                State::of_part(state, dim, 0, optimizer).step(optimizer, parameters, None, gradient);
-            }
-            return;
+            return step_each(rows, positions, values, optimizer);
         }
         let some = (BLOCK / dim).max(1);
         for (n, positions) in positions.chunks(some).enumerate() {
@@ -68,16 +62,7 @@ impl Steps {
         self.parameters.resize(all, 0.0);
         self.planes.resize(all * width, 0.0);
         if dim == 1 && width == 0 {
-            // As below; a row of one number is worth no loop.
-            for (i, copy) in self.parameters.iter_mut().enumerate() {
-                fetch(rows, positions, i + AHEAD);
-                *copy = rows.get(positions[i])[0];
-            }
-            optimizer.step(&mut self.parameters, &mut [], &[], &self.gradient);
-            for (copy, &position) in self.parameters.iter().zip(positions) {
-                rows.get_mut(position)[0] = *copy;
-            }
-            return;
+            return self.step_numbers(rows, positions, optimizer);
         }
         for (i, &position) in positions.iter().enumerate() {
             fetch(rows, positions, i + AHEAD);
@@ -98,6 +83,40 @@ impl Steps {
                 row[(1 + plane) * dim..][..dim].copy_from_slice(&self.planes[plane * all + i * dim..][..dim]);
             }
         }
+    }
+
+    /// The same for rows of one number. Nothing is fetched ahead: the loads are so few instructions apart that the CPU has as many under
+    /// way as it can.
+    #[inline(never)] // as `step_each`
+    fn step_numbers(&mut self, rows: &mut Rows, positions: &[u32], optimizer: &dyn Optimizer) {
+        for (copy, &position) in self.parameters.iter_mut().zip(positions) {
+            *copy = rows.get(position)[0];
+        }
+        optimizer.step(&mut self.parameters, &mut [], &[], &self.gradient);
+        for (copy, &position) in self.parameters.iter().zip(positions) {
+            rows.get_mut(position)[0] = *copy;
+        }
+    }
+}
+
+/// One step of each row where it lies.
+#[inline(never)] // by itself the compiler makes more of it
+fn step_each(rows: &mut Rows, positions: &[u32], values: Input<'_>, optimizer: &dyn Optimizer) {
+    let dim = rows.shape().dim;
+    let bare = optimizer.scalars() == 0 && optimizer.state_width() == 0;
+    for (i, &position) in positions.iter().enumerate() {
+        fetch(rows, positions, i + AHEAD);
+        let (row, values) = (rows.get_mut(position), values.part(i * dim, dim));
+        // Without state there is nothing to begin, or to cut.
+        if bare
+            && let Input::F32(values) = values
+            && optimizer.step_in_place(row, &mut [], &[], values)
+        {
+            continue;
+        }
+        let (parameters, state) = row.split_at_mut(dim);
+        let gradient = Gradient::Piece(values);
+        State::of_part(state, dim, 0, optimizer).step(optimizer, parameters, None, gradient);
     }
 }
 

@@ -70,7 +70,9 @@ impl Pending {
             return None;
         }
         let first = header.version;
-        let mut frames = returned.iter().filter(|f| f.header.tag == header.tag);
+        // Tags of pulls are numbers of another kind, and marks have none.
+        let is_own = |f: &&Outgoing| f.header.kind == self.kind && f.header.tag == header.tag;
+        let mut frames = returned.iter().filter(is_own);
         let last = frames.find_map(|f| last_key(&self.spec, f, header.bucket, first))?;
         Some(Error::NonFinite { table: self.spec.name.clone(), worker, first, last, pieces: 0 })
     }

@@ -1,5 +1,6 @@
 //! Workers that lie about the lists of keys that a server thread keeps.
 
+use super::super::lists::PLACE;
 use super::*;
 use crate::kernels::Input;
 use crate::proto::ListName;
@@ -16,11 +17,11 @@ fn spec() -> TableSpec {
     spec.optimizer(OptimizerSpec::sum()).aggregate(Aggregate::Sum).consistency(Consistency::Asp)
 }
 
-/// Two workers, each of which may keep two lists.
+/// Two workers, each of which has three places for lists.
 fn rig() -> Rig {
     let Rig { core, sequences } = Rig::new(2);
-    let mut rig = Rig { core: core.keeping_lists(4 * 6 * 4096), sequences };
-    assert_eq!(rig.core.key_lists(), 2);
+    let mut rig = Rig { core: core.keeping_lists(2 * 3 * PLACE), sequences };
+    assert_eq!(rig.core.key_lists(), 3);
     for table in TABLES {
         rig.core.create_table(table, &spec(), |_| Ok(RegionId(3))).unwrap();
     }
@@ -95,7 +96,7 @@ fn a_name_that_is_not_what_lies_at_its_place_is_refused_and_touches_nothing() {
             rig.push_named(0, TABLES[0], name(1, 0), 3)
         }),
         ("a place beyond", |rig| rig.push_named(0, TABLES[0], name(1, u32::MAX), 3)),
-        ("kept beyond", |rig| rig.keep(0, TABLES[0], name(1, 2), &KEYS)),
+        ("kept beyond", |rig| rig.keep(0, TABLES[0], name(1, 3), &KEYS)),
     ];
     for (lie, tell) in lies {
         let mut rig = rig();
