@@ -19,6 +19,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::proc::Role;
@@ -85,9 +86,50 @@ impl Launcher {
         process
     }
 
-    /// The same, to its end.
+    /// The same, to its end. `srun` (22.05) was seen to wait on when all its tasks had ended, deaf to SIGTERM. Such a step is told, with
+    /// what Slurm has logged, and made once more.
     pub fn run(&self, arguments: &[&str]) -> Ended {
-        self.start(arguments).end(PATIENCE)
+        let mut process = self.start(arguments);
+        if self.is_left_alone(&mut process) {
+            self.give_up(arguments, process);
+            process = self.start(arguments);
+        }
+        process.end(PATIENCE)
+    }
+
+    /// Waits until the launcher has ended, or all that it has launched has ended long before it: whether this is so.
+    fn is_left_alone(&self, process: &mut Process) -> bool {
+        let (mut launched, mut seen) = (false, Instant::now());
+        while process.runs() {
+            let of_launcher = |pid: i32| {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+                name.map_or(true, |name| ["srun", "timeout"].contains(&name.trim()))
+            };
+            if !process.members().iter().all(|member| of_launcher(member.pid)) {
+                (launched, seen) = (true, Instant::now());
+            }
+            if launched && seen.elapsed() > DEADLINE && self.command.iter().any(|word| word == "srun") {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    /// Ends such a step, and the job that holds its nodes.
+    fn give_up(&self, arguments: &[&str], process: Process) {
+        let configuration = &self.environment.iter().find(|(name, _)| name == "SLURM_CONF").unwrap().1;
+        eprintln!("srun waits for tasks that have ended: {arguments:?}\n{}", process.said());
+        drop(process);
+        let logs = Path::new(configuration).ancestors().nth(2).unwrap().join("log");
+        for log in fs::read_dir(logs).unwrap().flatten() {
+            let lines = fs::read_to_string(log.path()).unwrap_or_default();
+            let last: Vec<_> = lines.lines().rev().take(12).collect();
+            eprintln!("{}:\n{}", log.path().display(), last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        let cancel = ["scancel", "--state=RUNNING", "--partition=all"];
+        let ended = Command::new(cancel[0]).args(&cancel[1..]).env("SLURM_CONF", configuration).status();
+        assert!(ended.unwrap().success());
     }
 
     /// Runs the default training, which must give the bits that it gives on one machine.
