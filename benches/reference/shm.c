@@ -1,9 +1,12 @@
 /* What two processes of this machine do with memory that they share, in loops as plain as they come.
  *
- *   shm OP [--bytes 16777216] [--table 268435456] [--spin 0] [--seconds 1]
+ *   shm OP [--bytes 16777216] [--table 268435456] [--part 4194304] [--passes 1] [--spin 0] [--seconds 1]
  *
  *   add         table += values, where the values lie in a memfd of --bytes that another process has filled: the best that a server
  *               can do with a push
+ *   reduce      what Bsp asks of two workers and two server threads on two CPUs, without telling anybody anything: each of two threads, on
+ *               a CPU of its own, adds both workers' values to half of the table, meets the other, copies the whole to its own worker's
+ *               result and meets it again, --part bytes at a time; --passes 2 takes the first worker's values to a sum before
  *   pingpong    64 bytes each way through two flags and two lines of a memfd; each side spins (--spin 1), or blocks on an eventfd (0)
  *               or on a futex (--spin -1)
  */
@@ -11,6 +14,8 @@
 #include "bare.h"
 
 #include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
@@ -100,15 +105,77 @@ static void pingpong(int spin, double limit) {
     print_latencies("pingpong", taken, count);
 }
 
+static struct {
+    float *values[2], *results[2], *table, *sum;
+    size_t bytes, part;
+    int passes, stop;
+    double limit, took;
+    uint64_t parts;
+    _Atomic uint64_t arrived;
+} job;
+
+static void meet(uint64_t *meetings) {
+    atomic_fetch_add(&job.arrived, 1);
+    *meetings += 2;
+    while (atomic_load(&job.arrived) < *meetings) _mm_pause();
+}
+
+/* table += sum + a + b, or without the sum where it is NULL, and leaves it at 0. */
+static void step(float *table, float *sum, const float *a, const float *b, size_t count) {
+    for (size_t i = 0; sum && i < count; i++) table[i] += sum[i] + b[i], sum[i] = 0;
+    for (size_t i = 0; !sum && i < count; i++) table[i] += a[i] + b[i];
+}
+
+static void *reducer(void *argument) {
+    size_t me = (size_t)argument, piece = PIECE / sizeof(float);
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    CPU_SET(me, &cpus);
+    if (sched_setaffinity(0, sizeof cpus, &cpus)) fail("sched_setaffinity");
+    uint64_t meetings = 0;
+    double start = now();
+    for (size_t at = 0; !job.stop; at = (at + job.part) % job.bytes) {
+        size_t first = at / sizeof(float), end = first + job.part / sizeof(float);
+        for (size_t i = first + me * piece; job.passes > 1 && i < end; i += 2 * piece) add(job.sum + i, job.values[0] + i, piece);
+        for (size_t i = first + me * piece; i < end; i += 2 * piece)
+            step(job.table + i, job.passes > 1 ? job.sum + i : NULL, job.values[0] + i, job.values[1] + i, piece);
+        meet(&meetings);
+        /* First what it has in its own cache. */
+        for (size_t half = 0; half < 2; half++)
+            for (size_t i = first + (half ^ me) * piece; i < end; i += 2 * piece) memcpy(job.results[me] + i, job.table + i, PIECE);
+        if (me == 0) job.parts++, job.took = now() - start, job.stop = job.took > job.limit;
+        meet(&meetings);
+    }
+    return NULL;
+}
+
+static void reduce(size_t bytes, size_t part, int passes, double limit) {
+    job.bytes = bytes, job.part = part < bytes ? part : bytes, job.passes = passes, job.limit = limit;
+    if (job.part % (2 * PIECE) || bytes % job.part) {
+        fprintf(stderr, "shm: expected parts of a multiple of 512 KiB that divide --bytes\n");
+        exit(2);
+    }
+    for (int i = 0; i < 2; i++) job.values[i] = memory(bytes), job.results[i] = memory(bytes);
+    job.table = memory(bytes), job.sum = memory(bytes);
+    pthread_t threads[2];
+    for (size_t i = 0; i < 2; i++)
+        if ((errno = pthread_create(&threads[i], NULL, reducer, (void *)i))) fail("pthread_create");
+    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+    print_rate("reduce", (double)job.parts * job.part, job.took);
+}
+
 int main(int count, char **arguments) {
     const char *op = count > 1 ? arguments[1] : "";
     double limit = flag(count, arguments, "--seconds", 1);
     if (strcmp(op, "add") == 0)
         add_from(flag(count, arguments, "--bytes", 16 << 20), flag(count, arguments, "--table", 256 << 20), limit);
+    else if (strcmp(op, "reduce") == 0)
+        reduce(flag(count, arguments, "--bytes", 16 << 20), flag(count, arguments, "--part", 4 << 20),
+               flag(count, arguments, "--passes", 1), limit);
     else if (strcmp(op, "pingpong") == 0)
         pingpong(flag(count, arguments, "--spin", 0), limit);
     else {
-        fprintf(stderr, "shm: expected add or pingpong\n");
+        fprintf(stderr, "shm: expected add, reduce or pingpong\n");
         return 2;
     }
     return 0;

@@ -49,6 +49,8 @@ pub struct Held {
     fused: bool,
     /// Fused, and its table looks for values that are not finite.
     examined: bool,
+    /// Fused, and kept at no cost until its clock closes: the worker has lent its values, and the clock needs its mark.
+    keeps: bool,
     /// Counts what came.
     arrival: u64,
 }
@@ -551,7 +553,8 @@ impl Core {
             let fused = dense && header.kind == RequestKind::Push;
             self.arrivals += 1;
             let examined = fused && non_finite != NonFinite::Accept;
-            let held = Held { place, header, fused, examined, arrival: self.arrivals };
+            let keeps = fused && quorum.is_none() && self.loans.lent(rank, place.slot);
+            let held = Held { place, header, fused, examined, keeps, arrival: self.arrivals };
             let at = (rank, header.clock);
             let passed = match quorum {
                 None => self.gate.push(rank, header.clock, held, &mut self.verdicts),

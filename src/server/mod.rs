@@ -25,7 +25,7 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Sender, bounded};
 
 use crate::checkpoint::Storage;
-use crate::config::{Environment, Network, Pin, ServerLimits, TransportKind, settings, variable};
+use crate::config::{Environment, Network, Pin, Polling, ServerLimits, TransportKind, settings, variable};
 use crate::control::{Hub, HubConfig, HubWaker, Limits, this_process};
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -345,6 +345,10 @@ impl ServerBuilder {
         let (told, made) = bounded(1);
         // Pinned first, so that all of its memory, its transport's queues included, is first touched, and so placed, where it runs.
         let handle = spawn(&format!("wl-srv-{thread}"), move || {
+            if network.polling == Polling::Block {
+                // Where it may not it is only slower.
+                let _ = cpus::wake_politely();
+            }
             let build = |&kind: &TransportKind| choice::build(&network, kind, seat);
             let transports = cpu
                 .map_or(Ok(()), cpus::pin_to)

@@ -28,9 +28,36 @@ pub fn pin_to(cpu: usize) -> Result<()> {
     sched_setaffinity(None, &mask).map_err(|e| Error::io("sched_setaffinity", format!("CPU {cpu}"), e.into()))
 }
 
+/// From now on the calling thread, when it wakes, does not take its CPU from whoever runs there, but waits for its turn (SCHED_BATCH).
+/// Where threads outnumber CPUs, the one that woke it is about to sleep itself, or to bring more that is better taken together. False where
+/// the system does not let it, or somebody has chosen another policy.
+pub fn wake_politely() -> bool {
+    // SAFETY: asks for the calling thread's policy.
+    if unsafe { libc::sched_getscheduler(0) } != libc::SCHED_OTHER {
+        return false;
+    }
+    let nothing = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `nothing` is a `sched_param` that lives as long as the call, which only reads it; 0 is the calling thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const nothing) == 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_polite_thread_is_one_of_a_batch() {
+        std::thread::spawn(|| {
+            // SAFETY: asks for the calling thread's policy.
+            let policy = || unsafe { libc::sched_getscheduler(0) };
+            assert_eq!(policy(), libc::SCHED_OTHER);
+            assert!(wake_politely());
+            assert_eq!(policy(), libc::SCHED_BATCH);
+            assert!(!wake_politely(), "a policy that was chosen stays");
+        })
+        .join()
+        .unwrap();
+    }
 
     #[test]
     fn cores_are_those_of_the_mask() {

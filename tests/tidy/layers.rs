@@ -37,6 +37,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/mem/ring.rs", "counters in memory that another process writes"),
     ("src/mem/slabs.rs", "memory that grows in place, and prefetches"),
     ("src/mem/values.rs", "floats that a peer may be changing"),
+    ("src/transport/cpus.rs", "how the system schedules a thread"),
     ("src/transport/park.rs", "descriptors of somebody else"),
     ("src/transport/shm/socket.rs", "asking whose a peer is"),
     ("src/transport/tcp/rx.rs", "receiving into an arena"),

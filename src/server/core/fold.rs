@@ -53,9 +53,20 @@ impl Core {
             }
         }
         self.verdicts = verdicts;
-        if !self.failed {
+        if !self.failed && !self.may_wait() {
             self.fold(None);
         }
+    }
+
+    /// Whether the pieces that are ready are better folded with those that are still to come, when their clock closes: in one pass, which
+    /// neither writes nor reads a sum. Not where a worker needs its slots back to get to the end of that clock.
+    fn may_wait(&self) -> bool {
+        let slots = self.staging.slots as u32;
+        let open = self.gate.closed();
+        self.ready.iter().all(|(rank, held)| {
+            let occupied = self.sessions[*rank as usize].occupied.count_ones();
+            held.keeps && (self.gate.clock_of(*rank) > open || occupied <= slots * 3 / 4)
+        })
     }
 
     /// Has a piece folded at the end of the turn, unless it is rejected.

@@ -100,6 +100,11 @@ impl Loans {
         self.of[rank as usize * self.slots + slot as usize] = loan;
     }
 
+    /// Whether the body of what fills a slot lies in the worker's memory.
+    pub fn lent(&self, rank: Rank, slot: u32) -> bool {
+        self.of[rank as usize * self.slots + slot as usize].is_some()
+    }
+
     /// What a dense push or set brought, in place from byte `body_at` on, be that of its slot or of a loan; refused when the body is
     /// not as long as the header and the table's chain say.
     pub fn dense<'a>(

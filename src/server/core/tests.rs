@@ -317,6 +317,38 @@ fn lent_values_are_folded_where_they_lie_and_given_back_with_the_slot() {
     assert_eq!(step(&rig, 0) / step(&rig, 1), 3.0 / 5.0);
 }
 
+/// They are folded in the pass of the step, whenever they came; before it only where their worker's mark needs the slots.
+#[test]
+fn lent_pieces_wait_for_the_end_of_their_clock_while_their_worker_has_slots_left() {
+    let mut rig = Rig::new(2);
+    let push = |bucket| part(RequestKind::Push, 0, bucket);
+    let lent = |value| loan(&[value; 16], 0);
+    rig.lend((0, 0), push(0), lent(1.0)).unwrap();
+    rig.core.obey();
+    assert_eq!(rig.occupied(0), 0b01, "it waits for the others");
+    rig.lend((0, 1), push(1), lent(2.0)).unwrap();
+    rig.core.obey();
+    assert_eq!(rig.occupied(0), 0, "no slot was left for the mark");
+    rig.core.links[0].as_mut().unwrap().forget_freed();
+    rig.lend((0, 0), push(0), lent(4.0)).unwrap();
+    rig.send((0, 1), RequestKind::Mark, 0, 0).unwrap();
+    rig.lend((1, 0), push(0), lent(8.0)).unwrap();
+    rig.lend((1, 1), push(1), lent(16.0)).unwrap();
+    rig.core.obey();
+    assert_eq!((rig.occupied(0), rig.occupied(1)), (0, 0), "again");
+    rig.core.links.iter_mut().flatten().for_each(Link::forget_freed);
+    rig.lend((1, 0), push(0), lent(32.0)).unwrap();
+    // One that is not lent takes those before it along.
+    rig.put((1, 1), push(1), bytemuck::cast_slice(&[64.0f32; 16])).unwrap();
+    rig.core.obey();
+    assert_eq!(rig.occupied(1), 0);
+    rig.core.links[1].as_mut().unwrap().forget_freed();
+    rig.send((1, 0), RequestKind::Mark, 0, 0).unwrap();
+    rig.core.obey();
+    let step = |bucket| rig.values(bucket)[7];
+    assert_eq!((step(0), step(1)), (-(1.0 + 4.0 + 8.0 + 32.0) / 2.0, -(2.0 + 16.0 + 64.0) / 2.0));
+}
+
 #[test]
 fn only_values_of_dense_tables_can_be_lent() {
     let refused = |header: RequestHeader, body: Loan, field: &str| {
@@ -635,12 +667,13 @@ fn script(rank: u32, order: &[u32]) -> Vec<(u32, Option<u32>)> {
 }
 
 proptest! {
-    /// Three workers with two slots each, their requests in any order, taken one at a time or many in one turn: the same
-    /// bits as a sum by rank, and every slot comes back.
+    /// Three workers with two slots each, their requests in any order, taken one at a time or many in one turn, their values lent or
+    /// in the slot: the same bits as a sum by rank, and every slot comes back.
     #[test]
     fn arrival_and_turns_change_no_bit(
         orders in proptest::array::uniform3(Just(vec![0u32, 1, 2, 3]).prop_shuffle()),
         choices in proptest::collection::vec((any::<prop::sample::Index>(), proptest::bool::weighted(0.3)), 400),
+        lent in any::<u32>(),
     ) {
         const WORKERS: u32 = 3;
         let value = |rank: u32, clock: u64, bucket: u32, i: u64| {
@@ -669,7 +702,11 @@ proptest! {
                 Some(bucket) => {
                     let values: Vec<f32> = (0..16).map(|i| value(rank, *clock, bucket, i)).collect();
                     let push = RequestHeader { bucket, count: 16, length: 64, ..header(RequestKind::Push, *clock) };
-                    rig.put((rank, slot), push, bytemuck::cast_slice(&values)).unwrap();
+                    if (lent >> (rank * 8 + *clock as u32 * 4 + bucket)) & 1 == 1 {
+                        rig.lend((rank, slot), push, loan(values.as_slice().try_into().unwrap(), 0)).unwrap();
+                    } else {
+                        rig.put((rank, slot), push, bytemuck::cast_slice(&values)).unwrap();
+                    }
                 }
                 None => {
                     rig.send((rank, slot), RequestKind::Mark, *clock, 0).unwrap();

@@ -56,8 +56,14 @@ struct Flying {
 }
 
 impl Flying {
+    /// Somebody waits for it to be done, or for its buffer.
     fn is_awaited(&self) -> bool {
-        self.context.is_some() || matches!(self.body, Some(Payload::Owned(_) | Payload::Published(_)))
+        self.context.is_some() || matches!(self.body, Some(Payload::Owned(_)))
+    }
+
+    /// It keeps what can be written elsewhere meanwhile: better let go of soon, but nobody waits for it.
+    fn is_pinned(&self) -> bool {
+        matches!(self.body, Some(Payload::Published(_)))
     }
 }
 
@@ -96,8 +102,9 @@ pub(super) struct Tx {
     pub producer: Producer,
     queue: VecDeque<Op>,
     flying: VecDeque<Flying>,
-    /// Those of the flying that somebody waits for.
+    /// Those of the flying that somebody waits for, and those that are pinned.
     awaited: usize,
+    pinned: usize,
     shown: Vec<Place>,
     /// Bytes that we show at most: as many as we would let a peer show us.
     max_shown: usize,
@@ -118,6 +125,7 @@ impl Tx {
             queue: VecDeque::new(),
             flying: VecDeque::with_capacity(depth),
             awaited: 0,
+            pinned: 0,
             shown: Vec::new(),
             max_shown,
             depth,
@@ -169,6 +177,7 @@ impl Tx {
 
     fn fly(&mut self, flying: Flying) {
         self.awaited += usize::from(flying.is_awaited());
+        self.pinned += usize::from(flying.is_pinned());
         self.flying.push_back(flying);
     }
 
@@ -204,7 +213,8 @@ impl Tx {
         self.bodies().any(|(what, _)| what == What::Answer(key))
     }
 
-    /// Whether somebody may wait for what the peer takes: for room, a completion, or a body to be given back.
+    /// Whether somebody may wait for what the peer takes: for room, a completion, or a buffer to be given back. A peer that copies a long
+    /// answer must not wake us behind each of its parts for the pins' sake: they are let go of before anything else is done.
     pub fn matters(&self) -> bool {
         self.awaited > 0 || !self.queue.is_empty() || self.is_full()
     }
@@ -231,7 +241,7 @@ impl Tx {
 
     /// Whether it is worth asking what the peer has taken: to ask costs a cache line that both sides write.
     pub fn is_due(&self) -> bool {
-        self.matters() || self.answers > 0 || self.flying.len() >= self.depth / 2
+        self.matters() || self.pinned > 0 || self.answers > 0 || self.flying.len() >= self.depth / 2
     }
 
     /// Lets go of what the peer has taken; `done` is told the contexts.
@@ -242,6 +252,7 @@ impl Tx {
         let taken = self.producer.taken()?;
         while let Some(op) = self.flying.pop_front_if(|op| op.end <= taken) {
             self.awaited -= usize::from(op.is_awaited());
+            self.pinned -= usize::from(op.is_pinned());
             match op.what {
                 What::Posted => self.posted -= 1,
                 What::Answer(_) => self.answers -= 1,
@@ -374,6 +385,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::mem::Published;
     use crate::mem::ring::{Consumer, RING, Ring};
 
     /// Numbers and bytes are kept for buffers that answers are copied into: what may not be shown is not sent from where it lies.
@@ -425,6 +437,30 @@ mod tests {
             consumer.advance(1 + cells(frame.inline.into()));
         }
         assert_eq!(kinds, [Kind::Send { length: 5 }, kind, Kind::Send { length: 4 }]);
+    }
+
+    /// A peer that takes a pinned answer wakes nobody by it, and the pin is given back with the next thing that is done.
+    #[test]
+    fn nobody_waits_for_a_pinned_answer_to_be_taken() {
+        let (socket, _theirs) = socket_pair();
+        let arena = Arena::new(RING).unwrap();
+        let mut tx = Tx::new(Producer::new(Ring::new(arena.clone(), 0)), 4, 64 << 20);
+        let mut consumer = Consumer::new(Ring::new(arena, 0));
+        let kind = crate::mem::Kind::Shared;
+        let mut parameters = Published::of(kind, 1024, 1, 1 << 20).unwrap();
+        parameters.register(|_| Ok(RegionId(7))).unwrap();
+        let write = Kind::Write { key: 0, offset: 0, length: 4096, imm: None };
+        for (context, awaited) in [(None, false), (Some(1), true)] {
+            let pin = parameters.pin(0, 0, 1024).unwrap();
+            tx.post(write, &[], Some(Payload::Published(pin)), context);
+            tx.pump(&socket).unwrap();
+            assert_eq!((tx.matters(), tx.is_due()), (awaited, true));
+            let cells = consumer.ready().unwrap();
+            consumer.advance(cells);
+            consumer.release();
+            tx.retire(|_| ()).unwrap();
+            assert_eq!((tx.matters(), tx.is_due()), (false, false));
+        }
     }
 
     fn socket_pair() -> (OwnedFd, OwnedFd) {
