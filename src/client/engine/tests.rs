@@ -18,7 +18,7 @@ use crate::time::Deadline;
 use crate::transport::park::Waker;
 use crate::transport::{Caps, Message, Read, Refusal, Rejected, SessionKey, Side, Write};
 use crate::types::{
-    Consistency, Identity, MAX_TABLES, OptimizerSpec, Publish, Role, ServerInfo, TableSpec, View,
+    Consistency, Identity, MAX_TABLES, NonFinite, OptimizerSpec, Publish, Role, ServerInfo, TableSpec, View,
 };
 
 /// What was written: the slot, the request and its body.
@@ -433,6 +433,28 @@ fn a_pull_that_was_taken_back_before_it_left_is_void() {
     let sent = rig.sent();
     assert_eq!(kinds(&sent[1].1), [(Push, false), (Pull, true), (Pull, false)]);
     assert_eq!(rig.engine.asked.len(), 1);
+}
+
+/// Tags of pulls are numbers of another kind: one of the same number, in a slot that comes back with the rejection, is not what was
+/// rejected.
+#[test]
+fn a_rejection_names_the_keys_of_its_push_and_not_those_of_a_pull() {
+    let mut rig = Rig::new(Consistency::Asp, 8);
+    rig.spec = Arc::new(TableSpec::clone(&rig.spec).non_finite(NonFinite::Reject));
+    let first = rig.pull(16);
+    rig.reply(ReplyKind::Pulled, 0, 0, 16);
+    rig.engine.take(first, &mut [0.0; 16]).unwrap();
+    let push = rig.push(16, f32::NAN);
+    rig.reply(ReplyKind::Credit, 0b1, 0, 0);
+    rig.pull(32);
+    rig.flush();
+    let sent = rig.sent();
+    let is_of =
+        |slot: u32, kind| sent.iter().any(|(s, p)| *s == slot && (p[0].0.kind, p[0].0.tag) == (kind, 0));
+    assert!(is_of(1, Push) && is_of(0, Pull), "{sent:?}");
+    rig.reply(ReplyKind::NonFinite, 0b11, 0, 1);
+    let error = rig.engine.is_done(push, false).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { first: 0, last: 15, pieces: 1, .. }), "{error}");
 }
 
 #[test]
