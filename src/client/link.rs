@@ -254,11 +254,12 @@ impl Link {
         self.lane(may_overtake).join(header, fill, wanted, credits)
     }
 
-    /// Queues the end of a clock: behind the clock's last small pieces in one frame, or by itself.
-    pub fn mark(&mut self, header: RequestHeader) {
+    /// Queues the end of a clock: behind the clock's last small pieces in one frame, or by itself in one of `spares`.
+    pub fn mark(&mut self, header: RequestHeader, spares: &mut Vec<Spare>) {
         let wanted = (Owner::Mark, i8::MIN);
         if !self.join(header, &mut |_, _| {}, wanted, false) {
-            self.enqueue(Outgoing::alone(header, None, wanted, Spare::default()), false);
+            let spare = spares.pop().unwrap_or_default();
+            self.enqueue(Outgoing::alone(header, None, wanted, spare), false);
         }
         self.queue.end_segment();
         self.pulls.end_segment();

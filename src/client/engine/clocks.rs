@@ -81,7 +81,7 @@ impl Engine {
     fn mark(&mut self, kind: RequestKind) {
         for link in 0..self.links.len() {
             let header = self.header(kind, 0);
-            self.links[link].mark(header);
+            self.links[link].mark(header, &mut self.spare_frames);
         }
         self.flush();
         self.kick();

@@ -11,8 +11,8 @@ use crate::proto::{Chain, ReplyKind};
 use crate::transport::Completion;
 use slab::Slab;
 
-/// Frames that are kept to be used again.
-const SPARES: usize = 64;
+/// Frames that are kept to be used again: as many as a push of 256 MiB has.
+const SPARES: usize = 1024;
 
 impl Engine {
     /// Takes what has come, and sends what can be sent. True when something had come.
