@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Process, run};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use windlass::config::{LinkLimits, Network, TransportChoice, TransportKind};
+use windlass::config::{LinkLimits, Network, ServerLimits, TransportChoice, TransportKind};
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::{Consistency, NonFinite, OptimizerSpec};
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, TableSpec};
@@ -36,17 +36,29 @@ fn job_on<T: Send + 'static>(
     workers: &Network,
     body: impl Fn(&Client, u32) -> T + Send + Clone + 'static,
 ) -> Vec<T> {
+    job_with(ServerLimits::default().slots, servers, workers, body)
+}
+
+/// The same with so many slots.
+fn job_with<T: Send + 'static>(
+    slots: usize,
+    servers: &Network,
+    workers: &Network,
+    body: impl Fn(&Client, u32) -> T + Send + Clone + 'static,
+) -> Vec<T> {
     let secret = Secret::generate().unwrap();
     let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(2));
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
-    let server =
-        Server::builder(&address, secret.clone()).threads(2).network(servers.clone()).start().unwrap();
+    let limits = ServerLimits { slots, ..ServerLimits::default() };
+    let server = Server::builder(&address, secret.clone()).threads(2).limits(limits).network(servers.clone());
+    let server = server.start().unwrap();
     let coordinator = thread::spawn(move || coordinator.run());
     let workers: Vec<_> = (0..2)
         .map(|rank| {
             let mut config = ClientConfig::new(&address, secret.clone(), rank, 2);
             config.network = workers.clone();
+            config.wait_timeout = Duration::from_secs(60);
             let body = body.clone();
             thread::spawn(move || {
                 let client = Client::connect(config).unwrap();
@@ -166,6 +178,33 @@ fn asp_over_memory_loses_and_doubles_nothing() {
         out.as_slice().unwrap().to_vec()
     });
     assert!(sums.iter().flatten().all(|v| *v == -100.0));
+}
+
+/// A server thread keeps what is lent until its clock closes, but not for long: it lies in memory of which a worker that pushes from a
+/// slice has less than the slots hold, and who waits at a barrier has all its slots back.
+#[test]
+fn what_is_kept_for_the_end_of_its_clock_holds_nobody_up() {
+    const LONG: u64 = 8 << 20;
+    let network = showing(TransportChoice::Only(TransportKind::Shm), 64 << 30);
+    let last = job_with(64, &network, &network, |client, rank| {
+        let spec = TableSpec::dense("w", &[LONG]).optimizer(OptimizerSpec::new("sum", &[]));
+        let table = client.table(&spec).unwrap();
+        let all = KeyRange::new(0, LONG).unwrap();
+        table.push_range(all, &vec![1.0; LONG as usize]).unwrap();
+        client.clock().unwrap();
+        if rank == 0 {
+            table.push_range(KeyRange::new(0, 100_000).unwrap(), &[1.0; 100_000]).unwrap();
+            client.clock().unwrap();
+        }
+        client.barrier().unwrap();
+        if rank == 1 {
+            client.clock().unwrap();
+        }
+        let mut out = vec![0.0; LONG as usize];
+        table.pull_range(all, &mut out).unwrap();
+        (out[0], out[LONG as usize - 1])
+    });
+    assert_eq!(last, [(1.5, 1.0); 2]); // means
 }
 
 /// Whoever may not map what the other side shows has lost its connection, not its peer: TCP takes its place, with the same bits.

@@ -126,8 +126,7 @@ pub struct Core {
     stats: ThreadStats,
     /// What the gate said since the last turn.
     verdicts: Vec<Verdict<Held>>,
-    /// Pieces that are folded together.
-    ready: Vec<(Rank, Held)>,
+    ready: fold::Ready,
     /// Held so far.
     arrivals: u64,
     applied: Vec<Applied>,
@@ -186,7 +185,7 @@ impl Core {
             lists: Lists::default(),
             stats: ThreadStats::default(),
             verdicts: Vec::new(),
-            ready: Vec::new(),
+            ready: fold::Ready::default(),
             arrivals: 0,
             applied: Vec::new(),
             faults: Vec::new(),

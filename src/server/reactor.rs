@@ -188,6 +188,7 @@ impl Reactor {
             self.look(worked);
             worked = !self.completions.is_empty();
             self.dispatch();
+            worked |= self.core.as_mut().is_some_and(Core::fold_kept);
             worked |= self.settle();
             self.transport.flush();
             worked |= self.core.as_mut().is_some_and(Core::save_some);
@@ -533,7 +534,8 @@ impl Reactor {
             return Ok(());
         }
         if self.transport.arm() {
-            let [_, woken] = park(&[self.transport.waitable(), self.waker.fd()], NAP)?;
+            let nap = self.core.as_ref().and_then(Core::keeps).map_or(NAP, |left| left.min(NAP));
+            let [_, woken] = park(&[self.transport.waitable(), self.waker.fd()], nap)?;
             if woken {
                 self.waker.drain();
             }

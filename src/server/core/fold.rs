@@ -1,5 +1,7 @@
 //! What becomes of held pieces: folded in the order that the gate gives, those of one bucket in one pass.
 
+use std::time::{Duration, Instant};
+
 use super::{Core, Held};
 use crate::cluster::Verdict;
 use crate::error::Malformed;
@@ -15,6 +17,18 @@ struct Closing {
     table: Option<TableId>,
     /// Divisor of a mean.
     workers: u32,
+}
+
+/// How long pieces are kept at most. As long as they are, their worker may lack the memory from which it would push what is left of its
+/// clock, or wait at a barrier for their slots.
+const KEPT: Duration = Duration::from_millis(1);
+
+/// Pieces that are folded together.
+#[derive(Default)]
+pub(super) struct Ready {
+    pieces: Vec<(Rank, Held)>,
+    /// Since when some of them are kept for the end of their clock.
+    since: Option<Instant>,
 }
 
 impl Core {
@@ -55,15 +69,32 @@ impl Core {
         self.verdicts = verdicts;
         if !self.failed && !self.may_wait() {
             self.fold(None);
+        } else if !self.ready.pieces.is_empty() {
+            self.ready.since.get_or_insert_with(Instant::now);
         }
     }
 
+    /// For how long pieces are still kept for the end of their clock, unless that comes before. None when there are none.
+    pub fn keeps(&self) -> Option<Duration> {
+        let since = self.ready.since.filter(|_| !self.failed)?;
+        Some(KEPT.saturating_sub(since.elapsed()))
+    }
+
+    /// Folds them when they have been kept for so long: true, and their slots are to be given back.
+    pub fn fold_kept(&mut self) -> bool {
+        let late = self.keeps().is_some_and(|left| left.is_zero());
+        if late {
+            self.fold(None);
+        }
+        late
+    }
+
     /// Whether the pieces that are ready are better folded with those that are still to come, when their clock closes: in one pass, which
-    /// neither writes nor reads a sum. Not where a worker needs its slots back to get to the end of that clock.
+    /// neither writes nor reads a sum, and soon. Not where a worker needs its slots back to get to the end of that clock.
     fn may_wait(&self) -> bool {
         let slots = self.staging.slots as u32;
         let open = self.gate.closed();
-        self.ready.iter().all(|(rank, held)| {
+        self.ready.pieces.iter().all(|(rank, held)| {
             let occupied = self.sessions[*rank as usize].occupied.count_ones();
             held.keeps && (self.gate.clock_of(*rank) > open || occupied <= slots * 3 / 4)
         })
@@ -72,7 +103,7 @@ impl Core {
     /// Has a piece folded at the end of the turn, unless it is rejected.
     fn make_ready(&mut self, rank: Rank, held: Held) {
         match self.examine(rank, &held) {
-            Ok(None) => self.ready.push((rank, held)),
+            Ok(None) => self.ready.pieces.push((rank, held)),
             Ok(Some(rejection)) => self.reject(rank, held.place.slot, held.header, rejection),
             Err(malformed) => self.blame(Err((rank, malformed))),
         }
@@ -91,10 +122,11 @@ impl Core {
     /// Folds the pieces that are ready and frees their slots. The buckets of tables that are `closing` in which fused pieces lie
     /// take their steps, too.
     fn fold(&mut self, closing: Option<Closing>) {
-        if self.ready.is_empty() {
+        if self.ready.pieces.is_empty() {
             return;
         }
-        let mut ready = std::mem::take(&mut self.ready);
+        self.ready.since = None;
+        let mut ready = std::mem::take(&mut self.ready.pieces);
         // Within a clock the gate's order is that of ranks and of each worker's frames; a table has one clock open at a time.
         // Those with a quorum have no order of ranks to keep.
         ready.sort_unstable_by_key(|(rank, Held { header, fused, arrival, .. })| {
@@ -119,7 +151,7 @@ impl Core {
         fused.iter().for_each(|(rank, held)| self.free(*rank, held.place.slot));
         self.blame(folded);
         ready.clear();
-        self.ready = ready;
+        self.ready.pieces = ready;
     }
 
     /// Folds the pieces of one bucket, as many in one pass as a kernel takes; the last pass is that of the step.
