@@ -166,6 +166,7 @@ impl Core {
     ) -> Core {
         Core {
             id,
+            ready: fold::Ready::new(staging.slots, &view),
             gate: Gate::new(view.workers, first),
             links: (0..view.workers).map(|_| None).collect(),
             sessions: vec![
@@ -185,7 +186,6 @@ impl Core {
             lists: Lists::default(),
             stats: ThreadStats::default(),
             verdicts: Vec::new(),
-            ready: fold::Ready::default(),
             arrivals: 0,
             applied: Vec::new(),
             faults: Vec::new(),

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use super::{Core, Held};
 use crate::cluster::Verdict;
+use crate::config::WorkerLimits;
 use crate::error::Malformed;
 use crate::kernels::{Input, WAYS};
 use crate::server::link::Link;
 use crate::store::{DensePiece, Intake, Rejection};
-use crate::types::{Rank, TableId};
+use crate::types::{Rank, TableId, View};
 
 /// What closes behind pieces: nothing more comes in the open clock of these tables.
 #[derive(Clone, Copy)]
@@ -19,16 +20,26 @@ struct Closing {
     workers: u32,
 }
 
-/// How long pieces are kept at most. As long as they are, their worker may lack the memory from which it would push what is left of its
-/// clock, or wait at a barrier for their slots.
-const KEPT: Duration = Duration::from_millis(1);
+/// How long pieces are kept at most: their worker may wait at a barrier for their slots.
+const KEPT: Duration = Duration::from_millis(10);
 
 /// Pieces that are folded together.
-#[derive(Default)]
 pub(super) struct Ready {
     pieces: Vec<(Rank, Held)>,
-    /// Since when some of them are kept for the end of their clock.
+    /// Slots that may be occupied by a worker whose pieces are kept for the end of their clock.
+    most: u32,
+    /// Since when some are.
     since: Option<Instant>,
+}
+
+impl Ready {
+    /// None yet. A worker that pushes from a slice has at least [`WorkerLimits::LEAST_BUFFERS`] buffers for all server threads, and needs
+    /// one to go on.
+    pub fn new(slots: usize, view: &View) -> Ready {
+        let threads: usize = view.servers.iter().map(|server| server.threads as usize).sum();
+        let buffers = (WorkerLimits::LEAST_BUFFERS - 1) / threads.max(1);
+        Ready { pieces: Vec::new(), most: buffers.min(slots * 3 / 4) as u32, since: None }
+    }
 }
 
 impl Core {
@@ -92,11 +103,10 @@ impl Core {
     /// Whether the pieces that are ready are better folded with those that are still to come, when their clock closes: in one pass, which
     /// neither writes nor reads a sum, and soon. Not where a worker needs its slots back to get to the end of that clock.
     fn may_wait(&self) -> bool {
-        let slots = self.staging.slots as u32;
         let open = self.gate.closed();
         self.ready.pieces.iter().all(|(rank, held)| {
             let occupied = self.sessions[*rank as usize].occupied.count_ones();
-            held.keeps && (self.gate.clock_of(*rank) > open || occupied <= slots * 3 / 4)
+            held.keeps && (self.gate.clock_of(*rank) > open || occupied <= self.ready.most)
         })
     }
 

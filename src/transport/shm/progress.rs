@@ -152,20 +152,25 @@ impl Shm {
         }
     }
 
-    /// One turn of sending for each connection.
-    pub(super) fn send_round(&mut self) {
+    /// One turn of sending for each connection. True when there is more room than before.
+    pub(super) fn send_round(&mut self) -> bool {
         self.unsent = false;
+        let mut freed = false;
         self.each_tx(|tx, socket, done| {
-            let retired = if tx.is_due() { tx.retire(done) } else { Ok(()) };
-            let sent = retired.and_then(|()| tx.pump(socket));
+            let retired = if tx.is_due() { tx.retire(done) } else { Ok(false) };
+            let sent = retired.and_then(|some| {
+                freed |= some;
+                tx.pump(socket)
+            });
             tx.ring(socket);
             sent
         });
+        freed
     }
 
     /// Lets go of all that peers have taken.
     pub(super) fn retire_all(&mut self) {
-        self.each_tx(|tx, _, done| tx.retire(done));
+        self.each_tx(|tx, _, done| tx.retire(done).map(drop));
     }
 
     /// Does something with the send side of every connection; those where it fails end.
@@ -192,7 +197,9 @@ impl Shm {
             return false; // what woke us is still to be asked for
         }
         self.set_clock();
-        self.send_round();
+        if self.send_round() {
+            return false; // what was refused for want of room may find it now, and nobody rings for that again
+        }
         self.armed = true;
         let mut idle = self.outbox.is_empty();
         self.each_connected(|_, c| {

@@ -52,7 +52,7 @@ impl Context<'_> {
     fn retire(&mut self) -> Result<()> {
         let (endpoint, out) = (self.endpoint, &mut *self.out);
         let done = |context| out.push(Completion::Done { endpoint, context });
-        self.tx.retire(done).map_err(|e| out_of_step(self.peer, &e))
+        self.tx.retire(done).map(drop).map_err(|e| out_of_step(self.peer, &e))
     }
 }
 

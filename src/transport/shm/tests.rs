@@ -171,6 +171,25 @@ fn packets_that_show_nothing_that_can_be_mapped_are_refused() {
     }
 }
 
+/// What was refused for want of room may go as soon as the peer has taken something: who finds that only on its way to sleep looks again,
+/// since nobody rings for it.
+#[test]
+fn who_finds_room_on_the_way_to_sleep_does_not_sleep() {
+    let mut scene = Scene::new();
+    let (remote, home) = (scene.granted, scene.home[0]);
+    let write = |end: &mut Shm| {
+        let write = Write { header: None, body: None, remote, offset: 0, imm: None, context: None };
+        end.write(home, write).is_ok()
+    };
+    while write(&mut scene.ends[1]) {}
+    scene.ends[1].flush();
+    (0..16).for_each(|_| scene.ends[0].poll(&mut scene.seen[0], 64));
+    assert!(!scene.ends[1].arm(), "there is room");
+    assert!(write(&mut scene.ends[1]));
+    scene.ends[1].flush();
+    assert!(scene.ends[1].arm());
+}
+
 /// Whether a transport's descriptor would wake its owner now.
 fn is_called(end: &Shm) -> bool {
     // SAFETY: it is the transport's for as long as that lives, which is longer than this call.

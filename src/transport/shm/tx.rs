@@ -244,10 +244,11 @@ impl Tx {
         self.matters() || self.pinned > 0 || self.answers > 0 || self.flying.len() >= self.depth / 2
     }
 
-    /// Lets go of what the peer has taken; `done` is told the contexts.
-    pub fn retire(&mut self, mut done: impl FnMut(u64)) -> Result<(), OutOfStep> {
-        if self.flying.is_empty() {
-            return Ok(());
+    /// Lets go of what the peer has taken; `done` is told the contexts. False when that was nothing.
+    pub fn retire(&mut self, mut done: impl FnMut(u64)) -> Result<bool, OutOfStep> {
+        let flying = self.flying.len();
+        if flying == 0 {
+            return Ok(false);
         }
         let taken = self.producer.taken()?;
         while let Some(op) = self.flying.pop_front_if(|op| op.end <= taken) {
@@ -260,7 +261,7 @@ impl Tx {
             }
             op.context.into_iter().for_each(&mut done);
         }
-        Ok(())
+        Ok(self.flying.len() < flying)
     }
 
     /// Moves operations into the ring while there is room, and shows them to the peer.
