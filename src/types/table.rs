@@ -507,6 +507,16 @@ impl TableSpec {
         KeyRange::new(start, end).ok()
     }
 
+    /// The hashes ([`mix64`]) of the keys of a sparse bucket, from the first to the last; `None` for a dense table or a bucket that does
+    /// not exist.
+    pub fn hashes_of(&self, bucket: BucketId) -> Option<(u64, u64)> {
+        let TableKind::Sparse { buckets, .. } = self.kind else { return None };
+        // From which one on the product in `bucket_of` has `bucket` above its 64 bits.
+        let from = |bucket: u64| (u128::from(bucket) << 64).div_ceil(u128::from(buckets));
+        let (first, next) = (from(bucket.into()), from(u64::from(bucket) + 1));
+        (bucket < buckets).then(|| (first as u64, (next - 1) as u64))
+    }
+
     /// The bucket that holds `key`.
     pub fn bucket_of(&self, key: Key) -> BucketId {
         match &self.kind {
@@ -643,5 +653,21 @@ mod tests {
         spec.validate().unwrap();
         assert!(spec.to_string().ends_with("pieces of age above 2 rejected"), "{spec}");
         assert!(!spec.reproducible(2) && spec.reproducible(1));
+    }
+
+    proptest::proptest! {
+        /// The buckets' hashes lie side by side, from 0 to the last one, and a key's is among those of its bucket.
+        #[test]
+        fn the_hashes_of_a_bucket_are_those_of_its_keys(buckets in 1..=u32::MAX, key: u64, other: u32) {
+            let mut spec = TableSpec::sparse("s", 1);
+            spec.kind = TableKind::Sparse { dim: 1, buckets };
+            let (first, last) = spec.hashes_of(spec.bucket_of(key)).unwrap();
+            proptest::prop_assert!(first <= mix64(key) && mix64(key) <= last);
+            let other = other % buckets;
+            let (first, last) = spec.hashes_of(other).unwrap();
+            proptest::prop_assert!(first <= last);
+            proptest::prop_assert_eq!(spec.hashes_of(other + 1).map(|next| next.0), last.checked_add(1));
+            proptest::prop_assert!(other > 0 || first == 0);
+        }
     }
 }
