@@ -110,7 +110,7 @@ class Redis(Contender):
 
     def __init__(self, operation, size, pipeline, figure=RATE, bar=None):
         super().__init__(f"redis-benchmark -t {operation} -d {size} -P {pipeline} -c 1", figure, bar)
-        self.operation, self.size = operation, size
+        self.operation, self.size, self.pipeline = operation, size, pipeline
 
     def missing(self):
         return next((program for program in ("redis-server", "redis-benchmark") if not shutil.which(program)), None)
@@ -136,6 +136,8 @@ class Redis(Contender):
         return rate if self.figure == OPERATIONS else rate * self.size / 1e9
 
     def rate(self, port, operation, requests):
+        # Whole pipelines: it sends no others, and takes itself for cut off when it has done more than it was told.
+        requests = -(-requests // self.pipeline) * self.pipeline
         command = [*self.command, "-p", port, "-n", str(requests), "--csv"]
         command[2] = operation
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
