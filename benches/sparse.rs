@@ -9,12 +9,14 @@
 #![allow(clippy::unwrap_used)] // nobody but a developer sees it fail
 #![allow(missing_docs)] // criterion's macros
 
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use windlass::TableSpec;
 use windlass::kernels::Input;
-use windlass::mem::RegionId;
+use windlass::mem::{Page, RegionId};
 use windlass::store::{How, Intake, Optimizers, Shard, SparsePiece};
 use windlass::types::{Aggregate, Consistency, DirectoryEntry, Key, OptimizerSpec, TableKind, mix64};
 
@@ -88,22 +90,32 @@ fn frames(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// New rows, frame by frame: with many buckets that grow alike, and with one that has them all.
+/// New rows, frame by frame: with many buckets that grow alike, and with one that has them all. As at a server a thread has memory
+/// supplied ahead.
 fn growth(_: &mut Criterion) {
     let rows = if std::env::args().any(|a| a == "--test") { 200_000 } else { 10_000_000u64 };
     let values = vec![1.0; KEYS * DIM];
     for buckets in [256, 1] {
         let (spec, mut shard) = table(buckets);
-        let (mut longest, mut all) = (Duration::ZERO, Duration::ZERO);
+        let (supplier, pages) = mpsc::channel::<Arc<Page>>();
+        let supplier = (supplier, thread::spawn(move || pages.iter().filter(|page| page.supply()).count()));
+        let (mut longest, mut all, mut offered) = (Duration::ZERO, Duration::ZERO, 0);
         for first in (0..rows).step_by(KEYS) {
             let frame = Frame::new(&spec, first..first + KEYS as u64);
             let start = Instant::now();
             frame.push(&mut shard, &values);
+            while let Some(page) = shard.to_supply() {
+                supplier.0.send(page).unwrap();
+                offered += 1;
+            }
             let took = start.elapsed();
             (longest, all) = (longest.max(took), all + took);
         }
+        drop(supplier.0);
+        let supplied = supplier.1.join().unwrap();
         println!(
-            "growth to {rows} rows of {DIM}, {buckets} buckets: {all:.1?}, the longest push of {KEYS} {:.2} ms",
+            "growth to {rows} rows of {DIM}, {buckets} buckets: {all:.1?}, the longest push of {KEYS} {:.2} ms, {supplied} of {offered} \
+             huge pages supplied beside them",
             longest.as_secs_f64() * 1e3
         );
     }
