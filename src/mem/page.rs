@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use super::Arena;
-use super::atomic::{AtomicU32, Ordering, yield_now};
+use super::atomic::{AtomicU32, Ordering, sleep_while, wake};
 
 /// What the system supplies at a time, at least.
 const SMALL: usize = 4096;
@@ -59,7 +59,7 @@ impl Page {
         taken
     }
 
-    /// Makes it its owner's for good. While another thread has it supplied this one waits. True when it was supplied without that.
+    /// Makes it its owner's for good. While another thread has it supplied this one sleeps, and leaves it the CPU. True when it was supplied without that.
     pub(super) fn claim(&self) -> bool {
         self.state.claim()
     }
@@ -85,6 +85,7 @@ impl State {
     /// Release: whoever claims it writes after the one that had taken it.
     fn finish(&self) {
         self.0.store(DONE, Ordering::Release);
+        wake(&self.0);
     }
 
     fn claim(&self) -> bool {
@@ -95,7 +96,7 @@ impl State {
                 Err(DONE) => return supplied,
                 Err(_) => {
                     supplied = false;
-                    yield_now();
+                    sleep_while(&self.0, TAKEN);
                 }
             }
         }

@@ -15,7 +15,7 @@ const HUGE: usize = 2 << 20;
 
 /// Huge pages that are supplied ahead, at most: one for each four that are used. A thread that has them supplied may so fall behind for
 /// a while.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
 /// What at least lies between two blocks, and is not asked onto huge pages: otherwise the system would make one mapping of them, and
 /// whoever maps one would wait while a page of the other is supplied.
@@ -335,12 +335,12 @@ mod tests {
         assert_eq!(offered, 39 + AHEAD, "each page once, but for the first");
     }
 
-    /// What is offered, and when: nothing of a small table, then one page for each four that are used, four at most.
+    /// What is offered, and when: nothing of a small table, then one page for each four that are used, eight at most.
     #[test]
     fn as_many_pages_are_offered_as_a_quarter_of_those_in_use() {
         let mut slabs = Slabs::<u64>::new(512);
         let mut ahead = Vec::new();
-        for slab in 1..=30 * 512 {
+        for slab in 1..=40 * 512 {
             slabs.add();
             let mut offered = 0;
             while slabs.to_supply().is_some() {
@@ -353,7 +353,7 @@ mod tests {
         assert_eq!(ahead[0], (128, 1), "a quarter of the first page is used");
         assert_eq!(ahead[1], (513, 1));
         let most = |first: u32| ahead.iter().find(|(slab, _)| *slab > first * 512).map(|(_, pages)| *pages);
-        assert_eq!([3, 4, 7, 8, 11, 12, 29].map(most), [2, 2, 3, 3, 4, 4, 4].map(Some));
+        assert_eq!([3, 4, 7, 8, 26, 27, 39].map(most), [2, 2, 3, 3, 7, 8, 8].map(Some));
     }
 
     /// Nobody waits for two pages: what was waited for keeps the next one from being got ready.
