@@ -5,8 +5,8 @@
 //! acknowledged, for ever. Nor is anything promised for the last operations of all, which carry no signal.
 //!
 //! So the oldest operation under way is looked at now and then. One that stays the same is first *asked* for: a signalled write of no
-//! bytes is sent behind it, which completes when all before it is done, and makes a device that forgot to send again do so (the peer
-//! sees the gap). Where that brings nothing either, the endpoint is lost, as a TCP connection is that nobody acknowledges.
+//! bytes is sent behind it, which completes when all before it is done, and may remind a device that forgot to send again (the peer sees
+//! the gap). Where that brings nothing either, the endpoint is lost, as a TCP connection is that nobody acknowledges.
 
 use std::time::Duration;
 
