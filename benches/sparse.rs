@@ -144,7 +144,7 @@ fn growth(_: &mut Criterion) {
             let frame = Frame::new(&spec, first..first + KEYS as u64);
             growth.measure(|| {
                 frame.push(&mut shard, &values);
-                while let Some(page) = shard.to_supply() {
+                while let Some(page) = shard.next_to_supply() {
                     sender.send(page).unwrap();
                     offered += 1;
                 }

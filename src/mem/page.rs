@@ -42,7 +42,7 @@ impl Page {
         self.touch(self.length)
     }
 
-    /// The same, of one that is no huge page no more than its beginning.
+    /// The same, but where the system gives no huge pages only for its first 4 KiB.
     pub(super) fn begin(&self) -> bool {
         self.touch(SMALL)
     }

@@ -96,7 +96,7 @@ impl<T: bytemuck::Pod> Slabs<T> {
 
     /// A huge page that slabs will need soon, if there is one that was not given yet: whoever has it supplied ([`Page::supply`]) spares
     /// the one who adds slabs from waiting for that. Where there is no memory, it is left to who needs it.
-    pub fn to_supply(&mut self) -> Option<Arc<Page>> {
+    pub fn next_to_supply(&mut self) -> Option<Arc<Page>> {
         if self.len() * self.bytes() < HUGE / 4 {
             return None;
         }
@@ -128,7 +128,7 @@ impl<T: bytemuck::Pod> Slabs<T> {
         let (block, number) = self.locate(self.used);
         let (end, all) = (number * self.bytes(), self.bytes() << self.shift);
         let page = end.div_ceil(HUGE);
-        ((block * self.pages() + page), (page * HUGE).min(all) - end)
+        (block * self.pages() + page, (page * HUGE).min(all) - end)
     }
 
     /// The next page that is not offered yet, below `limit`.
@@ -325,7 +325,7 @@ mod tests {
         assert!(alone >= 39, "{alone}: one for each huge page, or 512");
         let mut offered = 0;
         let faults = faults_of_growth(|slabs| {
-            let pages: Vec<_> = std::iter::from_fn(|| slabs.to_supply()).collect();
+            let pages: Vec<_> = std::iter::from_fn(|| slabs.next_to_supply()).collect();
             offered += pages.len();
             if !pages.is_empty() {
                 std::thread::spawn(move || assert!(pages.iter().all(|page| page.supply()))).join().unwrap();
@@ -343,7 +343,7 @@ mod tests {
         for slab in 1..=40 * 512 {
             slabs.add();
             let mut offered = 0;
-            while slabs.to_supply().is_some() {
+            while slabs.next_to_supply().is_some() {
                 offered += 1;
             }
             if offered > 0 {
@@ -363,10 +363,10 @@ mod tests {
         for _ in 0..512 {
             slabs.add();
         }
-        assert!(slabs.to_supply().is_some() && !slabs.has_waited());
+        assert!(slabs.next_to_supply().is_some() && !slabs.has_waited());
         slabs.add();
         assert!(slabs.has_waited() && !slabs.has_waited());
-        let page = slabs.to_supply().unwrap();
+        let page = slabs.next_to_supply().unwrap();
         for _ in 0..256 {
             slabs.add();
         }
@@ -399,9 +399,9 @@ mod tests {
                 match how {
                     0 => {}
                     1 => drop(slabs.get_ready()),
-                    2 => drop(slabs.to_supply()),
+                    2 => drop(slabs.next_to_supply()),
                     _ => {
-                        while let Some(page) = slabs.to_supply() {
+                        while let Some(page) = slabs.next_to_supply() {
                             sender.send(page).unwrap();
                         }
                         slabs.get_ready();
@@ -430,7 +430,7 @@ mod tests {
             let mut slabs = Slabs::<u64>::new(512);
             for _ in 0..512 * (1 + turn % 5) {
                 slabs.add();
-                while let Some(page) = slabs.to_supply() {
+                while let Some(page) = slabs.next_to_supply() {
                     offered += 1;
                     sender.send(page).unwrap();
                 }

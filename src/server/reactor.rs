@@ -215,7 +215,7 @@ impl Reactor {
 
     /// Has memory supplied for the tables that have grown.
     fn supply(&mut self) {
-        while let Some(page) = self.core.as_mut().and_then(Core::to_supply) {
+        while let Some(page) = self.core.as_mut().and_then(Core::next_to_supply) {
             self.supplier.supply(page, &self.reports);
         }
     }

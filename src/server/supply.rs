@@ -92,7 +92,7 @@ mod tests {
             for slab in 0..512 * (turn % 5) {
                 slabs.add();
                 slabs.get_mut(slab).fill(1);
-                while let Some(page) = slabs.to_supply() {
+                while let Some(page) = slabs.next_to_supply() {
                     supplier.supply(page.clone(), &reports_of);
                     given.push(page);
                 }
@@ -125,7 +125,7 @@ mod tests {
         for slab in 0..512 * 10 {
             slabs.add();
             slabs.get_mut(slab).fill(1);
-            while let Some(page) = slabs.to_supply() {
+            while let Some(page) = slabs.next_to_supply() {
                 supplier.supply(page, &reports);
             }
         }

@@ -207,7 +207,7 @@ pub struct Shard {
     generation: u32,
     used: u64,
     pub(super) parameter_bytes: u64,
-    /// Tables that have more rows than when [`Shard::to_supply`] last looked.
+    /// Tables that have more rows than when [`Shard::next_to_supply`] last looked.
     grown: Vec<TableId>,
     /// The cut that is being saved.
     pub(super) marked: Option<Marked>,
@@ -515,10 +515,10 @@ impl Shard {
 
     /// A page of memory that the tables which pushes have let grow will need soon, if there is one that was not given yet. Any thread may
     /// have the system supply it meanwhile; what no thread does, pushes do themselves.
-    pub fn to_supply(&mut self) -> Option<Arc<Page>> {
+    pub fn next_to_supply(&mut self) -> Option<Arc<Page>> {
         while let Some(id) = self.grown.last() {
             if let Some(Table { body: Body::Sparse(sparse), .. }) = self.tables.get_mut(id)
-                && let Some(page) = sparse.to_supply()
+                && let Some(page) = sparse.next_to_supply()
             {
                 return Some(page);
             }

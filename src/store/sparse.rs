@@ -114,10 +114,10 @@ impl Sparse {
         let _ = waited || rows.get_ready() || segments.get_ready();
     }
 
-    /// See [`Slabs::to_supply`].
-    pub fn to_supply(&mut self) -> Option<Arc<Page>> {
+    /// See [`Slabs::next_to_supply`].
+    pub fn next_to_supply(&mut self) -> Option<Arc<Page>> {
         let Memory { rows, segments } = &mut self.memory;
-        rows.slabs().to_supply().or_else(|| segments.slabs().to_supply())
+        rows.slabs().next_to_supply().or_else(|| segments.slabs().next_to_supply())
     }
 
     /// The buckets that were touched.

@@ -6,8 +6,8 @@ use super::Core;
 use crate::mem::Page;
 
 impl Core {
-    /// See [`crate::store::Shard::to_supply`].
-    pub fn to_supply(&mut self) -> Option<Arc<Page>> {
-        self.shard.to_supply()
+    /// See [`crate::store::Shard::next_to_supply`].
+    pub fn next_to_supply(&mut self) -> Option<Arc<Page>> {
+        self.shard.next_to_supply()
     }
 }

@@ -493,12 +493,12 @@ fn rows_are_the_same_while_their_memory_is_supplied() {
             push_sparse(shard, &spec, &pairs).unwrap();
             shard.close(1, &mut Vec::new());
         }
-        while let Some(page) = helped.to_supply() {
+        while let Some(page) = helped.next_to_supply() {
             offered += 1;
             sender.send(page).unwrap();
         }
     }
-    assert!(helped.to_supply().is_none() && offered > 4, "{offered}");
+    assert!(helped.next_to_supply().is_none() && offered > 4, "{offered}");
     let keys: Vec<u64> = (0..ROWS).map(mix64).collect();
     assert_eq!(read_sparse(&mut helped, &spec, &keys), read_sparse(&mut alone, &spec, &keys));
     drop((helped, sender));
