@@ -6,7 +6,7 @@
 //! cargo bench --bench sparse -- --test   # one run of each
 //! ```
 
-#![allow(clippy::unwrap_used)] // nobody but a developer sees it fail
+#![allow(clippy::unwrap_used, clippy::expect_used)] // nobody but a developer sees it fail
 #![allow(missing_docs)] // criterion's macros
 
 use std::sync::{Arc, mpsc};
