@@ -8,15 +8,25 @@ set -euo pipefail
 ranks=$1
 shift
 mpirun=${MPIRUN:-mpirun}
-flags=()
+flags=() passes_on=1
 case $("$mpirun" --version 2>&1 | head -n 1) in
-    *"(Open MPI) 4"*)
-        # Few ranks are bound to one core each otherwise; a host that is cut off is noticed; and after SIGTERM there is time for a
-        # last checkpoint.
+    *"(Open MPI) 4"* | *"(OpenRTE) 4"*) # under other names than mpirun it calls itself by that of its runtime
+        # Few ranks are bound to one core each otherwise; a host that is cut off is noticed; and ranks that were told to end have time for
+        # a last checkpoint.
         flags=(--bind-to none --mca odls_base_sigkill_timeout 40
-            --mca oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3) ;;
-    *"(Open MPI)"* | *"Open MPI"*) flags=(--bind-to none) ;;
-    *) flags=() ;; # Hydra: MPICH and Intel MPI
+            --mca oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3)
+        passes_on=0 ;;
+    *"Open MPI"* | *OpenRTE*) flags=(--bind-to none) ;;
+    *) ;; # Hydra: MPICH and Intel MPI
 esac
-# shellcheck disable=SC2086 # several words
-exec "$mpirun" "${flags[@]}" ${MPIRUN_FLAGS:-} -n "$ranks" "${WINDLASS:-windlass}" run "$@"
+# shellcheck disable=SC2206 # several words
+command=("$mpirun" "${flags[@]}" ${MPIRUN_FLAGS:-} -n "$ranks" "${WINDLASS:-windlass}" run "$@")
+((passes_on)) && exec "${command[@]}"
+
+# Open MPI 4 passes SIGTERM on as late as it would kill (40 s here), and SIGUSR1, which asks the job for the same, at once.
+"${command[@]}" <&0 &
+trap 'kill -USR1 $!' TERM
+trap : INT # the terminal tells mpirun, too
+code=0
+until wait $! && code=0 || { code=$?; ! kill -0 $! 2>/dev/null; }; do :; done
+exit "$code"
