@@ -10,12 +10,10 @@
  *   pingpong    64 bytes each way through two flags and two lines of a memfd; each side spins (--spin 1), or blocks on an eventfd (0)
  *               or on a futex (--spin -1)
  */
-#define _GNU_SOURCE
 #include "bare.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
@@ -24,18 +22,23 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PIECE = 256 << 10, ROUNDS = 10000000 };
+enum { PIECE = 256 << 10, HUGE = 2 << 20, ROUNDS = 10000000 };
 
 struct line {
     _Alignas(64) _Atomic uint32_t count;
     _Alignas(64) char bytes[64];
 };
 
+/* A memfd, mapped where huge pages can lie. */
 static void *shared(size_t bytes) {
     int fd = memfd_create("bare", 0);
     if (fd < 0 || ftruncate(fd, bytes)) fail("memfd");
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    char *room = mmap(NULL, bytes + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED) fail("mmap");
+    void *place = room + (HUGE - (uintptr_t)room % HUGE) % HUGE;
+    void *at = mmap(place, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
     if (at == MAP_FAILED) fail("mmap");
+    touch(at, bytes);
     return at;
 }
 
@@ -128,10 +131,7 @@ static void step(float *table, float *sum, const float *a, const float *b, size_
 
 static void *reducer(void *argument) {
     size_t me = (size_t)argument, piece = PIECE / sizeof(float);
-    cpu_set_t cpus;
-    CPU_ZERO(&cpus);
-    CPU_SET(me, &cpus);
-    if (sched_setaffinity(0, sizeof cpus, &cpus)) fail("sched_setaffinity");
+    pin(me);
     uint64_t meetings = 0;
     double start = now();
     for (size_t at = 0; !job.stop; at = (at + job.part) % job.bytes) {
