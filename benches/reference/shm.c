@@ -7,7 +7,7 @@
  *   reduce      what Bsp asks of two workers and two server threads on two CPUs, without telling anybody anything: each of two threads, on
  *               a CPU of its own, adds both workers' values to half of the table, meets the other, copies the whole to its own worker's
  *               result and meets it again, --part bytes at a time; --passes 2 takes the first worker's values to a sum before
- *   pingpong    64 bytes each way through two flags and two lines of a memfd; each side spins (--spin 1), or blocks on an eventfd (0)
+ *   pingpong    64 bytes each way through two flags and two lines of a memfd, each side on a CPU of its own; it spins (--spin 1), or blocks on an eventfd (0)
  *               or on a futex (--spin -1)
  */
 #include "bare.h"
@@ -88,12 +88,14 @@ static void pingpong(int spin, double limit) {
     pid_t child = fork();
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pin(1);
         for (uint32_t count = 1;; count++) {
             await(&lines[0], count, spin, fds[0]);
             memcpy(bytes, lines[0].bytes, sizeof bytes);
             tell(&lines[1], bytes, count, spin, fds[1]);
         }
     }
+    pin(0);
     double *taken = malloc(ROUNDS * sizeof *taken), end = now() + limit;
     uint32_t count = 0;
     for (double start = now(), next; count < ROUNDS && start < end; start = next) {
