@@ -15,7 +15,7 @@ import time
 
 import bench_peers
 import bench_sweeps
-from bench_programs import KEYS, LATENCY, RATE, Failed, Iperf, bare, ours, python_with, shm, tcp
+from bench_programs import KEYS, LATENCY, RATE, Failed, Iperf, bare, ours, python_with, shm, tcp, usual_congestion
 
 
 def summary(contender, taken):
@@ -175,7 +175,9 @@ def main():
     load = pathlib.Path("/proc/loadavg").read_text().split()[0]
     heading = (
         f"{today}, {cpu()}, {os.cpu_count()} CPUs, Linux {os.uname().release}, load {load} at the end, "
-        f"{rounds} rounds of {seconds:g} s in turns"
+        f"{rounds} rounds of {seconds:g} s in turns\n"
+        f"TCP under {usual_congestion()}: ours and the bare loops by TCP_CONGESTION, iperf3 by -C, peers by a library that is loaded "
+        "before them (benches/peers/congestion.c)"
     )
     tables = ([table(rows)] if rows else []) + [sweep_table(*both) for both in swept]
     text = "\n\n".join([heading, *tables]) + "\n"

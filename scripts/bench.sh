@@ -17,9 +17,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Open MPI's compiler, and MXNet with the numpy that it was made for: what can't be had is left out, and bench.py names it.
+# What has peers under our congestion control, Open MPI's program, and MXNet with the numpy that it was made for: what can't be had is left out, and bench.py names it.
 prepare_peers() {
     mkdir -p target/peers
+    cc -O2 -shared -fPIC -o target/peers/congestion.so benches/peers/congestion.c
     if command -v mpicc > /dev/null; then
         mpicc -O3 -march=native -o target/peers/allreduce benches/peers/allreduce.c
     fi
