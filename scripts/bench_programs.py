@@ -16,6 +16,8 @@ BARE = "target/reference/"
 PEERS = "benches/peers/"
 CONGESTION = "target/peers/congestion.so"
 RATE, LATENCY, OPERATIONS, KEYS = "gbytes_per_second", "p50_us", "ops_per_second", "keys_per_second"
+WAYS = ["epoll", "enter", "defer", "fixed", "sqpoll", "multishot"]
+"""Of target/reference/uring."""
 UNITS = {RATE: "GB/s", OPERATIONS: "/s", KEYS: "keys/s"}
 
 
@@ -24,12 +26,14 @@ class Failed(Exception):
 
 
 class Contender:
-    """A command whose last line of output is a JSON object with the figure in it.
+    """A command whose last line of output is a JSON object with the figure in it. Of `rivals` the fastest has the bar.
 
     `scale` makes figures comparable: ours are of all workers together, those of an allreduce of one rank.
     """
 
     environment = {}
+
+    rivals = ()
 
     def __init__(self, command, figure=RATE, bar=None, scale=1):
         self.command, self.figure, self.bar, self.scale = command.split(), figure, bar, scale
@@ -79,6 +83,42 @@ def tcp(rest, bar=None, figure=RATE):
 
 def shm(rest, bar=None, figure=RATE):
     return Contender(f"{BARE}shm {rest}", figure, bar)
+
+
+def either(bar, *contenders):
+    """Ways to do the same, in GB/s or the like: the bar stands beside the one with the largest median."""
+    for contender in contenders:
+        contender.bar, contender.rivals = bar, contenders
+    return contenders
+
+
+class Kernel(Contender):
+    """One of our kernels, in arrays of 64 MiB: a line of what benches/kernels.rs prints, which takes its own time."""
+
+    def __init__(self, case, bar=None):
+        super().__init__("cargo bench --locked --bench kernels -- --test", RATE, bar)
+        self.case = case
+
+    def name(self):
+        return f"{super().name()}: {self.case}"
+
+    def run(self, seconds):
+        done = subprocess.run(self.command, capture_output=True, text=True, timeout=120, check=False)
+        found = [line.removeprefix(self.case).split() for line in done.stdout.splitlines() if line.startswith(f"{self.case} ")]
+        if done.returncode or len(found) != 1:
+            raise Failed(f"{' '.join(self.command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return float(found[0][0])
+
+
+class Uring(Contender):
+    """A bare loop that some systems refuse."""
+
+    def __init__(self, rest, figure=RATE):
+        super().__init__(f"{BARE}uring {rest} --congestion {usual_congestion()}", figure)
+
+    def missing(self):
+        refused = subprocess.run([*self.command, "--seconds", "0.01"], capture_output=True, check=False, timeout=120).returncode == 3
+        return "io_uring" if refused else None
 
 
 class Iperf(Contender):

@@ -29,8 +29,8 @@ def rank_of(rank, queue, address, options):
     )
     if rank == 1:
         gradient = torch.ones(options.bytes // 4)
-        rate = processes.repeat(options.seconds, lambda: rpc.rpc_sync("server", push_pull, args=(gradient,)))
-        queue.put(rate)
+        figures = processes.repeat(options.seconds, lambda: rpc.rpc_sync("server", push_pull, args=(gradient,)))
+        queue.put(figures)
     rpc.shutdown()
 
 
