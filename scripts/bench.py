@@ -242,7 +242,7 @@ def main():
         f"{rounds} rounds of {seconds:g} s in turns\n"
         f"`{shlex.join(['scripts/bench.sh', *sys.argv[1:]])}`, commit {commit}{changed}, {output('rustc', '--version')}\n"
         f"TCP under {usual_congestion()}: ours and the bare loops by TCP_CONGESTION, iperf3 by -C, peers by a library that is loaded "
-        "before them (benches/peers/congestion.c)"
+        "before them (benches/peers/congestion.c); values of torch.distributed.rpc go through shared memory"
     )
     tables = ([table(rows)] if rows else []) + [sweep_table(*both) for both in swept]
     text = "\n\n".join([heading, *tables]) + "\n"

@@ -1,5 +1,6 @@
 """A parameter server as torch.distributed.rpc makes one: a call takes a gradient to the server, which adds it to its tensor and
-answers with the sum. One worker, one server on loopback; bytes of one direction.
+answers with the sum. One worker, one server on loopback; bytes of one direction. Values go through shared memory: TensorPipe takes it
+by itself where both ends are on one host.
 
     python3 torch_rpc.py [--bytes N] [--seconds S]
 """
