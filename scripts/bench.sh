@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures Windlass beside bare loops that do the same with nothing around them (benches/reference), and beside other programs, in
-# turns on this machine: median and range of each figure, and the median of the ratios of each turn.
+# turns on this machine: median and range of each figure, the median of the ratios of each turn, and which bars are met. Where a bare
+# loop can block or spin, the faster way has the bar. All TCP runs under one congestion control; latencies are medians.
 #
 #   scripts/bench.sh [--rounds N] [--seconds S] [--only WORD]... [--peers] [--sweep] [--record] [--smoke]
 #
@@ -17,9 +18,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Open MPI's compiler, and MXNet with the numpy that it was made for: what can't be had is left out, and bench.py names it.
+# What has peers under our congestion control, Open MPI's program, and MXNet with the numpy that it was made for: what can't be had is left out, and bench.py names it.
 prepare_peers() {
     mkdir -p target/peers
+    cc -O2 -shared -fPIC -o target/peers/congestion.so benches/peers/congestion.c
     if command -v mpicc > /dev/null; then
         mpicc -O3 -march=native -o target/peers/allreduce benches/peers/allreduce.c
     fi
@@ -35,6 +37,7 @@ for program in cc cargo python3; do
     command -v "$program" > /dev/null || { echo "bench.sh: $program: not found" >&2; exit 1; }
 done
 cargo build --locked --release
+cargo bench --locked --bench kernels --no-run
 mkdir -p target/reference
 for source in benches/reference/*.c; do
     program=target/reference/$(basename "$source" .c)

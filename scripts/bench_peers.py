@@ -1,6 +1,6 @@
 """Windlass beside what a user would take instead: the measures of `scripts/bench.sh --peers`."""
 
-from bench_programs import LATENCY, OPERATIONS, Allreduce, Python, Redis, ours, tcp
+from bench_programs import LATENCY, OPERATIONS, Allreduce, Python, Redis, either, ours, python_with, shm, tcp
 
 MIB = 1 << 20
 
@@ -15,31 +15,34 @@ def measures(measure):
             # As many threads at work as an allreduce of two ranks has.
             job += " --threads 2"
         mpi = Allreduce(mib * MIB, transport, bar=">= 1.5" if transport == "shm" else None)
-        gloo = Python("torch", "gloo.py", f"--bytes {mib * MIB}")
-        return measure(f"allreduce {mib}M over {transport}", ours(job, scale=0.5), *bare, mpi, gloo)
+        return measure(f"allreduce {mib}M over {transport}", ours(job, scale=0.5), *bare, mpi, gloo(mib))
 
-    def bare(mib):
-        return [tcp(f"reduce --senders 2 --bytes {mib * MIB} --table {mib * MIB}", bar=">= 0.85")]
+    def gloo(mib):
+        return Python("torch", "gloo.py", f"--bytes {mib * MIB}")
+
+    def bare(mib, bar=">= 0.85"):
+        loop = f"reduce --senders 2 --bytes {mib * MIB} --table {mib * MIB}"
+        return either(bar, tcp(loop), tcp(f"{loop} --spin 1"))
 
     half = "push-pull --workers 2 --consistency bsp --window 1 --bytes 16M --table-bytes 16M --wire fp16 --transport tcp"
     large, small = f"--bytes {16 * MIB}", "--bytes 64"
     return [
-        allreduce(16, "shm", []),
-        allreduce(64, "shm", []),
+        allreduce(16, "shm", [shm(f"reduce --bytes {16 * MIB}")]),
+        allreduce(64, "shm", [shm(f"reduce --bytes {64 * MIB}")]),
         allreduce(16, "tcp", bare(16)),
         allreduce(64, "tcp", bare(64)),
-        measure("allreduce 16M over tcp, fp16", ours(half, scale=0.5), *bare(16), Allreduce(16 * MIB, "tcp")),
+        measure("allreduce 16M over tcp, fp16", ours(half, scale=0.5), *bare(16, None), Allreduce(16 * MIB, "tcp"), gloo(16)),
         measure(
             "push-pull 16M beside peers",
             ours("push-pull --bytes 16M"),
             Python("mxnet", "mxnet_kvstore.py", large, bar=">= 3"),
-            Python("torch", "torch_rpc.py", large, bar=">= 3"),
+            Python("torch", "torch_rpc.py", large, bar=None if python_with("mxnet") else ">= 3"),
         ),
         measure(
             "latency beside peers",
             ours("latency --bytes 64 --poll block", LATENCY),
-            Python("mxnet", "mxnet_kvstore.py", small, "mean_us"),
-            Python("torch", "torch_rpc.py", small, "mean_us"),
+            Python("mxnet", "mxnet_kvstore.py", small, LATENCY),
+            Python("torch", "torch_rpc.py", small, LATENCY),
         ),
         measure("push 1M beside redis", ours("push --bytes 1M --table-bytes 4M"), Redis("set", MIB, 4)),
         measure("pull 1M beside redis", ours("pull --bytes 1M --table-bytes 4M"), Redis("get", MIB, 4)),

@@ -29,7 +29,7 @@ def draw(sweep, heading, path):
     axes.set(title=sweep["name"], xlabel=sweep["x"], ylabel=sweep["unit"])
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.text(0.01, 0.01, heading, fontsize=6)
+    figure.text(0.01, 0.01, heading.splitlines()[0], fontsize=6)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 

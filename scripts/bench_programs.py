@@ -14,7 +14,10 @@ import tempfile
 WINDLASS = "target/release/windlass"
 BARE = "target/reference/"
 PEERS = "benches/peers/"
+CONGESTION = "target/peers/congestion.so"
 RATE, LATENCY, OPERATIONS, KEYS = "gbytes_per_second", "p50_us", "ops_per_second", "keys_per_second"
+WAYS = ["epoll", "enter", "defer", "fixed", "sqpoll", "multishot"]
+"""Of target/reference/uring."""
 UNITS = {RATE: "GB/s", OPERATIONS: "/s", KEYS: "keys/s"}
 
 
@@ -23,12 +26,14 @@ class Failed(Exception):
 
 
 class Contender:
-    """A command whose last line of output is a JSON object with the figure in it.
+    """A command whose last line of output is a JSON object with the figure in it. Of `rivals` the fastest has the bar.
 
     `scale` makes figures comparable: ours are of all workers together, those of an allreduce of one rank.
     """
 
     environment = {}
+
+    rivals = ()
 
     def __init__(self, command, figure=RATE, bar=None, scale=1):
         self.command, self.figure, self.bar, self.scale = command.split(), figure, bar, scale
@@ -80,6 +85,42 @@ def shm(rest, bar=None, figure=RATE):
     return Contender(f"{BARE}shm {rest}", figure, bar)
 
 
+def either(bar, *contenders):
+    """Ways to do the same, in GB/s or the like: the bar stands beside the one with the largest median."""
+    for contender in contenders:
+        contender.bar, contender.rivals = bar, contenders
+    return contenders
+
+
+class Kernel(Contender):
+    """One of our kernels, in arrays of 64 MiB: a line of what benches/kernels.rs prints, which takes its own time."""
+
+    def __init__(self, case, bar=None):
+        super().__init__("cargo bench --locked --bench kernels -- --test", RATE, bar)
+        self.case = case
+
+    def name(self):
+        return f"{super().name()}: {self.case}"
+
+    def run(self, seconds):
+        done = subprocess.run(self.command, capture_output=True, text=True, timeout=120, check=False)
+        found = [line.removeprefix(self.case).split() for line in done.stdout.splitlines() if line.startswith(f"{self.case} ")]
+        if done.returncode or len(found) != 1:
+            raise Failed(f"{' '.join(self.command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return float(found[0][0])
+
+
+class Uring(Contender):
+    """A bare loop that some systems refuse."""
+
+    def __init__(self, rest, figure=RATE):
+        super().__init__(f"{BARE}uring {rest} --congestion {usual_congestion()}", figure)
+
+    def missing(self):
+        refused = subprocess.run([*self.command, "--seconds", "0.01"], capture_output=True, check=False, timeout=120).returncode == 3
+        return "io_uring" if refused else None
+
+
 class Iperf(Contender):
     """One stream over loopback."""
 
@@ -105,7 +146,18 @@ class Iperf(Contender):
             server.wait()
 
 
-class Redis(Contender):
+class Peer(Contender):
+    """A program that can't be told a congestion control: it has ours by a library that is loaded before it (benches/peers/congestion.c)."""
+
+    def __init__(self, command, figure=RATE, bar=None):
+        super().__init__(command, figure, bar)
+        self.environment = {"LD_PRELOAD": os.path.abspath(CONGESTION), "BENCH_CONGESTION": usual_congestion()}
+
+    def missing(self):
+        return super().missing() or (None if os.path.exists(CONGESTION) else CONGESTION)
+
+
+class Redis(Peer):
     """redis-benchmark with one client and a pipeline, against a redis-server that keeps nothing on disk."""
 
     def __init__(self, operation, size, pipeline, figure=RATE, bar=None):
@@ -113,7 +165,7 @@ class Redis(Contender):
         self.operation, self.size, self.pipeline = operation, size, pipeline
 
     def missing(self):
-        return next((program for program in ("redis-server", "redis-benchmark") if not shutil.which(program)), None)
+        return super().missing() or (None if shutil.which("redis-server") else "redis-server")
 
     def run(self, seconds):
         port = free_port()
@@ -122,6 +174,7 @@ class Redis(Contender):
                 ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder],
                 stdout=subprocess.PIPE,
                 text=True,
+                env={**os.environ, **self.environment},
             )
             try:
                 wait_for(server, "Ready to accept connections")
@@ -140,29 +193,29 @@ class Redis(Contender):
         requests = -(-requests // self.pipeline) * self.pipeline
         command = [*self.command, "-p", port, "-n", str(requests), "--csv"]
         command[2] = operation
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
         try:
             return float(done.stdout.strip().splitlines()[-1].split(",")[1].strip('"'))
         except (IndexError, ValueError) as error:
             raise Failed(f"{' '.join(command)}: {done.stdout}{done.stderr}") from error
 
 
-class Allreduce(Contender):
+class Allreduce(Peer):
     """MPI_Allreduce between two ranks of Open MPI; `transport` is what its byte transfer layer takes."""
-
-    environment = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
     def __init__(self, size, transport, bar=None):
         layers = {"tcp": "self,tcp --mca btl_tcp_if_include lo", "shm": "self,vader"}[transport]
         super().__init__(
             f"mpirun --oversubscribe --bind-to none --mca btl {layers} -n 2 target/peers/allreduce --bytes {size}", bar=bar
         )
+        self.environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
     def missing(self):
         return super().missing() or (None if os.path.exists("target/peers/allreduce") else "mpicc")
 
 
-class Python(Contender):
+class Python(Peer):
     """A program of benches/peers, run by a Python that has `module`."""
 
     def __init__(self, module, program, rest, figure=RATE, bar=None):
@@ -170,7 +223,7 @@ class Python(Contender):
         self.module = module
 
     def missing(self):
-        return None if python_with(self.module) else f"python3 with {self.module}"
+        return super().missing() or (None if python_with(self.module) else f"python3 with {self.module}")
 
 
 @functools.cache
@@ -201,7 +254,9 @@ def wait_for(process, word):
 @functools.cache
 def usual_congestion():
     """What windlass itself takes: see src/transport/tcp/socket.rs."""
-    proc = pathlib.Path("/proc/sys/net/ipv4")
-    available = (proc / "tcp_available_congestion_control").read_text().split()
-    usual = (proc / "tcp_congestion_control").read_text().strip()
-    return next((name for name in ("cubic", "reno") if name in available), usual)
+    with socket.socket() as probe:
+        for name in ("cubic", "reno"):
+            with contextlib.suppress(OSError):
+                probe.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+                break
+        return probe.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()

@@ -21,10 +21,10 @@ def rank_of(rank, queue, address, options):
         torch.distributed.broadcast(flag, 0)
         return bool(flag.item())
 
-    rate = processes.repeat(options.seconds, lambda: torch.distributed.all_reduce(values), agree)
+    figures = processes.repeat(options.seconds, lambda: torch.distributed.all_reduce(values), agree)
     torch.distributed.barrier()
     if rank == 0:
-        queue.put(rate)
+        queue.put(figures)
 
 
 if __name__ == "__main__":

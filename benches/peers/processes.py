@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import socket
+import statistics
 import time
 
 
@@ -22,14 +23,16 @@ def free_port():
 
 
 def repeat(seconds, operation, agree=lambda more: more):
-    """Operations in a second, after one that is not counted; `agree` makes all processes stop after the same one."""
+    """Operations in a second, and the median time of one in seconds, after one that is not counted; `agree` makes all processes stop
+    after the same one."""
     operation()
-    start, rounds, more = time.perf_counter(), 0, True
+    start, taken, more = time.perf_counter(), [], True
     while more:
+        before = time.perf_counter()
         operation()
-        rounds += 1
+        taken.append(time.perf_counter() - before)
         more = agree(time.perf_counter() - start < seconds)
-    return rounds / (time.perf_counter() - start)
+    return len(taken) / (time.perf_counter() - start), statistics.median(taken)
 
 
 def together(role, count, *arguments):
@@ -47,6 +50,7 @@ def together(role, count, *arguments):
             process.kill()
 
 
-def show(op, rate, options):
-    """`rate` operations in a second."""
-    print(json.dumps({"op": op, "gbytes_per_second": rate * options.bytes / 1e9, "mean_us": 1e6 / rate}))
+def show(op, figures, options):
+    """`figures` are those of `repeat`."""
+    rate, median = figures
+    print(json.dumps({"op": op, "gbytes_per_second": rate * options.bytes / 1e9, "p50_us": 1e6 * median}))

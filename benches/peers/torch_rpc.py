@@ -1,5 +1,6 @@
 """A parameter server as torch.distributed.rpc makes one: a call takes a gradient to the server, which adds it to its tensor and
-answers with the sum. One worker, one server on loopback; bytes of one direction.
+answers with the sum. One worker, one server on loopback; bytes of one direction. Values go through shared memory: TensorPipe takes it
+by itself where both ends are on one host.
 
     python3 torch_rpc.py [--bytes N] [--seconds S]
 """
@@ -29,8 +30,8 @@ def rank_of(rank, queue, address, options):
     )
     if rank == 1:
         gradient = torch.ones(options.bytes // 4)
-        rate = processes.repeat(options.seconds, lambda: rpc.rpc_sync("server", push_pull, args=(gradient,)))
-        queue.put(rate)
+        figures = processes.repeat(options.seconds, lambda: rpc.rpc_sync("server", push_pull, args=(gradient,)))
+        queue.put(figures)
     rpc.shutdown()
 
 

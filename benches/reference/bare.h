@@ -1,15 +1,21 @@
 /* What the bare loops share: time, memory, flags, one line of JSON. They share no code with the library. */
 #ifndef BARE_H
 #define BARE_H
+#define _GNU_SOURCE
 
 #include <errno.h>
 #include <immintrin.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 static inline double now(void) {
     struct timespec t;
@@ -22,13 +28,31 @@ static inline void fail(const char *what) {
     exit(1);
 }
 
-/* Memory that was touched, on huge pages where there are any. */
+/* Touches memory and has it on huge pages where there are any: at once, whatever the system's settings are (Linux 6.1). */
+static inline void touch(void *at, size_t bytes) {
+    madvise(at, bytes, MADV_HUGEPAGE);
+    memset(at, 0, bytes);
+    madvise(at, bytes, MADV_COLLAPSE);
+}
+
+/* Memory that was touched. */
 static inline void *memory(size_t bytes) {
     void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) fail("mmap");
-    madvise(at, bytes, MADV_HUGEPAGE);
-    memset(at, 0, bytes);
+    touch(at, bytes);
     return at;
+}
+
+/* Keeps the calling thread on one of the CPUs that it may use, 0 the first of them; where there are fewer, some share one. */
+static inline void pin(int which) {
+    cpu_set_t all, one;
+    if (sched_getaffinity(0, sizeof all, &all)) fail("sched_getaffinity");
+    which %= CPU_COUNT(&all);
+    int cpu = 0;
+    while (!CPU_ISSET(cpu, &all) || which-- > 0) cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    if (sched_setaffinity(0, sizeof one, &one)) fail("sched_setaffinity");
 }
 
 /* The value of `--name value`, or `otherwise`. */

@@ -4,18 +4,18 @@
  *
  *   add         table += values, where the values lie in a memfd of --bytes that another process has filled: the best that a server
  *               can do with a push
+ *   ring        the same while the other process announces each piece of 256 KiB by an entry of a ring of 32 KiB, in a memfd of its own,
+ *               and fills no place anew before it was added; both spin, each on a CPU of its own
  *   reduce      what Bsp asks of two workers and two server threads on two CPUs, without telling anybody anything: each of two threads, on
  *               a CPU of its own, adds both workers' values to half of the table, meets the other, copies the whole to its own worker's
  *               result and meets it again, --part bytes at a time; --passes 2 takes the first worker's values to a sum before
- *   pingpong    64 bytes each way through two flags and two lines of a memfd; each side spins (--spin 1), or blocks on an eventfd (0)
+ *   pingpong    64 bytes each way through two flags and two lines of a memfd, each side on a CPU of its own; it spins (--spin 1), or blocks on an eventfd (0)
  *               or on a futex (--spin -1)
  */
-#define _GNU_SOURCE
 #include "bare.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
@@ -24,28 +24,48 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PIECE = 256 << 10, ROUNDS = 10000000 };
+enum { PIECE = 256 << 10, HUGE = 2 << 20, ROUNDS = 10000000 };
+
+struct entry {
+    uint64_t at, bytes;
+};
+
+struct ring {
+    _Alignas(64) _Atomic uint64_t announced;
+    _Alignas(64) _Atomic uint64_t taken;
+    _Alignas(64) struct entry entries[(32 << 10) / sizeof(struct entry)];
+};
 
 struct line {
     _Alignas(64) _Atomic uint32_t count;
     _Alignas(64) char bytes[64];
 };
 
+/* A memfd, mapped where huge pages can lie. */
 static void *shared(size_t bytes) {
     int fd = memfd_create("bare", 0);
     if (fd < 0 || ftruncate(fd, bytes)) fail("memfd");
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    char *room = mmap(NULL, bytes + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED) fail("mmap");
+    void *place = room + (HUGE - (uintptr_t)room % HUGE) % HUGE;
+    void *at = mmap(place, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
     if (at == MAP_FAILED) fail("mmap");
+    touch(at, bytes);
     return at;
 }
 
-static void add_from(size_t bytes, size_t table_bytes, double limit) {
-    float *values = shared(bytes), *table = memory(table_bytes);
+static float *filled_by_another(size_t bytes) {
+    float *values = shared(bytes);
     if (fork() == 0) {
         for (size_t i = 0; i < bytes / sizeof(float); i++) values[i] = 1;
         _exit(0);
     }
     wait(NULL);
+    return values;
+}
+
+static void add_from(size_t bytes, size_t table_bytes, double limit) {
+    float *values = filled_by_another(bytes), *table = memory(table_bytes);
     double total = 0, start = now();
     size_t at = 0, step = PIECE / sizeof(float);
     while (now() - start < limit)
@@ -54,6 +74,45 @@ static void add_from(size_t bytes, size_t table_bytes, double limit) {
             at = (at + 2 * step) * sizeof(float) <= table_bytes ? at + step : 0;
         }
     print_rate("add", total, now() - start);
+}
+
+static void reach(_Atomic uint64_t *value, uint64_t least) {
+    while (atomic_load_explicit(value, memory_order_acquire) < least) _mm_pause();
+}
+
+static void announce(struct ring *ring, size_t bytes) {
+    uint64_t places = sizeof ring->entries / sizeof *ring->entries, pieces = bytes / PIECE;
+    uint64_t ahead = pieces < places ? pieces : places;
+    for (uint64_t count = 0;; count++) {
+        if (count >= ahead) reach(&ring->taken, count - ahead + 1);
+        ring->entries[count % places] = (struct entry){count % pieces * PIECE, PIECE};
+        atomic_store_explicit(&ring->announced, count + 1, memory_order_release);
+    }
+}
+
+static void take_announced(size_t bytes, size_t table_bytes, double limit) {
+    struct ring *ring = shared(sizeof *ring);
+    float *values = filled_by_another(bytes);
+    pid_t child = fork();
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pin(1);
+        announce(ring, bytes);
+    }
+    pin(0);
+    float *table = memory(table_bytes); /* not the child's, too: each page would be copied at the first add */
+    double total = 0, start = now();
+    uint64_t places = sizeof ring->entries / sizeof *ring->entries;
+    size_t at = 0, step = PIECE / sizeof(float);
+    for (uint64_t count = 0; now() - start < limit; total += PIECE) {
+        reach(&ring->announced, count + 1);
+        struct entry entry = ring->entries[count % places];
+        add(table + at, values + entry.at / sizeof(float), entry.bytes / sizeof(float));
+        atomic_store_explicit(&ring->taken, ++count, memory_order_release);
+        at = (at + 2 * step) * sizeof(float) <= table_bytes ? at + step : 0;
+    }
+    kill(child, SIGKILL);
+    print_rate("ring", total, now() - start);
 }
 
 static long futex(_Atomic uint32_t *word, int operation, uint32_t value) {
@@ -85,12 +144,14 @@ static void pingpong(int spin, double limit) {
     pid_t child = fork();
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pin(1);
         for (uint32_t count = 1;; count++) {
             await(&lines[0], count, spin, fds[0]);
             memcpy(bytes, lines[0].bytes, sizeof bytes);
             tell(&lines[1], bytes, count, spin, fds[1]);
         }
     }
+    pin(0);
     double *taken = malloc(ROUNDS * sizeof *taken), end = now() + limit;
     uint32_t count = 0;
     for (double start = now(), next; count < ROUNDS && start < end; start = next) {
@@ -128,10 +189,7 @@ static void step(float *table, float *sum, const float *a, const float *b, size_
 
 static void *reducer(void *argument) {
     size_t me = (size_t)argument, piece = PIECE / sizeof(float);
-    cpu_set_t cpus;
-    CPU_ZERO(&cpus);
-    CPU_SET(me, &cpus);
-    if (sched_setaffinity(0, sizeof cpus, &cpus)) fail("sched_setaffinity");
+    pin(me);
     uint64_t meetings = 0;
     double start = now();
     for (size_t at = 0; !job.stop; at = (at + job.part) % job.bytes) {
@@ -169,13 +227,15 @@ int main(int count, char **arguments) {
     double limit = flag(count, arguments, "--seconds", 1);
     if (strcmp(op, "add") == 0)
         add_from(flag(count, arguments, "--bytes", 16 << 20), flag(count, arguments, "--table", 256 << 20), limit);
+    else if (strcmp(op, "ring") == 0)
+        take_announced(flag(count, arguments, "--bytes", 16 << 20), flag(count, arguments, "--table", 256 << 20), limit);
     else if (strcmp(op, "reduce") == 0)
         reduce(flag(count, arguments, "--bytes", 16 << 20), flag(count, arguments, "--part", 4 << 20),
                flag(count, arguments, "--passes", 1), limit);
     else if (strcmp(op, "pingpong") == 0)
         pingpong(flag(count, arguments, "--spin", 0), limit);
     else {
-        fprintf(stderr, "shm: expected add, reduce or pingpong\n");
+        fprintf(stderr, "shm: expected add, ring, reduce or pingpong\n");
         return 2;
     }
     return 0;

@@ -9,8 +9,9 @@
  *   duplex      sends --bytes while it receives as many; the other end adds each piece to the table and sends it back: a
  *               bare push_pull. Bytes of one direction are counted.
  *   reduce      --senders such clients; the other end sends a piece back to all when it has it from all
- *   pingpong    64 bytes there and back, by blocking or, with --spin 1, by asking again and again
+ *   pingpong    64 bytes there and back, each end on a CPU of its own: where they share one a wake-up is ten times as fast
  *
+ * Those who receive block, or ask again and again (--spin 1), for as long as it takes.
  * --option sets one more option of the sockets (busy-poll: 50 microseconds), or leaves out the one that turns Nagle's algorithm off.
  */
 #include "bare.h"
@@ -27,6 +28,7 @@
 static const char *congestion, *option;
 static double limit;
 static size_t bytes, table_bytes, piece;
+static int spins;
 
 static void options(int fd) {
     int on = 1, off = 0, busy = 50, failed = 0;
@@ -57,17 +59,14 @@ static int dial(const struct sockaddr_in *address) {
 
 /* Bytes that came, 0 at the end of the stream. */
 static size_t receive(int fd, char *to, size_t length) {
-    ssize_t got = recv(fd, to, length, 0);
+    ssize_t got;
+    while ((got = recv(fd, to, length, spins ? MSG_DONTWAIT : 0)) < 0 && errno == EAGAIN) _mm_pause();
     return got > 0 ? got : 0;
 }
 
-static int receive_all(int fd, char *to, size_t length, int flags) {
-    for (size_t have = 0; have < length;) {
-        ssize_t got = recv(fd, to + have, length - have, flags);
-        if (got < 0 && errno == EAGAIN) continue;
-        if (got <= 0) return 0;
-        have += got;
-    }
+static int receive_all(int fd, char *to, size_t length) {
+    for (size_t have = 0, got; have < length; have += got)
+        if (!(got = receive(fd, to + have, length - have))) return 0;
     return 1;
 }
 
@@ -93,14 +92,14 @@ static void sink(int fd, const char *op) {
     float *table = adds ? memory(table_bytes) : NULL;
     size_t size = adds ? piece : bytes;
     char *buffer = memory(size);
-    if (!receive_all(fd, buffer, 1, 0)) fail("recv");
+    if (!receive_all(fd, buffer, 1)) fail("recv");
     double start = now(), total = 0, spent;
     for (size_t at = 0; (spent = now() - start) < limit;) {
         if (!adds) {
             total += receive(fd, buffer, size);
             continue;
         }
-        if (!receive_all(fd, buffer, piece, 0)) fail("recv");
+        if (!receive_all(fd, buffer, piece)) fail("recv");
         add(table + at / sizeof(float), (float *)buffer, piece / sizeof(float));
         at = at + 2 * piece <= table_bytes ? at + piece : 0;
         total += piece;
@@ -116,7 +115,7 @@ static void reducer(int *fds, int clients) {
     for (size_t at = 0;; at = at + 2 * piece <= table_bytes ? at + piece : 0) {
         float *here = table + at / sizeof(float);
         for (int i = 0; i < clients; i++) {
-            if (!receive_all(fds[i], buffer, piece, 0)) _exit(0);
+            if (!receive_all(fds[i], buffer, piece)) _exit(0);
             add(here, (float *)buffer, piece / sizeof(float));
         }
         for (int i = 0; i < clients; i++) send_all(fds[i], (char *)here, piece);
@@ -126,7 +125,7 @@ static void reducer(int *fds, int clients) {
 /* Sends and receives --bytes at once, again and again; how many there were. */
 static double exchange(int fd) {
     char *source = memory(bytes), *target = memory(bytes);
-    if (!receive_all(fd, target, 1, 0)) fail("recv");
+    if (!receive_all(fd, target, 1)) fail("recv");
     fcntl(fd, F_SETFL, O_NONBLOCK);
     double start = now(), rounds = 0;
     for (; now() - start < limit; rounds++) {
@@ -141,13 +140,13 @@ static double exchange(int fd) {
             if (r == 0 || ((s < 0 || r < 0) && errno != EAGAIN)) return rounds * bytes / (now() - start);
             if (s > 0 || r > 0) idle = 0;
             /* Others may need this core. */
-            if (++idle > 200) poll(&(struct pollfd){.fd = fd, .events = POLLIN | (sent < room ? POLLOUT : 0)}, 1, 100);
+            if (++idle > 200 && !spins) poll(&(struct pollfd){.fd = fd, .events = POLLIN | (sent < room ? POLLOUT : 0)}, 1, 100);
         }
     }
     return rounds * bytes / (now() - start);
 }
 
-static void pingpong(int fd, int spins) {
+static void pingpong(int fd) {
     enum { MOST = 1 << 22 };
     double *seconds = memory(MOST * sizeof *seconds), start = now();
     size_t rounds = 0;
@@ -155,7 +154,7 @@ static void pingpong(int fd, int spins) {
     while (rounds < MOST && now() - start < limit) {
         double before = now();
         send_all(fd, message, sizeof message);
-        if (!receive_all(fd, message, sizeof message, spins ? MSG_DONTWAIT : 0)) fail("recv");
+        if (!receive_all(fd, message, sizeof message)) fail("recv");
         seconds[rounds++] = now() - before;
     }
     print_latencies(spins ? "pingpong_spinning" : "pingpong_blocking", seconds, rounds);
@@ -167,7 +166,8 @@ int main(int count, char **arguments) {
     piece = flag(count, arguments, "--piece", 256 << 10), limit = flag(count, arguments, "--seconds", 1);
     congestion = text_flag(count, arguments, "--congestion", "cubic");
     option = text_flag(count, arguments, "--option", "");
-    int clients = flag(count, arguments, "--senders", 1), spins = flag(count, arguments, "--spin", 0);
+    spins = flag(count, arguments, "--spin", 0);
+    int clients = flag(count, arguments, "--senders", 1);
     struct sockaddr_in address;
     int at = listener(&address), fds[64];
 
@@ -204,10 +204,12 @@ int main(int count, char **arguments) {
         if (fork() == 0) {
             char message[64];
             int fd = dial(&address);
-            while (receive_all(fd, message, sizeof message, spins ? MSG_DONTWAIT : 0)) send_all(fd, message, sizeof message);
+            pin(1);
+            while (receive_all(fd, message, sizeof message)) send_all(fd, message, sizeof message);
             return 0;
         }
-        pingpong(accept(at, NULL, NULL), spins);
+        pin(0);
+        pingpong(accept(at, NULL, NULL));
     } else {
         fprintf(stderr, "tcp: expected stream, source, add, duplex, reduce or pingpong\n");
         return 2;

@@ -16,7 +16,6 @@
  *
  * Exit code 3: this system refuses io_uring, or that way of it.
  */
-#define _GNU_SOURCE
 #include "bare.h"
 
 #if __has_include(<linux/io_uring.h>)
@@ -27,7 +26,6 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
-#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -209,13 +207,6 @@ static void stream(int fd) {
         if (!(c.flags & IORING_CQE_F_MORE)) receive_into(target + at, piece);
     }
     print_rate("stream", total, spent);
-}
-
-static void pin(int cpu) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(cpu, &set);
-    sched_setaffinity(0, sizeof set, &set); /* one CPU only: both ends stay together */
 }
 
 static void options(int fd) {
