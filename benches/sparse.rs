@@ -1,22 +1,26 @@
 //! A sparse table's rows without a network: gathered and pushed to by criterion, then how long the longest push takes while the table
-//! grows to 10 M rows of 16 (with `--test` to 200 000).
+//! grows to 10 M rows of 16 (with `--test` to 200 000), without a network and of a worker over TCP.
 //!
 //! ```text
 //! cargo bench --bench sparse             # criterion's figures, then the growth
 //! cargo bench --bench sparse -- --test   # one run of each
 //! ```
 
-#![allow(clippy::unwrap_used)] // nobody but a developer sees it fail
+#![allow(clippy::unwrap_used, clippy::expect_used)] // nobody but a developer sees it fail
 #![allow(missing_docs)] // criterion's macros
 
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use windlass::TableSpec;
 use windlass::kernels::Input;
-use windlass::mem::RegionId;
+use windlass::mem::{Page, RegionId};
 use windlass::store::{How, Intake, Optimizers, Shard, SparsePiece};
 use windlass::types::{Aggregate, Consistency, DirectoryEntry, Key, OptimizerSpec, TableKind, mix64};
+use windlass::{Client, SortedKeys, TableSpec};
+
+include!("../tests/common/in_process.rs");
 
 const DIM: usize = 16;
 /// Keys of one frame.
@@ -88,26 +92,87 @@ fn frames(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// New rows, frame by frame: with many buckets that grow alike, and with one that has them all.
-fn growth(_: &mut Criterion) {
-    let rows = if std::env::args().any(|a| a == "--test") { 200_000 } else { 10_000_000u64 };
-    let values = vec![1.0; KEYS * DIM];
-    for buckets in [256, 1] {
-        let (spec, mut shard) = table(buckets);
-        let (mut longest, mut all) = (Duration::ZERO, Duration::ZERO);
-        for first in (0..rows).step_by(KEYS) {
-            let frame = Frame::new(&spec, first..first + KEYS as u64);
-            let start = Instant::now();
-            frame.push(&mut shard, &values);
-            let took = start.elapsed();
-            (longest, all) = (longest.max(took), all + took);
+/// Rows that tables grow to.
+fn rows() -> u64 {
+    if std::env::args().any(|a| a == "--test") { 200_000 } else { 10_000_000 }
+}
+
+/// Pushes of new rows, frame by frame.
+#[derive(Default)]
+struct Growth {
+    pushes: u64,
+    all: Duration,
+    longest: Duration,
+    /// Those that took 1, 2, 5 and 10 ms or more.
+    long: [u64; 4],
+}
+
+impl Growth {
+    fn measure(&mut self, push: impl FnOnce()) {
+        let start = Instant::now();
+        push();
+        let took = start.elapsed();
+        self.pushes += 1;
+        self.all += took;
+        self.longest = self.longest.max(took);
+        for (count, ms) in self.long.iter_mut().zip([1, 2, 5, 10]) {
+            *count += u64::from(took >= Duration::from_millis(ms));
         }
+    }
+
+    fn print(&self, how: &str) {
+        let (longest, [one, two, five, ten]) = (self.longest.as_secs_f64() * 1e3, self.long);
         println!(
-            "growth to {rows} rows of {DIM}, {buckets} buckets: {all:.1?}, the longest push of {KEYS} {:.2} ms",
-            longest.as_secs_f64() * 1e3
+            "growth to {} rows of {DIM}, {how}: {} pushes of {KEYS} in {:.1?}, the longest {longest:.2} ms; {one} of 1 ms, {two} of 2, \
+             {five} of 5, {ten} of 10 or more",
+            rows(),
+            self.pushes,
+            self.all
         );
     }
 }
 
-criterion_group!(sparse_benches, frames, growth);
+/// With many buckets that grow alike, and with one that has them all. As at a server a thread has memory supplied ahead.
+fn growth(_: &mut Criterion) {
+    let values = vec![1.0; KEYS * DIM];
+    for buckets in [256, 1] {
+        let (spec, mut shard) = table(buckets);
+        let (sender, pages) = mpsc::channel::<Arc<Page>>();
+        let supplier = thread::spawn(move || pages.iter().filter(|page| page.supply()).count());
+        let (mut growth, mut offered) = (Growth::default(), 0);
+        for first in (0..rows()).step_by(KEYS) {
+            let frame = Frame::new(&spec, first..first + KEYS as u64);
+            growth.measure(|| {
+                frame.push(&mut shard, &values);
+                while let Some(page) = shard.next_to_supply() {
+                    sender.send(page).unwrap();
+                    offered += 1;
+                }
+            });
+        }
+        drop(sender);
+        let supplied = supplier.join().unwrap();
+        growth.print(&format!("{buckets} buckets, {supplied} of {offered} pages supplied beside"));
+    }
+}
+
+/// As a worker sees it that waits for each push, of a server in this process.
+fn growth_over_tcp(_: &mut Criterion) {
+    let job = InProcess::start().unwrap();
+    let client = Client::connect(job.config()).unwrap();
+    let spec = TableSpec::sparse("w", DIM as u32).optimizer(OptimizerSpec::sum()).aggregate(Aggregate::Sum);
+    let table = client.table(&spec.consistency(Consistency::Asp)).unwrap();
+    let (values, mut growth) = (vec![1.0; KEYS * DIM], Growth::default());
+    for first in (0..rows()).step_by(KEYS) {
+        let mut keys: Vec<Key> = (first..first + KEYS as u64).map(mix64).collect();
+        keys.sort_unstable();
+        let keys = SortedKeys::new(&keys).unwrap();
+        growth.measure(|| table.push(keys, &values).unwrap().wait().unwrap());
+    }
+    growth.print("over TCP");
+    client.finalize().unwrap();
+    job.end().unwrap();
+}
+
+criterion_group!(sparse_benches, frames, growth, growth_over_tcp);
 criterion_main!(sparse_benches);

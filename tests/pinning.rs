@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use windlass::mem::Arena;
 use windlass::transport::topology::{SYSFS, Topology};
+use windlass::types::{Consistency, OptimizerSpec};
 
 /// The CPUs that this thread may use.
 fn mask() -> Vec<usize> {
@@ -199,6 +200,55 @@ fn a_list_outside_the_mask_is_refused_and_one_inside_it_is_used_by_run() {
     assert_eq!(pinned(process.member(Role::Server, 0), "wl-srv-0"), inside);
     process.signal(Signal::INT);
     process.end(PATIENCE).expect(130);
+}
+
+/// The page faults of a process's thread of this name, once there is one.
+fn faults(pid: i32, thread: &str) -> Option<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    let stat = stats.into_iter().find(|stat| stat.contains(&format!("({thread})")))?;
+    stat.rsplit(") ").next()?.split(' ').nth(7)?.parse().ok()
+}
+
+/// While a table grows a thread beside the server's has the memory supplied, on that one's CPU, and so next to it.
+#[test]
+fn who_supplies_the_memory_of_new_rows_runs_where_its_server_thread_does() {
+    const ROWS: u64 = 2048;
+    const DIM: usize = 16;
+    let cpu = *mask().last().unwrap();
+    let job = Waiting::start("1");
+    let server = job.server("0", 1, &["--pin", &cpu.to_string()]);
+    let secret = windlass::Secret::from_hex(&job.secret).unwrap();
+    let client = windlass::Client::connect(windlass::ClientConfig::new(&job.address, secret, 0, 1)).unwrap();
+    let spec = windlass::TableSpec::sparse("w", DIM as u32).optimizer(OptimizerSpec::sum());
+    let table = client.table(&spec.consistency(Consistency::Asp)).unwrap();
+    let (mut pushed, mut before) = (0, 0);
+    // However late that thread gets its turns: it has supplied a few pages by the time that nothing can be later.
+    until(PATIENCE, "pages to be supplied", || {
+        let keys: Vec<u64> = (pushed..pushed + ROWS).collect();
+        let values: Vec<f32> = keys.iter().flat_map(|&key| [key as f32; DIM]).collect();
+        table.push(windlass::SortedKeys::new(&keys).unwrap(), &values).unwrap().wait().unwrap();
+        pushed += ROWS;
+        if pushed == ROWS {
+            assert_eq!(faults(server.pid(), "wl-supply"), None, "a table of a few rows needs none");
+        }
+        let now = faults(server.pid(), "wl-supply").unwrap_or(0);
+        if before == 0 {
+            before = now;
+        }
+        now >= before + 4
+    });
+    assert_eq!(pinned(server.pid(), "wl-supply"), cpu);
+    assert_eq!(pinned(server.pid(), "wl-srv-0"), cpu);
+    let keys: Vec<u64> = (0..pushed).step_by(7).collect();
+    let mut rows = vec![0.0; keys.len() * DIM];
+    table.pull(windlass::SortedKeys::new(&keys).unwrap(), &mut rows).unwrap();
+    for (key, row) in keys.iter().zip(rows.chunks(DIM)) {
+        assert!(row.iter().all(|&value| value == *key as f32), "{key}: {row:?}");
+    }
+    client.finalize().unwrap();
+    server.end(PATIENCE).expect(0);
+    job.coordinator.end(PATIENCE).expect(0);
 }
 
 /// On which NUMA node each page of an arena lies; a negative number where there is no page yet.

@@ -64,11 +64,11 @@ impl Arena {
         Ok(Arc::new(Arena { memory: Memory::Ours(map) }))
     }
 
-    /// Keeps its first `bytes`, in whole pages, off huge pages, where it is our own.
-    pub(super) fn on_small_pages(&self, bytes: usize) {
+    /// Keeps these bytes, in whole pages, off huge pages, where it is our own.
+    pub(super) fn on_small_pages(&self, bytes: std::ops::Range<usize>) {
         if let Memory::Ours(map) = &self.memory {
             // Only a hint, as that for huge pages.
-            let _ = map.advise_range(Advice::NoHugePage, 0, bytes);
+            let _ = map.advise_range(Advice::NoHugePage, bytes.start, bytes.len());
         }
     }
 

@@ -10,6 +10,7 @@ mod block;
 pub mod epochs;
 pub(crate) mod limits;
 mod mapping;
+mod page;
 mod pool;
 mod published;
 pub(crate) mod ring;
@@ -19,6 +20,7 @@ mod values;
 
 pub use arena::Arena;
 pub use block::{Block, Blocks};
+pub use page::Page;
 pub use pool::{Buf, Pool};
 pub use published::{Pin, Published, Writing};
 pub use slabs::{Slabs, prefetch};

@@ -1,9 +1,10 @@
 //! Memory that grows without anything moving: slabs of equal length, numbered from 0.
 
 use std::alloc::{Layout, handle_alloc_error};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::Arena;
+use super::{Arena, Page};
 
 /// Bytes of a block, at most, where a slab is no longer: the same for all, so that a slab is found by a shift. What of a block is not
 /// used yet takes address space alone.
@@ -11,6 +12,14 @@ const BLOCK: usize = 16 << 20;
 
 /// What the system zeroes and maps at a time where it gives huge pages.
 const HUGE: usize = 2 << 20;
+
+/// Huge pages that are supplied ahead, at most: one for each four that are used. A thread that has them supplied may so fall behind for
+/// a while.
+const AHEAD: usize = 8;
+
+/// What at least lies between two blocks, and is not asked onto huge pages: otherwise the system would make one mapping of them, and
+/// whoever maps one would wait while a page of the other is supplied.
+const SEAM: usize = 4096;
 
 /// Slabs of `length` values, which are zeros at first. None moves, and none is given back.
 #[derive(Debug)]
@@ -20,15 +29,19 @@ pub struct Slabs<T> {
     shift: u32,
     blocks: Vec<Block<T>>,
     used: u32,
-    /// The block, and where in it, of the last huge page that [`Slabs::get_ready`] had supplied.
-    ready: (usize, usize),
+    /// Pages before this one, counted through all blocks, were offered, or have been reached.
+    offered: usize,
+    /// Those that were offered, and that no slab has reached.
+    ahead: VecDeque<(usize, Arc<Page>)>,
+    /// A slab has reached a page that was not supplied.
+    waited: bool,
 }
 
 /// Where the slabs of a block begin; the arena keeps them mapped.
 #[derive(Debug)]
 struct Block<T> {
     start: *mut T,
-    _arena: Arc<Arena>,
+    arena: Arc<Arena>,
 }
 
 // SAFETY: the memory is the block's own, and reached through its `Slabs` alone, which lends it as `&T` and `&mut T` would.
@@ -42,7 +55,16 @@ impl<T: bytemuck::Pod> Slabs<T> {
     pub fn new(length: usize) -> Slabs<T> {
         assert!(length > 0 && size_of::<T>() > 0, "slabs of nothing");
         let shift = (BLOCK / length.saturating_mul(size_of::<T>())).max(1).ilog2();
-        Slabs { length, shift, blocks: Vec::new(), used: 0, ready: (0, 0) }
+        // The first page, a small one, comes by itself.
+        Slabs {
+            length,
+            shift,
+            blocks: Vec::new(),
+            used: 0,
+            offered: 1,
+            ahead: VecDeque::new(),
+            waited: false,
+        }
     }
 
     /// How many slabs there are.
@@ -64,46 +86,92 @@ impl<T: bytemuck::Pod> Slabs<T> {
             handle_alloc_error(layout);
         }
         self.used += 1;
+        let (block, number) = self.locate(slab);
+        let last = block * self.pages() + ((number + 1) * self.bytes() - 1) / HUGE;
+        while let Some((_, page)) = self.ahead.pop_front_if(|(page, _)| *page <= last) {
+            self.waited |= !page.claim();
+        }
         slab
     }
 
-    /// Has the system supply the next huge page, if half of the last one that it did is used. True when it did: that takes up to 5 ms
-    /// where the page has to come from a hypervisor, so who adds slabs does this once for each of its calls, and no call waits for two.
-    /// Where there is no memory, it is left to who needs it.
-    pub fn get_ready(&mut self) -> bool {
-        let bytes = self.length * size_of::<T>();
-        let (block, at) = self.locate(self.used);
-        let end = at * bytes;
-        let mut next = (block, (end + HUGE / 2) / HUGE * HUGE);
-        if end + HUGE / 2 >= bytes << self.shift {
-            next = (block + 1, 0);
+    /// A huge page that slabs will need soon, if there is one that was not given yet: whoever has it supplied ([`Page::supply`]) spares
+    /// the one who adds slabs from waiting for that. Where there is no memory, it is left to who needs it.
+    pub fn next_to_supply(&mut self) -> Option<Arc<Page>> {
+        if self.len() * self.bytes() < HUGE / 4 {
+            return None;
         }
-        if next <= self.ready || next < (block, end) {
+        let (next, _) = self.next_page();
+        self.offer(next + (1 + next / 4).min(AHEAD))
+    }
+
+    /// Has the system supply the next huge page, if half of the one before it is used and nobody else has begun to. True when it did: that
+    /// takes up to 5 ms where the page has to come from a hypervisor, so who adds slabs does this once for each of its calls, unless
+    /// it [has waited](Slabs::has_waited), and no call waits for two.
+    pub fn get_ready(&mut self) -> bool {
+        let (next, left) = self.next_page();
+        if left > HUGE / 2 {
             return false;
         }
-        self.ready = next;
-        while self.blocks.len() <= next.0 {
-            if self.map().is_err() {
-                return false;
-            }
+        if self.offered <= next {
+            self.offer(next + 1);
         }
-        // SAFETY: it lies in the block, behind all slabs that were given away, and holds zeros.
-        unsafe { self.blocks[next.0].start.cast::<u8>().add(next.1).write_volatile(0) };
-        true
+        self.ahead.front().is_some_and(|(_, page)| page.begin())
+    }
+
+    /// Whether a slab that was added since the last call had to wait for the system.
+    pub fn has_waited(&mut self) -> bool {
+        std::mem::take(&mut self.waited)
+    }
+
+    /// The first page that no slab has reached, and how many bytes are left before it.
+    fn next_page(&self) -> (usize, usize) {
+        let (block, number) = self.locate(self.used);
+        let (end, all) = (number * self.bytes(), self.bytes() << self.shift);
+        let page = end.div_ceil(HUGE);
+        (block * self.pages() + page, (page * HUGE).min(all) - end)
+    }
+
+    /// The next page that is not offered yet, below `limit`.
+    fn offer(&mut self, limit: usize) -> Option<Arc<Page>> {
+        self.offered = self.offered.max(self.next_page().0);
+        if self.offered >= limit {
+            return None;
+        }
+        let (block, at) = (self.offered / self.pages(), self.offered % self.pages() * HUGE);
+        while self.blocks.len() <= block {
+            self.map().ok()?;
+        }
+        let Block { start, arena } = &self.blocks[block];
+        let length = HUGE.min((self.bytes() << self.shift) - at);
+        let at = start.addr() - arena.at(0, 1).addr() + at;
+        let page = Arc::new(Page::new(arena.clone(), at, length));
+        self.ahead.push_back((self.offered, page.clone()));
+        self.offered += 1;
+        Some(page)
+    }
+
+    /// Bytes of a slab.
+    fn bytes(&self) -> usize {
+        self.length * size_of::<T>()
+    }
+
+    /// Huge pages of a block, the last of which may be shorter.
+    fn pages(&self) -> usize {
+        (self.bytes() << self.shift).div_ceil(HUGE)
     }
 
     /// Maps one more block, or says what can't be had.
     fn map(&mut self) -> Result<(), Layout> {
         let bytes = self.length.saturating_mul(size_of::<T>()).saturating_mul(1 << self.shift);
-        let arena = Arena::new(bytes.saturating_add(HUGE))
+        let arena = Arena::new(bytes.saturating_add(HUGE + SEAM))
             .map_err(|_| Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))?;
         const { assert!(align_of::<T>() <= HUGE) };
         let at = arena.at(0, HUGE).align_offset(HUGE);
-        if self.blocks.is_empty() {
-            // A few slabs are not worth a huge page.
-            arena.on_small_pages(at + HUGE);
-        }
-        self.blocks.push(Block { start: arena.at(at, bytes).cast(), _arena: arena });
+        // A few slabs are not worth a huge page.
+        arena.on_small_pages(0..if self.blocks.is_empty() { at + HUGE } else { at });
+        let end = (at + bytes.next_multiple_of(HUGE)).min(arena.len() - SEAM);
+        arena.on_small_pages(end..arena.len());
+        self.blocks.push(Block { start: arena.at(at, bytes).cast(), arena });
         Ok(())
     }
 
@@ -169,6 +237,7 @@ pub fn prefetch<T>(at: *const T) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn slabs_do_not_overlap_and_do_not_move() {
@@ -215,13 +284,164 @@ mod tests {
             for slab in 0..3 * block as u32 {
                 assert_eq!(slabs.add(), slab);
                 if (slab as usize + 1) % block <= 1 {
-                    slabs.ready = (0, 0); // as where they were restored
                     slabs.get_ready();
                 }
             }
             let last = slabs.get_mut(3 * block as u32 - 1);
             assert_eq!((last[0], last[length - 1]), (0, 0));
         }
+    }
+
+    /// Adds slabs of a page of memory to several blocks, and gives how often this thread had to ask the system for memory behind the
+    /// first huge page.
+    fn faults_of_growth(mut before_each: impl FnMut(&mut Slabs<u64>)) -> i64 {
+        let mut slabs = Slabs::<u64>::new(512);
+        let mut faults = 0;
+        for slab in 0..40 * 512 {
+            before_each(&mut slabs);
+            let before = faults_of_this_thread();
+            slabs.add();
+            slabs.get_mut(slab).fill(7);
+            if slab >= 512 {
+                faults += faults_of_this_thread() - before;
+            }
+        }
+        faults
+    }
+
+    fn faults_of_this_thread() -> i64 {
+        let mut usage = std::mem::MaybeUninit::zeroed();
+        // SAFETY: it is as large as what is written there, and any bits are a valid one.
+        let usage: libc::rusage = unsafe {
+            assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()), 0);
+            usage.assume_init()
+        };
+        usage.ru_minflt
+    }
+
+    #[test]
+    fn what_another_thread_has_supplied_costs_no_fault() {
+        let alone = faults_of_growth(|_| ());
+        assert!(alone >= 39, "{alone}: one for each huge page, or 512");
+        let mut offered = 0;
+        let faults = faults_of_growth(|slabs| {
+            let pages: Vec<_> = std::iter::from_fn(|| slabs.next_to_supply()).collect();
+            offered += pages.len();
+            if !pages.is_empty() {
+                std::thread::spawn(move || assert!(pages.iter().all(|page| page.supply()))).join().unwrap();
+            }
+        });
+        assert!(faults <= 10, "{faults} of {alone}"); // the allocator's
+        assert_eq!(offered, 39 + AHEAD, "each page once, but for the first");
+    }
+
+    /// What is offered, and when: nothing of a small table, then one page for each four that are used, eight at most.
+    #[test]
+    fn as_many_pages_are_offered_as_a_quarter_of_those_in_use() {
+        let mut slabs = Slabs::<u64>::new(512);
+        let mut ahead = Vec::new();
+        for slab in 1..=40 * 512 {
+            slabs.add();
+            let mut offered = 0;
+            while slabs.next_to_supply().is_some() {
+                offered += 1;
+            }
+            if offered > 0 {
+                ahead.push((slab, slabs.ahead.len()));
+            }
+        }
+        assert_eq!(ahead[0], (128, 1), "a quarter of the first page is used");
+        assert_eq!(ahead[1], (513, 1));
+        let most = |first: u32| ahead.iter().find(|(slab, _)| *slab > first * 512).map(|(_, pages)| *pages);
+        assert_eq!([3, 4, 7, 8, 26, 27, 39].map(most), [2, 2, 3, 3, 7, 8, 8].map(Some));
+    }
+
+    /// Nobody waits for two pages: what was waited for keeps the next one from being got ready.
+    #[test]
+    fn a_page_that_nobody_supplied_is_told() {
+        let mut slabs = Slabs::<u64>::new(512);
+        for _ in 0..512 {
+            slabs.add();
+        }
+        assert!(slabs.next_to_supply().is_some() && !slabs.has_waited());
+        slabs.add();
+        assert!(slabs.has_waited() && !slabs.has_waited());
+        let page = slabs.next_to_supply().unwrap();
+        for _ in 0..256 {
+            slabs.add();
+        }
+        assert!(slabs.get_ready() && !slabs.get_ready() && !page.supply());
+        for _ in 0..256 {
+            slabs.add();
+        }
+        assert!(!slabs.has_waited());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        /// While a thread supplies what is offered, some of it late or never, slabs begin as zeros and keep what they hold.
+        #[test]
+        fn slabs_are_right_while_pages_are_supplied(
+            length in prop_oneof![1usize..5000, Just(300_000), Just(3 << 20)],
+            turns in proptest::collection::vec((1usize..200_000, 0u8..4), 1..30),
+        ) {
+            let (sender, pages) = std::sync::mpsc::channel::<Arc<Page>>();
+            let supplier = std::thread::spawn(move || pages.iter().filter(|page| page.supply()).count());
+            let mut slabs = Slabs::<u64>::new(length);
+            for (words, how) in turns {
+                for _ in 0..(words / length).max(1) {
+                    let slab = slabs.add();
+                    let values = slabs.get_mut(slab);
+                    prop_assert!([0, length / 2, length - 1].iter().all(|&at| values[at] == 0));
+                    // All of a short one, of a long one some of every page.
+                    values.iter_mut().step_by(length.div_ceil(5000)).for_each(|v| *v = u64::from(slab) + 1);
+                }
+                match how {
+                    0 => {}
+                    1 => drop(slabs.get_ready()),
+                    2 => drop(slabs.next_to_supply()),
+                    _ => {
+                        while let Some(page) = slabs.next_to_supply() {
+                            sender.send(page).unwrap();
+                        }
+                        slabs.get_ready();
+                    }
+                }
+                if slabs.len() * length > 16 << 20 {
+                    break;
+                }
+            }
+            drop(sender);
+            supplier.join().unwrap();
+            for slab in 0..slabs.len() as u32 {
+                let mut values = slabs.get(slab).iter().step_by(length.div_ceil(5000));
+                prop_assert!(values.all(|&v| v == u64::from(slab) + 1));
+            }
+        }
+    }
+
+    /// What is being supplied stays mapped.
+    #[test]
+    fn slabs_may_go_while_their_pages_are_supplied() {
+        let (sender, pages) = std::sync::mpsc::channel::<Arc<Page>>();
+        let supplier = std::thread::spawn(move || pages.iter().filter(|page| page.supply()).count());
+        let mut offered = 0;
+        for turn in 0..200u32 {
+            let mut slabs = Slabs::<u64>::new(512);
+            for _ in 0..512 * (1 + turn % 5) {
+                slabs.add();
+                while let Some(page) = slabs.next_to_supply() {
+                    offered += 1;
+                    sender.send(page).unwrap();
+                }
+            }
+            let last = slabs.len() as u32 - 1;
+            slabs.get_mut(last).fill(u64::from(turn));
+            assert!(slabs.get(last).iter().all(|&v| v == u64::from(turn)));
+        }
+        drop(sender);
+        let supplied = supplier.join().unwrap();
+        assert!((1..=offered).contains(&supplied), "{supplied} of {offered}");
     }
 
     #[test]

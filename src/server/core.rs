@@ -27,6 +27,7 @@ mod answer;
 mod cut;
 mod drain;
 mod fold;
+mod grow;
 mod lists;
 mod staging;
 

@@ -16,6 +16,7 @@ mod reactor;
 mod signal;
 #[cfg(test)]
 pub(crate) mod simulated;
+mod supply;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

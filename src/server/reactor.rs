@@ -12,6 +12,7 @@ use super::beside::Beside;
 use super::core::{Core, MAX_SLOTS, Staging};
 use super::cut::{CutFile, Saver, Written};
 use super::link::Link;
+use super::supply::Supplier;
 use crate::checkpoint::{Cut, FileKind, Header, Storage, shard_name};
 use crate::config::{Network, Polling, ServerLimits};
 use crate::error::{Error, Result};
@@ -136,6 +137,8 @@ pub struct Reactor {
     reopening: Vec<OpenRequest>,
     /// Where large tables are made.
     beside: Beside,
+    /// Who has memory supplied for tables that grow. It comes after `core`, so that nobody waits for what is not needed any more.
+    supplier: Supplier,
     /// It was told to drain and has not reported that it has.
     draining: bool,
     /// Turns of the loop.
@@ -175,6 +178,7 @@ impl Reactor {
             failed: Vec::new(),
             reopening: Vec::new(),
             beside: Beside::new(),
+            supplier: Supplier::new(),
             draining: false,
             turns: 0,
         }
@@ -191,6 +195,7 @@ impl Reactor {
             worked |= self.core.as_mut().is_some_and(Core::fold_kept);
             worked |= self.settle();
             self.transport.flush();
+            self.supply();
             worked |= self.core.as_mut().is_some_and(Core::save_some);
             self.report_drained();
             match self.obey() {
@@ -205,6 +210,13 @@ impl Reactor {
             } else if let Err(error) = self.idle(&mut idle_since) {
                 return self.fail(error);
             }
+        }
+    }
+
+    /// Has memory supplied for the tables that have grown.
+    fn supply(&mut self) {
+        while let Some(page) = self.core.as_mut().and_then(Core::next_to_supply) {
+            self.supplier.supply(page, &self.reports);
         }
     }
 

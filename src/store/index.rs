@@ -71,9 +71,9 @@ impl Segments {
         self.slabs.add()
     }
 
-    /// See [`Slabs::get_ready`].
-    pub fn get_ready(&mut self) -> bool {
-        self.slabs.get_ready()
+    /// Their memory.
+    pub fn slabs(&mut self) -> &mut Slabs<Place> {
+        &mut self.slabs
     }
 
     /// Puts a key that is not there into a segment.

@@ -103,9 +103,9 @@ impl Rows {
         part << self.shape.bits | place as u32
     }
 
-    /// See [`Slabs::get_ready`].
-    pub fn get_ready(&mut self) -> bool {
-        self.slabs.get_ready()
+    /// Their memory.
+    pub fn slabs(&mut self) -> &mut Slabs<u64> {
+        &mut self.slabs
     }
 
     /// A row: parameters, planes, scalars.

@@ -9,7 +9,7 @@ use super::sparse::Sparse;
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::{self, Input};
 use crate::mem::epochs::Epochs;
-use crate::mem::{Arena, Kind, Pin, RegionId};
+use crate::mem::{Arena, Kind, Page, Pin, RegionId};
 use crate::types::{
     Aggregate, BucketId, Clock, DirectoryEntry, IdMap, Initializer, Key, NonFinite, Stale, TableId,
     TableKind, TableSpec, Version, mix64,
@@ -207,6 +207,8 @@ pub struct Shard {
     generation: u32,
     used: u64,
     pub(super) parameter_bytes: u64,
+    /// Tables that have more rows than when [`Shard::next_to_supply`] last looked.
+    grown: Vec<TableId>,
     /// The cut that is being saved.
     pub(super) marked: Option<Marked>,
 }
@@ -228,6 +230,7 @@ impl Shard {
             generation: 0,
             used: 0,
             parameter_bytes: 0,
+            grown: Vec::new(),
             marked: None,
         }
     }
@@ -453,7 +456,7 @@ impl Shard {
             sparse.resolve(piece.directory, piece.keys, positions);
         }
         let mut rejection: Option<Rejection> = None;
-        let mut done = 0;
+        let (mut done, known) = (0, self.parameter_bytes);
         for &DirectoryEntry { bucket: id, keys: count } in piece.directory {
             let range = done..done + count as usize;
             let keys = &piece.keys[range.clone()];
@@ -497,12 +500,31 @@ impl Shard {
             }
             self.parameter_bytes += ((bucket.read().rows() - before) * dim * 4) as u64;
         }
-        sparse.get_ready();
+        if self.parameter_bytes > known {
+            sparse.get_ready();
+            if !self.grown.contains(&table) {
+                self.grown.push(table);
+            }
+        }
         // Rows that what was rejected did not make may be made by others before these keys come again.
         if rejection.is_some() {
             positions.clear();
         }
         Ok(rejection)
+    }
+
+    /// A page of memory that the tables which pushes have let grow will need soon, if there is one that was not given yet. Any thread may
+    /// have the system supply it meanwhile; what no thread does, pushes do themselves.
+    pub fn next_to_supply(&mut self) -> Option<Arc<Page>> {
+        while let Some(id) = self.grown.last() {
+            if let Some(Table { body: Body::Sparse(sparse), .. }) = self.tables.get_mut(id)
+                && let Some(page) = sparse.next_to_supply()
+            {
+                return Some(page);
+            }
+            self.grown.pop();
+        }
+        None
     }
 
     /// Closes the open clock of all tables without a quorum: every bucket that it touched, and that

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::index::{Index, MISSING, Probe, Segments, hash};
 use super::optimizer::Optimizer;
@@ -9,6 +10,9 @@ use super::rows::{Parts, Rows, Shape};
 use super::step::{AHEAD, Steps};
 use crate::error::Malformed;
 use crate::kernels::{self, Input};
+use crate::mem::Page;
+#[cfg(doc)]
+use crate::mem::Slabs;
 use crate::types::{BucketId, DirectoryEntry, Initial, Key, TableSpec, Version};
 
 /// Keys that are looked up side by side.
@@ -102,9 +106,18 @@ impl Sparse {
         SparseBucketMut { bucket, memory: &mut self.memory, steps: &mut self.steps, initial: self.initial }
     }
 
-    /// Sees after each push to it that the next one need not wait for memory; see [`crate::mem::Slabs::get_ready`].
+    /// Sees after each push that made rows that the next one need not wait for memory: no push waits for more than one huge page. See
+    /// [`Slabs::get_ready`].
     pub fn get_ready(&mut self) {
-        let _ = self.memory.rows.get_ready() || self.memory.segments.get_ready();
+        let (rows, segments) = (self.memory.rows.slabs(), self.memory.segments.slabs());
+        let waited = rows.has_waited() | segments.has_waited();
+        let _ = waited || rows.get_ready() || segments.get_ready();
+    }
+
+    /// See [`Slabs::next_to_supply`].
+    pub fn next_to_supply(&mut self) -> Option<Arc<Page>> {
+        let Memory { rows, segments } = &mut self.memory;
+        rows.slabs().next_to_supply().or_else(|| segments.slabs().next_to_supply())
     }
 
     /// The buckets that were touched.

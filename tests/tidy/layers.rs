@@ -34,6 +34,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/mem/arena.rs", "memory that peers write"),
     ("src/mem/block.rs", "floats that one thread owns"),
     ("src/mem/mapping.rs", "files of memory, mapped where huge pages can lie"),
+    ("src/mem/page.rs", "the first touch of memory that nobody uses yet"),
     ("src/mem/ring.rs", "counters in memory that another process writes"),
     ("src/mem/slabs.rs", "memory that grows in place, and prefetches"),
     ("src/mem/values.rs", "floats that a peer may be changing"),

@@ -265,7 +265,7 @@ impl<'a> Worker<'a> {
             .map(|(rank, t)| (Walk::new(rank, workers, places), if pushing { t.all } else { 0 }))
             .collect();
         let pushes = |place| walks.iter().map(|(walk, n)| walk.visits(place, *n)).sum();
-        let mut right = judged("the table", self.load.check(&pushes)?);
+        let mut right = judged("the table", self.load.check(pushes)?);
         if self.options.op.pulls() && (workers == 1 || !pushing) && self.begun > 0 {
             let operation = self.begun - 1;
             let place = self.walk.place(operation);

@@ -475,6 +475,36 @@ fn a_table_beyond_the_budget_is_refused_before_memory_is_taken() {
     assert_eq!(shard.parameter_bytes(), 4 * 101_000);
 }
 
+/// Rows that are made while another thread has their memory supplied are those that are made without one.
+#[test]
+fn rows_are_the_same_while_their_memory_is_supplied() {
+    const ROWS: u64 = 200_000;
+    let begin = Initializer::Normal { mean: 0.0, std: 1.0, seed: 5 };
+    let spec =
+        TableSpec::sparse("w", 1).optimizer(OptimizerSpec::adam(0.1, 0.9, 0.99, 0.1)).initializer(begin);
+    let (mut alone, mut helped) = (shard(&spec), shard(&spec));
+    let (sender, pages) = std::sync::mpsc::channel::<Arc<Page>>();
+    let supplier = std::thread::spawn(move || pages.iter().filter(|page| page.supply()).count());
+    let mut offered = 0;
+    for first in (0..ROWS).step_by(5000) {
+        // Most of them new.
+        let pairs: Vec<_> = (first.saturating_sub(500)..first + 5000).map(|k| (mix64(k), k as f32)).collect();
+        for shard in [&mut alone, &mut helped] {
+            push_sparse(shard, &spec, &pairs).unwrap();
+            shard.close(1, &mut Vec::new());
+        }
+        while let Some(page) = helped.next_to_supply() {
+            offered += 1;
+            sender.send(page).unwrap();
+        }
+    }
+    assert!(helped.next_to_supply().is_none() && offered > 4, "{offered}");
+    let keys: Vec<u64> = (0..ROWS).map(mix64).collect();
+    assert_eq!(read_sparse(&mut helped, &spec, &keys), read_sparse(&mut alone, &spec, &keys));
+    drop((helped, sender));
+    assert!(supplier.join().unwrap() <= offered);
+}
+
 #[test]
 fn buckets_that_nobody_touched_read_as_zeros() {
     let spec = TableSpec::sparse("w", 1);
