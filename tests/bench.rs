@@ -85,8 +85,23 @@ fn operations_of_odd_sizes_and_of_several_parts() {
         let bytes = arguments[2].parse().unwrap();
         assert_sane(&figures(&bench(&[&arguments[..], &["--json"]].concat())), arguments[0], bytes, 0.0);
     }
-    let long = ["pull", "--bytes", "12M", "--table-bytes", "24M", "--seconds", "0.2", "--json"];
-    assert_sane(&figures(&windlass(&["bench"]).args(long).output().unwrap()), "pull", 12 << 20, 0.0);
+    // The report tells how many operations could be under way.
+    for (op, window) in [("push", 4), ("pull", 2), ("push-pull", 2)] {
+        let long = [op, "--bytes", "12M", "--table-bytes", "24M", "--seconds", "0.2", "--json"];
+        let figures = figures(&windlass(&["bench"]).args(long).output().unwrap());
+        assert_sane(&figures, op, 12 << 20, 0.0);
+        assert_eq!(figures["window"], window, "{figures}");
+    }
+}
+
+/// No transport either: only the table. Its keys are drawn anew, or come from lists.
+#[test]
+fn gathering_alone() {
+    for lists in ["0", "3"] {
+        let figures = figures(&bench(&["gather", "--json", "--lists", lists]));
+        assert_eq!((&figures["op"], &figures["transport"]), (&"gather".into(), &"none".into()));
+        assert!(figures["keys_per_second"].as_f64().unwrap() > 0.0, "{figures}");
+    }
 }
 
 /// As many as the transport takes are under way; the report tells how many those were.
@@ -229,6 +244,22 @@ fn what_cannot_be_measured_is_refused_by_name() {
         assert_eq!(output.status.code(), Some(11), "{stderr}");
         assert!(stderr.contains(named), "{stderr}");
     }
+    for (op, keys, expected) in [
+        (
+            "sparse-pull",
+            "501",
+            "--keys: expected at most half of --rows (1000) where they are drawn, found 501",
+        ),
+        ("sparse-push", "1001", "--keys: expected 1 to --rows (1000), found 1001"),
+    ] {
+        let output = windlass(&["bench", op, "--rows", "1000", "--keys", keys]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    let long = ["bench", "sparse-push", "--rows", "20000000", "--keys", "20000000", "--dim", "16"];
+    let output = windlass(&long).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("--keys: expected at most 16777216 with --dim 16"), "{stderr}");
 }
 
 #[test]

@@ -13,8 +13,8 @@ use crate::mem::RegionId;
 use crate::store::{How, Intake, Optimizers, Shard, SparsePiece};
 use crate::types::{DirectoryEntry, Key, TableSpec};
 
-/// Lists that are gathered in turns, unless the options name another number.
-const LISTS: u32 = 64;
+/// Every so many rounds what was gathered is compared.
+const COMPARED: u64 = 64;
 /// Rows that are made at a time.
 const FILLED: u64 = 1 << 16;
 
@@ -37,7 +37,8 @@ impl List {
     }
 }
 
-/// Makes all rows, then gathers those of list after list until the time is up. Row r holds r mod 2^20.
+/// Makes all rows, then gathers those of list after list until the time is up. Row r holds r mod 2^20. Each list is drawn anew from
+/// all rows, unless the options name a number of lists to take in turns; what that takes is not counted.
 pub fn measure(options: &Options) -> Result<Verdict> {
     options.check()?;
     let (spec, dim) = (options.spec(), options.dim as usize);
@@ -59,29 +60,31 @@ pub fn measure(options: &Options) -> Result<Verdict> {
         taken.map_err(|malformed| malformed.by("this process"))?;
         applied.clear();
     }
-    let lists: Vec<List> = (0..if options.lists > 0 { options.lists } else { LISTS })
-        .map(|number| draw(number.into(), options.keys as usize, options.rows))
-        .map(|rows| List::new(&spec, rows.into_iter().map(|row| row * options.spread()).collect()))
-        .collect();
-    let (mut latencies, mut took, mut done) = (Latencies::new(), Duration::ZERO, 0);
+    let drawn = |number| {
+        let rows = draw(number, options.keys as usize, options.rows);
+        List::new(&spec, rows.into_iter().map(|row| row * options.spread()).collect())
+    };
+    let lists: Vec<List> = (0..options.lists.into()).map(drawn).collect();
+    let (mut latencies, mut took, mut done) = (Latencies::new(), Duration::ZERO, 0u64);
     let mut into = Vec::new();
     while took < options.duration() {
-        let list = &lists[done % lists.len()];
+        let fresh = lists.is_empty().then(|| drawn(done));
+        let list = fresh.as_ref().unwrap_or_else(|| &lists[done as usize % lists.len()]);
         let begun = Instant::now();
         shard.gather(0, &list.piece(&[]), &mut into);
         took += begun.elapsed();
         latencies.record(begun.elapsed());
-        done += 1;
-        if done % lists.len() == 1 && into != values_of(list) {
+        if done % COMPARED == 0 && into != values_of(list) {
             return Ok(Verdict::Wrong);
         }
+        done += 1;
     }
     let figures = Figures {
         transport: "none".to_owned(),
         workers: 1,
         servers: 0,
         threads: 1,
-        operations: done as u64,
+        operations: done,
         seconds: took.as_secs_f64(),
         latencies: &latencies,
     };

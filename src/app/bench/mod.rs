@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `options` | what can be set |
 //! | `place` | where operation n goes, and what the table must hold after all of them |
+//! | `parts` | how an operation is cut, and where in memory its values lie |
 //! | `load` | one operation on a table |
 //! | `work` | a worker: fill, run against the clock, check |
 //! | `pair` | `write` and `read`: two transports, no server; on one machine, or between the workers of a job |
@@ -16,6 +17,7 @@ mod latencies;
 mod load;
 mod options;
 mod pair;
+mod parts;
 mod place;
 mod report;
 mod work;

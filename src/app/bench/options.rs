@@ -24,19 +24,21 @@ pub enum Op {
     Read,
     /// Adding to a dense table, which is what a server does to a push, in this process alone
     Add,
-    /// Dense pushes
+    /// Dense pushes, all of one registered buffer of --bytes
     Push,
-    /// Dense pulls
+    /// Dense pulls into a registered buffer, which has room of its own for the result of each operation under way
     Pull,
-    /// Dense pushes, each with the pull of what it made
+    /// Dense pushes, each with the pull of what it made; both buffers are as those of push and pull
     PushPull,
     /// As push-pull, one at a time
     Latency,
-    /// Pushes of rows
+    /// Pushes of rows out of memory as long as one operation, which are copied on their way; round all rows, or --lists
     SparsePush,
-    /// Pulls of rows
+    /// Pulls of rows. Without --lists each operation has a list of keys that is uniform over all rows: one of 16 (fewer where they are
+    /// long) that were drawn beforehand, moved round by a random number of rows while its keys are written down, an addition for each
     SparsePull,
-    /// Gathering rows of a sparse table, which is what a server does to a pull of them, in this process alone
+    /// Gathering rows of a sparse table, which is what a server does to a pull of them, in this process alone. Without --lists the keys of
+    /// each round are drawn anew, uniform over all rows, while the clock stands
     Gather,
 }
 
@@ -86,13 +88,17 @@ impl FromStr for Bytes {
     }
 }
 
+/// The most payload of one operation: a worker holds it once as a source, and once or more as results.
+const MOST_BYTES: u64 = 1 << 30;
+
 /// Options of `windlass bench`.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// What to measure
     #[arg(value_enum)]
     pub op: Op,
-    /// Payload of one operation, with K, M or G for powers of 1024 [default: 1M; latency: 64]
+    /// Payload of one operation, with K, M or G for powers of 1024 [default: 1M; latency: 64]. More than 4M is moved by several calls of
+    /// 4M, each with its own part of the buffers
     #[arg(long, value_name = "BYTES")]
     pub bytes: Option<Bytes>,
     /// Size of the table, or of the memory that is written or read; operations walk round in it
@@ -110,7 +116,8 @@ pub struct Options {
     /// This worker's rank (in a job) [else WINDLASS_RANK]
     #[arg(long)]
     pub rank: Option<u32>,
-    /// When a pull is answered: bsp, ssp:N or asp; under bsp and ssp every operation is a clock of its own
+    /// When a pull is answered: bsp, ssp:N or asp; under bsp and ssp every operation is a clock of its own, of a
+    /// longer one than 4M each call
     #[arg(long, default_value = "asp", value_parser = Consistency::from_str)]
     pub consistency: Consistency,
     /// How values travel: fp32, fp16 or bf16. Bytes are counted as fp32, whatever the wire. Under fp16 and bf16 each place of the
@@ -130,13 +137,15 @@ pub struct Options {
     /// sparse: rows of the table
     #[arg(long, default_value_t = 1 << 20)]
     pub rows: u64,
-    /// sparse: operations go round N lists of keys that are drawn at random beforehand; without it, round all rows
+    /// sparse: operations go round N lists of keys that are drawn at random beforehand; without it sparse-push goes round all rows, and
+    /// sparse-pull and gather have a list of their own for each operation
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub lists: u32,
     /// sparse: what one more row's key is larger by [default: 2^64 / --rows]
     #[arg(long, value_name = "N")]
     pub spread: Option<u64>,
-    /// Operations of one worker under way at a time, 1 to 4096; of `write` and `read` as many as the transport takes, if those are fewer
+    /// Operations of one worker under way at a time, 1 to 4096; fewer, and the report says how many, where the transport takes fewer
+    /// (`write`, `read`), and where what they pull does not fit 256M of memory for results or 12M of answers under way
     #[arg(long, default_value_t = 4)]
     pub window: u32,
     /// Seconds to measure for
@@ -190,8 +199,13 @@ impl Options {
             if self.rows > 1 << 32 {
                 return Err(Error::config("--rows", "at most 2^32", self.rows));
             }
-            if (self.lists > 0 || self.op == Op::Gather) && u64::from(self.keys) * 2 > self.rows {
+            if (self.lists > 0 || self.op.pulls()) && u64::from(self.keys) * 2 > self.rows {
                 let expected = format!("at most half of --rows ({}) where they are drawn", self.rows);
+                return Err(Error::config("--keys", expected, self.keys));
+            }
+            if self.payload_bytes() > MOST_BYTES {
+                let expected =
+                    format!("at most {} with --dim {}", MOST_BYTES / 4 / u64::from(self.dim), self.dim);
                 return Err(Error::config("--keys", expected, self.keys));
             }
             if !(1..=u64::MAX / self.rows).contains(&self.spread()) {
@@ -200,7 +214,7 @@ impl Options {
             }
         } else {
             let (bytes, most) = (self.payload_bytes(), self.table_bytes.0);
-            if bytes < 4 || bytes > most.min(1 << 30) || !bytes.is_multiple_of(4) {
+            if bytes < 4 || bytes > most.min(MOST_BYTES) || !bytes.is_multiple_of(4) {
                 let expected = format!("a multiple of 4 from 4 to --table-bytes ({most}) and 1G");
                 return Err(Error::config("--bytes", expected, bytes));
             }
@@ -222,7 +236,7 @@ impl Options {
     /// Payload of one operation.
     pub fn payload_bytes(&self) -> u64 {
         match (self.op.is_sparse(), self.bytes, self.op) {
-            (true, ..) => u64::from(self.keys) * u64::from(self.dim) * 4,
+            (true, ..) => (u64::from(self.keys) * u64::from(self.dim)).saturating_mul(4),
             (_, Some(bytes), _) => bytes.0,
             (_, None, Op::Latency) => 64,
             (_, None, _) => 1 << 20,

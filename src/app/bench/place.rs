@@ -1,9 +1,9 @@
 //! Where each operation goes, and what must have become of the table.
 //!
 //! A table is cut into places of equal size; a worker walks round them, starting where no other starts. At first
-//! element i holds `pattern(i)`; every push adds 1 to all elements of its place. Whole numbers up to 2^24 are exact in fp32,
-//! up to 2^11 in fp16, up to 2^8 in bf16, whatever the order in which they are added up. Nobody pushes beyond, so the
-//! table can be checked to the bit on any wire.
+//! element i holds `pattern(i)`; every push adds 1 or -1 to each element of its place, which of the two depends on where in the
+//! place it lies. Whole numbers up to 2^24 are exact in fp32, up to 2^11 in fp16, up to 2^8 in bf16, whatever the order in which
+//! they are added up. Nobody pushes beyond, so the table can be checked to the bit on any wire.
 
 use crate::types::{Wire, mix64};
 
@@ -49,6 +49,61 @@ pub fn draw(number: u64, count: usize, rows: u64) -> Vec<u64> {
         drawn.dedup();
     }
     drawn
+}
+
+/// What a push adds to element or key `j` of its place: 1 or -1, as a coin falls.
+pub fn step(j: u64) -> f32 {
+    if mix64(j) & 1 == 0 { 1.0 } else { -1.0 }
+}
+
+/// Lists of rows, another one for each operation, each uniform over all rows. Drawing one costs an addition for each row: they are
+/// some that were drawn beforehand, moved round by a random number of rows, which makes any list as likely as drawing it does.
+pub struct Fresh {
+    drawn: Vec<Vec<u64>>,
+    rows: u64,
+    seed: u64,
+}
+
+impl Fresh {
+    /// The most lists that are drawn beforehand, and the most rows in them unless one list has more.
+    const LISTS: u64 = 16;
+    const DRAWN: usize = 1 << 22;
+
+    /// Lists of `count` of `rows` rows for worker `rank`: the same for the same rank.
+    pub fn new(rank: u32, count: usize, rows: u64) -> Fresh {
+        let first = u64::from(rank) * Fresh::LISTS;
+        let lists = ((Fresh::DRAWN / count) as u64).clamp(1, Fresh::LISTS);
+        let drawn = (first..first + lists).map(|number| draw(number, count, rows)).collect();
+        Fresh { drawn, rows, seed: mix64(!first) }
+    }
+
+    /// The list of an operation.
+    pub fn list(&self, operation: u64) -> Moved<'_> {
+        let rows = &self.drawn[operation as usize % self.drawn.len()][..];
+        let by = mix64(self.seed.wrapping_add(operation)) % self.rows;
+        let (low, high) = rows.split_at(rows.partition_point(|&row| row < self.rows - by));
+        Moved { low, high, up: by, down: self.rows - by }
+    }
+}
+
+/// A list of rows that is moved round: what would lie behind the last row comes first.
+#[derive(Debug, Clone, Copy)]
+pub struct Moved<'a> {
+    low: &'a [u64],
+    high: &'a [u64],
+    up: u64,
+    down: u64,
+}
+
+impl Moved<'_> {
+    /// Row `j` of the list, ascending with j.
+    pub fn row(&self, j: u64) -> u64 {
+        let j = j as usize;
+        match self.high.get(j) {
+            Some(row) => row - self.down,
+            None => self.low[j - self.high.len()] + self.up,
+        }
+    }
 }
 
 /// What element `i` of memory holds that is read without a table.
@@ -107,6 +162,43 @@ mod tests {
             assert_eq!(list, draw(3, count, rows));
         }
         assert_ne!(draw(3, 100, 1000), draw(4, 100, 1000));
+    }
+
+    #[test]
+    fn fresh_lists_ascend_and_reach_all_rows_alike() {
+        for (count, rows) in [(1, 2), (500, 1000), (100, 250)] {
+            let fresh = Fresh::new(1, count, rows);
+            let lists: Vec<Vec<u64>> =
+                (0..4000).map(|n| (0..count as u64).map(|j| fresh.list(n).row(j)).collect()).collect();
+            for list in &lists {
+                assert!(list.windows(2).all(|w| w[0] < w[1]) && list.iter().all(|&row| row < rows));
+            }
+            let mut seen = vec![0u32; rows as usize];
+            lists.iter().flatten().for_each(|&row| seen[row as usize] += 1);
+            // Each row is in a list with probability p, so 4000 p times but for some six deviations.
+            let p = count as f64 / rows as f64;
+            let (mean, deviation) = (4000.0 * p, (4000.0 * p * (1.0 - p)).sqrt());
+            assert!(seen.iter().all(|&n| (f64::from(n) - mean).abs() < 6.0 * deviation), "{count} of {rows}");
+        }
+    }
+
+    #[test]
+    fn fresh_lists_differ_from_operation_to_operation_and_from_worker_to_worker() {
+        let lists = |rank| {
+            let fresh = Fresh::new(rank, 100, 1 << 30);
+            (0..500).map(|n| (0..100).map(|j| fresh.list(n).row(j)).collect()).collect::<Vec<Vec<u64>>>()
+        };
+        assert_eq!(lists(0), lists(0));
+        let all: std::collections::HashSet<_> = lists(0).into_iter().chain(lists(1)).collect();
+        assert_eq!(all.len(), 1000);
+    }
+
+    #[test]
+    fn steps_differ_from_place_to_place() {
+        for apart in [1, 1 << 16, 1 << 20, 3 << 20] {
+            let alike = (0..10_000).filter(|&j| step(j) == step(j + apart)).count();
+            assert!((4000..6000).contains(&alike), "{alike} of 10000 at {apart}");
+        }
     }
 
     #[test]

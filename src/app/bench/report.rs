@@ -28,7 +28,7 @@ pub struct Report {
     pub threads: u32,
     pub consistency: String,
     pub wire: String,
-    /// Operations of one worker under way at a time; of `write` and `read` the most that there were.
+    /// Operations of one worker that may be under way at a time; of `write` and `read` the most that there were.
     pub window: u32,
     /// The time of the slowest worker.
     pub seconds: f64,

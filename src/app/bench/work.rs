@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::Verdict;
 use super::latencies::{BUCKETS, Latencies};
-use super::load::{Load, Wrong};
+use super::load::{Judged, Load, Part, Wrong};
 use super::options::Options;
 use super::pair;
+use super::parts::Parts;
 use super::place::Walk;
 use super::report::{Figures, Report};
 use crate::client::{Client, Ticket};
@@ -72,8 +73,7 @@ impl Told {
 /// A part of an operation under way.
 struct UnderWay {
     ticket: Ticket,
-    place: u64,
-    part: u64,
+    part: Part,
     /// When the operation began.
     since: Instant,
 }
@@ -83,11 +83,13 @@ struct Worker<'a> {
     options: &'a Options,
     load: Load,
     walk: Walk,
-    depth: usize,
+    parts: Parts,
     servers: u32,
     threads: u32,
     under_way: VecDeque<UnderWay>,
     latencies: Latencies,
+    /// Operations that were begun, and those that are done.
+    begun: u64,
     done: u64,
     wrong: u64,
     /// When it last looked at the clock: at the end of each operation that it waited for, which is when the next one begins. To look takes
@@ -104,13 +106,14 @@ impl<'a> Worker<'a> {
         Ok(Worker {
             client,
             options,
-            depth: load.depth(),
+            parts: load.parts(),
             load,
             walk: Walk::new(client.rank(), client.workers(), options.places()),
             servers: stats.len() as u32,
             threads: stats.iter().map(|s| s.threads.len() as u32).max().unwrap_or(0),
             under_way: VecDeque::new(),
             latencies: Latencies::new(),
+            begun: 0,
             done: 0,
             wrong: 0,
             now: Instant::now(),
@@ -164,24 +167,28 @@ impl<'a> Worker<'a> {
 
     /// Runs operations for `time`, at most `count`, then until all are done. How long that took.
     fn drive(&mut self, time: Duration, count: u64) -> Result<Duration> {
-        let most = self.done.saturating_add(count).min(self.most_operations());
+        let most = self.begun.saturating_add(count).min(self.most_operations());
         let start = Instant::now();
         self.now = start;
-        while self.now - start < time && self.done < most {
-            let place = self.walk.place(self.done);
+        while self.now - start < time && self.begun < most {
+            let (operation, place) = (self.begun, self.walk.place(self.begun));
             let (mut since, looked) = (None, self.now);
-            for part in 0..self.load.parts() {
-                while self.under_way.len() >= self.depth {
+            while self.begun - self.done >= self.parts.window() {
+                self.finish_oldest()?;
+            }
+            for number in 0..self.parts.count() {
+                while self.under_way.len() >= self.parts.depth() {
                     self.finish_oldest()?;
                 }
                 let since = *since.get_or_insert(self.now);
-                let ticket = self.load.start(place, part)?;
+                let part = Part { operation, place, number };
+                let ticket = self.load.start(part)?;
                 if self.clocked() {
                     self.client.clock()?;
                 }
-                self.under_way.push_back(UnderWay { ticket, place, part, since });
+                self.under_way.push_back(UnderWay { ticket, part, since });
             }
-            self.done += 1;
+            self.begun += 1;
             if self.now == looked {
                 self.now = Instant::now();
             }
@@ -193,14 +200,15 @@ impl<'a> Worker<'a> {
     }
 
     fn finish_oldest(&mut self) -> Result<()> {
-        let Some(UnderWay { ticket, place, part, since }) = self.under_way.pop_front() else { return Ok(()) };
-        if let Some(wrong) = self.load.finish(ticket, place, part)? {
+        let Some(UnderWay { ticket, part, since }) = self.under_way.pop_front() else { return Ok(()) };
+        if let Some(wrong) = self.load.finish(ticket, part)? {
             if self.wrong == 0 {
                 say("a pull brought a wrong value", wrong);
             }
             self.wrong += 1;
         }
-        if part + 1 == self.load.parts() {
+        if part.number + 1 == self.parts.count() {
+            self.done += 1;
             self.now = Instant::now();
             self.latencies.record(self.now - since);
         }
@@ -243,10 +251,12 @@ impl<'a> Worker<'a> {
             seconds: told.iter().map(|t| t.nanos).max().unwrap_or(0) as f64 / 1e9,
             latencies: &self.latencies,
         };
-        Report::new(self.options, &figures).print(self.options)
+        let mut report = Report::new(self.options, &figures);
+        report.window = self.parts.window() as u32;
+        report.print(self.options)
     }
 
-    /// Whether the table holds the pattern plus 1 for each push.
+    /// Whether the table, and the last result of a worker that is alone, hold the pattern and what each push has added.
     fn judge(&mut self, told: &[Told]) -> Result<Verdict> {
         let (workers, places) = (self.client.workers(), self.options.places());
         let pushing = self.options.op.pushes();
@@ -255,11 +265,22 @@ impl<'a> Worker<'a> {
             .map(|(rank, t)| (Walk::new(rank, workers, places), if pushing { t.all } else { 0 }))
             .collect();
         let pushes = |place| walks.iter().map(|(walk, n)| walk.visits(place, *n)).sum();
-        let (wrong, first) = self.load.check(pushes)?;
-        let Some(first) = first else { return Ok(Verdict::Right) };
-        say(&format!("{wrong} elements of the table are wrong, the first one"), first);
-        Ok(Verdict::Wrong)
+        let mut right = judged("the table", self.load.check(pushes)?);
+        if self.options.op.pulls() && (workers == 1 || !pushing) && self.begun > 0 {
+            let operation = self.begun - 1;
+            let place = self.walk.place(operation);
+            right &= judged("a result", self.load.check_result(operation, place, pushes(place))?);
+        }
+        Ok(if right { Verdict::Right } else { Verdict::Wrong })
     }
+}
+
+/// Whether none is wrong; else standard error says where.
+fn judged(what: &str, Judged { wrong, first }: Judged) -> bool {
+    if let Some(first) = first {
+        say(&format!("{wrong} elements of {what} are wrong, the first one"), first);
+    }
+    first.is_none()
 }
 
 fn say(what: &str, Wrong { element, expected, found }: Wrong) {
