@@ -8,6 +8,7 @@ pub mod coordinator;
 pub mod core;
 mod cut;
 mod cuts;
+mod disks;
 mod keeper;
 #[doc(hidden)]
 pub mod link;
