@@ -253,7 +253,9 @@ impl ServerBuilder {
         let mut config = HubConfig::new(self.secret.clone(), &self.job, identity);
         config.limits = Limits::of(&self.network);
         let mut hub = Hub::new(config)?;
-        let address = hub.listen(self.network.interface, self.network.ports.clone())?;
+        let address = hub
+            .listen(self.network.interface, self.network.ports.clone())
+            .map_err(|e| e.chosen_by(settings::LISTENING))?;
         let coordinator = hub.dial(&self.coordinator, "the coordinator")?;
         let hub_waker = hub.waker();
         let stopping = Arc::new(AtomicBool::new(false));
