@@ -549,7 +549,8 @@ fn a_directory_gets_no_name_that_is_to_be_seen() {
     let path = |name: &str| home.path().join(name);
     let made = |names: &[&str]| names.iter().for_each(|name| Disk.make_directory(&path(name)).unwrap());
     made(&["draft", "taken"]);
-    let ways: [(&str, fn(&Path, &Path) -> io::Result<()>); 2] = [
+    type Rename = fn(&Path, &Path) -> io::Result<()>;
+    let ways: [(&str, Rename); 2] = [
         ("at once", |from, to| Disk.rename_new(from, to)),
         ("after a look", |from, to| storage::rename_unless_seen(&Disk, from, to)),
     ];
