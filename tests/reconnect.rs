@@ -1,5 +1,5 @@
 //! A lost connection is not a lost peer: a proxy between workers and server cuts their data connections at seeded random
-//! byte offsets, and the weights come out the same to the bit.
+//! byte offsets, or those over shared memory end at seeded moments, and the weights come out the same to the bit.
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
@@ -7,12 +7,16 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use windlass::config::Network;
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::server::ServerHandle;
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::types::{Aggregate, Consistency, NonFinite, OptimizerSpec, Stale, mix64};
@@ -136,9 +140,17 @@ impl Job {
 /// Sparse and dense, push_pull and pull, from slices and (rank 1) from registered buffers, through the library.
 fn train(cuts: u64, seed: u64) -> Result {
     let job = Job::start(WORKERS, (cuts, 6_000), seed);
+    let learnt = learn(&job.address, &job.secret, &Network::default());
+    job.end();
+    learnt
+}
+
+/// What the workers learn.
+fn learn(address: &str, secret: &Secret, network: &Network) -> Result {
     let workers: Vec<_> = (0..WORKERS)
         .map(|rank| {
-            let config = ClientConfig::new(&job.address, job.secret.clone(), rank, WORKERS);
+            let mut config = ClientConfig::new(address, secret.clone(), rank, WORKERS);
+            config.network = network.clone();
             thread::spawn(move || work(Client::connect(config).unwrap()))
         })
         .collect();
@@ -151,8 +163,63 @@ fn train(cuts: u64, seed: u64) -> Result {
             (reconnects, duplicates) = (r, d);
         }
     }
-    job.end();
     Result { bits, reconnects, duplicates }
+}
+
+/// The same over shared memory; until the job has ended one connection after the other ends, if `disturbed`.
+fn train_over_memory(disturbed: Option<u64>) -> Result {
+    let network = Network { transport: TransportChoice::Only(TransportKind::Shm), ..Network::default() };
+    let secret = Secret::generate().unwrap();
+    let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(WORKERS));
+    let coordinator = CoordinatorServer::bind(config).unwrap();
+    let address = coordinator.address().to_string();
+    let server = Server::builder(&address, secret.clone()).network(network.clone()).start().unwrap();
+    let coordinator = thread::spawn(move || coordinator.run());
+    let learnt = AtomicBool::new(false);
+    let result = thread::scope(|scope| {
+        let stop = &learnt;
+        if let Some(seed) = disturbed {
+            scope.spawn(move || end_connections(seed, stop));
+        }
+        let result = learn(&address, &secret, &network);
+        learnt.store(true, Ordering::Release);
+        result
+    });
+    coordinator.join().unwrap().unwrap();
+    server.run().unwrap();
+    result
+}
+
+/// Ends connections over shared memory at seeded moments, some milliseconds apart, so that there is time to go on between them. Both ends
+/// are of this process, and see what they would see had the other one gone.
+fn end_connections(seed: u64, stop: &AtomicBool) {
+    let mut random = seed;
+    let mut below = |bound: u64| {
+        random = mix64(random.wrapping_add(0x9E37_79B9_7F4A_7C15));
+        random % bound
+    };
+    while !stop.load(Ordering::Acquire) {
+        let connections = memory_connections();
+        if !connections.is_empty() {
+            let chosen = below(connections.len() as u64) as usize;
+            rustix::net::shutdown(&connections[chosen], rustix::net::Shutdown::Both).unwrap();
+        }
+        drop(connections);
+        thread::sleep(Duration::from_micros(500 + below(3000)));
+    }
+}
+
+/// A second descriptor for each Unix socket by which this process shares memory with itself.
+fn memory_connections() -> Vec<OwnedFd> {
+    let this = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+    let numbers = std::fs::read_dir("/proc/self/fd").unwrap();
+    let numbers = numbers.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    // One that was closed meanwhile is left out.
+    let all = numbers.filter_map(|number| pidfd_getfd(&this, number, PidfdGetfdFlags::empty()).ok());
+    let connected = |fd: &OwnedFd| {
+        matches!(socket_type(fd), Ok(SocketType::SEQPACKET)) && rustix::net::getpeername(fd).is_ok()
+    };
+    all.filter(connected).collect()
 }
 
 /// The server's control listener takes the first of its ports, its one thread the second.
@@ -240,6 +307,18 @@ fn work(client: Client) -> (Vec<u32>, Option<(u64, u64)>) {
     client.barrier().unwrap();
     client.finalize().unwrap();
     (weights.iter().chain(&rows).map(|w| w.to_bits()).collect(), stats)
+}
+
+#[test]
+fn connections_over_memory_that_end_change_no_bit() {
+    let undisturbed = train_over_memory(None);
+    assert_eq!((undisturbed.reconnects, undisturbed.duplicates), (0, 0));
+    let disturbed = train_over_memory(Some(7));
+    println!("{} reconnects, {} duplicates", disturbed.reconnects, disturbed.duplicates);
+    assert!(disturbed.reconnects > 0);
+    assert!(undisturbed.bits.iter().any(|b| *b != 0));
+    assert!(disturbed.bits == undisturbed.bits, "the weights differ");
+    assert!(disturbed.bits == train(0, 1).bits, "the weights are not those over TCP");
 }
 
 #[test]

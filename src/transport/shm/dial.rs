@@ -39,7 +39,11 @@ impl Dialer {
             return Err(Error::Refused { peer: peer.to_owned(), reason });
         }
         let dial = preamble::dial(preamble::SHM, to.endpoint, &preamble::nonce()?);
-        socket::send(&socket, &dial, None).map_err(|e| refused(&e))?;
+        match socket::send(&socket, &dial, None) {
+            // The peer has ended it already, as it may at any moment: `advance` finds the end.
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+            sent => sent.map_err(|e| refused(&e))?,
+        }
         Ok(Dialer { socket, until, key: Secret(*key), dial, nonce: None })
     }
 

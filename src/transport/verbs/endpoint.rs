@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::cq::{CompletionQueue, Status, Work, WorkId};
 use super::device::{Context, Port};
 use super::memory::{Domain, Region};
+use super::patience::Looks;
 use super::post::Fence;
 use super::qp::{self, Piece, QueuePair, SendRequest, Settings, Verb};
 use crate::error::{Error, Result};
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     /// Receive buffers posted.
     pub receives: u32,
     pub connect_timeout: Duration,
+    pub patience: Duration,
     /// By region id.
     pub arenas: Vec<Option<Arc<Arena>>>,
 }
@@ -112,6 +114,7 @@ pub(super) struct Endpoint {
     /// their way in.
     pub(super) scratch: Region,
     pub(super) operations: VecDeque<Operation>,
+    pub(super) looks: Looks,
     pub(super) domain: Arc<Domain>,
     pub(super) id: EndpointId,
     pub(super) peer: String,
@@ -151,6 +154,7 @@ impl Endpoint {
             locals: Vec::new(),
             scratch,
             operations: VecDeque::with_capacity(shared.depth as usize),
+            looks: Looks::default(),
             domain,
             id,
             peer: peer.to_owned(),

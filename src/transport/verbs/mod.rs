@@ -18,13 +18,14 @@
 //! | `super::pairing` | what `open` hands out; how two connected ends find each other |
 //! | `endpoint` | one endpoint: its memory, its phases, its end |
 //! | `post`, `arrive` | operations on their way out, completions on their way in |
+//! | `patience` | devices that neither do an operation nor say that it failed |
 //! | `ffi` | the C shim |
 //! | `faults` | in test builds, queue pairs that fail |
 //!
 //! Receive buffers serve messages and writes with a number alike. When a peer sends more than are posted, its device waits
 //! and tries again, so a thread that does not poll slows its peers down and loses nothing. An error of one operation ends
-//! the endpoint: RC queue pairs can't go on. A peer that dies is noticed when something is sent to it; the control
-//! connection notices earlier, and the layer above then closes the endpoint. Closing, and dropping the transport, say goodbye
+//! the endpoint: RC queue pairs can't go on. So does a device that says nothing of an operation for too long. A peer that dies is noticed
+//! when something is sent to it; the control connection notices earlier, and the layer above then closes the endpoint. Closing, and dropping the transport, say goodbye
 //! to a peer whose device answers.
 
 mod arrive;
@@ -35,6 +36,7 @@ mod endpoint;
 pub mod faults;
 mod ffi;
 mod memory;
+mod patience;
 mod post;
 mod qp;
 
@@ -75,6 +77,8 @@ pub struct VerbsConfig {
     pub rnr_retries: u8,
     /// How long a peer may take between our `connect` and its own.
     pub connect_timeout: Duration,
+    /// For how long a device may neither do what it was given nor say that it failed; then the peer is lost.
+    pub patience: Duration,
 }
 
 impl Default for VerbsConfig {
@@ -85,6 +89,7 @@ impl Default for VerbsConfig {
             endpoints: usize::from(u16::MAX),
             rnr_retries: 7,
             connect_timeout: Duration::from_secs(30),
+            patience: Duration::from_secs(30),
         }
     }
 }
@@ -94,7 +99,8 @@ impl VerbsConfig {
     pub fn of(network: &Network, rail: &RailPort, vector: u32) -> VerbsConfig {
         let device = Devices::only(&rail.device, rail.port);
         let rdma = Rdma { device, ..network.rdma.clone() };
-        VerbsConfig { rdma, vector, connect_timeout: network.peer_timeout, ..VerbsConfig::default() }
+        let (connect_timeout, patience) = (network.peer_timeout, network.peer_timeout);
+        VerbsConfig { rdma, vector, connect_timeout, patience, ..VerbsConfig::default() }
     }
 }
 
@@ -144,6 +150,9 @@ pub struct Verbs {
     returned: Vec<u32>,
     /// Whether an event may have come since the last look at the descriptor.
     armed: bool,
+    /// Polls since the clock was looked at, and when the next look at what is under way is due.
+    untimed: u32,
+    next_look: Instant,
 }
 
 impl Verbs {
@@ -168,6 +177,7 @@ impl Verbs {
             depth: settings.sends - CONTROLS,
             receives: settings.receives,
             connect_timeout: config.connect_timeout,
+            patience: config.patience,
             arenas: Vec::new(),
         };
         let mut places = Vec::new();
@@ -184,6 +194,8 @@ impl Verbs {
             ready: VecDeque::new(),
             returned: Vec::new(),
             armed: false,
+            untimed: 0,
+            next_look: Instant::now(),
         })
     }
 
@@ -296,6 +308,28 @@ impl Verbs {
         self.watched = watched;
     }
 
+    /// Looks now and then at what every endpoint has under way: see `patience`. Whoever sleeps is woken for it by nobody: all that wait
+    /// look around every second.
+    fn look_at_all(&mut self, woken: bool) {
+        self.untimed += 1;
+        if !woken && self.untimed < UNTIMED {
+            return;
+        }
+        self.untimed = 0;
+        let now = Instant::now();
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now + patience::between(self.shared.patience);
+        for index in 0..self.places.len() {
+            let Some(endpoint) = self.places[index].endpoint.as_deref_mut() else { continue };
+            endpoint.look(&self.shared);
+            if endpoint.is_ending() {
+                self.watch(index as u32);
+            }
+        }
+    }
+
     fn fail_all(&mut self, error: &Error) {
         for index in 0..self.places.len() {
             if let Some(endpoint) = self.places[index].endpoint.as_deref_mut() {
@@ -315,6 +349,9 @@ impl Verbs {
         !self.entries.is_empty()
     }
 }
+
+/// Polls in a row of a thread that does not sleep between two looks at the clock.
+const UNTIMED: u32 = 1024;
 
 /// How long dropping a transport may take to say goodbye.
 const FAREWELL: Duration = Duration::from_millis(100);
@@ -565,8 +602,8 @@ impl Transport for Verbs {
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {
-        if self.armed {
-            self.armed = false;
+        let woken = std::mem::take(&mut self.armed);
+        if woken {
             self.shared.completions.take_events();
         }
         completions.extend(self.ready.drain(..));
@@ -580,6 +617,10 @@ impl Transport for Verbs {
             }
         }
         self.replenish();
+        // Else there may be completions that were not taken yet.
+        if left > 0 {
+            self.look_at_all(woken);
+        }
         self.look_after(completions);
     }
 

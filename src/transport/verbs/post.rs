@@ -166,7 +166,7 @@ impl Endpoint {
     }
 
     #[allow(clippy::too_many_arguments)] // all of one work request; called in four places
-    fn push(
+    pub(super) fn push(
         &mut self,
         shared: &Shared,
         verb: Verb,
