@@ -203,6 +203,16 @@ impl Error {
         Error::Io { operation, subject: subject.to_string(), source: Arc::new(source) }
     }
 
+    /// Says of an address that can't be bound which settings choose another.
+    pub fn chosen_by(self, settings: &str) -> Error {
+        match self {
+            Error::Io { operation: "bind", subject, source } => {
+                Error::Io { operation: "bind", subject: format!("{subject}; another by {settings}"), source }
+            }
+            other => other,
+        }
+    }
+
     /// An [`Error::Config`].
     pub fn config(
         setting: impl Into<String>,

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use common::proc::listeners;
 use common::{Ended, PATIENCE, Process, kill, run, scratch, text, until, windlass};
 use rustix::process::Signal;
-use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Table, TableSpec};
+use windlass::config::Network;
+use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, Table, TableSpec};
 
 /// A coordinator and what the others need to reach it.
 struct Job {
@@ -376,7 +377,32 @@ fn a_port_that_is_taken_is_named() {
     let directory = scratch();
     let secret = secret_file(directory.path(), "secret", 0o600);
     let ended = run(["coordinator", "--listen", &address, "--secret-file", text(&secret)]);
-    ended.expect(12).says(&address).says("in use");
+    ended.expect(12).says(&format!("bind ({address}; another by --listen): ")).says("in use");
+    let mut by_variable = windlass(["coordinator", "--secret-file", text(&secret)]);
+    by_variable.env("WINDLASS_COORDINATOR", &address);
+    let ended = Process::start(by_variable).end(PATIENCE);
+    ended.expect(12).says(&format!("bind ({address}; another by WINDLASS_COORDINATOR): "));
+    let port = taken.local_addr().unwrap().port().to_string();
+    let ended = run(["run", "--port-range", &port, "--", "true"]);
+    ended.expect(12).says(&format!("bind ({address}; another by --interface or --port-range): "));
+    let job = ["--secret-file", text(&secret), "--coordinator", &address];
+    let ended = run(["server", "--port-range", &port].into_iter().chain(job));
+    ended.expect(12).says(&format!("bind ({address}; another by --interface or --port-range): "));
+}
+
+/// A server that gets a port for its links, and none for its data.
+#[test]
+fn ports_that_do_not_suffice_are_named() {
+    let refused = || {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let network = Network { ports: Some(port..=port), ..Network::default() };
+        let server = Server::builder("127.0.0.1:1", Secret::generate().unwrap()).network(network).start();
+        server.err().unwrap().to_string()
+    };
+    // Another test may have the port meanwhile: then there is none for links, either.
+    let for_data = |error: &String| error.starts_with("bind (127.0.0.1, ports ");
+    let error = (0..100).map(|_| refused()).find(for_data).unwrap();
+    assert!(error.contains("; another by --interface or --port-range): "), "{error}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use common::proc::Role;
 use common::{Ended, PATIENCE, Process, kill, run, scratch, text, until, windlass};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Signal, getrlimit, prlimit};
 use serde_json::Value;
 use windlass::checkpoint::{CutFile, Disk, SectionKind};
 
@@ -54,10 +54,14 @@ impl Training {
         Training { arguments: all, report }
     }
 
-    fn start(&self, more: &[&str]) -> Process {
+    fn command(&self, more: &[&str]) -> Command {
         let mut command = windlass(self.arguments.iter().map(String::as_str).chain(more.iter().copied()));
         command.env("WINDLASS_LOG", "windlass=info");
-        Process::start(command)
+        command
+    }
+
+    fn start(&self, more: &[&str]) -> Process {
+        Process::start(self.command(more))
     }
 
     /// Runs it to its end. Gives what it learnt.
@@ -265,6 +269,48 @@ fn a_full_disk_costs_the_cuts_that_find_no_room() {
     job.end(PATIENCE).expect(75);
     let newest = committed(&folder).pop().unwrap();
     checkpoint(&["verify", text(&newest)]).expect(0);
+}
+
+/// The system's answer to a write beyond such a limit is SIGXFSZ, which would end the server.
+#[test]
+fn a_limit_on_the_length_of_files_costs_the_cuts_that_are_longer() {
+    let directory = scratch();
+    let folder = directory.path().join("kept");
+    let data = data(directory.path());
+    let training = Training::new(directory.path(), &["--data", &data, "--workers", "2"]);
+    let plain = training.command(&["--checkpoint", text(&folder), "--every", "20", "--epochs", "1000000"]);
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -S -f 1 && exec \"$0\" \"$@\""])
+        .arg(plain.get_program())
+        .args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let mut job = Process::start(limited);
+    let mut said = String::new();
+    until(PATIENCE, "a cut that fails", || {
+        said = job.said();
+        assert!(job.runs(), "{said}");
+        said.contains("RLIMIT_FSIZE")
+    });
+    let line = said.lines().find(|line| line.contains("RLIMIT_FSIZE")).unwrap();
+    assert!(
+        line.contains("/shard-000") && line.contains("): limit ") && line.contains(", asked for "),
+        "{line}"
+    );
+    assert!(committed(&folder).is_empty());
+    for pid in job.members().iter().map(|member| member.pid).chain([job.pid()]) {
+        prlimit(Pid::from_raw(pid), Resource::Fsize, getrlimit(Resource::Fsize)).unwrap();
+    }
+    until(PATIENCE, "a later checkpoint", || has_cut(&folder, 1));
+    assert!(job.runs(), "{}", job.said());
+    job.signal(Signal::TERM);
+    job.end(PATIENCE).expect(75);
+    checkpoint(&["verify", text(&committed(&folder).pop().unwrap())]).expect(0);
 }
 
 /// A cut's number.

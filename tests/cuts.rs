@@ -370,7 +370,7 @@ fn beyond_its_bound_a_cut_makes_pushes_wait_and_loses_nothing() {
     job.end().unwrap();
 }
 
-/// The operating system's files, of which one takes long to open once that is asked for.
+/// The operating system's files, of which one takes long to open or make once that is asked for.
 #[derive(Debug, Default)]
 struct Slow {
     asked: AtomicBool,
@@ -395,14 +395,17 @@ impl Slow {
 
 impl Storage for Slow {
     fn open(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-        if self.asked.swap(false, Ordering::SeqCst) {
+        if !self.panics && self.asked.swap(false, Ordering::SeqCst) {
             std::thread::sleep(self.taken);
         }
         Disk.open(path)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-        assert!(!self.panics || !self.asked.swap(false, Ordering::SeqCst), "on purpose");
+        if self.asked.swap(false, Ordering::SeqCst) {
+            assert!(!self.panics, "on purpose");
+            std::thread::sleep(self.taken);
+        }
         Disk.create(path)
     }
 
@@ -564,6 +567,96 @@ fn a_server_that_reads_a_cut_ends_whole() {
     job.servers.pop().unwrap().stop().unwrap();
     assert_eq!(Arc::strong_count(&slow), 1);
     assert!(client.join().unwrap().is_err() && job.end().is_err());
+}
+
+/// One that is stopped while a cut of it is written, on a disk that is slow, leaves nobody who has that disk.
+#[test]
+fn a_server_that_writes_a_cut_ends_whole() {
+    let directory = scratch();
+    let slow = Slow::by(Duration::from_millis(300));
+    let setup = Setup { disks: [Arc::new(Disk), slow.clone()], ..Setup::default() };
+    let mut job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
+    slow.ask();
+    step(&client, &table, 1.0);
+    step(&client, &table, 1.0);
+    until(PATIENCE, "a file that is slow to open", || slow.was_slow());
+    job.servers.pop().unwrap().stop().unwrap();
+    assert_eq!(Arc::strong_count(&slow), 1);
+    assert!(job.end().is_err());
+}
+
+#[test]
+fn a_coordinator_that_commits_a_cut_ends_whole() {
+    let directory = scratch();
+    let slow = Slow::by(Duration::from_millis(300));
+    let setup = Setup { disks: [slow.clone(), Arc::new(Disk)], ..Setup::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
+    slow.ask();
+    step(&client, &table, 1.0);
+    step(&client, &table, 1.0);
+    client.save_state(b"two").unwrap();
+    until(PATIENCE, "a file that is slow to make", || slow.was_slow());
+    job.stop.stop();
+    assert!(job.end().is_err());
+    assert_eq!(Arc::strong_count(&slow), 1);
+}
+
+/// Nobody waits, either, for a disk that does not answer at all, though a push is held up by it.
+#[test]
+fn a_server_whose_disk_stands_still_ends_in_time() {
+    let directory = scratch();
+    let limits = ServerLimits {
+        cut_bytes: 1 << 20,
+        stop_timeout: Duration::from_millis(100),
+        ..ServerLimits::default()
+    };
+    let setup = Setup { limits, ..Setup::default() };
+    let mut job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
+    let pipe = stuck(directory.path(), 1, 0);
+    let client = job.clients().pop().unwrap();
+    let spec = TableSpec::dense("d", &[1 << 20]).optimizer(OptimizerSpec::sum());
+    let table = client.table(&spec).unwrap();
+    let all = KeyRange::new(0, 1 << 20).unwrap();
+    let pusher = std::thread::spawn({
+        let client = client.clone();
+        move || {
+            let mut values = vec![0.0; 1 << 20];
+            while table.push_range(all, &values).and_then(|_| client.clock()).is_ok() {
+                if table.pull_range(all, &mut values).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    // As above: the third clock does not end.
+    until(PATIENCE, "the third clock", || client.peers().unwrap()[0].clock == 3);
+    let server = job.servers.pop().unwrap();
+    let (ended, end) = bounded(1);
+    let stopping = std::thread::spawn(move || ended.send(server.stop().is_ok()));
+    assert_eq!(end.recv_timeout(PATIENCE), Ok(true), "the server waits for its disk");
+    stopping.join().unwrap().unwrap();
+    pusher.join().unwrap();
+    assert!(job.end().is_err());
+    std::fs::read(pipe).unwrap(); // so that the thread that was left behind ends
+}
+
+#[test]
+fn a_writer_that_panics_ends_the_job() {
+    let directory = scratch();
+    let disk = Arc::new(Slow { panics: true, ..Slow::default() });
+    let setup = Setup { disks: [Arc::new(Disk), disk.clone()], ..Setup::default() };
+    let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
+    disk.ask();
+    step(&client, &table, 1.0);
+    step(&client, &table, 1.0);
+    let error = job.end().unwrap_err().to_string();
+    assert!(error.contains("server 0: ") && error.ends_with(": wl-cut panicked"), "{error}");
 }
 
 /// What a worker pushes in one call: a power of two of its own, so that a sum tells each call by its bit.

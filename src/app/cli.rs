@@ -345,12 +345,13 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     };
     let servers = number(options.servers, variable::SERVERS)?.unwrap_or(1);
     let workers = number(options.workers, variable::WORKERS)?;
-    let listen = match options.listen {
-        Some(listen) => listen,
-        None => environment
-            .value(variable::COORDINATOR, "IP:PORT")?
-            .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7077))),
+    let given = match options.listen {
+        None => environment.value(variable::COORDINATOR, "IP:PORT")?,
+        Some(_) => None,
     };
+    let chosen_by =
+        given.map_or_else(|| "--listen".to_owned(), |_| environment.name_of(variable::COORDINATOR));
+    let listen = options.listen.or(given).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7077)));
     let mut config = CoordinatorServerConfig::new(secret, job, servers, workers);
     config.ip = listen.ip();
     config.ports = (listen.port() != 0).then(|| listen.port()..=listen.port());
@@ -359,7 +360,7 @@ fn coordinate(options: &CoordinatorOptions, environment: &Environment) -> Result
     config.limited_by(&settings)?;
     config.checkpoints = Checkpoints::from_environment(&settings)?;
     let saves = config.checkpoints.folder.is_some();
-    let mut coordinator = CoordinatorServer::bind(config)?;
+    let mut coordinator = CoordinatorServer::bind(config).map_err(|e| e.chosen_by(&chosen_by))?;
     if saves {
         coordinator.end_on_signals()?;
     }

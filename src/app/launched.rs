@@ -234,7 +234,7 @@ pub fn coordinator(
     config.ports = settings.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?;
     config.limited_by(settings)?;
     config.checkpoints = Checkpoints::from_environment(settings)?;
-    CoordinatorServer::bind(config)
+    CoordinatorServer::bind(config).map_err(|e| e.chosen_by(settings::LISTENING))
 }
 
 /// What a task is told of its place. The interface is its own end of the network: what the user says may be another address on

@@ -64,7 +64,8 @@ pub fn run(plan: &Plan, reach: &Reach<'_>) -> Result<Outcome> {
     let ports = plan.settings.restriction(&settings::PORT_RANGE).map(parse_ports).transpose()?;
     let secret = reach.secret.clone().map_or_else(Secret::generate, Ok)?;
     let at = (address(&plan.settings, &hosts)?, ports);
-    let gathering = Gathering::of_others(&nodes, at, (secret, &launch::new_job()?))?;
+    let gathering = Gathering::of_others(&nodes, at, (secret, &launch::new_job()?))
+        .map_err(|e| e.chosen_by(settings::LISTENING))?;
     let leader = gathering.bootstrap().clone();
     let coordinator = coordinator(&plan.settings, &leader, &roles)?;
     // A name of its own: what runs on this very host by a remote shell is not ours to sweep.

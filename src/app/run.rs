@@ -44,7 +44,7 @@ pub fn run(plan: &Plan) -> Result<launch::Outcome> {
     config.ports = network.ports.clone();
     config.limited_by(&plan.settings)?;
     config.checkpoints = Checkpoints::from_environment(&plan.settings)?;
-    let coordinator = CoordinatorServer::bind(config)?;
+    let coordinator = CoordinatorServer::bind(config).map_err(|e| e.chosen_by(settings::LISTENING))?;
     let children = children(plan, &coordinator.address().to_string(), &secret)?;
     supervise(plan, coordinator, Tree::new(tree(plan, &job, limits)?)?, &children)
 }

@@ -134,10 +134,8 @@ impl Folder {
         let mut number = self.next()?;
         loop {
             let to = self.cut(number);
-            // One that is there is a job's, although nothing may be in it yet: to rename would replace that.
-            let is_taken = self.storage.list(&to).is_ok();
-            match if is_taken { Err(ErrorKind::AlreadyExists.into()) } else { self.storage.rename(cut, &to) }
-            {
+            // One that is there is a job's, although nothing may be in it yet.
+            match self.storage.rename_new(cut, &to) {
                 Ok(()) => break,
                 Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) => {
                     number = self.behind(number)?;

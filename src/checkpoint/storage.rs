@@ -8,6 +8,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
 /// A file system.
 pub trait Storage: std::fmt::Debug + Send + Sync {
     /// A new file for writing, in place of one of that name.
@@ -16,6 +19,11 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     fn open(&self, path: &Path) -> io::Result<Box<dyn StorageFile>>;
     /// Gives a file its final name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a directory a name that nothing has, or fails with [`io::ErrorKind::AlreadyExists`]. As it stands here it may still replace an
+    /// empty directory that somebody makes at the same moment.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        rename_unless_seen(self, from, to)
+    }
     /// Makes what was created, renamed or removed in a directory durable.
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
     /// Makes a directory and its parents; one that is there is left as it is.
@@ -26,6 +34,17 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty directory.
     fn remove_directory(&self, path: &Path) -> io::Result<()>;
+}
+
+pub(super) fn rename_unless_seen(
+    storage: &(impl Storage + ?Sized),
+    from: &Path,
+    to: &Path,
+) -> io::Result<()> {
+    match storage.list(to) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => storage.rename(from, to),
+    }
 }
 
 /// An open file of a [`Storage`].
@@ -55,6 +74,14 @@ impl Storage for Disk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // NFS, for one, can't do it.
+            Err(Errno::INVAL | Errno::NOSYS) => rename_unless_seen(self, from, to),
+            renamed => Ok(renamed?),
+        }
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {

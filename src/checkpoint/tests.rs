@@ -485,6 +485,84 @@ fn a_cut_that_is_added_neither_takes_nor_harms_one_of_a_job() {
     }
 }
 
+/// A disk of a job that begins a cut just when somebody has seen that there is none.
+#[derive(Debug)]
+struct Eager;
+
+impl Storage for Eager {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        Disk.create(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        Disk.open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if to.ends_with(cut_name(1)) {
+            Disk.make_directory(to)?;
+        }
+        Disk.rename_new(from, to)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        Disk.sync_directory(path)
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        Disk.make_directory(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let listed = Disk.list(path);
+        if listed.is_err() && path.ends_with(cut_name(1)) {
+            Disk.make_directory(path)?;
+        }
+        listed
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        Disk.remove(path)
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        Disk.remove_directory(path)
+    }
+}
+
+#[test]
+fn a_cut_that_is_added_never_takes_the_place_of_one_that_is_begun_at_that_moment() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(Arc::new(Eager), home.path());
+    assert_eq!(folder.add(checkpoint).unwrap(), 2);
+    assert!(Disk.list(&folder.cut(1)).unwrap().is_empty(), "it is the job's");
+}
+
+/// Where the file system can't refuse, a name that is to be seen is still nobody else's.
+#[test]
+fn a_directory_gets_no_name_that_is_to_be_seen() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    let made = |names: &[&str]| names.iter().for_each(|name| Disk.make_directory(&path(name)).unwrap());
+    made(&["draft", "taken"]);
+    type Rename = fn(&Path, &Path) -> io::Result<()>;
+    let ways: [(&str, Rename); 2] = [
+        ("at once", |from, to| Disk.rename_new(from, to)),
+        ("after a look", |from, to| storage::rename_unless_seen(&Disk, from, to)),
+    ];
+    for (way, rename) in ways {
+        let refused = rename(&path("draft"), &path("taken")).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists, "{way}");
+        rename(&path("draft"), &path("free")).unwrap();
+        assert!(!path("draft").exists(), "{way}");
+        std::fs::rename(path("free"), path("draft")).unwrap();
+    }
+}
+
 /// A disk on which a cut had no room has it for the next one.
 #[test]
 fn what_was_given_up_leaves_nothing() {

@@ -8,6 +8,7 @@ use super::format::{Flaw, HEADER, Header, Index, Section, SectionId, aligned};
 use super::manifest::FileEntry;
 use super::storage::{Storage, StorageFile};
 use crate::error::{Error, Result};
+use crate::mem::limits::check_file;
 use crate::types::Version;
 
 /// A file that is being written under a temporary name. Without [`FileWriter::finish`] it never gets its own, and is removed.
@@ -84,7 +85,7 @@ impl FileWriter {
         let writing = &mut self.sections[place];
         writing.parts.insert(at, (bytes.len() as u64, crc32c::crc32c(bytes)));
         let offset = writing.section.offset + at;
-        self.file.write_at(bytes, offset).map_err(|e| self.failed("write", e))
+        self.write(bytes, offset)
     }
 
     /// Writes directory and header, makes all of it durable, and gives the file its name.
@@ -96,8 +97,8 @@ impl FileWriter {
         let index = Index { header: self.header, sections };
         let (header, directory) = index.encode();
         let at = index.directory_at();
-        self.file.write_at(&directory, at).map_err(|e| self.failed("write", e))?;
-        self.file.write_at(&header, 0).map_err(|e| self.failed("write", e))?;
+        self.write(&directory, at)?;
+        self.write(&header, 0)?;
         self.file.sync().map_err(|e| self.failed("sync", e))?;
         let storage = self.temporary.storage.clone();
         storage.rename(&self.temporary.path, &self.path).map_err(|e| self.failed("rename", e))?;
@@ -106,6 +107,11 @@ impl FileWriter {
         storage.sync_directory(folder).map_err(|e| Error::io("sync", folder.display(), e))?;
         let name = self.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         Ok(FileEntry::new(name, at + directory.len() as u64, &header, &directory))
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        check_file(&self.temporary.path.display(), offset.saturating_add(bytes.len() as u64))?;
+        self.file.write_at(bytes, offset).map_err(|e| self.failed("write", e))
     }
 
     fn failed(&self, operation: &'static str, error: std::io::Error) -> Error {

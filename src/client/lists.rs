@@ -23,6 +23,11 @@ const HASHED: usize = 512;
 /// Keys that a fingerprint looks at.
 const SAMPLES: usize = 16;
 
+/// When a place was used last that has no list,
+const FREE: u64 = 0;
+/// and one whose list is in use.
+const IN_USE: u64 = u64::MAX;
+
 /// What a list is cut for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
@@ -149,24 +154,37 @@ impl KeyLists {
         self.lists.iter_mut().filter(|list| list.number == number).for_each(|list| list.known = true);
     }
 
-    /// Forgets the lists that were used longest ago until there is room for one more, and gives the first place of each of its frames.
-    /// Nothing when there can't be.
+    /// Forgets as many of the lists that were used longest ago as there has to be room for one more, and gives the first place of each of
+    /// its frames. Nothing, and then nothing is forgotten, when there can't be.
     fn make_room(&mut self, plan: &SparsePlan, in_use: impl Fn(u64) -> bool) -> Option<Vec<usize>> {
         if !self.has_places(plan) {
             return None;
         }
-        loop {
-            if self.lists.len() < NOTICED
-                && let Some(firsts) = self.free_places(plan)
-            {
-                return Some(firsts);
+        let last_use = |list: &List| if in_use(list.number) { IN_USE } else { list.used };
+        let mut lists: Vec<_> = self.lists.iter().map(|list| (list.number, last_use(list))).collect();
+        lists.sort_unstable();
+        let of = |list: &u64| {
+            lists.binary_search_by_key(list, |(number, _)| *number).map_or(FREE, |at| lists[at].1)
+        };
+        let uses: Vec<Vec<u64>> = self.places.iter().map(|places| places.iter().map(of).collect()).collect();
+        // How many are forgotten, and how long ago the last of them was used. The more they are, the more fits.
+        let mut forgotten: Vec<_> =
+            lists.iter().map(|(_, used)| *used).filter(|used| *used != IN_USE).collect();
+        forgotten.push(FREE);
+        forgotten.sort_unstable();
+        let forgotten: Vec<(usize, u64)> = forgotten.into_iter().enumerate().collect();
+        let is_too_little = |&(lists, until): &(usize, u64)| {
+            self.lists.len() - lists >= NOTICED || free_places(plan, &uses, until).is_none()
+        };
+        let (_, until) = *forgotten.get(forgotten.partition_point(is_too_little))?;
+        let firsts = free_places(plan, &uses, until)?;
+        self.lists.retain(|list| last_use(list) > until);
+        for (list, used) in self.places.iter_mut().flatten().zip(uses.into_iter().flatten()) {
+            if used <= until {
+                *list = 0;
             }
-            let unused = self.lists.iter().enumerate().filter(|(_, list)| !in_use(list.number));
-            let (oldest, _) = unused.min_by_key(|(_, list)| list.used)?;
-            let forgotten = self.lists.swap_remove(oldest).number;
-            let places = self.places.iter_mut().flatten();
-            places.filter(|list| **list == forgotten).for_each(|list| *list = 0);
         }
+        Some(firsts)
     }
 
     /// Whether there were room if nothing else were kept.
@@ -177,20 +195,6 @@ impl KeyLists {
         };
         plan.frames.iter().all(|frame| frame.shard < self.places.len())
             && self.places.iter().enumerate().all(|(link, places)| wanted(link) <= places.len())
-    }
-
-    /// For each frame the first of the places that it takes, all free, if there are such.
-    fn free_places(&self, plan: &SparsePlan) -> Option<Vec<usize>> {
-        let mut next = vec![0; self.places.len()];
-        let first = |frame: &SparseFrame| {
-            let (places, next) = (&self.places[frame.shard], &mut next[frame.shard]);
-            let wanted = ListName::places(frame.keys.len());
-            let free = |at: &usize| places[*at..*at + wanted].iter().all(|&list| list == 0);
-            let first = (*next..(places.len() + 1).saturating_sub(wanted)).find(free)?;
-            *next = first + wanted;
-            Some(first)
-        };
-        plan.frames.iter().map(first).collect()
     }
 
     fn key(&mut self) -> Option<[u8; 32]> {
@@ -204,6 +208,21 @@ impl KeyLists {
     }
 }
 
+/// For each frame the first of the places that it takes, where there are such that were all used last at `until` or before. `uses` has
+/// the places of each server thread.
+fn free_places(plan: &SparsePlan, uses: &[Vec<u64>], until: u64) -> Option<Vec<usize>> {
+    let mut next = vec![0; uses.len()];
+    let first = |frame: &SparseFrame| {
+        let (uses, next) = (&uses[frame.shard], &mut next[frame.shard]);
+        let wanted = ListName::places(frame.keys.len());
+        let is_free = |at: &usize| uses[*at..*at + wanted].iter().all(|&used| used <= until);
+        let first = (*next..(uses.len() + 1).saturating_sub(wanted)).find(is_free)?;
+        *next = first + wanted;
+        Some(first)
+    };
+    plan.frames.iter().map(first).collect()
+}
+
 /// Of a few keys of a list: lists with the same one are compared whole.
 fn fingerprint(cut: Cut, keys: &[Key]) -> u64 {
     let start = mix64(keys.len() as u64 ^ u64::from(cut.table) << 40 ^ (cut.row_bytes as u64) << 20);
@@ -214,6 +233,10 @@ fn fingerprint(cut: Cut, keys: &[Key]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::types::{PartitionMap, ServerInfo, SortedKeys, TableSpec, View};
 
@@ -341,6 +364,63 @@ mod tests {
         // Two of them do not fit.
         assert_eq!(tell(10_000, &[1]).0, KeysAt::Here);
         assert_eq!(tell(10_000, &[]).0, KeysAt::Named);
+    }
+
+    /// Forgets one list after the other, and looks anew after each.
+    fn one_by_one(lists: &mut KeyLists, plan: &SparsePlan, in_use: &BTreeSet<u64>) -> Option<Vec<usize>> {
+        loop {
+            let few = lists.lists.len() < NOTICED;
+            if let Some(firsts) = free_places(plan, &lists.places, 0).filter(|_| few) {
+                return Some(firsts);
+            }
+            let unused = lists.lists.iter().enumerate().filter(|(_, list)| !in_use.contains(&list.number));
+            let (oldest, _) = unused.min_by_key(|(_, list)| list.used)?;
+            let forgotten = lists.lists.swap_remove(oldest).number;
+            lists.places.iter_mut().flatten().filter(|list| **list == forgotten).for_each(|list| *list = 0);
+        }
+    }
+
+    /// So many lists, the numbers at their server threads' places, and when each was used last.
+    fn kept(lists: u64, places: &[Vec<u64>], used: &[u64]) -> KeyLists {
+        let list = |(number, used): (u64, &u64)| {
+            let (plan, keys) = (SparsePlan::default(), Vec::new());
+            List { cut: CUT, fingerprint: number, keys, plan, known: true, number, used: *used }
+        };
+        let lists = (1..=lists).zip(used).map(list).collect();
+        KeyLists { lists, places: places.to_vec(), ..KeyLists::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn as_many_are_forgotten_as_there_has_to_be_room(
+            (lists, places, used) in (0u64..12).prop_flat_map(|lists| {
+                // Runs of places, each of a list or of none.
+                let run = (0..=lists, 1..4usize).prop_map(|(list, places)| vec![list; places]);
+                let runs = proptest::collection::vec(run, 0..10).prop_map(|runs| runs.concat());
+                let used = Just((1..=lists).collect::<Vec<_>>()).prop_shuffle();
+                (Just(lists), proptest::collection::vec(runs, 2), used)
+            }),
+            more in prop_oneof![4 => Just(0), 1 => NOTICED as u64 - 12..NOTICED as u64 + 1],
+            in_use in proptest::collection::btree_set(1u64..12, 0..6),
+            frames in proptest::collection::vec((0..2usize, 1..4usize), 1..6),
+        ) {
+            // Further lists have no places left, and were used before.
+            let used: Vec<u64> = used.into_iter().map(|used| used + 1000).chain(1..=more).collect();
+            let frame = |&(shard, places): &(usize, usize)| {
+                SparseFrame { shard, directory: 0..0, keys: 0..places * ListName::KEYS }
+            };
+            let mut plan = SparsePlan::default();
+            plan.frames.extend(frames.iter().map(frame));
+            let [mut here, mut there] = [(); 2].map(|()| kept(lists + more, &places, &used));
+            let known = |lists: &KeyLists| lists.lists.iter().map(|list| list.number).collect::<BTreeSet<_>>();
+            let expected = one_by_one(&mut there, &plan, &in_use);
+            prop_assert_eq!(&here.make_room(&plan, |list| in_use.contains(&list)), &expected);
+            if expected.is_none() {
+                there = kept(lists + more, &places, &used); // what would be forgotten in vain stays
+            }
+            prop_assert_eq!(&here.places, &there.places);
+            prop_assert_eq!(known(&here), known(&there));
+        }
     }
 
     #[test]

@@ -228,6 +228,9 @@ macro_rules! settings {
     };
 }
 
+/// What chooses an address to listen on, for the error that it can't be bound.
+pub const LISTENING: &str = "--interface or --port-range";
+
 settings! {
     /// What every process of a job has.
     NETWORK {

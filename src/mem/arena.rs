@@ -207,7 +207,7 @@ fn memfd(bytes: usize) -> Result<(Mapping, OwnedFd)> {
     let bytes = bytes.max(4096);
     let name = || format!("{bytes} bytes of memory that peers are shown");
     let (mut filled, end) = (0, bytes.next_multiple_of(4096));
-    check_file(end)?;
+    check_file(&"a file, which memory that peers are shown is", end as u64)?;
     let file = rustix::fs::memfd_create("windlass", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(|e| no_descriptor(&name(), "memfd_create", e.into()))?;
     let zeros = vec![0; 256 << 10];

@@ -1,5 +1,6 @@
 //! What the system's limits of this process have to do with a failure: the error that says which one has to be raised, and from what.
 
+use std::fmt::Display;
 use std::io;
 
 use rustix::process::{Resource, getrlimit};
@@ -24,13 +25,12 @@ pub fn no_descriptor(what: &str, operation: &'static str, e: io::Error) -> Error
 }
 
 /// Refuses a file of more bytes than this process may write: to try it is answered by SIGXFSZ, which kills.
-pub fn check_file(bytes: usize) -> Result<()> {
+pub fn check_file(what: &dyn Display, bytes: u64) -> Result<()> {
     match getrlimit(Resource::Fsize).current {
-        Some(limit) if bytes as u64 > limit => Err(Error::Limit {
-            resource: "bytes of a file, which memory that peers are shown is (RLIMIT_FSIZE; raise it with ulimit -f or LimitFSIZE=)"
-                .to_owned(),
+        Some(limit) if bytes > limit => Err(Error::Limit {
+            resource: format!("bytes of {what} (RLIMIT_FSIZE; raise it with ulimit -f or LimitFSIZE=)"),
             limit,
-            asked: bytes as u64,
+            asked: bytes,
         }),
         _ => Ok(()),
     }

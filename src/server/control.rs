@@ -10,8 +10,9 @@ use crossbeam::channel::Receiver;
 use tracing::{debug, info, warn};
 
 use super::ServerThread;
-use super::cuts::{Cuts, Places, Readers, Verifying, no_folder};
-use super::reactor::{Command, OpenRequest, Report, Reports};
+use super::cuts::{Cuts, Places, Verifying, no_folder};
+use super::disks::DiskThreads;
+use super::reactor::{Command, CutOrder, OpenRequest, Report, Reports};
 use crate::checkpoint::Cut;
 use crate::config::Network;
 use crate::control::{Event, Hub, LinkId};
@@ -64,7 +65,8 @@ pub struct Control {
     resumed: Option<Arc<Cut>>,
     /// The cut that is being read, or was, to go on from it.
     verifying: Option<Verifying>,
-    readers: Readers,
+    /// Read and write cuts.
+    disks: DiskThreads,
     /// For threads that read it.
     reporter: Reports,
 }
@@ -140,7 +142,7 @@ impl Control {
             cuts: Cuts::default(),
             resumed: None,
             verifying: None,
-            readers: Readers::new(),
+            disks: DiskThreads::new(),
             reporter,
         }
     }
@@ -162,7 +164,7 @@ impl Control {
         self.threads.clear();
         self.verifying = None;
         let shut = self.hub.shut_down(PATIENCE);
-        self.readers.join(PATIENCE);
+        self.disks.join(PATIENCE);
         shut.and(outcome)
     }
 
@@ -341,7 +343,7 @@ impl Control {
                     (part, of),
                     threads,
                     &self.reporter,
-                    &mut self.readers,
+                    &self.disks.starter(),
                 )?);
             }
             ControlMessage::Cut { number, clock } => self.cut(number, clock)?,
@@ -360,8 +362,9 @@ impl Control {
         self.cuts.begin(number, self.threads.len());
         match self.places.of(number) {
             Some(folder) => {
-                let storage = &self.places.storage;
-                self.tell_all(|| Command::Cut(number, clock, folder.clone(), storage.clone()))
+                let (storage, disks) = (self.places.storage.clone(), self.disks.starter());
+                let order = CutOrder { number, clock, folder, storage, disks };
+                self.tell_all(|| Command::Cut(order.clone()))
             }
             None => {
                 let failed = self.cuts.written(number, Err(no_folder()));

@@ -236,6 +236,12 @@ impl CoordinatorServer {
     /// Serves until the job is over: Ok when all workers have finished, [`Error::Aborted`] when a node was lost or gave up, or
     /// when it was stopped. Either way everybody has been told, as far as they could be reached.
     pub fn run(mut self) -> Result<Outcome> {
+        let outcome = self.serve();
+        self.keeper.join(FAREWELL);
+        outcome
+    }
+
+    fn serve(&mut self) -> Result<Outcome> {
         let mut events = Vec::new();
         let mut out = Vec::new();
         let mut remind_at = self.clock.now() + FIRST_REMINDER;
@@ -277,7 +283,7 @@ impl CoordinatorServer {
                     let reason = reason.clone();
                     let outcome = self.outcome();
                     self.hub.shut_down(FAREWELL)?;
-                    let error = self.unusable.unwrap_or(Error::Aborted { reason });
+                    let error = self.unusable.take().unwrap_or(Error::Aborted { reason });
                     return outcome.saved.map_or(Err(error), |_| Ok(outcome));
                 }
                 State::Done => {

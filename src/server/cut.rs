@@ -1,14 +1,17 @@
 //! The way of a cut from a server thread to its file: batches of bounded number go to a writing thread, and come back empty.
 //!
 //! The server thread copies, and goes on. Only when all batches are on their way, because pushes change more than the disk takes,
-//! does it wait for one: `cut_bytes` bounds them.
+//! does it wait for one: `cut_bytes` bounds them. When it is to end it waits no longer.
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
+use super::disks::Starter;
 use super::reactor::{Report, Reports};
 use crate::checkpoint::{FileEntry, FileWriter, Header, MANIFEST, SectionId, SectionKind, Storage};
 use crate::error::{Error, Result};
@@ -20,6 +23,8 @@ use crate::types::Version;
 const BATCH: usize = 1 << 20;
 /// Batches that may be on their way before what nobody is about to change waits.
 const WINDOW: usize = 32;
+/// How often a thread that waits for a batch looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Parts of sections, one behind the other.
 #[derive(Default)]
@@ -51,6 +56,8 @@ pub struct Saver {
     /// Batches that exist, and that may.
     made: usize,
     most: usize,
+    /// The server thread is to end.
+    stop: Arc<AtomicBool>,
 }
 
 /// What a cut's file is to be.
@@ -65,22 +72,21 @@ pub struct CutFile {
 
 impl Saver {
     /// Starts the thread that writes `file`; what becomes of it is reported. At most `cut_bytes` are on their way at a time. The
-    /// thread wakes `waker` when there is room again.
+    /// thread wakes `waker` when there is room again. Once `stop` is set the cut is given up rather than waited for.
     pub fn start(
+        disks: &Starter,
         storage: Arc<dyn Storage>,
         file: CutFile,
         cut_bytes: u64,
         reports: Reports,
         waker: Waker,
+        stop: Arc<AtomicBool>,
     ) -> Result<Saver> {
         let (writer, inbox) = unbounded(); // no more than `most` batches are ever made
         let (back, empty) = unbounded();
-        std::thread::Builder::new()
-            .name("wl-cut".to_owned())
-            .spawn(move || write(storage, &file, &inbox, &back, &reports, &waker))
-            .map_err(|e| Error::io("start thread", "wl-cut", e))?;
+        disks.start("wl-cut", move || write(storage, &file, &inbox, &back, &reports, &waker))?;
         let most = usize::try_from(cut_bytes / BATCH as u64).unwrap_or(usize::MAX).max(2);
-        Ok(Saver { writer, empty, batch: Batch::default(), made: 1, most })
+        Ok(Saver { writer, empty, batch: Batch::default(), made: 1, most, stop })
     }
 
     /// Takes a section that is all there.
@@ -118,13 +124,26 @@ impl Saver {
                 // Sent before it is waited for: it may be the one that comes back.
                 let full = std::mem::take(&mut self.batch);
                 let _ = self.writer.send(ToWriter::Batch(full));
-                // A writer that is gone has panicked, and its report ends the job.
-                self.batch = self.empty.recv().unwrap_or_default();
+                self.batch = self.wait();
                 return;
             }
         };
         let full = std::mem::replace(&mut self.batch, next);
-        let _ = self.writer.send(ToWriter::Batch(full)); // as above
+        let _ = self.writer.send(ToWriter::Batch(full)); // a writer that is gone has panicked
+    }
+
+    /// A batch that has come back.
+    fn wait(&mut self) -> Batch {
+        while !self.stop.load(Ordering::Acquire) {
+            match self.empty.recv_timeout(LOOK) {
+                Err(RecvTimeoutError::Timeout) => {}
+                // A writer that is gone has panicked, and its report ends the job.
+                received => return received.unwrap_or_default(),
+            }
+        }
+        // Nothing that is sent now arrives, nor an end.
+        self.writer = unbounded().0;
+        Batch::default()
     }
 }
 

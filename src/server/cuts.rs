@@ -3,12 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
-
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::cut::Written;
+use super::disks::Starter;
 use super::reactor::{Report, Reports};
 use crate::checkpoint::{Cut, Disk, Storage, cut_name};
 use crate::error::{Error, Result};
@@ -105,33 +102,6 @@ impl Cuts {
     }
 }
 
-/// The threads that read cuts, of which there is one for each that the job might go on from.
-pub struct Readers {
-    threads: Vec<JoinHandle<()>>,
-    /// Each thread has a clone of this as long as it runs.
-    running: Sender<()>,
-    ended: Receiver<()>,
-}
-
-impl Readers {
-    /// None yet.
-    pub fn new() -> Readers {
-        let (running, ended) = bounded(0);
-        Readers { threads: Vec::new(), running, ended }
-    }
-
-    /// Waits until all have ended, which were told to. One that waits for a disk for longer than `patience` is left to it.
-    pub fn join(self, patience: Duration) {
-        drop(self.running);
-        if self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-            return tracing::warn!("a disk does not answer; a thread that reads a checkpoint is left behind");
-        }
-        for thread in self.threads {
-            let _ = thread.join(); // one that has panicked has said so
-        }
-    }
-}
-
 /// The reading of a server's part of the cut that the job is to go on from. It ends when it is dropped.
 ///
 /// All of it is done by threads of its own: a cut of many files on a slow disk may take longer to open than a silence that makes a
@@ -151,17 +121,15 @@ impl Verifying {
         part: (u32, u32),
         threads: u32,
         reporter: &Reports,
-        readers: &mut Readers,
+        disks: &Starter,
     ) -> Result<Verifying> {
         let go_on = Arc::new(AtomicBool::new(true));
         let (places, reporter, told) = (places.clone(), reporter.clone(), go_on.clone());
-        let running = readers.running.clone();
-        readers.threads.push(super::spawn("wl-verify", move || {
-            let _running = running;
+        disks.start("wl-verify", move || {
             let read = |cut: &Cut| verify(cut, part, threads, &told);
             let outcome = places.open(number).and_then(|cut| read(&cut).map(|()| Arc::new(cut)));
             reporter.send(Report::Verified(number, outcome));
-        })?);
+        })?;
         Ok(Verifying { number, cut: None, go_on })
     }
 

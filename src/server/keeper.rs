@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
+use super::disks::DiskThreads;
 use crate::checkpoint::{Cut, Disk, FileEntry, Folder, Latest, Manifest, Storage, cut_number};
 use crate::cluster::coordinator::{CoordinatorConfig, Resumed};
 use crate::cluster::cuts::{Commit, CutPlan};
@@ -85,6 +86,7 @@ pub struct Keeper {
     /// A damaged cut is replaced by an older one.
     falls_back: bool,
     finished: (Sender<Done>, Receiver<Done>),
+    disks: DiskThreads,
 }
 
 /// Where the checkpoints of a run are.
@@ -126,12 +128,12 @@ impl Keeper {
             None => directory.run = Manifest::new_run()?,
         }
         // One commit or replacement at a time.
-        Ok(Keeper { directory, falls_back, finished: unbounded() })
+        Ok(Keeper { directory, falls_back, finished: unbounded(), disks: DiskThreads::new() })
     }
 
     /// Looks for what the job goes on from in place of cut `number`, which is damaged: an older one of its run. Without one the
     /// damage is the error.
-    pub fn replace(&self, number: u64, damage: Error, waker: HubWaker) {
+    pub fn replace(&mut self, number: u64, damage: Error, waker: HubWaker) {
         if !self.falls_back {
             return tell(&self.finished.0, Done::Replaced(Err(damage)), &waker);
         }
@@ -141,16 +143,16 @@ impl Keeper {
     }
 
     /// Removes what is left of cut `number`, which was given up, and of those before it.
-    pub fn give_up(&self, number: u64) {
+    pub fn give_up(&mut self, number: u64) {
         let Some(folder) = self.directory.folder.clone() else { return };
-        let spawned = super::spawn("wl-give-up", move || give_up(&folder, number));
+        let spawned = self.disks.starter().start("wl-give-up", move || give_up(&folder, number));
         if let Err(error) = spawned {
             tracing::warn!("coordinator: {error}"); // the next one to go takes it along
         }
     }
 
     /// Writes what a checkpoint still lacks, commits it, and removes those that are not kept.
-    pub fn commit(&self, commit: Commit, tables: Vec<TableSpec>, waker: HubWaker) {
+    pub fn commit(&mut self, commit: Commit, tables: Vec<TableSpec>, waker: HubWaker) {
         let (directory, number) = (self.directory.clone(), commit.number);
         let write = move || Done::Committed(number, directory.commit(&commit, tables));
         self.start("wl-commit", waker, write, |error| Done::Committed(number, Err(error.to_string())));
@@ -158,7 +160,7 @@ impl Keeper {
 
     /// Does `work` on a thread of its own, or says with `failed` why there is none; then wakes the Coordinator.
     fn start(
-        &self,
+        &mut self,
         name: &'static str,
         waker: HubWaker,
         work: impl FnOnce() -> Done + Send + 'static,
@@ -171,9 +173,14 @@ impl Keeper {
             let panicked = |_| Done::Failed(Error::Aborted { reason: format!("{name} panicked") });
             tell(&finished, done.unwrap_or_else(panicked), &waking);
         };
-        if let Err(error) = super::spawn(name, work) {
+        if let Err(error) = self.disks.starter().start(name, work) {
             tell(&self.finished.0, failed(error), &waker);
         }
+    }
+
+    /// Waits until its threads have ended, but for one that waits for a disk for longer than `patience`.
+    pub fn join(self, patience: Duration) {
+        self.disks.join(patience);
     }
 
     /// What has been done since it was asked last.

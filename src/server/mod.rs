@@ -8,6 +8,7 @@ pub mod coordinator;
 pub mod core;
 mod cut;
 mod cuts;
+mod disks;
 mod keeper;
 #[doc(hidden)]
 pub mod link;
@@ -253,7 +254,9 @@ impl ServerBuilder {
         let mut config = HubConfig::new(self.secret.clone(), &self.job, identity);
         config.limits = Limits::of(&self.network);
         let mut hub = Hub::new(config)?;
-        let address = hub.listen(self.network.interface, self.network.ports.clone())?;
+        let address = hub
+            .listen(self.network.interface, self.network.ports.clone())
+            .map_err(|e| e.chosen_by(settings::LISTENING))?;
         let coordinator = hub.dial(&self.coordinator, "the coordinator")?;
         let hub_waker = hub.waker();
         let stopping = Arc::new(AtomicBool::new(false));

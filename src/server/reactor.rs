@@ -1,6 +1,6 @@
 //! The loop of one server thread. It owns its transport, its slots and its shard; others only send it commands.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::beside::Beside;
 use super::core::{Core, MAX_SLOTS, Staging};
 use super::cut::{CutFile, Saver, Written};
+use super::disks::Starter;
 use super::link::Link;
 use super::supply::Supplier;
 use crate::checkpoint::{Cut, FileKind, Header, Storage, shard_name};
@@ -45,10 +46,25 @@ pub enum Command {
     Stats(u64),
     /// Take nothing more, and say when all that was taken is answered.
     Drain,
-    /// Be cut, into a file of this directory, when this clock is the open one.
-    Cut(u64, Clock, PathBuf, Arc<dyn Storage>),
+    /// Be cut.
+    Cut(CutOrder),
     /// Give the cut up.
     CancelCut(u64),
+}
+
+/// What a server thread is told of a cut.
+#[derive(Clone)]
+pub struct CutOrder {
+    /// Its number.
+    pub number: u64,
+    /// It is made when this clock is the open one,
+    pub clock: Clock,
+    /// into a file of this directory,
+    pub folder: PathBuf,
+    /// which is on this,
+    pub storage: Arc<dyn Storage>,
+    /// by a thread that is started by this.
+    pub disks: Starter,
 }
 
 /// A worker's wish for an endpoint.
@@ -372,8 +388,9 @@ impl Reactor {
                         made => self.report(Report::TableCreated(id, made)),
                     }
                 }
-                Ok(Command::Cut(number, clock, folder, storage)) => {
-                    match self.cut(number, clock, &folder, storage) {
+                Ok(Command::Cut(order)) => {
+                    let number = order.number;
+                    match self.cut(order) {
                         Ok(answer) => self.report(Report::CutAnswer(number, answer)),
                         Err(error) => self.report(Report::CutWritten(number, Err(error))),
                     }
@@ -441,18 +458,14 @@ impl Reactor {
         core.let_read_table(id, self.transport.as_mut())
     }
 
-    fn cut(
-        &mut self,
-        number: u64,
-        clock: Clock,
-        folder: &Path,
-        storage: Arc<dyn Storage>,
-    ) -> Result<Result<(), Clock>> {
+    fn cut(&mut self, order: CutOrder) -> Result<Result<(), Clock>> {
+        let CutOrder { number, clock, folder, storage, disks } = order;
         let Some(core) = &mut self.core else { return Err(not_begun("be cut")) };
         let header = Header { kind: FileKind::Shard, clock, shard: self.id };
         let file = CutFile { number, path: folder.join(shard_name(self.id)), header };
-        let (reports, waker) = (self.reports.clone(), self.waker.clone());
-        core.cut(number, clock, || Saver::start(storage, file, self.limits.cut_bytes, reports, waker))
+        let (reports, waker, stop) = (self.reports.clone(), self.waker.clone(), self.stop.clone());
+        let cut_bytes = self.limits.cut_bytes;
+        core.cut(number, clock, || Saver::start(&disks, storage, file, cut_bytes, reports, waker, stop))
     }
 
     fn begin(&mut self, view: View) -> Result<()> {
@@ -585,7 +598,9 @@ impl Reports {
 impl Drop for Reports {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.send(Report::Failed(Error::Aborted { reason: "it panicked".to_owned() }));
+            let thread = std::thread::current();
+            let reason = format!("{} panicked", thread.name().unwrap_or("it"));
+            self.send(Report::Failed(Error::Aborted { reason }));
         }
     }
 }

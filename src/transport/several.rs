@@ -6,8 +6,8 @@
 //! ```text
 //! address    length of shm's address u16, shm's address, the other's address (little-endian)
 //! ```
-//! Shm's address is empty where shared memory has failed this peer before, since one side has no room for what the other shows: the new
-//! endpoint is connected by the other transport.
+//! Shm's address is empty where shared memory has failed this peer within the last minute, since one side had no room for what the other
+//! shows: the new endpoint is connected by the other transport, and keeps it.
 //!
 //! A grant has the same key on both, so that a [`RemoteRegion`] is right whichever connects.
 
@@ -296,8 +296,9 @@ impl Transport for Several {
         let (wide, wide_address) = self.wide.open_on(number, side, peer)?;
         let (memory, address) = match self.memory.open(side, peer) {
             Ok((memory, address)) => (Some(memory), address),
+            // It has said so when that began.
             Err(why) => {
-                tracing::warn!("{peer} is on this host, but not reached by shared memory: {why}");
+                tracing::debug!("no shared memory with {peer}: {why}");
                 (None, Vec::new())
             }
         };

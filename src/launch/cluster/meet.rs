@@ -21,6 +21,7 @@ use super::pmi1::Pmi1;
 use super::pmix::Pmix;
 use super::rendezvous::Spot;
 use super::task::{Means, Task, host};
+use crate::config::settings;
 use crate::error::{Error, Result};
 use crate::proto::bootstrap::Bootstrap;
 use crate::proto::secret::Secret;
@@ -196,7 +197,7 @@ fn gather(us: CheckIn, ways: &Ways) -> Result<Gathering> {
     };
     let secret = ways.secret.clone().map_or_else(Secret::generate, Ok)?;
     let job = ways.job.clone().map_or_else(crate::launch::new_job, Ok)?;
-    listen(us, (ip, ways.ports.clone()), (secret, &job))
+    listen(us, (ip, ways.ports.clone()), (secret, &job)).map_err(|e| e.chosen_by(settings::LISTENING))
 }
 
 /// Listens, or says who could not, where.
@@ -253,7 +254,8 @@ fn by_address(address: &str, us: CheckIn, task: &Task, ways: &Ways) -> Result<Me
         return Err(Error::config("--coordinator", expected, address));
     };
     let port = first.port();
-    let gathering = listen(us, (ip, (port != 0).then_some(port..=port)), (secret, &job))?;
+    let gathering = listen(us, (ip, (port != 0).then_some(port..=port)), (secret, &job))
+        .map_err(|e| e.chosen_by("--coordinator"))?;
     Ok(Meeting::Leader(Box::new(gathering)))
 }
 
@@ -357,7 +359,13 @@ pub(super) mod tests {
         let secret = Some(Secret::generate().unwrap());
         let ways = Ways { coordinator: Some(address.clone()), secret, ..Ways::default() };
         let error = meet(&task(0, 2), None, &ways, soon(60)).err().unwrap().to_string();
-        assert!(error.starts_with(&format!("bind ({address}, for rank 0 on here): ")), "{error}");
+        let named = format!("bind ({address}, for rank 0 on here; another by --coordinator): ");
+        assert!(error.starts_with(&named), "{error}");
+        let port = taken.local_addr().unwrap().port();
+        let ways = Ways { interface: Some("lo".to_owned()), ports: Some(port..=port), ..Ways::default() };
+        let us = CheckIn { task: 0, tasks: 2, role: None, node: "here".into() };
+        let error = gather(us, &ways).err().unwrap().to_string();
+        assert!(error.contains("; another by --interface or --port-range): "), "{error}");
         let leader =
             Bootstrap::new(taken.local_addr().unwrap(), Secret::generate().unwrap(), "", "elsewhere");
         let us = CheckIn { task: 3, tasks: 4, role: None, node: "here".into() };

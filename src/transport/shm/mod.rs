@@ -51,7 +51,7 @@ pub use config::ShmConfig;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 
@@ -71,6 +71,10 @@ use crate::mem::{Arena, Kind, RegionId, RemoteRegion, Rights};
 /// Reads that one endpoint may have without an answer. Part of the protocol: a peer that asks for more is closed, so that
 /// it can't make us queue answers it does not take.
 const MAX_READS: usize = 64;
+
+/// For how long no memory is shared with a peer once that failed. What was in the way, such as a want of descriptors, may be gone by then;
+/// and if it is not, a try costs no more than one connection a minute.
+const BARRED: Duration = Duration::from_secs(60);
 
 /// Refuses a host that lacks what this transport needs.
 pub fn check() -> Result<()> {
@@ -103,8 +107,16 @@ pub struct Shm {
     unsent: bool,
     /// Completions in the order in which they came about.
     outbox: Vec<Completion>,
-    /// Peers with whom memory can't be shared, and why: to connect to them anew would end as it did.
-    unfit: Vec<(String, Error)>,
+    /// Peers with whom memory can't be shared: to connect to them anew would soon end as it did.
+    unfit: Vec<Unfit>,
+}
+
+/// A peer that shows memory for which this process had no room.
+#[derive(Debug)]
+struct Unfit {
+    peer: String,
+    until: Instant,
+    why: Error,
 }
 
 impl Shm {
@@ -184,6 +196,13 @@ impl Shm {
         }
     }
 
+    /// Shares no memory with a peer for a while.
+    fn bar(&mut self, peer: String, why: &Error) {
+        tracing::warn!("no shared memory with {peer} for {} s: {why}", BARRED.as_secs());
+        self.unfit.retain(|unfit| unfit.peer != peer);
+        self.unfit.push(Unfit { peer, until: Instant::now() + BARRED, why: why.clone() });
+    }
+
     fn misuse<T>(call: &'static str, reason: &str) -> Result<T> {
         Err(Error::Misuse { call, reason: reason.to_owned() })
     }
@@ -261,10 +280,12 @@ impl Transport for Shm {
         true
     }
 
-    /// Fails for a peer of whom an earlier endpoint has found that this process can't map what it shows.
+    /// Fails for a peer of whom an earlier endpoint has found, within the last minute, that this process can't map what it shows.
     fn open(&mut self, side: Side, peer: &str) -> Result<(EndpointId, Vec<u8>)> {
-        if let Some((_, why)) = self.unfit.iter().find(|(unfit, _)| unfit == peer) {
-            return Err(why.clone());
+        let now = Instant::now();
+        self.unfit.retain(|unfit| now < unfit.until);
+        if let Some(unfit) = self.unfit.iter().find(|unfit| unfit.peer == peer) {
+            return Err(unfit.why.clone());
         }
         match (side, &self.listener) {
             (Side::Active, _) => {

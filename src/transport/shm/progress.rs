@@ -220,7 +220,7 @@ impl Shm {
             State::Connected(Connection { socket, tx, .. }) => {
                 // Not the peer's fault, nor an accident: what it shows has no room in this process.
                 if let Some(why @ (Error::Limit { .. } | Error::Io { .. })) = &reason {
-                    self.unfit.push((endpoint.peer, why.clone()));
+                    self.bar(endpoint.peer, why);
                 }
                 // The peer hears of the end only when it can no longer take what was announced.
                 drop(tx);

@@ -20,6 +20,15 @@ struct Scene {
     granted: RemoteRegion,
 }
 
+/// Has one of the others dial the first; gives the endpoint there and at home.
+fn join(ends: &mut [Shm; 3], other: usize) -> (EndpointId, EndpointId) {
+    let (active, to_active) = ends[other].open(Side::Active, "the victim").unwrap();
+    let (passive, to_passive) = ends[0].open(Side::Passive, &format!("end {other}")).unwrap();
+    ends[0].connect(passive, &to_active, &[other as u8; 32]).unwrap();
+    ends[other].connect(active, &to_passive, &[other as u8; 32]).unwrap();
+    (passive, active)
+}
+
 impl Scene {
     fn new() -> Scene {
         Scene::of(ShmConfig::default)
@@ -27,14 +36,7 @@ impl Scene {
 
     fn of(config: impl Fn() -> ShmConfig) -> Scene {
         let mut ends = [(); 3].map(|()| Shm::new(config(), true).unwrap());
-        let mut join = |other: usize| {
-            let (active, to_active) = ends[other].open(Side::Active, "the victim").unwrap();
-            let (passive, to_passive) = ends[0].open(Side::Passive, &format!("end {other}")).unwrap();
-            ends[0].connect(passive, &to_active, &[other as u8; 32]).unwrap();
-            ends[other].connect(active, &to_passive, &[other as u8; 32]).unwrap();
-            (passive, active)
-        };
-        let pairs = [join(1), join(2)];
+        let pairs = [join(&mut ends, 1), join(&mut ends, 2)];
         let memory = Arena::new(8192).unwrap();
         let region = ends[0].register(memory.clone()).unwrap();
         let granted = ends[0].authorise(pairs[0].0, region, 0, 4096, Rights::ReadWrite).unwrap();
@@ -43,6 +45,29 @@ impl Scene {
         scene.until(|s| s.seen.iter().map(Vec::len).sum::<usize>() == 4);
         scene.seen.iter_mut().for_each(Vec::clear);
         scene
+    }
+
+    /// Connects the attacker once more, with the same grant.
+    fn join_anew(&mut self) {
+        (self.victim[0], self.home[0]) = join(&mut self.ends, 1);
+        let region = self.ends[0].register(self.memory.clone()).unwrap();
+        self.granted = self.ends[0].authorise(self.victim[0], region, 0, 4096, Rights::ReadWrite).unwrap();
+        self.until(|s| s.seen.iter().map(Vec::len).sum::<usize>() == 2);
+    }
+
+    /// The attacker writes, honestly, from an arena of so many bytes of its own.
+    fn writes(&mut self, number: u8, bytes: usize) {
+        let arena = Arena::shared(bytes).unwrap();
+        arena.copy_in(0, &[number + 1; 4096]);
+        let region = self.ends[1].register(arena.clone()).unwrap();
+        let slice = crate::mem::RegionSlice { arena, region, offset: 0, length: 4000 };
+        let (remote, body) = (self.granted, Some(Payload::Pinned(slice)));
+        let write = Write { header: None, body, remote, offset: 0, imm: Some(number.into()), context: None };
+        self.ends[1].write(self.home[0], write).unwrap();
+        self.until(|s| matches!(s.seen[0].last(), Some(Completion::Written { imm, .. }) if *imm == u32::from(number)));
+        let mut bytes = [0; 4000];
+        self.memory.copy_out(0, &mut bytes);
+        assert_eq!(bytes, [number + 1; 4000]);
     }
 
     fn step(&mut self) {
@@ -331,20 +356,47 @@ fn nobody_shows_more_than_it_may() {
 #[test]
 fn what_may_not_be_shown_is_copied() {
     let mut scene = Scene::of(|| ShmConfig { max_shown: 8192, ..ShmConfig::default() });
-    for (number, bytes) in [(0u8, 8192), (1, 4096)] {
-        let arena = Arena::shared(bytes).unwrap();
-        arena.copy_in(0, &[number + 1; 4096]);
-        let region = scene.ends[1].register(arena.clone()).unwrap();
-        let slice = crate::mem::RegionSlice { arena, region, offset: 0, length: 4000 };
-        let (remote, body) = (scene.granted, Some(Payload::Pinned(slice)));
-        let write = Write { header: None, body, remote, offset: 0, imm: Some(number.into()), context: None };
-        let home = scene.home[0];
-        scene.ends[1].write(home, write).unwrap();
-        scene.until(|s| matches!(s.seen[0].last(), Some(Completion::Written { imm, .. }) if *imm == u32::from(number)));
-        let mut bytes = [0; 4000];
-        scene.memory.copy_out(0, &mut bytes);
-        assert_eq!(bytes, [number + 1; 4000]);
-    }
+    scene.writes(0, 8192);
+    scene.writes(1, 4096);
+}
+
+/// Only the descriptors that this process has may be open: the want of a place for another is what a peer that shows memory meets.
+#[test]
+#[ignore = "run by a_want_of_descriptors_bars_a_peer_for_a_minute"]
+fn without_a_place_for_a_descriptor() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let is_open = |end: &mut Shm| end.open(Side::Passive, "end 1");
+    let wants_a_place = |error: &Error| matches!(error, Error::Limit { resource, .. } if resource.contains("RLIMIT_NOFILE") && resource.contains("end 1"));
+    let mut scene = Scene::new();
+    let shown = Arena::shared(4096).unwrap();
+    let packet = [&[1][..], &[0; 4], &4096u64.to_le_bytes()].concat();
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
+    socket::send(&scene.attack().socket, &packet, shown.file()).unwrap();
+    scene.fell_by(wants_a_place);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    // It would soon happen again; but not for ever.
+    assert!(is_open(&mut scene.ends[0]).is_err_and(|e| wants_a_place(&e)));
+    let [unfit] = &mut scene.ends[0].unfit[..] else { panic!() };
+    assert!(unfit.until > Instant::now() + BARRED / 2);
+    unfit.until = Instant::now();
+    scene.seen.iter_mut().for_each(Vec::clear);
+    scene.join_anew();
+    assert!(scene.ends[0].unfit.is_empty());
+    scene.writes(7, 4096);
+}
+
+#[test]
+fn a_want_of_descriptors_bars_a_peer_for_a_minute() {
+    let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+    let name = "transport::shm::tests::without_a_place_for_a_descriptor";
+    let ended = alone.args(["--ignored", "--exact", "--nocapture", name]).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(
+        ended.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
 }
 
 /// splitmix64 (Steele, Lea, Flood 2014).

@@ -79,26 +79,14 @@ mod tests {
 
     use super::*;
     use crate::mem::{Arena, RegionSlice, Rights};
-    use crate::transport::tcp::{Lending, TcpConfig};
-    use crate::transport::{Payload, SessionKey, Side, Transport, Write};
+    use crate::transport::tcp::{Lending, TcpConfig, tests};
+    use crate::transport::{Payload, Transport, Write};
 
-    const KEY: SessionKey = [7; 32];
     const LONG: usize = 16 << 20;
 
     /// Two that are connected, of which the second never reads.
     fn pair(lost_after: Duration) -> (Tcp, Tcp, EndpointId, EndpointId) {
-        let config = TcpConfig { lending: Lending::Always, lost_after, ..TcpConfig::default() };
-        let (mut a, mut b) = (Tcp::new(config.clone()).unwrap(), Tcp::new(config).unwrap());
-        let (at_b, address) = b.open(Side::Passive, "a").unwrap();
-        let (at_a, active) = a.open(Side::Active, "b").unwrap();
-        b.connect(at_b, &active, &KEY).unwrap();
-        a.connect(at_a, &address, &KEY).unwrap();
-        let (mut heard_a, mut heard_b) = (Vec::new(), Vec::new());
-        while heard_a.is_empty() || heard_b.is_empty() {
-            a.poll(&mut heard_a, 8);
-            b.poll(&mut heard_b, 8);
-        }
-        (a, b, at_a, at_b)
+        tests::pair(&TcpConfig { lending: Lending::Always, lost_after, ..TcpConfig::default() })
     }
 
     fn closed(tcp: &mut Tcp, id: EndpointId) -> bool {

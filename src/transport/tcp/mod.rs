@@ -327,3 +327,6 @@ impl Transport for Tcp {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,9 +33,9 @@ const CHECKS: u32 = 5;
 
 /// Polls in a row that do without asking the system what became ready. So long does anything but the connection that
 /// brought something last wait, and so many turns of that one.
-const UNASKED: u32 = 8;
+pub(super) const UNASKED: u32 = 8;
 /// The same where nothing else can come but a dialler, or the end of something's time.
-const UNASKED_ALONE: u32 = 64;
+pub(super) const UNASKED_ALONE: u32 = 64;
 
 impl Tcp {
     /// Whether this poll does with the connections at hand: those that have more, else the one that brought something last. What
@@ -53,7 +53,7 @@ impl Tcp {
     }
 
     /// Whether the connection that brought something last is the only one, and waits for nothing but what it is sent.
-    fn is_alone(&self) -> bool {
+    pub(super) fn is_alone(&self) -> bool {
         let heard = self.heard.and_then(|index| self.endpoints.look_at(index));
         let receives = |c: &Connection| c.tx.is_empty() && !c.tx.has_lent();
         self.endpoints.len() == 1

@@ -10,6 +10,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::config::{Lending, TcpConfig};
+use crate::config::settings;
 use crate::error::{Error, Result};
 
 /// Kernel's queue of connections that were not accepted yet.
@@ -324,15 +325,16 @@ pub(super) fn listen(config: &TcpConfig) -> Result<mio::net::TcpListener> {
     };
     let ports = config.ports.clone().unwrap_or(0..=0);
     let subject = format!("{ip}, ports {}-{}", ports.start(), ports.end());
+    let failed = |subject: String, e| Error::io("bind", subject, e).chosen_by(settings::LISTENING);
     let mut last = io::Error::from(io::ErrorKind::InvalidInput);
     for port in ports {
         match attempt(port) {
             Ok(listener) => return Ok(listener),
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = e,
-            Err(e) => return Err(Error::io("bind", SocketAddr::new(ip, port), e)),
+            Err(e) => return Err(failed(SocketAddr::new(ip, port).to_string(), e)),
         }
     }
-    Err(Error::io("bind", subject, last))
+    Err(failed(subject, last))
 }
 
 /// Whether the peer's host has stopped answering for `lost_after` though it was asked again and again.
