@@ -51,23 +51,26 @@ impl Told {
 pub struct Progress {
     bar: Option<ProgressBar>,
     total: u64,
+    /// Seen before the job went on from a checkpoint.
+    before: u64,
     began: Instant,
     shown: Instant,
     last: Told,
 }
 
 impl Progress {
-    /// Of `total` examples in all, over all workers and epochs.
-    pub fn new(total: u64) -> Progress {
+    /// Of `total` examples in all, over all workers and epochs, of which a job that goes on has seen so many `before`.
+    pub fn new(total: u64, before: u64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(total);
+            let bar = ProgressBar::new(total).with_position(before);
+            bar.reset_eta();
             if let Ok(style) = ProgressStyle::with_template("{bar:10} {percent:>3}% {wide_msg} [{eta}]") {
                 bar.set_style(style);
             }
             bar
         });
         let now = Instant::now();
-        Progress { bar, total, began: now, shown: now, last: Told::default() }
+        Progress { bar, total, before, began: now, shown: now, last: Told::default() }
     }
 
     /// Shows how far all workers are, if it is time to.
@@ -81,14 +84,18 @@ impl Progress {
         let line = describe(&clocks, &self.last, &now, self.began.elapsed());
         match &self.bar {
             Some(bar) => {
-                bar.set_position(now.examples);
+                bar.set_position(self.before + now.examples);
                 bar.set_message(line);
             }
-            None => eprintln!("{:>3}% {line}", now.examples * 100 / self.total.max(1)),
+            None => eprintln!("{:>3}% {line}", self.percent(&now)),
         }
         self.shown = Instant::now();
         self.last = now;
         Ok(())
+    }
+
+    fn percent(&self, now: &Told) -> u64 {
+        (self.before + now.examples) * 100 / self.total.max(1)
     }
 
     /// Takes the bar away.
@@ -126,6 +133,14 @@ pub fn features(peers: &[PeerStatus]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_that_goes_on_begins_where_it_was() {
+        let told = |examples| Told { examples, ..Told::default() };
+        let progress = Progress::new(1000, 250);
+        assert_eq!([0, 250, 750].map(|examples| progress.percent(&told(examples))), [25, 50, 100]);
+        assert_eq!(Progress::new(0, 0).percent(&told(0)), 0);
+    }
 
     #[test]
     fn what_is_told_is_understood() {

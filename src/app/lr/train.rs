@@ -101,10 +101,12 @@ impl Worker<'_> {
         let rank = self.client.rank();
         let mut batches = Batches::new(data, self.options.batch as usize, self.options.seed, rank);
         let begin = self.begin(data)?;
-        let left = u64::from(self.options.epochs - begin.epoch.min(self.options.epochs));
-        let rows = data.rows() as u64 * left;
+        let (rows, workers) = (data.rows() as u64, u64::from(self.client.workers()));
+        let before = rows * u64::from(begin.epoch.min(self.options.epochs))
+            + begin.index.saturating_mul(self.options.batch.into()).min(rows);
         let mut told = Told::default();
-        let mut progress = (rank == 0).then(|| Progress::new(rows * u64::from(self.client.workers())));
+        let mut progress = (rank == 0)
+            .then(|| Progress::new(rows * u64::from(self.options.epochs) * workers, before * workers));
         let (mut batch, mut local, mut gradient) = (Batch::default(), Vec::new(), Vec::new());
         for epoch in begin.epoch..self.options.epochs {
             batches.shuffle(epoch);
