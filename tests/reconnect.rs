@@ -181,13 +181,21 @@ fn train_over_memory(disturbed: Option<u64>) -> Result {
         if let Some(seed) = disturbed {
             scope.spawn(move || end_connections(seed, stop));
         }
-        let result = learn(&address, &secret, &network);
-        learnt.store(true, Ordering::Release);
-        result
+        let _ends = AtEnd(stop);
+        learn(&address, &secret, &network)
     });
     coordinator.join().unwrap().unwrap();
     server.run().unwrap();
     result
+}
+
+/// Tells by its end, be it a panic's, that the job has ended.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// Ends connections over shared memory at seeded moments, some milliseconds apart, so that there is time to go on between them. Both ends
@@ -214,8 +222,10 @@ fn memory_connections() -> Vec<OwnedFd> {
     let this = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
     let numbers = std::fs::read_dir("/proc/self/fd").unwrap();
     let numbers = numbers.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-    // One that was closed meanwhile is left out.
-    let all = numbers.filter_map(|number| pidfd_getfd(&this, number, PidfdGetfdFlags::empty()).ok());
+    let all = numbers.filter_map(|number| match pidfd_getfd(&this, number, PidfdGetfdFlags::empty()) {
+        Err(rustix::io::Errno::BADF) => None, // closed meanwhile
+        fd => Some(fd.unwrap()),
+    });
     let connected = |fd: &OwnedFd| {
         matches!(socket_type(fd), Ok(SocketType::SEQPACKET)) && rustix::net::getpeername(fd).is_ok()
     };

@@ -80,7 +80,7 @@ fn what_a_worker_may_not_map_is_logged_or_ends_the_job() {
     };
     let why = "thread 0 shows over shared memory (--shown-bytes): limit 1048576, asked for ";
     let process = job("auto");
-    let line = process.until_line("is on this host, but not reached by shared memory");
+    let line = process.until_line("no shared memory with ");
     assert!(line.contains(why) && line.contains("server 0 "), "{line}");
     in_the_middle(&process);
     job("shm").end(PATIENCE).expect(17).says(why);

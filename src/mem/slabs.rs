@@ -17,9 +17,13 @@ const HUGE: usize = 2 << 20;
 /// a while.
 const AHEAD: usize = 8;
 
-/// What at least lies between two blocks, and is not asked onto huge pages: otherwise the system would make one mapping of them, and
-/// whoever maps one would wait while a page of the other is supplied.
+/// What at least lies between blocks that are mapped by themselves, and is not asked onto huge pages: otherwise the system would make one
+/// mapping of them, and whoever maps one would wait while a page of the other is supplied.
 const SEAM: usize = 4096;
+
+/// One block for each so many that there are is mapped with the next, and so many at most: a process may have some 65 000 mappings.
+const SHARE: usize = 16;
+const TOGETHER: usize = 64;
 
 /// Slabs of `length` values, which are zeros at first. None moves, and none is given back.
 #[derive(Debug)]
@@ -160,18 +164,26 @@ impl<T: bytemuck::Pod> Slabs<T> {
         (self.bytes() << self.shift).div_ceil(HUGE)
     }
 
-    /// Maps one more block, or says what can't be had.
+    /// Maps one more block at least, or says what can't be had.
     fn map(&mut self) -> Result<(), Layout> {
+        let together = (self.blocks.len() / SHARE).clamp(1, TOGETHER);
+        self.map_together(together).or_else(|_| self.map_together(1))
+    }
+
+    fn map_together(&mut self, count: usize) -> Result<(), Layout> {
         let bytes = self.length.saturating_mul(size_of::<T>()).saturating_mul(1 << self.shift);
-        let arena = Arena::new(bytes.saturating_add(HUGE + SEAM))
+        let stride = bytes.checked_next_multiple_of(HUGE).unwrap_or(usize::MAX);
+        let arena = Arena::new(stride.saturating_mul(count).saturating_add(HUGE + SEAM))
             .map_err(|_| Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<T>()))?;
         const { assert!(align_of::<T>() <= HUGE) };
         let at = arena.at(0, HUGE).align_offset(HUGE);
         // A few slabs are not worth a huge page.
         arena.on_small_pages(0..if self.blocks.is_empty() { at + HUGE } else { at });
-        let end = (at + bytes.next_multiple_of(HUGE)).min(arena.len() - SEAM);
-        arena.on_small_pages(end..arena.len());
-        self.blocks.push(Block { start: arena.at(at, bytes).cast(), arena });
+        arena.on_small_pages(at + count * stride..arena.len());
+        self.blocks.extend((0..count).map(|block| {
+            let start = arena.at(at + block * stride, bytes).cast();
+            Block { start, arena: arena.clone() }
+        }));
         Ok(())
     }
 
@@ -290,6 +302,20 @@ mod tests {
             let last = slabs.get_mut(3 * block as u32 - 1);
             assert_eq!((last[0], last[length - 1]), (0, 0));
         }
+    }
+
+    /// A process may have some 65 000 mappings, and one that has them all can't start a thread.
+    #[test]
+    fn many_blocks_are_few_mappings() {
+        let mappings = || std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+        let (mut slabs, before) = (Slabs::<u64>::new(1 << 20), mappings());
+        while slabs.blocks.len() < 1000 {
+            slabs.add();
+        }
+        let more = mappings().saturating_sub(before);
+        assert!((2..500).contains(&more), "{more} for {} blocks", slabs.blocks.len());
+        slabs.get_mut(slabs.used - 1).fill(7);
+        assert_eq!((slabs.get(0)[0], slabs.get(slabs.used - 2)[0]), (0, 0));
     }
 
     /// Adds slabs of a page of memory to several blocks, and gives how often this thread had to ask the system for memory behind the

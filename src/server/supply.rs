@@ -1,6 +1,6 @@
 //! Memory that tables will need, supplied before they do. Where it has to come from a hypervisor, the first touch of a huge page takes
-//! milliseconds; so it is made on a thread of its own, and pushes go on meanwhile. It inherits the server thread's CPUs, and so its memory
-//! the place next to them.
+//! milliseconds; so it is made on a thread of its own, and pushes go on meanwhile. It inherits the CPUs that the server thread may have, so that the
+//! memory of a pinned one lies next to it; of one that may run on several NUMA nodes, as before, it lies where the system has put it.
 //!
 //! Nothing but time depends on it: a page holds zeros before and after, and one that was not supplied in time a push touches itself. So
 //! it tells nobody, a simulation takes the same course with it, and without it a server is only slower.

@@ -1,12 +1,10 @@
 //! System calls on sockets: options, and moving bytes between a socket and arena memory through raw pointers.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::config::{Lending, TcpConfig};
@@ -35,20 +33,12 @@ pub(super) fn part(base: *const u8, length: usize) -> Part {
 
 /// Receives into `parts`, in order; 0 is the end of the stream.
 ///
-/// The short calls of this file go to the kernel directly: those of the C library are points at which a thread can be cancelled, for which
-/// each makes two locked instructions.
-///
 /// # Safety
-/// `fd` must be open, and every part writable memory, for the length of the call; no reference to any of it may exist.
+/// Every part must be writable memory for the length of the call, and no reference to any of it may exist.
 pub(super) unsafe fn receive(fd: RawFd, parts: &mut [Part]) -> io::Result<usize> {
-    if let [only] = parts
-        && !only.iov_base.is_null()
-    {
-        let (fd, bytes) =
-            // SAFETY: the caller vouches for both; what is written to needs no value before.
-            unsafe { (BorrowedFd::borrow_raw(fd), std::slice::from_raw_parts_mut(only.iov_base.cast(), only.iov_len)) };
-        let bytes: &mut [MaybeUninit<u8>] = bytes;
-        return Ok(rustix::net::recv(fd, bytes, RecvFlags::DONTWAIT)?.1);
+    if let [only] = parts {
+        // SAFETY: the caller vouches for the part; a bad `fd` is only an error.
+        return count(unsafe { libc::recv(fd, only.iov_base, only.iov_len, libc::MSG_DONTWAIT) });
     }
     // SAFETY: all-zero is a valid `msghdr`: null pointers with length 0.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -77,7 +67,7 @@ pub(super) enum How {
 /// Sends `parts`, in order; how many bytes the kernel took. Never raises SIGPIPE.
 ///
 /// # Safety
-/// `fd` must be open, and every part readable memory, for the length of the call; of those that are lent the pages must not go to anything else,
+/// Every part must be readable memory for the length of the call; of those that are lent the pages must not go to anything else,
 /// and their bytes stay as they are, until [`told`] names the call or the connection is broken off.
 pub(super) unsafe fn send(fd: RawFd, parts: &mut [Part], how: How) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | how.flag();
@@ -91,9 +81,8 @@ pub(super) unsafe fn send(fd: RawFd, parts: &mut [Part], how: How) -> io::Result
             };
             end += part.iov_len;
         }
-        // SAFETY: the caller vouches for it.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        return Ok(rustix::net::send(fd, &all[..length], SendFlags::from_bits_retain(flags as u32))?);
+        // SAFETY: the bytes are our own; a bad `fd` is only an error.
+        return count(unsafe { libc::send(fd, all.as_ptr().cast(), length, flags) });
     }
     // SAFETY: all-zero is a valid `msghdr`: null pointers with length 0.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

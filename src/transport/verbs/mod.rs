@@ -23,8 +23,8 @@
 //! | `faults` | in test builds, queue pairs that fail |
 //!
 //! Receive buffers serve messages and writes with a number alike. When a peer sends more than are posted, its device waits
-//! and tries again, so a thread that does not poll slows its peers down and loses nothing. An error of one operation ends
-//! the endpoint: RC queue pairs can't go on. So does a device that says nothing of an operation for too long. A peer that dies is noticed
+//! and tries again, so a thread that does not poll slows its peers down and loses nothing, unless it makes them wait for longer than their
+//! patience. An error of one operation ends the endpoint: RC queue pairs can't go on. So does a device that says nothing for so long. A peer that dies is noticed
 //! when something is sent to it; the control connection notices earlier, and the layer above then closes the endpoint. Closing, and dropping the transport, say goodbye
 //! to a peer whose device answers.
 
