@@ -13,7 +13,7 @@ case $("$mpirun" --version 2>&1 | head -n 1) in
     *"(Open MPI) 4"* | *"(OpenRTE) 4"*) # under other names than mpirun it calls itself by that of its runtime
         # Few ranks are bound to one core each otherwise; a host that is cut off is noticed; and ranks that were told to end have time for
         # a last checkpoint.
-        flags=(--bind-to none --mca odls_base_sigkill_timeout 40
+        flags=(--bind-to none --mca odls_base_sigkill_timeout 5
             --mca oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3)
         passes_on=0 ;;
     *"Open MPI"* | *OpenRTE*) flags=(--bind-to none) ;;
@@ -23,7 +23,7 @@ esac
 command=("$mpirun" "${flags[@]}" ${MPIRUN_FLAGS:-} -n "$ranks" "${WINDLASS:-windlass}" run "$@")
 ((passes_on)) && exec "${command[@]}"
 
-# Open MPI 4 passes SIGTERM on as late as it would kill (40 s here), and SIGUSR1, which asks the job for the same, at once.
+# Open MPI 4 passes SIGTERM on as late as it would kill (5 s here), and SIGUSR1, which asks the job for the same, at once.
 "${command[@]}" <&0 &
 trap 'kill -USR1 $!' TERM
 trap : INT # the terminal tells mpirun, too
