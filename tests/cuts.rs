@@ -525,6 +525,16 @@ fn a_table_that_takes_long_to_make_keeps_no_other_waiting() {
     job.end().unwrap();
 }
 
+/// The one worker of a job ends two clocks, after the second of which a cut is due, with a disk that is slow from here on.
+fn two_clocks(job: &Job, disk: &Slow) -> Client {
+    let client = job.clients().pop().unwrap();
+    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
+    disk.ask();
+    step(&client, &table, 1.0);
+    step(&client, &table, 1.0);
+    client
+}
+
 /// Whatever a thread of the coordinator's comes to: nobody waits for what it does not say.
 #[test]
 fn a_commit_that_panics_ends_the_job() {
@@ -533,11 +543,7 @@ fn a_commit_that_panics_ends_the_job() {
     let disks: [Arc<dyn Storage>; 2] = [disk.clone(), Arc::new(Disk)];
     let setup = Setup { disks, ..Setup::default() };
     let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
-    let client = job.clients().pop().unwrap();
-    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
-    disk.ask();
-    step(&client, &table, 1.0);
-    step(&client, &table, 1.0);
+    let client = two_clocks(&job, &disk);
     client.save_state(b"two").unwrap();
     let error = job.end().unwrap_err().to_string();
     assert_eq!(error, "the job was aborted: wl-commit panicked");
@@ -576,11 +582,7 @@ fn a_server_that_writes_a_cut_ends_whole() {
     let slow = Slow::by(Duration::from_millis(300));
     let setup = Setup { disks: [Arc::new(Disk), slow.clone()], ..Setup::default() };
     let mut job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
-    let client = job.clients().pop().unwrap();
-    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
-    slow.ask();
-    step(&client, &table, 1.0);
-    step(&client, &table, 1.0);
+    let _client = two_clocks(&job, &slow);
     until(PATIENCE, "a file that is slow to open", || slow.was_slow());
     job.servers.pop().unwrap().stop().unwrap();
     assert_eq!(Arc::strong_count(&slow), 1);
@@ -593,11 +595,7 @@ fn a_coordinator_that_commits_a_cut_ends_whole() {
     let slow = Slow::by(Duration::from_millis(300));
     let setup = Setup { disks: [slow.clone(), Arc::new(Disk)], ..Setup::default() };
     let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
-    let client = job.clients().pop().unwrap();
-    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
-    slow.ask();
-    step(&client, &table, 1.0);
-    step(&client, &table, 1.0);
+    let client = two_clocks(&job, &slow);
     client.save_state(b"two").unwrap();
     until(PATIENCE, "a file that is slow to make", || slow.was_slow());
     job.stop.stop();
@@ -650,11 +648,7 @@ fn a_writer_that_panics_ends_the_job() {
     let disk = Arc::new(Slow { panics: true, ..Slow::default() });
     let setup = Setup { disks: [Arc::new(Disk), disk.clone()], ..Setup::default() };
     let job = Job::with(directory.path(), (1, 1), 1, Some(Every::Clocks(2)), setup);
-    let client = job.clients().pop().unwrap();
-    let table = client.table(&TableSpec::dense("t", &[4])).unwrap();
-    disk.ask();
-    step(&client, &table, 1.0);
-    step(&client, &table, 1.0);
+    let _client = two_clocks(&job, &disk);
     let error = job.end().unwrap_err().to_string();
     assert!(error.contains("server 0: ") && error.ends_with(": wl-cut panicked"), "{error}");
 }

@@ -106,7 +106,8 @@ impl Sparse {
         SparseBucketMut { bucket, memory: &mut self.memory, steps: &mut self.steps, initial: self.initial }
     }
 
-    /// Sees after each push that made rows that the next one need not wait for memory: no push waits for more than one huge page. See
+    /// Sees after each push that made rows that the next one need not wait for memory: none waits for more than one huge page, but
+    /// one whose rows reach over a whole page. See
     /// [`Slabs::get_ready`].
     pub fn get_ready(&mut self) {
         let (rows, segments) = (self.memory.rows.slabs(), self.memory.segments.slabs());

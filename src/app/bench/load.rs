@@ -333,8 +333,6 @@ mod tests {
     use std::collections::VecDeque;
     use std::thread;
 
-    use clap::Parser;
-
     use super::*;
     use crate::Secret;
     use crate::client::ClientConfig;
@@ -342,15 +340,9 @@ mod tests {
     use crate::server::Server;
     use crate::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
 
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
-
     /// A job of one worker in this process, whose load is filled.
     fn with_load(kind: TransportKind, line: &str, body: impl FnOnce(&Client, &mut Load)) {
-        let options = Line::parse_from(["bench"].into_iter().chain(line.split(' '))).options;
+        let options = Options::of_line(line);
         options.check().unwrap();
         let secret = Secret::generate().unwrap();
         let network = Network { transport: TransportChoice::Only(kind), ..Network::default() };

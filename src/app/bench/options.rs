@@ -295,6 +295,19 @@ impl Options {
 }
 
 #[cfg(test)]
+impl Options {
+    /// What stands behind `windlass bench`.
+    pub fn of_line(line: &str) -> Options {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: Options,
+        }
+        <Line as clap::Parser>::parse_from(["bench"].into_iter().chain(line.split(' '))).options
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -610,16 +610,8 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread;
 
-    use clap::Parser;
-
     use super::*;
     use crate::config::TransportKind;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
 
     /// Two threads speak.
     struct Said(Sender<String>, Receiver<String>);
@@ -641,8 +633,7 @@ mod tests {
 
     /// Connects both ends over TCP for writes of 64 bytes, so many at a time, and lets `by_hand` measure.
     fn both_ends(window: &str, by_hand: impl FnOnce(&mut Race<'_>, &mut dyn Words)) {
-        let line = ["bench", "write", "--bytes", "64", "--table-bytes", "1K", "--window", window];
-        let options = Line::parse_from(line).options;
+        let options = Options::of_line(&format!("write --bytes 64 --table-bytes 1K --window {window}"));
         let network = Network::default();
         let way = Way { network: &network, agreed: Agreed { kind: TransportKind::Tcp, local: false } };
         let ((to_one, one), (to_other, other)) = (channel(), channel());

@@ -118,18 +118,10 @@ impl Parts {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
-
     fn cut(line: &str) -> Parts {
-        let options = Line::parse_from(["bench"].into_iter().chain(line.split(' '))).options;
+        let options = Options::of_line(line);
         options.check().unwrap();
         let width = if options.op.is_sparse() { u64::from(options.dim) } else { 1 };
         Parts::new(&options, width, 1)
