@@ -7,12 +7,15 @@ mod common;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Process, run};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use windlass::config::{LinkLimits, Network, ServerLimits, TransportChoice, TransportKind};
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use windlass::transport::park::park;
+use windlass::transport::shm::{Shm, ShmConfig};
+use windlass::transport::{Completion, Side, Transport};
 use windlass::types::{Consistency, NonFinite, OptimizerSpec};
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, TableSpec};
 
@@ -328,6 +331,44 @@ fn with_few_descriptors() {
         setrlimit(Resource::Nofile, Rlimit { current: Some(open + 20), ..limit }).unwrap();
     });
     assert!(reason.contains("RLIMIT_NOFILE"), "{reason}");
+}
+
+#[test]
+#[ignore = "run by a_listener_without_descriptors_sleeps"]
+fn with_no_descriptor_left() {
+    let key = [7; 32];
+    let mut server = Shm::new(ShmConfig::default(), true).unwrap();
+    let mut client = Shm::new(ShmConfig::default(), false).unwrap();
+    let (expected, address) = server.open(Side::Passive, "a client").unwrap();
+    let (dialled, active) = client.open(Side::Active, "a server").unwrap();
+    server.connect(expected, &active, &key).unwrap();
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), ..limit }).unwrap();
+    let mut fill: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    // One for the side that dials, and none for the side that accepts.
+    fill.pop();
+    client.connect(dialled, &address, &key).unwrap();
+    let (mut completions, mut wakes) = (Vec::new(), 0);
+    let begun = Instant::now();
+    while wakes < 9 {
+        server.poll(&mut completions, 16);
+        if server.arm() {
+            wakes += u32::from(park(&[server.waitable()], Duration::from_secs(10)).unwrap()[0]);
+        }
+    }
+    assert!(begun.elapsed() > Duration::from_millis(250), "it spins: {:?} for nine wakes", begun.elapsed());
+    assert!(completions.is_empty(), "{completions:?}");
+    fill.clear();
+    while completions.len() < 2 {
+        client.poll(&mut completions, 16);
+        server.poll(&mut completions, 16);
+    }
+    assert!(completions.iter().all(|c| matches!(c, Completion::Connected { .. })), "{completions:?}");
+}
+
+#[test]
+fn a_listener_without_descriptors_sleeps() {
+    by_itself("with_no_descriptor_left");
 }
 
 /// Whatever the system's answer would be: SIGXFSZ, or that there is no place for a descriptor.
