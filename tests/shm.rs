@@ -333,6 +333,35 @@ fn with_few_descriptors() {
     assert!(reason.contains("RLIMIT_NOFILE"), "{reason}");
 }
 
+/// Where there is another way, a limit costs a copy and not the table.
+#[test]
+#[ignore = "run by what_has_no_room_among_files_is_private_where_there_is_another_way"]
+fn with_small_files_and_tcp() {
+    const LONG: u64 = 64 << 20;
+    let ends = job(TransportChoice::Auto, |client, rank| {
+        client.barrier().unwrap();
+        if rank == 0 {
+            let limit = rustix::process::getrlimit(Resource::Fsize);
+            setrlimit(Resource::Fsize, Rlimit { current: Some(100 << 20), ..limit }).unwrap();
+        }
+        client.barrier().unwrap();
+        let spec = TableSpec::dense("w", &[LONG]).optimizer(OptimizerSpec::new("sum", &[]));
+        let table = client.table(&spec.consistency(Consistency::Asp)).unwrap();
+        let range = KeyRange::new(LONG - 100_000, LONG).unwrap();
+        table.push_range(range, &[1.0; 100_000]).unwrap().wait().unwrap();
+        client.barrier().unwrap();
+        let mut values = vec![0.0; 100_000];
+        table.pull_range(range, &mut values).unwrap();
+        values.iter().all(|v| *v == 2.0)
+    });
+    assert_eq!(ends, [true, true]);
+}
+
+#[test]
+fn what_has_no_room_among_files_is_private_where_there_is_another_way() {
+    by_itself("with_small_files_and_tcp");
+}
+
 #[test]
 #[ignore = "run by a_listener_without_descriptors_sleeps"]
 fn with_no_descriptor_left() {
