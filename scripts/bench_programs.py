@@ -65,7 +65,10 @@ def last_object(command, seconds, environment):
 
 
 def ours(rest, figure=RATE, scale=1, bar=None, key_list_bytes=None):
-    """`key_list_bytes` is the servers' setting, where it is not the default."""
+    """Over TCP where it does not say; `key_list_bytes` is the servers' setting, where it is not the default."""
+    local = rest.split()[0] in ("add", "gather")
+    if not local and "--transport" not in rest:
+        rest += " --transport tcp"
     contender = Contender(f"{WINDLASS} bench {rest} --json", figure, bar, scale)
     if key_list_bytes is not None:
         contender.environment = {"WINDLASS_KEY_LIST_BYTES": str(key_list_bytes)}
