@@ -77,7 +77,7 @@ impl State {
 
     fn take(&self) -> Option<Taken<'_>> {
         let taken = self.0.compare_exchange(OFFERED, TAKEN, Ordering::Acquire, Ordering::Relaxed);
-        taken.is_ok().then_some(Taken(self))
+        taken.is_ok().then(|| Taken(self))
     }
 
     fn claim(&self) -> bool {
@@ -116,6 +116,8 @@ mod tests {
         let (shared, (taken, is_taken)) = (state.clone(), std::sync::mpsc::channel());
         let taker = std::thread::spawn(move || {
             let _taken = shared.take();
+            assert!(shared.take().is_none());
+            assert_eq!(shared.0.load(Ordering::Relaxed), TAKEN, "who does not get it changes nothing");
             taken.send(()).unwrap();
             panic!("on purpose");
         });
