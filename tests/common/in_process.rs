@@ -8,6 +8,7 @@ struct InProcess {
 
 impl InProcess {
     /// A job of one worker.
+    #[allow(dead_code)] // benches say how its data travels
     fn start() -> windlass::Result<InProcess> {
         InProcess::over(windlass::config::Network::default())
     }
