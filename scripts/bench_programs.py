@@ -125,7 +125,7 @@ class OwnTime(Contender):
 class Kernel(OwnTime):
     """One of our kernels, in arrays of 64 MiB: a line of what benches/kernels.rs prints."""
 
-    around = 6
+    around = 4
 
     def __init__(self, case, bar=None):
         super().__init__("cargo bench --locked --bench kernels -- --test", RATE, bar)
@@ -145,7 +145,7 @@ class Kernel(OwnTime):
 class Idle(OwnTime):
     """What an idle connection takes of a server's memory beside its slots: what tests/many_workers.rs prints, with 512 workers at once."""
 
-    around = 6
+    around = 2
 
     def __init__(self, bar=None):
         super().__init__("cargo test --locked --release --test many_workers -- --nocapture", None, bar)
