@@ -213,6 +213,11 @@ def sweep_table(sweep, rows):
     return "\n".join(lines)
 
 
+def tables(rows, swept):
+    """All of them."""
+    return "\n\n".join(([table(rows)] if rows else []) + [sweep_table(*both) for both in swept])
+
+
 def cpu():
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -301,7 +306,7 @@ def listed(options):
 
 
 def timed(name, run, *arguments):
-    """What `run` returns; a program that fails ends everything, since a table with holes would not say so."""
+    """What `run` returns; a program of ours that fails ends everything, and nothing is recorded."""
     started = time.monotonic()
     try:
         rows = run(*arguments)
@@ -317,8 +322,15 @@ def main():
         return listed(options)
     rounds, seconds = options.rounds, options.seconds
     print(duration(options), file=sys.stderr)
-    rows = [row for measure in options.measures for row in timed(measure.name, measure.run, rounds, seconds)]
-    swept = [(sweep, timed(sweep.name, run_sweep, sweep, rounds, seconds, options.smoke)) for sweep in options.sweeps]
+    rows, swept = [], []
+    try:
+        for measure in options.measures:
+            rows += timed(measure.name, measure.run, rounds, seconds)
+        for sweep in options.sweeps:
+            swept.append((sweep, timed(sweep.name, run_sweep, sweep, rounds, seconds, options.smoke)))
+    except SystemExit:
+        print(tables(rows, swept))  # what was measured until then
+        raise
 
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     load = pathlib.Path("/proc/loadavg").read_text().split()[0]
@@ -331,8 +343,7 @@ def main():
         f"TCP under {usual_congestion()}: ours and the bare loops by TCP_CONGESTION, iperf3 by -C, peers by a library that is loaded "
         "before them (benches/peers/congestion.c); values of torch.distributed.rpc go through shared memory, gloo has TCP alone"
     )
-    tables = ([table(rows)] if rows else []) + [sweep_table(*both) for both in swept]
-    text = "\n\n".join([heading, *tables]) + "\n"
+    text = f"{heading}\n\n{tables(rows, swept)}\n"
     print(text, end="")
     if options.record or options.smoke:
         folder = pathlib.Path("target/smoke" if options.smoke else "benches/record")
