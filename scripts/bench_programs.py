@@ -87,7 +87,7 @@ def last_object(command, seconds, environment):
 
 
 def ours(rest, figure=RATE, scale=1, bar=None, key_list_bytes=None, transport="tcp"):
-    """`key_list_bytes` is the servers' setting, where it is not the default. What needs a transport is told one."""
+    """`key_list_bytes` is the servers' setting, where it is not the default. What needs a transport is told one: TCP, where nothing else is said."""
     way = "" if rest.split()[0] in IN_PROCESS else f" --transport {transport}"
     contender = Contender(f"{WINDLASS} bench {rest}{way} --json", figure, bar, scale)
     if key_list_bytes is not None:

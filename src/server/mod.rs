@@ -283,7 +283,7 @@ impl ServerBuilder {
             (threads, first),
             reports,
             ends,
-            (self.network.clone(), offer),
+            offer,
             self.checkpoints,
             reports_of(0),
         );
