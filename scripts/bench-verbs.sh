@@ -8,6 +8,10 @@
 # Needs perftest (apt-get install perftest) and cargo build --release --features verbs. Prints every round, then the medians and the
 # ratios with their aims; ends with 1 when one of them misses its aim. In the emulated machine the ratios count instructions; only on real devices do they tell of hardware.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+    exit
+fi
 cd "$(dirname "$0")/.."
 
 # judge FOLDER: the medians, the ratios, and whether all keep their aims.

@@ -5,7 +5,7 @@ from spack_repo.builtin.build_systems.cargo import CargoPackage
 
 
 class Windlass(CargoPackage):
-    """A parameter server for HPC clusters: exactly-once pushes, bit-reproducible BSP, over TCP and RDMA verbs."""
+    """A parameter server for HPC clusters: exactly-once pushes, bit-reproducible Bsp, over TCP and RDMA verbs."""
 
     license("MIT OR Apache-2.0")
 

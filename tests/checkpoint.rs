@@ -343,10 +343,13 @@ fn checkpoints_are_listed_inspected_verified_exported_and_imported() {
         let whole: Vec<&str> = listed.lines().filter(|line| line.contains("clock ")).collect();
         assert!(!whole.is_empty() && whole.len() <= 3, "{listed}");
         let inspected = checkpoint(&["inspect", &folder]).expect(0).stdout;
-        for expected in
-            ["table 0  \"weights\"", "workers  2", "adam", "worker 1 in clock", "bucket 0, version"]
-        {
+        let all = checkpoint(&["inspect", "--all", &folder]).expect(0).stdout;
+        for expected in ["table 0  \"weights\"", "workers  2", "adam", " sections, digest "] {
             assert!(inspected.contains(expected), "{expected} is not in\n{inspected}");
+        }
+        assert!(inspected.lines().all(|line| all.lines().any(|other| other == line)), "{inspected}\n{all}");
+        for more in ["worker 1 in clock", "bucket 0, version"] {
+            assert!(all.contains(more) && !inspected.contains(more), "{inspected}\n{all}");
         }
         let verified = checkpoint(&["verify", &folder]).expect(0).stdout;
         assert_eq!(verified.lines().filter(|line| line.ends_with(": whole")).count(), whole.len());

@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::job::Job;
 use windlass::config::{Network, ServerLimits};
@@ -396,6 +396,7 @@ fn a_quorum_of_more_workers_than_there_are_is_refused_with_both_numbers() {
 /// In mid-job it answers what it took, lets go of its ports, and the worker's error names it. Again it does nothing.
 #[test]
 fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
+    const STOP: Duration = Duration::from_secs(60);
     let secret = Secret::generate().unwrap();
     let config = CoordinatorServerConfig::new(secret.clone(), "", 1, Some(2));
     let coordinator = CoordinatorServer::bind(config).unwrap();
@@ -403,11 +404,13 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
     let coordinator = thread::spawn(move || coordinator.run());
     // Ports below those that the system gives out, for control and one thread.
     let first = 18_000 + (std::process::id() % 700) as u16 * 2;
-    let network = Network { ports: Some(first..=first + 1), ..Network::default() };
-    let limits = ServerLimits { stop_timeout: Duration::from_secs(60), ..ServerLimits::default() };
+    let transport = common::transport();
+    let network = Network { ports: Some(first..=first + 1), transport, ..Network::default() };
+    let limits = ServerLimits { stop_timeout: STOP, ..ServerLimits::default() };
     let server = Server::builder(&address, secret.clone()).network(network).limits(limits).start().unwrap();
     let join = |rank| {
-        let config = ClientConfig::new(&address, secret.clone(), rank, 2);
+        let mut config = ClientConfig::new(&address, secret.clone(), rank, 2);
+        config.network.transport = transport;
         thread::spawn(move || Client::connect(config).unwrap())
     };
     let [first_client, second_client] = [join(0), join(1)].map(|thread| thread.join().unwrap());
@@ -423,7 +426,7 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
         assert!(!push.test().unwrap());
     }
     thread::scope(|scope| {
-        let stopping = scope.spawn(|| server.stop());
+        let (stopping, begun) = (scope.spawn(|| server.stop()), Instant::now());
         second_client.clock().unwrap();
         let mut values = vec![0.0; 1 << 20];
         ticket.wait_into(&mut values).unwrap();
@@ -432,6 +435,7 @@ fn a_stopped_server_answers_what_it_took_and_releases_its_sockets() {
         second_client.clock().unwrap();
         push.wait().unwrap();
         stopping.join().unwrap().unwrap();
+        assert!(begun.elapsed() < STOP, "it waited for workers that make no call");
     });
     for port in [first, first + 1] {
         std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();

@@ -7,12 +7,15 @@ mod common;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Process, run};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use windlass::config::{LinkLimits, Network, ServerLimits, TransportChoice, TransportKind};
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig};
+use windlass::transport::park::park;
+use windlass::transport::shm::{Shm, ShmConfig};
+use windlass::transport::{Completion, Side, Transport};
 use windlass::types::{Consistency, NonFinite, OptimizerSpec};
 use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, TableSpec};
 
@@ -328,6 +331,73 @@ fn with_few_descriptors() {
         setrlimit(Resource::Nofile, Rlimit { current: Some(open + 20), ..limit }).unwrap();
     });
     assert!(reason.contains("RLIMIT_NOFILE"), "{reason}");
+}
+
+/// Where there is another way, a limit costs a copy and not the table.
+#[test]
+#[ignore = "run by what_has_no_room_among_files_is_private_where_there_is_another_way"]
+fn with_small_files_and_tcp() {
+    const LONG: u64 = 64 << 20;
+    let ends = job(TransportChoice::Auto, |client, rank| {
+        client.barrier().unwrap();
+        if rank == 0 {
+            let limit = rustix::process::getrlimit(Resource::Fsize);
+            setrlimit(Resource::Fsize, Rlimit { current: Some(100 << 20), ..limit }).unwrap();
+        }
+        client.barrier().unwrap();
+        let spec = TableSpec::dense("w", &[LONG]).optimizer(OptimizerSpec::new("sum", &[]));
+        let table = client.table(&spec.consistency(Consistency::Asp)).unwrap();
+        let range = KeyRange::new(LONG - 100_000, LONG).unwrap();
+        table.push_range(range, &[1.0; 100_000]).unwrap().wait().unwrap();
+        client.barrier().unwrap();
+        let mut values = vec![0.0; 100_000];
+        table.pull_range(range, &mut values).unwrap();
+        values.iter().all(|v| *v == 2.0)
+    });
+    assert_eq!(ends, [true, true]);
+}
+
+#[test]
+fn what_has_no_room_among_files_is_private_where_there_is_another_way() {
+    by_itself("with_small_files_and_tcp");
+}
+
+#[test]
+#[ignore = "run by a_listener_without_descriptors_sleeps"]
+fn with_no_descriptor_left() {
+    let key = [7; 32];
+    let mut server = Shm::new(ShmConfig::default(), true).unwrap();
+    let mut client = Shm::new(ShmConfig::default(), false).unwrap();
+    let (expected, address) = server.open(Side::Passive, "a client").unwrap();
+    let (dialled, active) = client.open(Side::Active, "a server").unwrap();
+    server.connect(expected, &active, &key).unwrap();
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), ..limit }).unwrap();
+    let mut fill: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    // One for the side that dials, and none for the side that accepts.
+    fill.pop();
+    client.connect(dialled, &address, &key).unwrap();
+    let (mut completions, mut wakes) = (Vec::new(), 0);
+    let begun = Instant::now();
+    while wakes < 9 {
+        server.poll(&mut completions, 16);
+        if server.arm() {
+            wakes += u32::from(park(&[server.waitable()], Duration::from_secs(10)).unwrap()[0]);
+        }
+    }
+    assert!(begun.elapsed() > Duration::from_millis(250), "it spins: {:?} for nine wakes", begun.elapsed());
+    assert!(completions.is_empty(), "{completions:?}");
+    fill.clear();
+    while completions.len() < 2 {
+        client.poll(&mut completions, 16);
+        server.poll(&mut completions, 16);
+    }
+    assert!(completions.iter().all(|c| matches!(c, Completion::Connected { .. })), "{completions:?}");
+}
+
+#[test]
+fn a_listener_without_descriptors_sleeps() {
+    by_itself("with_no_descriptor_left");
 }
 
 /// Whatever the system's answer would be: SIGXFSZ, or that there is no place for a descriptor.

@@ -391,6 +391,7 @@ impl Inner {
         };
         let (payload_bytes, receive) = driver.drive(|| deadline, waited_for, connected)?;
         let driver = Arc::new(driver);
+        control.shared().drive_by(&driver);
         let progress = match config.progress {
             Progress::Caller => None,
             Progress::Thread => Some(ProgressThread::start(driver.clone())?),

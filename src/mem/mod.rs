@@ -28,7 +28,7 @@ pub use values::{Floats, Halves, Room, Values};
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The alignment of slots, payloads and pooled buffers, in bytes: one cache line.
 pub const ALIGNMENT: usize = 64;
@@ -46,6 +46,8 @@ pub enum Kind {
     Private,
     /// Peers on this machine as well: [`Arena::shared`].
     Shared,
+    /// The same where the limits of this process leave room for it, else private: what is sent from there is copied.
+    SharedIfPossible,
 }
 
 impl Kind {
@@ -54,6 +56,13 @@ impl Kind {
         match self {
             Kind::Private => Arena::new(bytes),
             Kind::Shared => Arena::shared(bytes),
+            Kind::SharedIfPossible => match Arena::shared(bytes) {
+                Err(why @ Error::Limit { .. }) => {
+                    tracing::warn!("{bytes} bytes of memory are shown to no peer: {why}");
+                    Arena::new(bytes)
+                }
+                made => made,
+            },
         }
     }
 }

@@ -324,6 +324,8 @@ pub enum ControlMessage {
         /// The first damage that was found.
         damage: Option<Damage>,
     },
+    /// Server to worker: it was told to stop, and waits until what it has answered is taken.
+    Leaving,
 }
 
 /// What is wrong with a checkpoint, as [`Error::Checkpoint`] says it.
@@ -455,6 +457,7 @@ impl ControlMessage {
             ControlMessage::CutFailed { .. } => "CutFailed",
             ControlMessage::Verify { .. } => "Verify",
             ControlMessage::Verified { .. } => "Verified",
+            ControlMessage::Leaving => "Leaving",
         }
     }
 

@@ -201,6 +201,11 @@ impl Control {
         if self.leaving.is_none() {
             info!("server {}: told to stop", self.name());
             self.tell_all(|| Command::Drain)?;
+            // Over shared memory an answer has left when its worker has looked, which one that computes does not by itself. Of a worker
+            // that can't be told Down is on its way.
+            for link in self.workers.keys() {
+                let _ = self.hub.send(*link, &ControlMessage::Leaving);
+            }
             let deadline = Instant::now() + self.stop_timeout;
             self.leaving = Some(Leaving { threads: self.threads.len(), deadline, took_leave: false });
         }

@@ -267,7 +267,7 @@ impl Transport for Several {
     }
 
     fn memory(&self) -> Kind {
-        Kind::Shared
+        Kind::SharedIfPossible
     }
 
     fn sends_in_place(&self, endpoint: EndpointId, arena: &Arena) -> bool {

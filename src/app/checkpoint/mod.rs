@@ -29,6 +29,9 @@ pub enum Command {
     Inspect {
         /// The checkpoint's directory, or one of checkpoints for the newest
         path: PathBuf,
+        /// Each section of each file, too, and the clock of each worker at each server thread
+        #[arg(long)]
+        all: bool,
     },
     /// Read every byte of a checkpoint, or of all in a directory; what is wrong is named by file, section and offset
     Verify {
@@ -81,7 +84,9 @@ pub fn obey(command: &Command) -> Result<()> {
     let storage: Arc<dyn Storage> = Arc::new(Disk);
     match command {
         Command::List { directory } => say(&list(&storage, directory)?),
-        Command::Inspect { path } => say(&inspect(&Cut::open(&storage, &newest(&storage, path)?)?)?),
+        Command::Inspect { path, all } => {
+            say(&inspect(&Cut::open(&storage, &newest(&storage, path)?)?, *all)?)
+        }
         Command::Verify { path } => verify(&storage, path),
         Command::Export { path, format, table, out } => {
             let cut = Cut::open(&storage, &newest(&storage, path)?)?;
@@ -143,7 +148,7 @@ fn list(storage: &Arc<dyn Storage>, directory: &Path) -> Result<String> {
     Ok(folder.found()?.into_iter().map(line).collect())
 }
 
-fn inspect(cut: &Cut) -> Result<String> {
+fn inspect(cut: &Cut, all: bool) -> Result<String> {
     let manifest = cut.manifest();
     let mut text = format!(
         "clock    {}\nworkers  {}\nwriter   {}\nrun      {}\n",
@@ -154,12 +159,13 @@ fn inspect(cut: &Cut) -> Result<String> {
     }
     for file in cut.files() {
         text += &format!(
-            "file     {} {} bytes, digest {}\n",
+            "file     {} {} bytes in {} sections, digest {}\n",
             file.entry().name,
             file.entry().bytes,
+            file.sections().len(),
             file.entry().digest
         );
-        for section in file.sections() {
+        for section in file.sections().iter().filter(|_| all) {
             let SectionId { kind, .. } = section.id;
             let version = match kind {
                 SectionKind::Parameters | SectionKind::Keys => format!(", version {}", section.version),

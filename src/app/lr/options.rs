@@ -79,7 +79,8 @@ pub struct Options {
     /// Test data in LIBSVM format [default: the built-in set's held-out rows, or the training data]
     #[arg(long, value_name = "FILE")]
     pub test: Option<PathBuf>,
-    /// Take indices as any tokens and hash them to u64 keys, modulo --features if given
+    /// Take any tokens as indices: a whole number below 2^64 is its own key, any other token is hashed to one; with --features keys are
+    /// mixed, and taken modulo that
     /// [default: whole numbers from 1]
     #[arg(long)]
     pub hash: bool,

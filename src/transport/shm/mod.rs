@@ -94,6 +94,8 @@ pub struct Shm {
     /// What needs the timer has changed since it was set.
     clock_stale: bool,
     listener: Option<OwnedFd>,
+    /// Nobody is accepted before the next tick.
+    stalled: bool,
     name: Name,
     lobby: Lobby,
     arenas: Arenas,
@@ -152,6 +154,7 @@ impl Shm {
             timer,
             clock_stale: false,
             listener,
+            stalled: false,
             name,
             lobby: Lobby::new(places),
             arenas: Arenas::new(config.max_write),

@@ -265,7 +265,18 @@ impl Shm {
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
         // One at a time: more are reported again.
-        let Ok(socket) = socket::accept(listener) else { return };
+        let socket = match socket::accept(listener) {
+            Ok(socket) => socket,
+            Err(e) => {
+                use std::io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+                if !matches!(e.kind(), WouldBlock | Interrupted | ConnectionAborted) {
+                    // No descriptors or no memory, most likely: it would be reported again and again.
+                    self.stalled = epoll::delete(&self.epoll, listener).is_ok();
+                    self.clock_stale = true;
+                }
+                return;
+            }
+        };
         if !socket::is_same_user(&socket).unwrap_or(false) {
             return;
         }
@@ -331,6 +342,9 @@ impl Shm {
     /// Looks at every deadline.
     fn tick(&mut self) {
         self.timer.drain();
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.stalled) {
+            self.stalled = watch(&self.epoll, listener, LISTENER).is_err();
+        }
         let now = Instant::now();
         self.lobby.expire(now);
         let after = self.config.connect_timeout;
@@ -355,7 +369,8 @@ impl Shm {
             return;
         }
         let connecting = |state: &State| matches!(state, State::Expecting { .. } | State::Dialing(_));
-        let needed = !self.lobby.is_empty() || self.endpoints.iter().any(|e| connecting(&e.state));
+        let needed =
+            self.stalled || !self.lobby.is_empty() || self.endpoints.iter().any(|e| connecting(&e.state));
         self.timer.set(if needed { TICK } else { Duration::ZERO });
     }
 }
