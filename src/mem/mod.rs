@@ -27,8 +27,9 @@ pub use slabs::{Slabs, prefetch};
 pub use values::{Floats, Halves, Room, Values};
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The alignment of slots, payloads and pooled buffers, in bytes: one cache line.
 pub const ALIGNMENT: usize = 64;
@@ -46,9 +47,12 @@ pub enum Kind {
     Private,
     /// Peers on this machine as well: [`Arena::shared`].
     Shared,
-    /// The same where the limits of this process leave room for it, else private: what is sent from there is copied.
+    /// The same where there is room for it, within the limits of this process, else private: what is sent from there is copied.
     SharedIfPossible,
 }
+
+/// Memory that peers could not be shown was told of.
+static SAID: AtomicBool = AtomicBool::new(false);
 
 impl Kind {
     /// Zeroed memory of this kind.
@@ -56,13 +60,12 @@ impl Kind {
         match self {
             Kind::Private => Arena::new(bytes),
             Kind::Shared => Arena::shared(bytes),
-            Kind::SharedIfPossible => match Arena::shared(bytes) {
-                Err(why @ Error::Limit { .. }) => {
-                    tracing::warn!("{bytes} bytes of memory are shown to no peer: {why}");
-                    Arena::new(bytes)
+            Kind::SharedIfPossible => Arena::shared(bytes).or_else(|why| {
+                if !SAID.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("{bytes} bytes of memory are shown to no peer: {why} (said once)");
                 }
-                made => made,
-            },
+                Arena::new(bytes)
+            }),
         }
     }
 }

@@ -5,6 +5,8 @@
 //! else, and fails at once where it can't.
 
 use std::fmt;
+#[cfg(feature = "verbs")]
+use std::path::Path;
 
 #[cfg(feature = "verbs")]
 use super::rails::Rails;
@@ -12,9 +14,11 @@ use super::several::Several;
 use super::shm::{self, Shm, ShmConfig};
 use super::topology::RailPort;
 #[cfg(feature = "verbs")]
+use super::topology::{self, Topology};
+#[cfg(feature = "verbs")]
 use super::verbs::{self, Verbs, VerbsConfig};
 use super::{Transport, tcp};
-use crate::config::{Network, TransportChoice, TransportKind};
+use crate::config::{Network, Rdma, TransportChoice, TransportKind};
 use crate::error::{Error, Result};
 use crate::types::{Lack, Offer};
 
@@ -84,7 +88,10 @@ fn check(network: &Network, kind: TransportKind) -> Result<(), (Error, Lack)> {
     let found = match kind {
         TransportKind::Tcp => Ok(()),
         #[cfg(feature = "verbs")]
-        TransportKind::Verbs => verbs::check(network),
+        TransportKind::Verbs => verbs::check(network).and_then(|()| match network.transport {
+            TransportChoice::Auto => verbs::check_locked(),
+            TransportChoice::Only(_) => Ok(()),
+        }),
         #[cfg(not(feature = "verbs"))]
         TransportKind::Verbs => without_verbs(network),
         TransportKind::Shm => shm::check(),
@@ -92,13 +99,21 @@ fn check(network: &Network, kind: TransportKind) -> Result<(), (Error, Lack)> {
     found.map_err(|error| {
         let (absent, why) = match kind {
             #[cfg(feature = "verbs")]
-            TransportKind::Verbs => (!verbs::are_there(), error.to_string()),
+            TransportKind::Verbs => (is_card_absent(network), error.to_string()),
             #[cfg(not(feature = "verbs"))]
-            TransportKind::Verbs => (true, NO_VERBS.to_owned()),
+            TransportKind::Verbs => (network.rdma == Rdma::default(), NO_VERBS.to_owned()),
             TransportKind::Tcp | TransportKind::Shm => (false, error.to_string()),
         };
-        (error, Lack { kind, absent, why })
+        (error, Lack::new(kind, absent, &why))
     })
+}
+
+/// Whether nobody expects an RDMA device here: none is asked for, the library has none, and the kernel neither. (A container may have the
+/// kernel's without the part of the library that drives it.)
+#[cfg(feature = "verbs")]
+fn is_card_absent(network: &Network) -> bool {
+    let kernels = Topology::read(Path::new(topology::SYSFS)).devices;
+    network.rdma == Rdma::default() && !verbs::are_there() && kernels.is_empty()
 }
 
 /// For whom a transport is.
@@ -221,6 +236,18 @@ mod tests {
             (agreed(false).as_str(), agreed(true).as_str()),
             ("tcp", "tcp, and by shared memory within a host")
         );
+    }
+
+    /// Who set anything of RDMA would be surprised by a job over TCP that says nothing.
+    #[test]
+    #[cfg(not(feature = "verbs"))]
+    fn what_was_asked_for_is_missed() {
+        let of = |rdma| {
+            let network = Network { transport: TransportChoice::Auto, rdma, ..Network::default() };
+            offer(&network).unwrap().lack(TransportKind::Verbs).map(|lack| lack.absent)
+        };
+        assert_eq!(of(Rdma::default()), Some(true));
+        assert_eq!(of(Rdma { service_level: 3, ..Rdma::default() }), Some(false));
     }
 
     #[test]

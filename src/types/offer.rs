@@ -24,8 +24,23 @@ pub struct Lack {
     pub kind: TransportKind,
     /// There is no such thing in this build or on this machine, so nobody misses it. Else something is in its way.
     pub absent: bool,
-    /// For messages.
+    /// For messages; at most [`MAX_WHY`] bytes.
     pub why: String,
+}
+
+/// The longest reason of a lack, in bytes: a host with a hundred ports that are down has more to say.
+pub const MAX_WHY: usize = 1024;
+
+impl Lack {
+    /// Of `kind`, for this reason, which is cut where it is long.
+    pub fn new(kind: TransportKind, absent: bool, why: &str) -> Lack {
+        let mut why = why.to_owned();
+        if why.len() > MAX_WHY {
+            why.truncate(why.floor_char_boundary(MAX_WHY - 4));
+            why.push_str(" …");
+        }
+        Lack { kind, absent, why }
+    }
 }
 
 impl Offer {
@@ -54,5 +69,17 @@ impl fmt::Display for Offer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.kinds.iter().map(|kind| kind.name()).collect();
         f.write_str(&names.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut() {
+        let lack = Lack::new(TransportKind::Verbs, false, &"é".repeat(MAX_WHY));
+        assert!(lack.why.len() <= MAX_WHY && lack.why.ends_with("é …"));
+        assert_eq!(Lack::new(TransportKind::Verbs, false, "short").why, "short");
     }
 }

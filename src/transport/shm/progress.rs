@@ -216,12 +216,12 @@ impl Shm {
         let Some(endpoint) = self.endpoints.remove(index) else { return };
         let id = endpoint.id;
         self.turns.retain(|turn| *turn != index);
+        // Not the peer's fault, nor an accident: what it shows, its rings or more, has no room in this process.
+        if let Some(why @ (Error::Limit { .. } | Error::Io { .. })) = &reason {
+            self.bar(endpoint.peer, why);
+        }
         match endpoint.state {
             State::Connected(Connection { socket, tx, .. }) => {
-                // Not the peer's fault, nor an accident: what it shows has no room in this process.
-                if let Some(why @ (Error::Limit { .. } | Error::Io { .. })) = &reason {
-                    self.bar(endpoint.peer, why);
-                }
                 // The peer hears of the end only when it can no longer take what was announced.
                 drop(tx);
                 self.unwatch(&socket);

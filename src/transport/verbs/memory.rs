@@ -161,12 +161,13 @@ fn registration_error(context: &Context, length: usize, error: &io::Error) -> Er
         return Error::Device { operation: "ibv_reg_mr", device: context.name.clone(), reason };
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-    Error::Limit {
-        resource: format!(
-            "memory that {} may lock (RLIMIT_MEMLOCK, each endpoint counts anew; raise it with ulimit -l or LimitMEMLOCK=)",
-            context.name
-        ),
-        limit: limit.unwrap_or(u64::MAX),
-        asked: length as u64,
-    }
+    locked(&context.name, limit.unwrap_or(u64::MAX), length as u64)
+}
+
+/// `asked` bytes can't be locked for a device.
+pub(super) fn locked(device: &str, limit: u64, asked: u64) -> Error {
+    let resource = format!(
+        "memory that {device} may lock (RLIMIT_MEMLOCK, each endpoint counts anew; raise it with ulimit -l or LimitMEMLOCK=)"
+    );
+    Error::Limit { resource, limit, asked }
 }

@@ -111,6 +111,21 @@ pub fn check(network: &Network) -> Result<()> {
     Port::find(&network.rdma).map(drop)
 }
 
+/// Refuses a process that may lock next to nothing: the first connection would end the job. Who asks for verbs alone finds that out there.
+pub fn check_locked() -> Result<()> {
+    /// The buffers of a worker's connections to a few server threads, in bytes.
+    const LEAST: u64 = 64 << 20;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    let may_all = || {
+        let ours = rustix::thread::capabilities(None);
+        ours.is_ok_and(|ours| ours.effective.contains(rustix::thread::CapabilitySet::IPC_LOCK))
+    };
+    match limit {
+        Some(limit) if limit < LEAST && !may_all() => Err(memory::locked("a device", limit, LEAST)),
+        _ => Ok(()),
+    }
+}
+
 fn check_layouts() -> Result<()> {
     if ffi::layouts_agree() {
         return Ok(());
