@@ -565,7 +565,7 @@ fn fill_rows(numbers: &[u32], (values, width): (&[f32], usize), chain: Chain, bu
                 row.copy_from_slice(&values[number as usize * width..][..width]);
             }
         }
-        chain.encode(some, buf, at);
+        chain.encode(&*some, buf, at);
         at += some.len() * chain.value_bytes();
     }
 }
