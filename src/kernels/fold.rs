@@ -157,7 +157,7 @@ pub(super) fn pass_by(
         gradient.read(table, first, block);
         step(first..first + block.len(), parameters, block);
         if let Some(out) = &mut out {
-            narrow_by(table, out.part(first, block.len()), (&*parameters).into());
+            narrow_by(table, out.part(first, block.len()), &*parameters);
         }
     }
 }
@@ -177,7 +177,7 @@ impl Gradient<'_> {
         match self {
             Gradient::Piece(piece) => {
                 let values = piece.part(first, into.len());
-                widen_by(table, into.into(), values);
+                widen_by(table, into, values);
             }
             Gradient::Fold { sum, pieces, divisor } => {
                 let mut sum = sum.as_mut().map(|s| &mut s[first..first + into.len()]);

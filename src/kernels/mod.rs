@@ -93,10 +93,11 @@ fn add_scaled_by(table: &Table, sum: &mut [f32], factor: f32, values: Input<'_>)
 /// # Panics
 /// When the lengths differ.
 pub fn widen<'a>(into: impl Into<Room<'a, f32>>, values: Input<'_>) {
-    widen_by(table(), into.into(), values);
+    widen_by(table(), into, values);
 }
 
-fn widen_by(table: &Table, mut into: Room<'_, f32>, values: Input<'_>) {
+fn widen_by<'a>(table: &Table, into: impl Into<Room<'a, f32>>, values: Input<'_>) {
+    let mut into = into.into();
     let length = into.len();
     assert_eq!(length, values.len(), "lengths differ");
     let to = into.as_mut_ptr();
@@ -116,10 +117,11 @@ fn widen_by(table: &Table, mut into: Room<'_, f32>, values: Input<'_>) {
 /// # Panics
 /// When the lengths differ.
 pub fn narrow<'a>(into: Output<'_>, values: impl Into<Floats<'a>>) {
-    narrow_by(table(), into, values.into());
+    narrow_by(table(), into, values);
 }
 
-fn narrow_by(table: &Table, into: Output<'_>, values: Floats<'_>) {
+fn narrow_by<'a>(table: &Table, into: Output<'_>, values: impl Into<Floats<'a>>) {
+    let values = values.into();
     let length = values.len();
     assert_eq!(length, into.len(), "lengths differ");
     let from = values.as_ptr();
