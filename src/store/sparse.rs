@@ -107,8 +107,7 @@ impl Sparse {
     }
 
     /// Sees after each push that made rows that the next one need not wait for memory: none waits for more than one huge page, but
-    /// one whose rows reach over a whole page. See
-    /// [`Slabs::get_ready`].
+    /// one whose rows reach over a whole page where that was not supplied: the first of such pushes. See [`Slabs::get_ready`].
     pub fn get_ready(&mut self) {
         let (rows, segments) = (self.memory.rows.slabs(), self.memory.segments.slabs());
         let waited = rows.has_waited() | segments.has_waited();
