@@ -133,7 +133,7 @@ fn cases() -> Vec<Case> {
             kernels::narrow(Output::Bf16((&mut memory.narrow[..]).into()), part(&memory.pieces[0], at));
         }),
         Case::new("fp16 to fp32", 6, |memory, at| {
-            kernels::widen(&mut memory.wide, fp16(&memory.pieces[0], at));
+            kernels::widen(&mut memory.wide[..], fp16(&memory.pieces[0], at));
         }),
         Case::new("norm", 4, |memory, at| {
             black_box(kernels::norm(fp32(&memory.pieces[0], at)));

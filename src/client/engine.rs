@@ -34,7 +34,7 @@ use buffers::Registered;
 pub use buffers::{Span, Uses};
 pub use reads::ReadStats;
 use reads::Reads;
-pub use send::Source;
+pub use send::{Source, Turns};
 
 const BUDGET: usize = 256;
 /// A frame of so many bytes leaves at once: it is worth its own system call, and what was just copied is still in L2.

@@ -26,7 +26,7 @@ pub fn dense<'a>(
     map: &'a PartitionMap,
     range: KeyRange,
     limit: u32,
-) -> Result<impl Iterator<Item = DenseFrame> + 'a> {
+) -> Result<impl Iterator<Item = DenseFrame> + Clone + 'a> {
     if spec.elements() == 0 {
         return Err(Error::Misuse {
             call: "dense access",

@@ -1,8 +1,9 @@
 //! A table, as a worker uses it.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
-use super::engine::{After, Engine, Source, Span, Target};
+use super::engine::{After, Engine, Source, Span, Target, Turns};
 use super::plan::{self, DenseFrame, SparsePlan};
 use super::readable::Readable;
 use super::{Buffer, Inner, Ticket};
@@ -385,16 +386,56 @@ impl Table {
             engine.may_use(&from, false, "push_pull_range_buffer")?;
             engine.may_use(&into, true, "push_pull_range_buffer")
         };
-        // Behind the push on every link under Ssp and Asp; under Bsp it waits for its clock's mark anyway. There it is queued
-        // first where filters need receive memory for it: what does not fit is refused before anything is pushed.
         let source = Source::Buffer(from);
-        if self.spec.consistency.folds_by_rank() && !self.chains.pull.is_empty() {
-            let pull = self.pull_span(range, into, true, check)?;
-            let push = self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?;
-            return self.both(push, pull);
+        match (self.spec.consistency.folds_by_rank(), self.chains.pull.is_empty()) {
+            (false, true) => self.push_pull_in_turns(range, source, into, check),
+            // Under Bsp it waits for its clock's mark anyway. There it is queued first where filters need receive memory for it:
+            // what does not fit is refused before anything is pushed.
+            (true, false) => {
+                let pull = self.pull_span(range, into, true, check)?;
+                let push = self.push_dense(RequestKind::Push, range, source, (None, false), |_| Ok(()))?;
+                self.both(push, pull)
+            }
+            // Behind the push on every link.
+            (true, true) | (false, false) => {
+                let push = self.push_dense(RequestKind::Push, range, source, (None, true), check)?;
+                self.both(push, self.pull_span(range, into, true, |_| Ok(()))?)
+            }
         }
-        let push = self.push_dense(RequestKind::Push, range, source, (None, true), check)?;
-        self.both(push, self.pull_span(range, into, true, |_| Ok(()))?)
+    }
+
+    /// Each pull right behind its push.
+    fn push_pull_in_turns(
+        &self,
+        range: KeyRange,
+        source: Source<'_>,
+        into: Span,
+        check: impl FnOnce(&mut Engine) -> Result<()>,
+    ) -> Result<Ticket> {
+        let limit = self.dense_limit(self.chains.push).min(self.dense_limit(self.chains.pull));
+        let mut turns = Turns::new(plan::dense(&self.spec, &self.map, range, limit)?);
+        let asked = Cell::new(None);
+        let pushed = self.queue(
+            false,
+            |engine| {
+                check(engine)?;
+                let pull = engine.new_pull(&self.target(), true, Some(into))?;
+                asked.set(Some(pull));
+                engine.new_push(RequestKind::Push, &self.target(), source, None)
+            },
+            |engine, push| match asked.get() {
+                Some(pull) => engine.push_pull_dense((push, pull, self.id), &mut turns, (source, into)),
+                None => Ok(true), // there is no push without it
+            },
+        );
+        match (pushed, asked.get()) {
+            (Ok(push), Some(pull)) => self.both(push, Ticket::new(self.inner.clone(), pull)),
+            (Ok(push), None) => Ok(push),
+            (Err(error), pull) => {
+                pull.into_iter().for_each(|pull| self.inner.driver.engine().cancel(pull));
+                Err(error)
+            }
+        }
     }
 
     /// The ticket of a push and a pull of the same keys: the pull's, which also tells what was rejected of the push.

@@ -159,7 +159,7 @@ pub(super) fn pass_by(
         gradient.read(table, first, block);
         step(first..first + block.len(), parameters, block);
         if let Some(out) = &mut out {
-            narrow_by(table, out.part(first, block.len()), parameters);
+            narrow_by(table, out.part(first, block.len()), &*parameters);
         }
     }
 }
@@ -177,7 +177,10 @@ impl Gradient<'_> {
     /// The gradient from `first` on, once.
     fn read(&mut self, table: &Table, first: usize, into: &mut [f32]) {
         match self {
-            Gradient::Piece(piece) => widen_by(table, into, piece.part(first, into.len())),
+            Gradient::Piece(piece) => {
+                let values = piece.part(first, into.len());
+                widen_by(table, into, values);
+            }
             Gradient::Fold { sum, pieces, divisor } => {
                 let mut sum = sum.as_mut().map(|s| &mut s[first..first + into.len()]);
                 let start = sum.as_ref().map_or(std::ptr::null(), |s| s.as_ptr());

@@ -27,7 +27,7 @@ pub use input::{Input, Output};
 pub use rules::{Adagrad, Adam, AdamW, Assign, Ftrl, Momentum, Nesterov, RmsProp, Rule, Sgd, Sum};
 pub use table::{Simd, choose, choose_by, chosen};
 
-use crate::mem::Floats;
+use crate::mem::{Floats, Room};
 use generic::{AddingScaled, Converting, CountingNonFinite, Stepping, ahead, tree};
 use table::{Table, table};
 
@@ -92,15 +92,16 @@ fn add_scaled_by(table: &Table, sum: &mut [f32], factor: f32, values: Input<'_>)
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn widen(into: &mut [f32], values: Input<'_>) {
+pub fn widen<'a>(into: impl Into<Room<'a, f32>>, values: Input<'_>) {
     widen_by(table(), into, values);
 }
 
-fn widen_by(table: &Table, into: &mut [f32], values: Input<'_>) {
+fn widen_by<'a>(table: &Table, into: impl Into<Room<'a, f32>>, values: Input<'_>) {
+    let mut into = into.into();
     let length = into.len();
     assert_eq!(length, values.len(), "lengths differ");
     let to = into.as_mut_ptr();
-    // SAFETY: an exclusive slice and readable values of `length` each, which can't overlap; the CPU has the table's
+    // SAFETY: writable room, which is nobody else's, and readable values of `length` each; the CPU has the table's
     // instructions.
     unsafe {
         match values {
@@ -115,11 +116,12 @@ fn widen_by(table: &Table, into: &mut [f32], values: Input<'_>) {
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn narrow(into: Output<'_>, values: &[f32]) {
+pub fn narrow<'a>(into: Output<'_>, values: impl Into<Floats<'a>>) {
     narrow_by(table(), into, values);
 }
 
-fn narrow_by(table: &Table, into: Output<'_>, values: &[f32]) {
+fn narrow_by<'a>(table: &Table, into: Output<'_>, values: impl Into<Floats<'a>>) {
+    let values = values.into();
     let length = values.len();
     assert_eq!(length, into.len(), "lengths differ");
     let from = values.as_ptr();

@@ -20,7 +20,7 @@
 
 use crate::error::{Error, Malformed, Result};
 use crate::kernels::{self, Input, Output};
-use crate::mem::{Arena, Buf, Floats, Halves};
+use crate::mem::{Arena, Buf, Floats, Halves, Room};
 use crate::types::{FilterSpec, TableSpec, Wire};
 
 /// The newest version of each filter that this build knows.
@@ -118,7 +118,8 @@ impl Chain {
     ///
     /// # Panics
     /// When they don't fit.
-    pub fn encode(self, values: &[f32], into: &mut Buf, at: usize) {
+    pub fn encode<'a>(self, values: impl Into<Floats<'a>>, into: &mut Buf, at: usize) {
+        let values = values.into();
         let output = match self.wire {
             Wire::Fp32 => Output::F32(into.room(at, values.len())),
             Wire::Fp16 => Output::F16(into.room(at, values.len())),
@@ -131,10 +132,12 @@ impl Chain {
     ///
     /// # Panics
     /// When they lie outside.
-    pub fn decode(self, from: &Buf, at: usize, into: &mut [f32]) {
+    pub fn decode<'a>(self, from: &Buf, at: usize, into: impl Into<Room<'a, f32>>) {
+        let into = into.into();
         let end = at + into.len() * self.value_bytes();
         assert!(end <= from.len(), "buffer of {} bytes is too short", from.len());
-        kernels::widen(into, self.view(from.arena(), from.offset() + at, into.len()));
+        let values = self.view(from.arena(), from.offset() + at, into.len());
+        kernels::widen(into, values);
     }
 
     /// `count` values at byte `at` of `arena`, in place.
@@ -262,9 +265,9 @@ mod tests {
         ] {
             let chain = Chain::negotiate(&wire.filters()).unwrap();
             let mut buf = pool.lease(values.len() * wire.bytes() + 8).unwrap();
-            chain.encode(&values, &mut buf, 8);
+            chain.encode(&values[..], &mut buf, 8);
             let mut back = [0.0; 7];
-            chain.decode(&buf, 8, &mut back);
+            chain.decode(&buf, 8, &mut back[..]);
             let same = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
             assert!(back.iter().zip(&expected).all(same), "{wire}: {back:?}");
         }

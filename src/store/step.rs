@@ -38,7 +38,7 @@ impl Steps {
         for (n, positions) in positions.chunks(some).enumerate() {
             (0..AHEAD).for_each(|i| fetch(rows, positions, i));
             self.gradient.resize(positions.len() * dim, 0.0);
-            kernels::widen(&mut self.gradient, values.part(n * some * dim, positions.len() * dim));
+            kernels::widen(&mut self.gradient[..], values.part(n * some * dim, positions.len() * dim));
             if divisor != 1.0 {
                 kernels::divide(&mut self.gradient, divisor);
             }

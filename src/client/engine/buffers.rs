@@ -11,8 +11,7 @@ use std::sync::Arc;
 
 use super::{Engine, Part, Pending, Places};
 use crate::error::{Error, Result};
-use crate::kernels::BLOCK;
-use crate::mem::{Arena, Buf, RegionId, RegionSlice};
+use crate::mem::{Arena, Buf, Floats, RegionId, RegionSlice, Room};
 use crate::proto::{Chain, MAX_REGIONS};
 
 /// A buffer, as the engine knows it.
@@ -196,12 +195,7 @@ impl Engine {
         let arena = self.buffer(span)?.arena.clone();
         let start = span.start + at;
         Ok(move |body: &mut Buf, body_at: usize| {
-            let mut block = [0.0f32; BLOCK];
-            for done in (0..count).step_by(BLOCK) {
-                let values = &mut block[..BLOCK.min(count - done)];
-                arena.copy_out((start + done) * 4, bytemuck::cast_slice_mut(values));
-                chain.encode(values, body, body_at + done * chain.value_bytes());
-            }
+            chain.encode(Floats::in_arena(&arena, start * 4, count), body, body_at);
         })
     }
 
@@ -212,12 +206,8 @@ impl Engine {
         let (chain, Some(span)) = (pending.chain, pending.uses.written) else { return Ok(None) };
         let arena = &self.buffer(&span)?.arena;
         let count = buf.len() / chain.value_bytes();
-        let mut block = [0.0f32; BLOCK];
-        for done in (0..count).step_by(BLOCK) {
-            let values = &mut block[..BLOCK.min(count - done)];
-            chain.decode(&buf, done * chain.value_bytes(), values);
-            arena.copy_in((span.start + at + done) * 4, bytemuck::cast_slice(values));
-        }
+        // No server thread was asked to write there: it is this operation's alone until the ticket is done.
+        chain.decode(&buf, 0, Room::in_arena(arena, (span.start + at) * 4, count));
         self.bytes_copied += buf.len() as u64;
         Ok(None)
     }

@@ -26,6 +26,20 @@ pub enum Source<'a> {
     Buffer(Span),
 }
 
+/// The frames of a push and of its pull, which are the same.
+pub struct Turns<I: Iterator<Item = DenseFrame>> {
+    pushes: Peekable<I>,
+    pulls: Peekable<I>,
+    /// Bytes of those that are queued as pushes and not as pulls.
+    ahead: usize,
+}
+
+impl<I: Iterator<Item = DenseFrame> + Clone> Turns<I> {
+    pub fn new(frames: I) -> Turns<I> {
+        Turns { pushes: frames.clone().peekable(), pulls: frames.peekable(), ahead: 0 }
+    }
+}
+
 impl Engine {
     /// A ticket for a push or a set; `base` is the version that its values were computed from.
     pub fn new_push(
@@ -59,28 +73,36 @@ impl Engine {
         frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
         source: Source<'_>,
     ) -> Result<bool> {
-        let chain = self.pending[ticket].chain;
         while let Some(frame) = frames.peek() {
-            let count = frame.count as usize;
-            let header = self.write_header(ticket, table).dense(frame, count * chain.value_bytes());
-            let queued = match source {
-                Source::Slice(values) => {
-                    let values = &values[frame.at..frame.at + count];
-                    let mut fill = |buf: &mut Buf, at: usize| chain.encode(values, buf, at);
-                    self.push_frame(frame.shard, ticket, header, &mut fill)
-                }
-                Source::Buffer(span) if chain.is_empty() => self.push_pinned(frame, ticket, header, &span)?,
-                Source::Buffer(span) => {
-                    let mut fill = self.encoder(&span, (frame.at, count), chain)?;
-                    self.push_frame(frame.shard, ticket, header, &mut fill)
-                }
-            };
-            if !queued {
+            if !self.push_dense_frame((ticket, table), frame, source)? {
                 return Ok(false);
             }
             frames.next();
         }
         Ok(true)
+    }
+
+    fn push_dense_frame(
+        &mut self,
+        (ticket, table): (usize, TableId),
+        frame: &DenseFrame,
+        source: Source<'_>,
+    ) -> Result<bool> {
+        let chain = self.pending[ticket].chain;
+        let count = frame.count as usize;
+        let header = self.write_header(ticket, table).dense(frame, count * chain.value_bytes());
+        match source {
+            Source::Slice(values) => {
+                let values = &values[frame.at..frame.at + count];
+                let mut fill = |buf: &mut Buf, at: usize| chain.encode(values, buf, at);
+                Ok(self.push_frame(frame.shard, ticket, header, &mut fill))
+            }
+            Source::Buffer(span) if chain.is_empty() => self.push_pinned(frame, ticket, header, &span),
+            Source::Buffer(span) => {
+                let mut fill = self.encoder(&span, (frame.at, count), chain)?;
+                Ok(self.push_frame(frame.shard, ticket, header, &mut fill))
+            }
+        }
     }
 
     /// Queues the frames of a sparse push or set.
@@ -134,33 +156,69 @@ impl Engine {
         frames: &mut Peekable<impl Iterator<Item = DenseFrame>>,
         into: Span,
     ) -> Result<bool> {
-        let chain = self.pending[ticket].chain;
         while let Some(frame) = frames.peek() {
-            if self.links[frame.shard].queued() >= self.limits.queued_frames || self.reads_are_full() {
-                return Ok(false);
-            }
-            let floats = frame.count as usize;
-            let mut header = self.header(RequestKind::Pull, table).dense(frame, 0);
-            let queued = if chain.is_empty() {
-                self.announce(frame.shard, &into)?;
-                header.region = into.buffer;
-                header.argument = (into.start + frame.at) as u64 * 4;
-                self.queue_pull(frame.shard, ticket, header, &mut |_, _| {}, (floats, None))?
-            } else {
-                let pending = &self.pending[ticket];
-                let more_comes = pending.open > 0 && !(pending.under_bsp() && pending.after_push);
-                if more_comes && self.receive.lease(floats * chain.value_bytes()).is_none() {
-                    return Ok(false);
-                }
-                let answer = (floats, Places::Buffer(frame.at));
-                self.ask(frame.shard, ticket, header, &mut |_, _| {}, answer)?
-            };
-            if !queued {
+            if !self.pull_frame_into((ticket, table), frame, into)? {
                 return Ok(false);
             }
             frames.next();
         }
         Ok(true)
+    }
+
+    fn pull_frame_into(
+        &mut self,
+        (ticket, table): (usize, TableId),
+        frame: &DenseFrame,
+        into: Span,
+    ) -> Result<bool> {
+        let chain = self.pending[ticket].chain;
+        if self.links[frame.shard].queued() >= self.limits.queued_frames || self.reads_are_full() {
+            return Ok(false);
+        }
+        let floats = frame.count as usize;
+        let mut header = self.header(RequestKind::Pull, table).dense(frame, 0);
+        if chain.is_empty() {
+            self.announce(frame.shard, &into)?;
+            header.region = into.buffer;
+            header.argument = (into.start + frame.at) as u64 * 4;
+            return self.queue_pull(frame.shard, ticket, header, &mut |_, _| {}, (floats, None));
+        }
+        let pending = &self.pending[ticket];
+        let more_comes = pending.open > 0 && !(pending.under_bsp() && pending.after_push);
+        if more_comes && self.receive.lease(floats * chain.value_bytes()).is_none() {
+            return Ok(false);
+        }
+        let answer = (floats, Places::Buffer(frame.at));
+        self.ask(frame.shard, ticket, header, &mut |_, _| {}, answer)
+    }
+
+    /// Queues the frames of a dense push and of the pull of what it makes, each pull behind its push as soon as the pushes before it are
+    /// worth a system call of their own: so a server thread answers out of L2 what it has just written, while the rest is on its way.
+    pub fn push_pull_dense<I: Iterator<Item = DenseFrame>>(
+        &mut self,
+        (push, pull, table): (usize, usize, TableId),
+        Turns { pushes, pulls, ahead }: &mut Turns<I>,
+        (source, into): (Source<'_>, Span),
+    ) -> Result<bool> {
+        loop {
+            while let Some(frame) = pushes.peek().filter(|_| *ahead < LONG_FRAME) {
+                if !self.push_dense_frame((push, table), frame, source)? {
+                    return Ok(false);
+                }
+                *ahead += frame.count as usize * 4;
+                pushes.next();
+            }
+            if *ahead == 0 {
+                return Ok(true);
+            }
+            while let Some(frame) = pulls.peek().filter(|_| *ahead > 0) {
+                if !self.pull_frame_into((pull, table), frame, into)? {
+                    return Ok(false);
+                }
+                *ahead -= frame.count as usize * 4;
+                pulls.next();
+            }
+        }
     }
 
     /// Queues the frames of a sparse pull; refused when the receive memory is out.
@@ -507,7 +565,7 @@ fn fill_rows(numbers: &[u32], (values, width): (&[f32], usize), chain: Chain, bu
                 row.copy_from_slice(&values[number as usize * width..][..width]);
             }
         }
-        chain.encode(some, buf, at);
+        chain.encode(&*some, buf, at);
         at += some.len() * chain.value_bytes();
     }
 }

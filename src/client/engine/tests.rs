@@ -76,8 +76,8 @@ impl Transport for Paper {
         Ok(())
     }
 
-    fn send(&mut self, _: EndpointId, operation: Message) -> std::result::Result<(), Rejected<Message>> {
-        Err(Rejected { operation, refusal: Refusal::Full })
+    fn send(&mut self, _: EndpointId, _: Message) -> std::result::Result<(), Rejected<Message>> {
+        Ok(())
     }
 
     fn write(&mut self, _: EndpointId, write: Write) -> std::result::Result<(), Rejected<Write>> {
@@ -346,6 +346,45 @@ fn pushes_and_pulls_before_a_flush_are_one_frame() {
     let sent = rig.sent();
     assert_eq!(sent.len(), 1);
     assert_eq!(kinds(&sent[0].1), [(Push, false), (Pull, false)].repeat(30));
+}
+
+/// Of long segments each alone; of short ones those of 64 KiB together, so that pulls still share frames.
+#[test]
+fn pulls_follow_their_pushes_before_more_pushes_leave() {
+    for (segment_floats, pushes_in_a_row) in [(64 << 10, 1), (1 << 10, 16)] {
+        let mut rig = Rig::new(Consistency::Asp, 64);
+        let spec = TableSpec::clone(&rig.spec).segment_bytes(4 * segment_floats as u32);
+        let server = ServerInfo { rank: 0, address: String::new(), threads: 1, first: 0 };
+        let map = PartitionMap::new(&View { epoch: 1, servers: vec![server], workers: 1 }, &spec);
+        let spec = Arc::new(spec);
+        let chains = Chains::default();
+        let table = Target { spec: &spec, map: &map, chains, after: None, priority: 0, readable: None };
+        let floats = 3 * segment_floats * pushes_in_a_row;
+        let memory = Arena::new(2 * 4 * floats).unwrap();
+        let buffer = rig.engine.register(memory, 2 * 4 * floats).unwrap();
+        let (from, into) =
+            (Span { buffer, start: 0, end: floats }, Span { buffer, start: floats, end: 2 * floats });
+        let source = Source::Buffer(from);
+        let push = rig.engine.new_push(RequestKind::Push, &table, source, None).unwrap();
+        let pull = rig.engine.new_pull(&table, true, Some(into)).unwrap();
+        let range = crate::types::KeyRange::new(0, floats as u64).unwrap();
+        let mut turns = Turns::new(crate::client::plan::dense(&spec, &map, range, 64 << 10).unwrap());
+        assert!(rig.engine.push_pull_dense((push, pull, 0), &mut turns, (source, into)).unwrap());
+        rig.flush();
+        let sent: Vec<_> = rig.sent().into_iter().map(|(_, parts)| parts).collect();
+        let turn = [vec![Push; pushes_in_a_row], vec![Pull; pushes_in_a_row]].concat();
+        let in_order: Vec<_> =
+            sent.iter().flatten().map(|(header, _)| (header.kind, header.bucket)).collect();
+        let expected: Vec<_> = (0..3u32)
+            .flat_map(|n| {
+                let buckets = (0..pushes_in_a_row as u32).map(move |b| n * pushes_in_a_row as u32 + b);
+                turn.iter().copied().zip(buckets.clone().chain(buckets)).collect::<Vec<_>>()
+            })
+            .collect();
+        assert_eq!(in_order, expected);
+        // Its pulls are one frame.
+        assert_eq!(sent.len(), 3 * (pushes_in_a_row + 1));
+    }
 }
 
 #[test]

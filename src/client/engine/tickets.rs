@@ -174,7 +174,7 @@ fn scatter_rows(numbers: &[u32], from: &Buf, chain: Chain, (into, width): (&mut 
             chain.decode(from, at, &mut into[first..first + width]);
         } else {
             let some = &mut some[..numbers.len() * width];
-            chain.decode(from, at, some);
+            chain.decode(from, at, &mut *some);
             for (row, &number) in some.chunks_exact(width).zip(numbers) {
                 into[number as usize * width..][..width].copy_from_slice(row);
             }

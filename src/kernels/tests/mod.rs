@@ -170,12 +170,12 @@ proptest! {
             widen_by(table, floats.all_mut(), held.input());
             prop_assert_eq!(bits(floats.all()), bits(&wide), "{}", simd);
             let mut halves = Shifted::new(&vec![0u16; wide.len()], shift);
-            narrow_by(table, Output::F16(halves.all_mut().into()), &wide);
+            narrow_by(table, Output::F16(halves.all_mut().into()), &wide[..]);
             for (found, expected) in halves.all().iter().zip(&f16s) {
                 let found = half::f16::from_bits(*found);
                 prop_assert!(same(found.is_nan(), expected.is_nan(), found.to_bits(), expected.to_bits()));
             }
-            narrow_by(table, Output::Bf16(halves.all_mut().into()), &wide);
+            narrow_by(table, Output::Bf16(halves.all_mut().into()), &wide[..]);
             for (found, expected) in halves.all().iter().zip(&bf16s) {
                 let found = half::bf16::from_bits(*found);
                 prop_assert!(same(found.is_nan(), expected.is_nan(), found.to_bits(), expected.to_bits()));
@@ -227,14 +227,14 @@ fn all_halves_survive_the_way_there_and_back() {
     for (simd, table) in tables() {
         let mut wide = vec![0.0f32; all.len()];
         let mut back = vec![0u16; all.len()];
-        widen_by(table, &mut wide, Input::F16(Halves::from(&all[..])));
-        narrow_by(table, Output::F16((&mut back[..]).into()), &wide);
+        widen_by(table, &mut wide[..], Input::F16(Halves::from(&all[..])));
+        narrow_by(table, Output::F16((&mut back[..]).into()), &wide[..]);
         for (h, b) in all.iter().zip(&back) {
             let nan = half::f16::from_bits(*h).is_nan();
             assert!(same(nan, half::f16::from_bits(*b).is_nan(), *h, *b), "{simd}: {h:#06x} {b:#06x}");
         }
-        widen_by(table, &mut wide, Input::Bf16(Halves::from(&all[..])));
-        narrow_by(table, Output::Bf16((&mut back[..]).into()), &wide);
+        widen_by(table, &mut wide[..], Input::Bf16(Halves::from(&all[..])));
+        narrow_by(table, Output::Bf16((&mut back[..]).into()), &wide[..]);
         for (h, b) in all.iter().zip(&back) {
             let nan = half::bf16::from_bits(*h).is_nan();
             assert!(same(nan, half::bf16::from_bits(*b).is_nan(), *h, *b), "{simd}: {h:#06x} {b:#06x}");
@@ -281,7 +281,7 @@ fn check_fused<R: Rule<P> + std::fmt::Debug, const P: usize>(
     let mut expected: [Vec<f32>; P] = std::array::from_fn(|p| data.planes[p].clone());
     step_by(scalar, rule, &mut expected_w, expected.each_mut().map(Vec::as_mut_slice), &gradient[..]);
     let mut fp16 = vec![0u16; data.w.len()];
-    narrow_by(scalar, Output::F16((&mut fp16[..]).into()), &expected_w);
+    narrow_by(scalar, Output::F16((&mut fp16[..]).into()), &expected_w[..]);
     let bf16: Vec<u16> = expected_w.iter().map(|&w| half::bf16::from_f32(w).to_bits()).collect();
 
     let held: Vec<Held> = pieces.iter().map(|p| Held::new(p, data.shift)).collect();

@@ -46,7 +46,9 @@ impl Tcp {
         self.clock_stale = true;
         match std::mem::replace(&mut endpoint.state, State::Opened) {
             State::Connected(mut connection) => {
-                let _ = self.poll.registry().deregister(&mut connection.stream);
+                if self.apart.take_if(|apart| *apart == index).is_none() {
+                    let _ = self.poll.registry().deregister(&mut connection.stream);
+                }
                 if connection.tx.has_lent() {
                     socket::break_off(connection.fd());
                 }

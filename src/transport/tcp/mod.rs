@@ -49,7 +49,7 @@ use accept::Lobby;
 use dial::Dialer;
 use endpoint::{Endpoints, State};
 use leaving::Leaving;
-use progress::{LISTENER, TIMER};
+use progress::{BOTH, LISTENER, TIMER};
 
 use super::arenas::Arenas;
 use super::endpoints::PendingRead;
@@ -94,6 +94,8 @@ pub struct Tcp {
     /// The connection that brought something last, and polls since the system was asked what became ready.
     heard: Option<u32>,
     unasked: u32,
+    /// The one connection of which the system does not say when it becomes ready: it is looked at with every poll.
+    apart: Option<u32>,
     /// Completions in the order in which they came about.
     outbox: Vec<Completion>,
 }
@@ -143,6 +145,7 @@ impl Tcp {
             tx_ready: VecDeque::new(),
             heard: None,
             unasked: 0,
+            apart: None,
             outbox: Vec::new(),
             config,
         })
@@ -176,10 +179,9 @@ impl Tcp {
             .map_err(|e| Error::io("connect", format!("{} at {address}", endpoint.peer), e))?;
         let until = Instant::now() + self.config.connect_timeout;
         let mut dialer = Box::new(Dialer::new(stream, address, remote, key, until)?);
-        let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll
             .registry()
-            .register(&mut dialer.stream, Token(id.index as usize), interest)
+            .register(&mut dialer.stream, Token(id.index as usize), BOTH)
             .map_err(|e| Error::io("epoll_ctl", address, e))?;
         endpoint.state = State::Dialing(dialer);
         self.clock_stale = true;
@@ -295,7 +297,7 @@ impl Transport for Tcp {
 
     fn poll(&mut self, completions: &mut Vec<Completion>, budget: usize) {
         if !self.has_at_hand() {
-            self.collect();
+            self.ask();
         }
         self.receive_round(budget);
         self.send_round();
@@ -315,7 +317,9 @@ impl Transport for Tcp {
         self.set_clock();
         // Events that nobody has taken would end the sleep at once. Asked for here, and not by the next poll: whoever arms every so many
         // polls might always hit one that did not ask.
-        if self.unasked > 0 {
+        let joins = self.apart.is_some();
+        self.join_others();
+        if self.unasked > 0 || joins {
             self.collect();
         }
         self.outbox.is_empty() && self.rx_ready.is_empty() && self.tx_ready.is_empty() && !self.accept_more

@@ -1,6 +1,7 @@
 //! System calls on sockets: options, and moving bytes between a socket and arena memory through raw pointers.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
@@ -73,7 +74,7 @@ pub(super) unsafe fn send(fd: RawFd, parts: &mut [Part], how: How) -> io::Result
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | how.flag();
     let length = parts.iter().map(|p| p.iov_len).sum();
     if length <= SHORT && how != How::Lent {
-        let (mut all, mut end) = ([0u8; SHORT], 0);
+        let (mut all, mut end) = ([MaybeUninit::<u8>::uninit(); SHORT], 0);
         for part in parts {
             // SAFETY: the caller vouches for the part, and there is room for all of them.
             unsafe {
@@ -81,7 +82,7 @@ pub(super) unsafe fn send(fd: RawFd, parts: &mut [Part], how: How) -> io::Result
             };
             end += part.iov_len;
         }
-        // SAFETY: the bytes are our own; a bad `fd` is only an error.
+        // SAFETY: the bytes are our own, and the first `length` were written; a bad `fd` is only an error.
         return count(unsafe { libc::send(fd, all.as_ptr().cast(), length, flags) });
     }
     // SAFETY: all-zero is a valid `msghdr`: null pointers with length 0.

@@ -7,7 +7,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::progress::{UNASKED, UNASKED_ALONE};
 use super::*;
-use crate::transport::park;
+use crate::mem::RegionSlice;
+use crate::transport::{Payload, park};
 
 const KEY: SessionKey = [7; 32];
 
@@ -95,4 +96,89 @@ fn who_dials_or_waits_to_be_dialled_is_not_alone() {
             asks(&mut b, UNASKED + 1, &mut heard);
         }
     }
+}
+
+/// Two as from [`lone`], of which the second has looked in vain for so long that its connection is apart.
+fn apart() -> (Tcp, Tcp) {
+    let (a, mut b) = lone(1);
+    (0..2 * UNASKED_ALONE).for_each(|_| b.poll(&mut Vec::new(), 1));
+    assert!(b.apart.is_some());
+    (a, b)
+}
+
+fn only(end: &Tcp) -> EndpointId {
+    end.endpoints.iter().next().unwrap().id
+}
+
+/// Sends a message, and waits until it has left.
+fn send(end: &mut Tcp) {
+    end.send(only(end), Message::new(b"more").unwrap()).unwrap();
+    end.flush();
+}
+
+/// Sleeps and polls until something comes.
+fn hears(end: &mut Tcp) -> Completion {
+    let mut heard = Vec::new();
+    while heard.is_empty() {
+        if end.arm() {
+            is_called(end);
+        }
+        end.poll(&mut heard, 1);
+    }
+    heard.remove(0)
+}
+
+#[test]
+fn who_sleeps_on_a_connection_that_was_apart_is_woken() {
+    for sent_before in [true, false] {
+        let (mut a, mut b) = apart();
+        if sent_before {
+            send(&mut a);
+        }
+        while b.arm() && sent_before {}
+        assert_eq!(b.apart, None);
+        if !sent_before {
+            send(&mut a);
+        }
+        assert!(matches!(hears(&mut b), Completion::Received { .. }));
+    }
+}
+
+/// It is looked at with every poll, and its end is no event either.
+#[test]
+fn a_connection_that_is_apart_brings_what_comes_and_its_end() {
+    let (mut a, mut b) = apart();
+    let mut heard = Vec::new();
+    for sent in 1..=3 {
+        send(&mut a);
+        while heard.len() < sent {
+            b.poll(&mut heard, 1);
+        }
+    }
+    assert!(b.apart.is_some());
+    drop(a);
+    while heard.len() < 4 {
+        b.poll(&mut heard, 1);
+    }
+    assert!(matches!(heard[3], Completion::Closed { reason: Some(Error::PeerLost { .. }), .. }));
+    assert_eq!(b.apart, None);
+}
+
+/// Room for what could not leave is an event: who has something to send is not apart for long.
+#[test]
+fn what_a_connection_that_was_apart_could_not_send_leaves_when_there_is_room() {
+    const LONG: usize = 64 << 20;
+    let (mut a, mut b) = apart();
+    let (from, to) = (Arena::new(LONG).unwrap(), Arena::new(LONG).unwrap());
+    let (from_id, to_id) = (b.register(from.clone()).unwrap(), a.register(to).unwrap());
+    let remote = a.authorise(only(&a), to_id, 0, LONG, Rights::Write).unwrap();
+    let slice = RegionSlice { region: from_id, arena: from, offset: 0, length: LONG };
+    let body = Some(Payload::Pinned(slice));
+    let write = Write { header: None, body, remote, offset: 0, imm: Some(7), context: Some(8) };
+    assert!(b.write(only(&b), write).is_ok());
+    (0..2 * UNASKED_ALONE).for_each(|_| b.poll(&mut Vec::new(), 1));
+    assert_eq!(b.apart, None);
+    let sender = std::thread::spawn(move || (hears(&mut b), b));
+    assert!(matches!(hears(&mut a), Completion::Written { imm: 7, .. }));
+    assert!(matches!(sender.join().unwrap().0, Completion::Done { context: 8, .. }));
 }
