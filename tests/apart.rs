@@ -42,8 +42,10 @@ fn learn(
     let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     open(folder.path(), 0o777);
     let (program, report) = (folder.path().join("windlass"), folder.path().join("report.json"));
-    fs::copy(env!("CARGO_BIN_EXE_windlass"), &program).unwrap();
-    open(&program, 0o755);
+    // By another process: while a child that another test forks has a file open for writing, nobody can run it.
+    let copied =
+        Command::new("install").args(["-m", "755", env!("CARGO_BIN_EXE_windlass")]).arg(&program).status();
+    assert!(copied.unwrap().success());
     let (data, secret) = (folder.path().join("data"), Secret::generate().unwrap().to_hex());
     let row = |i: u32| format!("{} {}:1 {}:0.5\n", i % 2, 1 + i % 40, 60 + i % 7);
     fs::write(&data, (0..1000).map(row).collect::<String>()).unwrap();
