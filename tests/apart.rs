@@ -14,7 +14,7 @@ use std::process::Command;
 use common::{Ended, PATIENCE, Process, run, scratch, text, windlass};
 use windlass::Secret;
 
-const TRAINING: [&str; 7] = ["train", "lr", "--epochs", "1", "--batch", "2500", "--report"];
+const TRAINING: [&str; 7] = ["train", "lr", "--epochs", "3", "--batch", "50", "--report"];
 
 /// Says so where this is not root.
 fn is_root() -> bool {
@@ -42,9 +42,14 @@ fn learn(
     let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     open(folder.path(), 0o777);
     let (program, report) = (folder.path().join("windlass"), folder.path().join("report.json"));
-    fs::copy(env!("CARGO_BIN_EXE_windlass"), &program).unwrap();
-    open(&program, 0o755);
-    let secret = Secret::generate().unwrap().to_hex();
+    // By another process: while a child that another test forks has a file open for writing, nobody can run it.
+    let copied =
+        Command::new("install").args(["-m", "755", env!("CARGO_BIN_EXE_windlass")]).arg(&program).status();
+    assert!(copied.unwrap().success());
+    let (data, secret) = (folder.path().join("data"), Secret::generate().unwrap().to_hex());
+    let row = |i: u32| format!("{} {}:1 {}:0.5\n", i % 2, 1 + i % 40, 60 + i % 7);
+    fs::write(&data, (0..1000).map(row).collect::<String>()).unwrap();
+    open(&data, 0o644);
     let node = |arguments: &[&str]| {
         let ours = windlass([]);
         let mut command = Command::new(&program);
@@ -60,14 +65,27 @@ fn learn(
     let address = coordinator.until_says("windlass coordinator: listening on ");
     let at = ["--coordinator", &address, "--threads", "2", "--interface", interfaces[0]];
     let server = Process::start(server(node(&[&["server"], &at[..]].concat())));
-    let at = [text(&report), "--coordinator", &address, "--rank", "0", "--workers", "1"];
+    let at =
+        [text(&report), "--data", text(&data), "--coordinator", &address, "--rank", "0", "--workers", "1"];
     let worker = Process::start(worker(node(&[&TRAINING[..], &at].concat())));
     let worker = worker.end(PATIENCE).expect(0);
     server.end(PATIENCE).expect(0);
     coordinator.end(PATIENCE).expect(0);
     let (bits, transport) = read(&report);
     let alone = folder.path().join("alone.json");
-    let job = [text(&alone), "--servers", "1", "--threads", "2", "--workers", "1", "--transport", "tcp"];
+    let job = [
+        text(&alone),
+        "--data",
+        text(&data),
+        "--servers",
+        "1",
+        "--threads",
+        "2",
+        "--workers",
+        "1",
+        "--transport",
+        "tcp",
+    ];
     run([&TRAINING[..], &job].concat()).expect(0);
     assert_eq!(bits, read(&alone).0);
     (worker, transport)

@@ -53,7 +53,8 @@ struct Setup {
 impl Default for Setup {
     fn default() -> Setup {
         let disks: [Arc<dyn Storage>; 2] = [Arc::new(Disk), Arc::new(Disk)];
-        Setup { limits: ServerLimits::default(), network: Network::default(), disks, held: None }
+        let network = Network { transport: common::transport(), ..Network::default() };
+        Setup { limits: ServerLimits::default(), network, disks, held: None }
     }
 }
 
@@ -757,4 +758,9 @@ fn under_ssp_and_asp_no_push_is_lost_or_applied_twice_by_going_on() {
     let leaving: Vec<_> = clients.into_iter().map(leave).collect();
     leaving.into_iter().for_each(|thread| thread.join().unwrap());
     job.end().unwrap();
+}
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
 }

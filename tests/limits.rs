@@ -22,7 +22,7 @@ fn with_limits(links: LinkLimits, worker: WorkerLimits, tables: usize, body: imp
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
     let coordinator = std::thread::spawn(move || coordinator.run());
-    let network = Network { limits: links, ..Network::default() };
+    let network = Network { limits: links, transport: common::transport(), ..Network::default() };
     let limits = ServerLimits { payload_bytes: worker.payload_bytes, ..ServerLimits::default() };
     let server = Server::builder(&address, secret.clone()).threads(2).network(network.clone());
     let server = server.limits(limits).start().unwrap();
@@ -177,4 +177,9 @@ fn nodes_wait_for_each_other_as_long_as_was_said() {
     let worker = Process::start(windlass(["train", "lr"].into_iter().chain(node).chain(short)));
     worker.end(PATIENCE).expect(13).says("after 1s waiting for the other nodes");
     drop(process);
+}
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
 }
