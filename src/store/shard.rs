@@ -453,7 +453,7 @@ impl Shard {
             return Err(Malformed::new("values", (piece.keys.len() * dim).to_string(), piece.values.len()));
         }
         if intake != Intake::Drop && positions.is_empty() {
-            sparse.resolve(piece.directory, piece.keys, positions);
+            sparse.resolve(piece.keys, positions);
         }
         let mut rejection: Option<Rejection> = None;
         let (mut done, known) = (0, self.parameter_bytes);
