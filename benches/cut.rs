@@ -1,4 +1,4 @@
-//! How much longer a push_pull takes while a cut of its table is being written: 1 GiB dense, and 10 million rows.
+//! How much longer a push_pull over TCP takes while a cut of its table is being written: 1 GiB dense, and 10 million rows.
 //!
 //! ```text
 //! cargo bench --bench cut [DIR]        # the checkpoints go to DIR, or to the folder for temporary files
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use windlass::checkpoint::{Disk, Folder, Storage};
 use windlass::config::settings::Every;
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::server::coordinator::{Checkpoints, CoordinatorServer, CoordinatorServerConfig};
 use windlass::types::OptimizerSpec;
 use windlass::{Client, ClientConfig, KeyRange, Secret, Server, SortedKeys, Table, TableSpec};
@@ -59,9 +60,12 @@ fn measure(name: &str, spec: &TableSpec, (elements, rows): (u64, u64), folder: &
     config.checkpoints = Checkpoints { folder: place.clone(), every, ..Checkpoints::default() };
     let coordinator = CoordinatorServer::bind(config).unwrap();
     let address = coordinator.address().to_string();
-    let server = Server::builder(&address, secret.clone()).checkpoints(place, None).start().unwrap();
+    let network = Network { transport: TransportChoice::Only(TransportKind::Tcp), ..Network::default() };
+    let server = Server::builder(&address, secret.clone()).network(network.clone());
+    let server = server.checkpoints(place, None).start().unwrap();
     let coordinator = std::thread::spawn(move || coordinator.run());
-    let client = Client::connect(ClientConfig::new(&address, secret, 0, 1)).unwrap();
+    let config = ClientConfig { network, ..ClientConfig::new(&address, secret, 0, 1) };
+    let client = Client::connect(config).unwrap();
     let table = client.table(spec).unwrap();
     let dense = name == "dense";
     if !dense {

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::kernels::Input;
 use windlass::mem::{Page, RegionId};
 use windlass::store::{How, Intake, Optimizers, Shard, SparsePiece};
@@ -158,7 +159,8 @@ fn growth(_: &mut Criterion) {
 
 /// As a worker sees it that waits for each push, of a server in this process.
 fn growth_over_tcp(_: &mut Criterion) {
-    let job = InProcess::start().unwrap();
+    let tcp = TransportChoice::Only(TransportKind::Tcp);
+    let job = InProcess::over(Network { transport: tcp, ..Network::default() }).unwrap();
     let client = Client::connect(job.config()).unwrap();
     let spec = TableSpec::sparse("w", DIM as u32).optimizer(OptimizerSpec::sum()).aggregate(Aggregate::Sum);
     let table = client.table(&spec.consistency(Consistency::Asp)).unwrap();

@@ -1,7 +1,8 @@
 """What scripts/bench.sh measures, and how: see there.
 
 A measure has a few contenders, which run in turns. The first is ours; the others are what its figure is divided by. A bar beside ours is
-for its own figure, one beside another contender for the ratio to it; both for medians.
+for its own figure, one beside another contender for the ratio to it; both for medians. What is not installed, and somebody else's program
+that fails, is left out, and the record says why; where ours or a bare loop fails, all ends.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shlex
 import statistics
 import subprocess
@@ -18,7 +20,7 @@ import time
 
 import bench_peers
 import bench_sweeps
-from bench_programs import KEYS, LATENCY, RATE, WAYS, Failed, Iperf, Kernel, Uring, bare, either, ours, python_with, shm, tcp, usual_congestion
+from bench_programs import FAILURES, KEYS, LATENCY, RATE, WAYS, Idle, Iperf, Kernel, Uring, bare, either, ours, python_with, shm, tcp, usual_congestion
 
 
 def summary(contender, taken):
@@ -27,6 +29,9 @@ def summary(contender, taken):
 
 class Measure:
     """Contenders for one thing; where less is better the ratio is still ours divided by theirs."""
+
+    strict = False
+    """Whether a program of somebody else's that fails ends everything, too."""
 
     def __init__(self, name, ours, *others):
         self.name, self.contenders = name, [ours, *others]
@@ -39,28 +44,45 @@ class Measure:
         return self.rows()
 
     def begin(self):
-        self.figures = {}
+        self.figures = {contender: [] for contender in self.contenders}
+        self.left_out = {}
         for contender in self.contenders:
             missing = contender.missing()
             if missing:
-                print(f"{self.name}: no {missing}: {contender.name()} is left out", file=sys.stderr)
-            else:
-                self.figures[contender] = []
+                self.leave_out(contender, f"no {missing}")
+
+    def leave_out(self, contender, why):
+        print(f"{self.name}: {contender.name()} is left out: {why}", file=sys.stderr)
+        self.left_out[contender] = why
+        del self.figures[contender]
 
     def turn(self, seconds):
-        for contender, taken in self.figures.items():
-            taken.append(contender.run(seconds))
+        for contender in list(self.figures):
+            try:
+                self.figures[contender].append(contender.run(seconds))
+            except FAILURES as error:
+                if not contender.others or self.strict:
+                    raise
+                self.leave_out(contender, " ".join(str(error).split())[:200])
 
     def rows(self):
-        first = next(iter(self.figures.values()))
-        return [self.row(contender, taken, first) for contender, taken in self.figures.items()]
+        return [self.row(contender) for contender in self.contenders]
 
-    def row(self, contender, taken, first):
+    def row(self, contender):
+        named = {"measure": self.name, "command": contender.name()}
+        if contender in self.left_out:
+            return {**named, "left_out": self.left_out[contender], "ratio": None, **judged(contender.bar, None)}
+        taken, first = self.figures[contender], self.figures.get(self.contenders[0], [])
         figures = summary(contender, taken)
-        ratio = None if taken is first else statistics.median(ours / theirs for ours, theirs in zip(first, taken))
-        fastest = all(figures["median"] >= statistics.median(self.figures[rival]) for rival in contender.rivals)
-        verdict = judged(contender.bar if fastest else None, figures["median"] if ratio is None else ratio)
-        return {"measure": self.name, "command": contender.name(), **figures, "ratio": ratio, **verdict}
+        ratio = None if taken is first or not first else statistics.median(ours / theirs for ours, theirs in zip(first, taken))
+        rivals = [statistics.median(self.figures[rival]) for rival in contender.rivals if rival in self.figures]
+        best = all(contender.better(figures["median"], rival) for rival in rivals)
+        verdict = judged(contender.bar if best else None, figures["median"] if taken is first else ratio)
+        return {**named, **figures, "ratio": ratio, **verdict}
+
+    def takes(self, seconds):
+        """How long a round takes, about, if nothing is left out."""
+        return sum(contender.takes(seconds) for contender in self.contenders)
 
 
 class Growth:
@@ -81,11 +103,14 @@ class Growth:
         last = {"measure": self.name, "command": "the largest of these ratios to the smallest", "ratio": growth, **judged(self.bar, growth)}
         return [*itertools.chain(*taken), last]
 
+    def takes(self, seconds):
+        return sum(measure.takes(seconds) for measure in self.measures)
+
 
 def judged(bar, value):
     """A bar is `>=` or `<=`, and a number."""
-    if bar is None:
-        return {"bar": None, "met": None}
+    if bar is None or value is None:
+        return {"bar": bar, "met": None}
     sign, limit = bar.split()
     return {"bar": bar, "met": value >= float(limit) if sign == ">=" else value <= float(limit)}
 
@@ -126,21 +151,28 @@ def measures():
         Measure("sparse push, wide rows", ours("sparse-push --keys 10000 --dim 64 --rows 1000000"), ours("push --bytes 2560000", RATE, bar=">= 0.8")),
         Measure("gather", ours("gather --rows 10000000 --keys 4096", KEYS), bare("memory gather", KEYS, ">= 0.8")),
         Measure("sparse pull", ours("sparse-pull --rows 10000000 --keys 4096", KEYS), bare("memory gather", KEYS)),
-        Measure("shm push 16M", ours("push --bytes 16M --transport shm"), shm(f"add {large}", ">= 0.9"), shm(f"ring {large}")),
-        Measure("shm pull 16M", ours("pull --bytes 16M --transport shm"), bare("memory copy")),
-        Measure("shm latency, spinning", ours("latency --bytes 64 --poll spin --transport shm", LATENCY, bar="<= 2"), shm("pingpong --spin 1", None, LATENCY)),
-        Measure("shm latency, blocking", ours("latency --bytes 64 --poll block --transport shm", LATENCY), shm("pingpong", "<= 1.3", LATENCY), shm("pingpong --spin -1", None, LATENCY)),
+        Measure("shm push 16M", ours("push --bytes 16M", transport="shm"), shm(f"add {large}", ">= 0.9"), shm(f"ring {large}")),
+        Measure("shm pull 16M", ours("pull --bytes 16M", transport="shm"), bare("memory copy")),
+        Measure("shm latency, spinning", ours("latency --bytes 64 --poll spin", LATENCY, bar="<= 2", transport="shm"), shm("pingpong --spin 1", None, LATENCY)),
+        Measure("shm latency, blocking", ours("latency --bytes 64 --poll block", LATENCY, transport="shm"), *either("<= 1.3", shm("pingpong", None, LATENCY), shm("pingpong --spin -1", None, LATENCY))),
+        Measure("memory of a server for an idle connection, 512 at once", Idle("<= 64")),
         Measure("io_uring beside epoll, stream", *(Uring(f"stream --way {way}") for way in WAYS)),
         Measure("io_uring beside epoll, ping-pong", *(Uring(f"pingpong --way {way}", LATENCY) for way in WAYS)),
     ]
 
 
-def run_sweep(sweep, rounds, seconds, short):
-    """A row for each point; `short` takes the ends of each series only."""
+def chosen_points(sweep, short):
+    """All of its points; `short`: the ends of each series only."""
     points = sweep.points()
     if short:
         ends = {series: (taken[0][0], taken[-1][0]) for series, taken in sweep.series.items()}
         points = [point for point in points if point[1] in ends[point[0]]]
+    return points
+
+
+def run_sweep(sweep, rounds, seconds, short):
+    """A row for each point."""
+    points = chosen_points(sweep, short)
     figures = [[] for _ in points]
     for _ in range(rounds):
         for (_, _, contender), taken in zip(points, figures):
@@ -162,8 +194,9 @@ def table(rows):
     lines = ["| measure | command | median (range) | ours / it | bar |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        figure = amount(row) if "median" in row else ""
-        bar = f"{row['bar']}: {'met' if row['met'] else 'missed'}" if row["bar"] else ""
+        figure = amount(row) if "median" in row else f"left out: {row['left_out']}" if "left_out" in row else ""
+        verdict = {True: "met", False: "missed", None: "not measured"}[row["met"]]
+        bar = f"{row['bar']}: {verdict}" if row["bar"] else ""
         lines.append(f"| {row['measure']} | `{row['command']}` | {figure} | {ratio} | {bar} |")
     return "\n".join(lines)
 
@@ -180,6 +213,11 @@ def sweep_table(sweep, rows):
     return "\n".join(lines)
 
 
+def tables(rows, swept):
+    """All of them."""
+    return "\n\n".join(([table(rows)] if rows else []) + [sweep_table(*both) for both in swept])
+
+
 def cpu():
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -191,37 +229,88 @@ def output(*command):
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def pattern(text):
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"expected a regular expression, found {text!r}: {error}") from error
+
+
 def flags():
-    parser = argparse.ArgumentParser(prog="scripts/bench.sh")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--only", action="append", default=[])
-    parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--record", action="store_true")
-    parser.add_argument("--smoke", action="store_true")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench.sh",
+        allow_abbrev=False,
+        description="Measures Windlass beside bare loops and other programs, in turns on this machine.",
+        epilog="Nothing else should run meanwhile. Exit codes: 2 wrong usage, 1 a measurement that failed.",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender [%(default)s]")
+    parser.add_argument("--seconds", type=float, default=2, help="how long each of them is measured for [%(default)s]")
+    parser.add_argument(
+        "--only",
+        action="append",
+        type=pattern,
+        default=[],
+        metavar="REGEX",
+        help="measures and sweeps in whose name it is found; may be given several times [all]",
+    )
+    parser.add_argument("--peers", action="store_true", help="beside Open MPI, gloo, torch.distributed.rpc, MXNet's kvstore and redis, too")
+    parser.add_argument("--sweep", action="store_true", help="by size, workers, servers, wire and consistency, too")
+    parser.add_argument(
+        "--record", action="store_true", help="write benches/record/DATE-CPU.json and .md, too, and plots of the sweeps; with --only DATE-CPU-part"
+    )
+    parser.add_argument("--smoke", action="store_true", help="everything once and short, into target/smoke: the figures mean nothing")
+    parser.add_argument("--list", action="store_true", help="say what would be measured, with its bars, and how long that would take")
     options = parser.parse_args()
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("expected at least one round, and some time")
     if options.smoke:
         options.rounds, options.seconds, options.peers, options.sweep = 1, 0.1, True, True
+    Measure.strict = options.smoke
 
     def chosen(things):
-        return [thing for thing in things if not options.only or any(word in thing.name for word in options.only)]
+        return [thing for thing in things if not options.only or any(only.search(thing.name) for only in options.only)]
 
     options.measures = chosen(measures() + (bench_peers.measures(Measure) if options.peers else []))
     options.sweeps = chosen(bench_sweeps.sweeps() if options.sweep else [])
     if not options.measures and not options.sweeps:
-        parser.error(f"nothing that is measured has one of {options.only} in its name")
+        patterns = ", ".join(repr(only.pattern) for only in options.only)
+        parser.error(f"nothing that is measured has {patterns} in its name: --list has the names, with --peers and --sweep all")
     return options
 
 
+def duration(options):
+    """How long all of it takes, about, in words."""
+    rounds = sum(measure.takes(options.seconds) for measure in options.measures)
+    points = itertools.chain(*(chosen_points(sweep, options.smoke) for sweep in options.sweeps))
+    rounds += sum(contender.takes(options.seconds) for _, _, contender in points)
+    minutes = max(1, round(options.rounds * rounds / 60))
+    return f"{plural(options.rounds, 'round')} of {options.seconds:g} s: about {plural(minutes, 'minute')}"
+
+
+def plural(count, what):
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def listed(options):
+    """What would be measured."""
+    for measure in options.measures:
+        print(measure.name)
+        for part in getattr(measure, "measures", [measure]):
+            for contender in part.contenders:
+                print(f"    {contender.name()}{f': {contender.bar}' if contender.bar else ''}")
+        if isinstance(measure, Growth):
+            print(f"    the largest of these ratios to the smallest: {measure.bar}")
+    for sweep in options.sweeps:
+        print(f"{sweep.name}: {', '.join(sweep.series)}")
+    print(duration(options))
+
+
 def timed(name, run, *arguments):
-    """What `run` returns; a program that fails ends everything, since a table with holes would not say so."""
+    """What `run` returns; a program of ours that fails ends everything, and nothing is recorded."""
     started = time.monotonic()
     try:
         rows = run(*arguments)
-    except (Failed, subprocess.TimeoutExpired, ValueError, KeyError) as error:
+    except FAILURES as error:
         sys.exit(f"bench.sh: {name}: {error}")
     print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     return rows
@@ -229,9 +318,19 @@ def timed(name, run, *arguments):
 
 def main():
     options = flags()
+    if options.list:
+        return listed(options)
     rounds, seconds = options.rounds, options.seconds
-    rows = [row for measure in options.measures for row in timed(measure.name, measure.run, rounds, seconds)]
-    swept = [(sweep, timed(sweep.name, run_sweep, sweep, rounds, seconds, options.smoke)) for sweep in options.sweeps]
+    print(duration(options), file=sys.stderr)
+    rows, swept = [], []
+    try:
+        for measure in options.measures:
+            rows += timed(measure.name, measure.run, rounds, seconds)
+        for sweep in options.sweeps:
+            swept.append((sweep, timed(sweep.name, run_sweep, sweep, rounds, seconds, options.smoke)))
+    except SystemExit:
+        print(tables(rows, swept))  # what was measured until then
+        raise
 
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     load = pathlib.Path("/proc/loadavg").read_text().split()[0]
@@ -239,17 +338,17 @@ def main():
     changed = " with changes" if output("git", "status", "--porcelain") else ""
     heading = (
         f"{today}, {cpu()}, {os.cpu_count()} CPUs, Linux {os.uname().release}, load {load} at the end, "
-        f"{rounds} rounds of {seconds:g} s in turns\n"
+        f"{plural(rounds, 'round')} of {seconds:g} s in turns\n"
         f"`{shlex.join(['scripts/bench.sh', *sys.argv[1:]])}`, commit {commit}{changed}, {output('rustc', '--version')}\n"
         f"TCP under {usual_congestion()}: ours and the bare loops by TCP_CONGESTION, iperf3 by -C, peers by a library that is loaded "
-        "before them (benches/peers/congestion.c); values of torch.distributed.rpc go through shared memory"
+        "before them (benches/peers/congestion.c); values of torch.distributed.rpc go through shared memory, gloo has TCP alone"
     )
-    tables = ([table(rows)] if rows else []) + [sweep_table(*both) for both in swept]
-    text = "\n\n".join([heading, *tables]) + "\n"
+    text = f"{heading}\n\n{tables(rows, swept)}\n"
     print(text, end="")
     if options.record or options.smoke:
         folder = pathlib.Path("target/smoke" if options.smoke else "benches/record")
-        record(folder, heading, f"{today}-{cpu()}", text, rows, swept)
+        part = "-part" if options.only else ""
+        record(folder, heading, f"{today}-{cpu()}{part}", text, rows, swept)
 
 
 def record(folder, heading, name, text, rows, swept):

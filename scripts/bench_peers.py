@@ -10,12 +10,18 @@ def measures(measure):
 
     def allreduce(mib, transport, bare):
         """Two workers push, and pull the sum into buffers of their own: what an allreduce does. Figures are of one rank."""
-        job = f"push-pull --workers 2 --consistency bsp --window 1 --bytes {mib}M --table-bytes {mib}M --transport {transport}"
-        if transport == "shm":
-            # As many threads at work as an allreduce of two ranks has.
-            job += " --threads 2"
+        # As many threads at work as an allreduce of two ranks has.
+        job = bsp(mib) + (" --threads 2" if transport == "shm" else "")
         mpi = Allreduce(mib * MIB, transport, bar=">= 1.5" if transport == "shm" else None)
-        return measure(f"allreduce {mib}M over {transport}", ours(job, scale=0.5), *bare, mpi, gloo(mib))
+        return measure(f"allreduce {mib}M over {transport}", ours(job, scale=0.5, transport=transport), *bare, mpi, gloo(mib))
+
+    def half(mib):
+        """The same over TCP with half the bytes of ours."""
+        job = f"{bsp(mib)} --wire fp16"
+        return measure(f"allreduce {mib}M over tcp, fp16", ours(job, scale=0.5), *bare(mib, None), Allreduce(mib * MIB, "tcp"), gloo(mib))
+
+    def bsp(mib):
+        return f"push-pull --workers 2 --consistency bsp --window 1 --bytes {mib}M --table-bytes {mib}M"
 
     def gloo(mib):
         return Python("torch", "gloo.py", f"--bytes {mib * MIB}")
@@ -24,14 +30,14 @@ def measures(measure):
         loop = f"reduce --senders 2 --bytes {mib * MIB} --table {mib * MIB}"
         return either(bar, tcp(loop), tcp(f"{loop} --spin 1"))
 
-    half = "push-pull --workers 2 --consistency bsp --window 1 --bytes 16M --table-bytes 16M --wire fp16 --transport tcp"
     large, small = f"--bytes {16 * MIB}", "--bytes 64"
     return [
         allreduce(16, "shm", [shm(f"reduce --bytes {16 * MIB}")]),
         allreduce(64, "shm", [shm(f"reduce --bytes {64 * MIB}")]),
         allreduce(16, "tcp", bare(16)),
         allreduce(64, "tcp", bare(64)),
-        measure("allreduce 16M over tcp, fp16", ours(half, scale=0.5), *bare(16, None), Allreduce(16 * MIB, "tcp"), gloo(16)),
+        half(16),
+        half(64),
         measure(
             "push-pull 16M beside peers",
             ours("push-pull --bytes 16M"),

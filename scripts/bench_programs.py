@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -21,8 +22,15 @@ WAYS = ["epoll", "enter", "defer", "fixed", "sqpoll", "multishot"]
 UNITS = {RATE: "GB/s", OPERATIONS: "/s", KEYS: "keys/s"}
 
 
+IN_PROCESS = ("add", "gather")
+"""Operations of `windlass bench` without a network."""
+
+
 class Failed(Exception):
     """A program did not give a figure."""
+
+
+FAILURES = (Failed, subprocess.TimeoutExpired, ValueError, KeyError)
 
 
 class Contender:
@@ -35,6 +43,12 @@ class Contender:
 
     rivals = ()
 
+    others = False
+    """Somebody else's program: where it does not run, the record says why, and lacks its figure."""
+
+    around = 0.8
+    """Seconds that a run takes beside those that it measures for, about."""
+
     def __init__(self, command, figure=RATE, bar=None, scale=1):
         self.command, self.figure, self.bar, self.scale = command.split(), figure, bar, scale
 
@@ -43,6 +57,14 @@ class Contender:
 
     def unit(self):
         return UNITS.get(self.figure, "µs")
+
+    def better(self, figure, other):
+        """Whether one of its figures is at least as good as another."""
+        return figure <= other if self.unit() == "µs" else figure >= other
+
+    def takes(self, seconds):
+        """How long a run of so many seconds takes, about: ours warm up for a quarter of them."""
+        return 1.25 * seconds + self.around
 
     def missing(self):
         """What is not there to run it; None when all is."""
@@ -64,9 +86,10 @@ def last_object(command, seconds, environment):
     return json.loads(lines[-1])
 
 
-def ours(rest, figure=RATE, scale=1, bar=None, key_list_bytes=None):
-    """`key_list_bytes` is the servers' setting, where it is not the default."""
-    contender = Contender(f"{WINDLASS} bench {rest} --json", figure, bar, scale)
+def ours(rest, figure=RATE, scale=1, bar=None, key_list_bytes=None, transport="tcp"):
+    """`key_list_bytes` is the servers' setting, where it is not the default. What needs a transport is told one: TCP, where nothing else is said."""
+    way = "" if rest.split()[0] in IN_PROCESS else f" --transport {transport}"
+    contender = Contender(f"{WINDLASS} bench {rest}{way} --json", figure, bar, scale)
     if key_list_bytes is not None:
         contender.environment = {"WINDLASS_KEY_LIST_BYTES": str(key_list_bytes)}
     return contender
@@ -86,14 +109,23 @@ def shm(rest, bar=None, figure=RATE):
 
 
 def either(bar, *contenders):
-    """Ways to do the same, in GB/s or the like: the bar stands beside the one with the largest median."""
+    """Ways to do the same: the bar stands beside the one with the best median."""
     for contender in contenders:
         contender.bar, contender.rivals = bar, contenders
     return contenders
 
 
-class Kernel(Contender):
-    """One of our kernels, in arrays of 64 MiB: a line of what benches/kernels.rs prints, which takes its own time."""
+class OwnTime(Contender):
+    """What takes its own time, whatever it is told."""
+
+    def takes(self, _seconds):
+        return self.around
+
+
+class Kernel(OwnTime):
+    """One of our kernels, in arrays of 64 MiB: a line of what benches/kernels.rs prints."""
+
+    around = 4
 
     def __init__(self, case, bar=None):
         super().__init__("cargo bench --locked --bench kernels -- --test", RATE, bar)
@@ -110,6 +142,25 @@ class Kernel(Contender):
         return float(found[0][0])
 
 
+class Idle(OwnTime):
+    """What an idle connection takes of a server's memory beside its slots: what tests/many_workers.rs prints, with 512 workers at once."""
+
+    around = 2
+
+    def __init__(self, bar=None):
+        super().__init__("cargo test --locked --release --test many_workers -- --nocapture", None, bar)
+
+    def unit(self):
+        return "KiB"
+
+    def run(self, seconds):
+        done = subprocess.run(self.command, capture_output=True, text=True, timeout=600, check=False)
+        found = re.search(r"server: .* with 512: (\d+) for each", done.stdout + done.stderr)
+        if done.returncode or not found:
+            raise Failed(f"{' '.join(self.command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return int(found[1]) / 1024
+
+
 class Uring(Contender):
     """A bare loop that some systems refuse."""
 
@@ -117,12 +168,17 @@ class Uring(Contender):
         super().__init__(f"{BARE}uring {rest} --congestion {usual_congestion()}", figure)
 
     def missing(self):
+        missing = super().missing()
+        if missing:
+            return missing
         refused = subprocess.run([*self.command, "--seconds", "0.01"], capture_output=True, check=False, timeout=120).returncode == 3
         return "io_uring" if refused else None
 
 
 class Iperf(Contender):
     """One stream over loopback."""
+
+    others = True
 
     def __init__(self, bar=None):
         super().__init__(f"iperf3 -c 127.0.0.1 -l 1M -C {usual_congestion()}", bar=bar)
@@ -148,6 +204,9 @@ class Iperf(Contender):
 
 class Peer(Contender):
     """A program that can't be told a congestion control: it has ours by a library that is loaded before it (benches/peers/congestion.c)."""
+
+    others = True
+    around = 3
 
     def __init__(self, command, figure=RATE, bar=None):
         super().__init__(command, figure, bar)

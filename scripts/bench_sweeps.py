@@ -31,7 +31,7 @@ def throughput():
     """By the size of one operation, with what a bare loop reaches in pieces of that size."""
 
     def job(op, transport):
-        return [(size, ours(f"{op} --bytes {size} --transport {transport}")) for size in SIZES]
+        return [(size, ours(f"{op} --bytes {size}", transport=transport)) for size in SIZES]
 
     def bare(op):
         return [(size, tcp(f"{op} --bytes {size} --piece {min(size, 256 * KIB)}")) for size in SIZES]
@@ -46,7 +46,7 @@ def latency():
     """Of one push_pull at a time, by its size."""
     sizes = [size for size in SIZES if size <= 16 * MIB]
     series = {
-        f"{transport}, {poll}": [(size, ours(f"latency --bytes {size} --poll {poll} --transport {transport}", LATENCY)) for size in sizes]
+        f"{transport}, {poll}": [(size, ours(f"latency --bytes {size} --poll {poll}", LATENCY, transport=transport)) for size in sizes]
         for transport in ("tcp", "shm")
         for poll in ("spin", "block")
     }
@@ -57,7 +57,7 @@ def workers():
     """Of all workers together. With fewer cores than threads this shows what sharing them costs, and nothing else."""
     series = {
         f"{servers} servers, {transport}": [
-            (count, ours(f"push-pull --bytes 1M --workers {count} --servers {servers} --transport {transport}"))
+            (count, ours(f"push-pull --bytes 1M --workers {count} --servers {servers}", transport=transport))
             for count in (1, 2, 4, 8)
         ]
         for servers in (1, 2, 4)
@@ -70,13 +70,13 @@ def workers():
 
 
 def variants():
-    """Wire and consistency, two workers."""
-    series = {
-        f"{consistency}, {wire}": [
-            (size, ours(f"push-pull --bytes {size} --workers 2 --consistency {consistency} --wire {wire}"))
-            for size in (64 * KIB, MIB, 16 * MIB)
-        ]
-        for consistency in ("asp", "ssp:2", "bsp")
-        for wire in ("fp32", "fp16", "bf16")
-    }
+    """Wire and consistency, two workers; over shared memory values that are cast are copied, so there fp32 alone."""
+
+    def job(consistency, wire, transport):
+        command = f"push-pull --workers 2 --consistency {consistency} --wire {wire}"
+        return [(size, ours(f"{command} --bytes {size}", transport=transport)) for size in (64 * KIB, MIB, 16 * MIB)]
+
+    ways = [(wire, "tcp") for wire in ("fp32", "fp16", "bf16")] + [("fp32", "shm")]
+    kinds = [(consistency, wire, transport) for consistency in ("asp", "ssp:2", "bsp") for wire, transport in ways]
+    series = {f"{consistency}, {wire}, {transport}": job(consistency, wire, transport) for consistency, wire, transport in kinds}
     return Sweep("wire and consistency", "bytes of one operation", "GB/s", series)

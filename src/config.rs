@@ -42,7 +42,7 @@ pub mod variable {
     pub const SERVERS: &str = "WINDLASS_SERVERS";
     /// Threads of each server.
     pub const THREADS: &str = "WINDLASS_THREADS";
-    /// `auto`, `tcp` or `verbs`.
+    /// `auto`, `tcp`, `verbs` or `shm`.
     pub const TRANSPORT: &str = "WINDLASS_TRANSPORT";
     /// The process's number among those on its host.
     pub const LOCAL_INDEX: &str = "WINDLASS_LOCAL_INDEX";
@@ -295,9 +295,10 @@ impl fmt::Display for TransportKind {
 }
 
 /// What a user says about what carries the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TransportChoice {
     /// Shared memory between two nodes on one host; else verbs where every node of the job has it, else TCP.
+    #[default]
     Auto,
     /// This one or none.
     Only(TransportKind),
@@ -490,7 +491,7 @@ pub struct Network {
 impl Default for Network {
     fn default() -> Network {
         Network {
-            transport: TransportChoice::Only(TransportKind::Tcp),
+            transport: TransportChoice::default(),
             interface: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ports: None,
             advertise: None,

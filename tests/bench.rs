@@ -1,4 +1,4 @@
-//! `windlass bench` and `windlass info`, as processes.
+//! `windlass bench`, `windlass info` and the script that measures with them, as processes.
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
@@ -281,4 +281,40 @@ fn info_says_what_is_here() {
         assert!(line.len() > 21, "{line}");
     }
     assert!(stdout.contains("lo: 127.0.0.1"), "{stdout}");
+}
+
+/// `python3` with these arguments, in the repository; says so and gives nothing where there is none.
+fn python(arguments: &[&str]) -> Option<Output> {
+    let ran = Command::new("python3").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    if ran.is_err() {
+        eprintln!("skipped: no python3");
+    }
+    ran.ok()
+}
+
+/// Medians, ratios and bars; who is left out, and why; that every bar is measured, and every transport named.
+#[test]
+fn the_script_judges_right_and_measures_what_it_should() {
+    let Some(output) = python(&["tests/bench_script.py"]) else { return };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "7 checks\n");
+}
+
+#[test]
+fn the_script_lists_what_it_would_measure_and_refuses_what_it_can_not() {
+    let bench = |arguments: &[&str]| python(&[&["scripts/bench.py", "--list"], arguments].concat());
+    let Some(listed) = bench(&["--only", "^shm push", "--rounds", "3"]) else { return };
+    let expected = "shm push 16M\n    windlass bench push --bytes 16M --transport shm --json\n    \
+                    shm add --bytes 16777216: >= 0.9\n    shm ring --bytes 16777216\n\
+                    3 rounds of 2 s: about 1 minute\n";
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), expected);
+    for (arguments, why) in [
+        (["--only", "("], "expected a regular expression, found '('"),
+        (["--only", "nobody"], "nothing that is measured has 'nobody' in its name"),
+        (["--rounds", "0"], "expected at least one round, and some time"),
+    ] {
+        let refused = bench(&arguments).unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(why), "{refused:?}");
+    }
 }

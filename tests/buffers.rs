@@ -308,3 +308,8 @@ fn what_is_dropped_while_a_server_stands_still_is_kept_until_it_is_done() {
     server.end(common::PATIENCE).expect(0);
     job.end();
 }
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
+}

@@ -278,7 +278,13 @@ fn a_limit_on_the_length_of_files_costs_the_cuts_that_are_longer() {
     let folder = directory.path().join("kept");
     let data = data(directory.path());
     let training = Training::new(directory.path(), &["--data", &data, "--workers", "2"]);
-    let plain = training.command(&["--checkpoint", text(&folder), "--every", "20", "--epochs", "1000000"]);
+    let plain = training.command(
+        &[
+            &["--checkpoint", text(&folder), "--every", "20", "--epochs", "1000000"][..],
+            &["--transport", "tcp"], // memory that is shown is files, too
+        ]
+        .concat(),
+    );
     let mut limited = Command::new("sh");
     limited
         .args(["-c", "ulimit -S -f 1 && exec \"$0\" \"$@\""])

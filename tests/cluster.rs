@@ -718,3 +718,8 @@ fn what_is_set_in_a_clock_stands_when_it_has_closed() {
     });
     job.end();
 }
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
+}

@@ -152,10 +152,10 @@ fn a_job_hands_its_settings_on() {
     ended.says("staging bytes of a server thread (4 workers");
 }
 
-/// On a machine without RDMA, or in a build without verbs, `auto` says what is missing, on standard error and in the report; `verbs`
-/// fails with the same words; and RDMA settings are refused with what they may be.
+/// On a machine without RDMA, or in a build without verbs, `auto`, the default, shares memory and warns of nothing; `verbs` says what is
+/// missing; a node that wants less than the others is named, once; and RDMA settings are refused with what they may be.
 #[test]
-fn auto_falls_back_loudly_and_verbs_fails() {
+fn auto_misses_nothing_that_is_not_there_and_verbs_fails() {
     let directory = scratch();
     let report = directory.path().join("report.json");
     let job = ["train", "lr", "--epochs", "1", "--servers", "1", "--workers", "2", "--report", text(&report)];
@@ -167,14 +167,27 @@ fn auto_falls_back_loudly_and_verbs_fails() {
     let missing =
         if cfg!(feature = "verbs") { "this machine has no RDMA device" } else { "lacks the feature `verbs`" };
     verbs.says(missing);
-    let ended = run(job.into_iter().chain(["--transport", "auto"])).expect(0);
-    ended.says("falls back to tcp").says(missing);
-    let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap();
+    let read =
+        || -> serde_json::Value { serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap() };
+    for said in [&[][..], &["--transport", "auto"]] {
+        let ended = run(job.iter().chain(said).copied()).expect(0);
+        assert!(!ended.stderr.contains("WARN"), "{}", ended.stderr);
+        let report = read();
+        let transport = report["transport"].as_str().unwrap();
+        assert!(transport.contains("1 of 1 endpoints by shm"), "{transport}");
+        assert!(!transport.contains("fallen back"), "{transport}");
+    }
+    let alone = run(["bench", "write", "--seconds", "0.1", "--bytes", "4K"]).expect(0);
+    assert!(!alone.stderr.contains("WARN") && alone.stdout.contains("by shm"), "{alone:?}");
+    let mixed =
+        ["run", "--servers", "1", "--workers", "2", "--", env!("CARGO_BIN_EXE_windlass"), "train", "lr"];
+    let worker = ["--epochs", "1", "--transport", "tcp", "--report", text(&report)];
+    let ended = run(mixed.into_iter().chain(worker)).expect(0);
+    assert_eq!(ended.stderr.matches("falls back to tcp: no shm: worker 0 (").count(), 1, "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("WARN").count(), 1, "{}", ended.stderr);
+    let report = read();
     let transport = report["transport"].as_str().unwrap();
-    assert!(transport.starts_with("tcp (") && transport.contains(missing), "{transport}");
-    // By hand each node says it for itself.
-    let alone = run(["bench", "write", "--transport", "auto", "--seconds", "0.1", "--bytes", "4K", "--json"]);
-    alone.expect(0).says("falls back to tcp");
+    assert!(transport.contains("fallen back: no shm: worker 0 ("), "{transport}");
     for (flag, wrong, allowed) in [
         ("--rdma-mtu", "1500", "256, 512, 1024, 2048, 4096 or auto"),
         ("--rdma-retries", "7", "0 to 6"),

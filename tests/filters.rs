@@ -233,3 +233,8 @@ fn a_server_refuses_a_filter_that_it_does_not_know_with_both_values() {
     worker.hub.send(link, &ControlMessage::Finish).unwrap();
     job.end();
 }
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
+}

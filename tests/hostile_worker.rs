@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use windlass::config::{Network, TransportKind};
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::control::{Event, Hub, HubConfig, LinkId};
 use windlass::error::{Error, Result};
 use windlass::mem::{Arena, RegionId, RegionSlice, RemoteRegion, Rights};
@@ -118,7 +118,10 @@ impl<const N: usize> Job<N> {
         let coordinator = CoordinatorServer::bind(config).unwrap();
         let address: SocketAddr = coordinator.address();
         let coordinator = std::thread::spawn(move || coordinator.run());
-        let server = Server::builder(&address.to_string(), secret.clone()).threads(2).start().unwrap();
+        let transport = TransportChoice::Only(TransportKind::Tcp);
+        let network = Network { transport, ..Network::default() };
+        let server = Server::builder(&address.to_string(), secret.clone()).threads(2).network(network);
+        let server = server.start().unwrap();
         let mut workers = std::array::from_fn(|rank| {
             let mut worker = Worker::new(&secret, rank as u32, 1);
             let link = worker.join(&address.to_string(), rank as u32, N as u32);

@@ -122,3 +122,8 @@ fn tables_that_reject_pieces_name_no_lists() {
     let (expected, without) = run((1, 1, 1), 0, spec.clone(), (1, false));
     assert_eq!(run((1, 1, 1), 64 << 20, spec, (1, false)), (expected, without));
 }
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
+}

@@ -1,5 +1,5 @@
-//! 512 workers at once: one server thread serves them all, from a soft limit of 1024 descriptors, and an idle one costs it next to
-//! nothing.
+//! 512 workers at once, over TCP: one server thread serves them all, from a soft limit of 1024 descriptors, and an idle one costs it next
+//! to nothing.
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
@@ -12,6 +12,7 @@ use std::thread;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use common::{PATIENCE, Process, huge_pages, scratch, secret_file, text, windlass};
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::types::{Aggregate, OptimizerSpec};
 use windlass::{Client, ClientConfig, KeyRange, Secret, TableSpec};
 
@@ -42,6 +43,7 @@ fn job(workers: u32) -> u64 {
     // A thousand threads share a few cores: on a busy machine nobody may be taken for dead.
     let common = ["--secret-file", text(&file), "--peer-timeout", "120"];
     let node = |arguments: &[&str]| Process::start(windlass([arguments, &common[..]].concat()));
+    let transport = TransportChoice::Only(TransportKind::Tcp);
     let count = workers.to_string();
     huge_pages(true);
     // The usual soft limit, for the nodes; the workers, which are all in this process, need more.
@@ -49,7 +51,7 @@ fn job(workers: u32) -> u64 {
     let coordinator =
         node(&["coordinator", "--listen", "127.0.0.1:0", "--servers", "1", "--workers", &count]);
     let address = coordinator.until_says("windlass coordinator: listening on ");
-    let server = node(&["server", "--coordinator", &address]);
+    let server = node(&["server", "--coordinator", &address, "--transport", "tcp"]);
     descriptors(getrlimit(Resource::Nofile).maximum);
     // Else each worker's buffers would take megabytes as soon as they are touched.
     huge_pages(false);
@@ -58,7 +60,7 @@ fn job(workers: u32) -> u64 {
     let threads: Vec<_> = (0..workers)
         .map(|rank| {
             let mut config = ClientConfig::new(&address, secret.clone(), rank, workers);
-            config.network.peer_timeout = PATIENCE;
+            config.network = Network { peer_timeout: PATIENCE, transport, ..Network::default() };
             let (joined, measured) = (joined.clone(), measured.clone());
             thread::spawn(move || {
                 let client = Client::connect(config).unwrap();

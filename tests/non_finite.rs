@@ -273,3 +273,8 @@ fn what_is_rejected_and_the_bits_of_the_rest_are_the_same_whatever_arrives_when(
     assert_eq!((found, trained(NonFinite::Accept, 1, 2, 16)), ((counted.0, 0), (taken.clone(), (0, 0))));
     assert!(taken.iter().any(|&bits| !f32::from_bits(bits).is_finite()));
 }
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
+}

@@ -216,3 +216,8 @@ fn other_clients_are_answered_and_other_tables_refused() {
     client.finalize().unwrap();
     job.end();
 }
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
+}

@@ -12,6 +12,7 @@ use common::proc::Role;
 use common::{PATIENCE, Process, run, until, windlass};
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use windlass::config::Pin;
 use windlass::mem::Arena;
 use windlass::transport::topology::{SYSFS, Topology};
 use windlass::types::{Consistency, OptimizerSpec};
@@ -210,14 +211,35 @@ fn faults(pid: i32, thread: &str) -> Option<u64> {
     stat.rsplit(") ").next()?.split(' ').nth(7)?.parse().ok()
 }
 
-/// While a table grows a thread beside the server's has the memory supplied, on that one's CPU, and so next to it.
+/// While a table grows a thread beside a pinned server thread has the memory supplied, on whichever CPU of the process is free, so that the two
+/// don't take turns on one.
 #[test]
-fn who_supplies_the_memory_of_new_rows_runs_where_its_server_thread_does() {
+fn who_supplies_the_memory_of_new_rows_may_use_all_cpus() {
+    let mask = mask();
+    supplies(*mask.last().unwrap(), &[&mask]);
+}
+
+/// But none of another NUMA node, from where the memory would lie far from its server thread.
+#[test]
+fn who_supplies_the_memory_of_new_rows_stays_on_the_node_of_its_server_thread() {
+    let Some(mask) = several() else { return };
+    let (near, far) = mask.split_at(1);
+    supplies(near[0], &[near, far]);
+}
+
+/// A server whose thread is pinned to `cpu`, on a machine whose `nodes` have these CPUs, the first of them that one.
+fn supplies(cpu: usize, nodes: &[&[usize]]) {
     const ROWS: u64 = 2048;
     const DIM: usize = 16;
-    let cpu = *mask().last().unwrap();
+    let sysfs = common::scratch();
+    for (number, cpus) in nodes.iter().enumerate() {
+        let node = sysfs.path().join(format!("devices/system/node/node{number}"));
+        fs::create_dir_all(&node).unwrap();
+        fs::write(node.join("cpulist"), Pin::List(cpus.to_vec()).to_string()).unwrap();
+    }
+    let sysfs = [("WINDLASS_SYSFS", common::text(sysfs.path()))];
     let job = Waiting::start("1");
-    let server = job.server("0", 1, &["--pin", &cpu.to_string()]);
+    let server = job.server_with("0", 1, &["--pin", &cpu.to_string()], &sysfs);
     let secret = windlass::Secret::from_hex(&job.secret).unwrap();
     let client = windlass::Client::connect(windlass::ClientConfig::new(&job.address, secret, 0, 1)).unwrap();
     let spec = windlass::TableSpec::sparse("w", DIM as u32).optimizer(OptimizerSpec::sum());
@@ -238,7 +260,8 @@ fn who_supplies_the_memory_of_new_rows_runs_where_its_server_thread_does() {
         }
         now >= before + 4
     });
-    assert_eq!(pinned(server.pid(), "wl-supply"), cpu);
+    let near: BTreeSet<usize> = nodes[0].iter().copied().collect();
+    until(PATIENCE, "its CPUs", || allowed(server.pid(), "wl-supply").unwrap() == near);
     assert_eq!(pinned(server.pid(), "wl-srv-0"), cpu);
     let keys: Vec<u64> = (0..pushed).step_by(7).collect();
     let mut rows = vec![0.0; keys.len() * DIM];

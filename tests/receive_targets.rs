@@ -144,7 +144,7 @@ fn every_long_target_is_registered_memory() {
 
 fn work() {
     const N: u64 = 4 << 20;
-    let job = Job::start(2, 2, 1);
+    let job = Job::over_tcp(2, 2, 1);
     let client = job.client(0);
     HAS_JOINED.set(true);
     let all = KeyRange::new(0, N).unwrap();

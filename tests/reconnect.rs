@@ -102,6 +102,11 @@ struct Result {
     duplicates: u64,
 }
 
+/// What goes through a proxy.
+fn tcp() -> Network {
+    Network { transport: TransportChoice::Only(TransportKind::Tcp), ..Network::default() }
+}
+
 /// A job, its workers to be started yet, whose server's one thread is behind a proxy.
 struct Job {
     address: String,
@@ -122,11 +127,17 @@ impl Job {
         let front = TcpListener::bind("127.0.0.1:0").unwrap();
         let (ports, back) = two_free_ports();
         let advertise = Some(front.local_addr().unwrap());
-        let network = Network { ports: Some(ports), advertise, ..Network::default() };
+        let network = Network { ports: Some(ports), advertise, ..tcp() };
         let proxy = Proxy::start(front, back, seed, cuts, mean);
         let server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
         let coordinator = thread::spawn(move || coordinator.run());
         Job { address, secret, proxy, server, coordinator }
+    }
+
+    /// The worker of a job of one.
+    fn only_worker(&self) -> Client {
+        let config = ClientConfig::new(&self.address, self.secret.clone(), 0, 1);
+        Client::connect(ClientConfig { network: tcp(), ..config }).unwrap()
     }
 
     /// The workers have ended well.
@@ -140,7 +151,7 @@ impl Job {
 /// Sparse and dense, push_pull and pull, from slices and (rank 1) from registered buffers, through the library.
 fn train(cuts: u64, seed: u64) -> Result {
     let job = Job::start(WORKERS, (cuts, 6_000), seed);
-    let learnt = learn(&job.address, &job.secret, &Network::default());
+    let learnt = learn(&job.address, &job.secret, &tcp());
     job.end();
     learnt
 }
@@ -346,7 +357,7 @@ fn four_hundred_cuts_change_no_bit() {
 /// ended, the value and its version at the end, and how many pieces the server rejected.
 fn stale_pushes(seed: u64, stale: Stale) -> (Vec<Option<Error>>, f32, u64, u64) {
     let job = Job::start(1, (40, 4_000), seed);
-    let client = Client::connect(ClientConfig::new(&job.address, job.secret.clone(), 0, 1)).unwrap();
+    let client = job.only_worker();
     let spec = TableSpec::dense("w", &[16]).segment_bytes(64).optimizer(OptimizerSpec::sum());
     let table = client.table(&spec.consistency(Consistency::Asp).stale(stale)).unwrap();
     let all = KeyRange::new(0, 16).unwrap();
@@ -387,7 +398,7 @@ fn a_push_that_was_rejected_stays_so_however_often_it_is_sent() {
 /// Every other round's pushes hold a NaN, in one of two pieces; under Asp each is told on the spot, under Bsp when it is folded.
 fn odd_pushes(seed: u64, consistency: Consistency) {
     let job = Job::start(1, (40, 4_000), seed);
-    let client = Client::connect(ClientConfig::new(&job.address, job.secret.clone(), 0, 1)).unwrap();
+    let client = job.only_worker();
     let spec = TableSpec::dense("w", &[32]).segment_bytes(64).optimizer(OptimizerSpec::sum());
     let spec = spec.consistency(consistency).non_finite(NonFinite::Reject);
     let table = client.table(&spec).unwrap();
@@ -449,7 +460,9 @@ fn train_lr(cuts: u64, seed: u64) -> serde_json::Value {
             let node = ["--coordinator", &job.address, "--secret-file", text(&secret), "--workers", "3"];
             let options = ["--rank", rank, "--l1", "0.001", "--epochs", "2"];
             let report = if *rank == "0" { &["--report", text(&report)][..] } else { &[] };
-            Process::start(windlass([&["train", "lr"], &node[..], &options, report].concat()))
+            Process::start(windlass(
+                [&["train", "lr", "--transport", "tcp"], &node[..], &options, report].concat(),
+            ))
         })
         .collect();
     for worker in workers {
@@ -477,14 +490,14 @@ fn a_server_that_stays_away_is_lost_by_name_in_time() {
     let address = coordinator.address().to_string();
     let front = TcpListener::bind("127.0.0.1:0").unwrap();
     let (ports, back) = two_free_ports();
-    let network =
-        Network { ports: Some(ports), advertise: Some(front.local_addr().unwrap()), ..Network::default() };
+    let network = Network { ports: Some(ports), advertise: Some(front.local_addr().unwrap()), ..tcp() };
     // Every connection is cut after a few bytes: the control link lives, and no endpoint ever gets through.
     let _proxy = Proxy::start(front, back, 3, u64::MAX, 20);
     let _server = Server::builder(&address, secret.clone()).network(network).start().unwrap();
     let stop = coordinator.stop_handle();
     let running = thread::spawn(move || coordinator.run());
     let mut config = ClientConfig::new(&address, secret, 0, 1);
+    config.network = tcp();
     config.network.reconnect_timeout = Duration::from_millis(700);
     let error = Client::connect(config).unwrap_err().to_string();
     assert!(error.contains("server 0") && error.contains("thread 0"), "{error}");

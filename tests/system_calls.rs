@@ -51,7 +51,7 @@ unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, length: size_t, flags
 #[test]
 fn small_requests_and_the_answers_to_a_batch_leave_together() {
     const PULLS: usize = 1000;
-    let job = Job::start(1, 1, 1);
+    let job = Job::over_tcp(1, 1, 1);
     let mut config = job.config(0);
     // A buffer for each of so many answers.
     config.limits = WorkerLimits { receive_bytes: 64 << 20, ..config.limits };

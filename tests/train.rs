@@ -158,8 +158,10 @@ fn every_transport_gives_the_same_bits() {
             assert!(used.contains(says), "{used}");
         }
     }
-    let (_, report) = train(&["--transport", "shm"]);
-    assert_eq!(report["weights_sha256"], DEFAULT_WEIGHTS);
+    for transport in ["tcp", "shm", "auto"] {
+        let (_, report) = train(&["--transport", transport]);
+        assert_eq!(report["weights_sha256"], DEFAULT_WEIGHTS, "{transport}");
+    }
 }
 
 #[test]

@@ -8,7 +8,8 @@
  *               and fills no place anew before it was added; both spin, each on a CPU of its own
  *   reduce      what Bsp asks of two workers and two server threads on two CPUs, without telling anybody anything: each of two threads, on
  *               a CPU of its own, adds both workers' values to half of the table, meets the other, copies the whole to its own worker's
- *               result and meets it again, --part bytes at a time; --passes 2 takes the first worker's values to a sum before
+ *               result and meets it again, --part bytes at a time; --passes 2 takes the first worker's values to a sum before;
+ *               --direct 1 lets each thread copy its half to both results as soon as it is there, as if servers could write to workers' memory
  *   pingpong    64 bytes each way through two flags and two lines of a memfd, each side on a CPU of its own; it spins (--spin 1), or blocks on an eventfd (0)
  *               or on a futex (--spin -1)
  */
@@ -24,7 +25,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PIECE = 256 << 10, HUGE = 2 << 20, ROUNDS = 10000000 };
+enum { PIECE = 256 << 10, WARM = 16 << 10, HUGE = 2 << 20, ROUNDS = 10000000 };
 
 struct entry {
     uint64_t at, bytes;
@@ -169,7 +170,7 @@ static void pingpong(int spin, double limit) {
 static struct {
     float *values[2], *results[2], *table, *sum;
     size_t bytes, part;
-    int passes, stop;
+    int passes, direct, stop;
     double limit, took;
     uint64_t parts;
     _Atomic uint64_t arrived;
@@ -187,6 +188,14 @@ static void step(float *table, float *sum, const float *a, const float *b, size_
     for (size_t i = 0; !sum && i < count; i++) table[i] += a[i] + b[i];
 }
 
+/* A piece of the table, and of both results while it is in the first-level cache. */
+static void step_and_copy(size_t first, size_t count) {
+    for (size_t i = first, warm = WARM / sizeof(float); i < first + count; i += warm) {
+        step(job.table + i, NULL, job.values[0] + i, job.values[1] + i, warm);
+        for (int to = 0; to < 2; to++) memcpy(job.results[to] + i, job.table + i, WARM);
+    }
+}
+
 static void *reducer(void *argument) {
     size_t me = (size_t)argument, piece = PIECE / sizeof(float);
     pin(me);
@@ -195,11 +204,12 @@ static void *reducer(void *argument) {
     for (size_t at = 0; !job.stop; at = (at + job.part) % job.bytes) {
         size_t first = at / sizeof(float), end = first + job.part / sizeof(float);
         for (size_t i = first + me * piece; job.passes > 1 && i < end; i += 2 * piece) add(job.sum + i, job.values[0] + i, piece);
-        for (size_t i = first + me * piece; i < end; i += 2 * piece)
+        for (size_t i = first + me * piece; job.direct && i < end; i += 2 * piece) step_and_copy(i, piece);
+        for (size_t i = first + me * piece; !job.direct && i < end; i += 2 * piece)
             step(job.table + i, job.passes > 1 ? job.sum + i : NULL, job.values[0] + i, job.values[1] + i, piece);
         meet(&meetings);
         /* First what it has in its own cache. */
-        for (size_t half = 0; half < 2; half++)
+        for (size_t half = 0; !job.direct && half < 2; half++)
             for (size_t i = first + (half ^ me) * piece; i < end; i += 2 * piece) memcpy(job.results[me] + i, job.table + i, PIECE);
         if (me == 0) job.parts++, job.took = now() - start, job.stop = job.took > job.limit;
         meet(&meetings);
@@ -207,8 +217,8 @@ static void *reducer(void *argument) {
     return NULL;
 }
 
-static void reduce(size_t bytes, size_t part, int passes, double limit) {
-    job.bytes = bytes, job.part = part < bytes ? part : bytes, job.passes = passes, job.limit = limit;
+static void reduce(size_t bytes, size_t part, int passes, int direct, double limit) {
+    job.bytes = bytes, job.part = part < bytes ? part : bytes, job.passes = passes, job.direct = direct, job.limit = limit;
     if (job.part % (2 * PIECE) || bytes % job.part) {
         fprintf(stderr, "shm: expected parts of a multiple of 512 KiB that divide --bytes\n");
         exit(2);
@@ -231,7 +241,8 @@ int main(int count, char **arguments) {
         take_announced(flag(count, arguments, "--bytes", 16 << 20), flag(count, arguments, "--table", 256 << 20), limit);
     else if (strcmp(op, "reduce") == 0)
         reduce(flag(count, arguments, "--bytes", 16 << 20), flag(count, arguments, "--part", 4 << 20),
-               flag(count, arguments, "--passes", 1), limit);
+               flag(count, arguments, "--passes", 1),
+               flag(count, arguments, "--direct", 0), limit);
     else if (strcmp(op, "pingpong") == 0)
         pingpong(flag(count, arguments, "--spin", 0), limit);
     else {

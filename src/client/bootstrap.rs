@@ -20,7 +20,7 @@ use crate::proto::control::{ControlMessage, reason};
 use crate::proto::handshake::derive_endpoint_key;
 use crate::time::Deadline;
 use crate::transport::{SessionKey, Transport, choice};
-use crate::types::{Clock, Identity, Role, ServerInfo, View};
+use crate::types::{Clock, Identity, Offer, Role, ServerInfo, View};
 
 /// The buffers of a pool as (bytes, count): `memory` bytes of the longest, an eighth of it more for shorter ones, and a 64th for
 /// the shortest.
@@ -111,13 +111,12 @@ pub fn join(config: &ClientConfig, deadline: Deadline) -> Result<Joined> {
 
 impl Joining {
     /// The View, and by what the job's data travels.
-    fn view(&mut self, config: &ClientConfig, offer: &choice::Offer) -> Result<(View, Agreed)> {
+    fn view(&mut self, config: &ClientConfig, offer: &Offer) -> Result<(View, Agreed)> {
         let coordinator = self.coordinator;
         self.until(&format!("the coordinator at {}", config.coordinator), |j| {
             j.up.contains_key(&coordinator).then_some(())
         })?;
-        let choice::Offer { kinds, lacks } = offer.clone();
-        self.hub.send(coordinator, &ControlMessage::Offer { transports: kinds, lacks })?;
+        self.hub.send(coordinator, &ControlMessage::Offer(offer.clone()))?;
         let join = ControlMessage::Join {
             role: Role::Worker,
             rank: Some(config.rank),
@@ -139,14 +138,14 @@ impl Joining {
     }
 
     /// What the Coordinator said ahead of the View; the best that we have where it says nothing.
-    fn agreed(&mut self, offer: &choice::Offer) -> Agreed {
+    fn agreed(&mut self, offer: &Offer) -> Agreed {
         let is_agreed = |(_, m): &(LinkId, ControlMessage)| matches!(m, ControlMessage::Agreed { .. });
         let said = self.answers.iter().position(is_agreed).map(|at| self.answers.swap_remove(at).1);
         match said {
             Some(ControlMessage::Agreed { transport, local, reason }) => {
                 Agreed { kind: choice::Agreed { kind: transport, local }, reason }
             }
-            _ => Agreed { kind: offer.best(), reason: String::new() },
+            _ => Agreed { kind: choice::Agreed::untold(offer), reason: String::new() },
         }
     }
 
@@ -174,7 +173,6 @@ impl Joining {
         network.rdma.receives = config.limits.ring_entries;
         let mut transport = choice::build_agreed(&network, agreed.kind, choice::Seat::Dials)?;
         let kind = transport.caps().name;
-        choice::warn_of_fallback(&config.network, agreed.kind, &agreed.reason);
         let (used, polling) = (transport.caps().describe(), config.network.polling);
         tracing::info!("worker {}: data travels by {used}, poll {polling}", config.rank);
         let threads: usize = view.servers.iter().map(|s| s.threads as usize).sum();

@@ -18,8 +18,6 @@ use crate::types::{Key, TableId, mix64};
 const LEAST: usize = 32;
 /// Lists that are remembered as noticed, and as many that have names.
 const NOTICED: usize = 256;
-/// Keys that are hashed at a time.
-const HASHED: usize = 512;
 /// Keys that a fingerprint looks at.
 const SAMPLES: usize = 16;
 
@@ -123,17 +121,9 @@ impl KeyLists {
         for (frame, place) in plan.frames.iter().zip(firsts) {
             let places = ListName::places(frame.keys.len());
             self.places[frame.shard][place..place + places].fill(numbers);
-            let mut hash = blake3::Hasher::new_keyed(&key);
-            for numbers in plan.order[frame.keys.clone()].chunks(HASHED) {
-                let mut bytes = [0; HASHED * 8];
-                for (to, number) in bytes.chunks_exact_mut(8).zip(numbers) {
-                    to.copy_from_slice(&keys[*number as usize].to_le_bytes());
-                }
-                hash.update(&bytes[..numbers.len() * 8]);
-            }
-            let mut name = ListName { hash: [0; 16], place: place as u32 };
-            name.hash.copy_from_slice(&hash.finalize().as_bytes()[..16]);
-            plan.names.push(name);
+            let numbers = &plan.order[frame.keys.clone()];
+            let hash = ListName::hash(&key, numbers.iter().map(|&number| keys[number as usize]));
+            plan.names.push(ListName { hash, place: place as u32 });
         }
         plan.keys_at = KeysAt::Kept;
         self.uses += 1;

@@ -11,7 +11,7 @@ use super::cuts::{Commit, CutPlan, Cuts};
 use crate::config::{DEFAULT_JOIN_TIMEOUT, DEFAULT_TABLES, TransportKind};
 use crate::error::Error;
 use crate::proto::control::{ControlMessage, Damage, MAX_NODES, PeerStatus, reason};
-use crate::types::{Clock, Identity, Rank, Role, ServerInfo, TableId, TableSpec, View};
+use crate::types::{Clock, Identity, Offer, Rank, Role, ServerInfo, TableId, TableSpec, View};
 
 /// Tables that one worker may be waiting for at a time.
 pub const MAX_OPENING: usize = 1024;
@@ -140,9 +140,8 @@ struct Node {
     peer_address: IpAddr,
     joined: bool,
     finished: bool,
-    /// What it can carry data by, and why nothing better.
-    transports: Vec<TransportKind>,
-    lacks: String,
+    /// What it can carry data by.
+    offer: Offer,
     /// Barriers it is at.
     barriers: BTreeSet<u64>,
     /// Tables it waits for.
@@ -299,8 +298,7 @@ impl Coordinator {
             peer_address,
             joined: false,
             finished: false,
-            transports: vec![TransportKind::Tcp],
-            lacks: String::new(),
+            offer: Offer::only(TransportKind::Tcp),
             barriers: BTreeSet::new(),
             opening: 0,
         };
@@ -315,7 +313,7 @@ impl Coordinator {
         out: &mut Vec<Output>,
     ) -> Result<(), Fault> {
         match message {
-            ControlMessage::Offer { transports, lacks } => self.offered(link, transports, lacks),
+            ControlMessage::Offer(offer) => self.offered(link, offer),
             ControlMessage::Join { role, rank, workers, address, threads, first } => {
                 self.join(link, (role, rank, workers, address, (threads, first)), now, out)
             }

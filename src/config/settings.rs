@@ -235,7 +235,7 @@ settings! {
     /// What every process of a job has.
     NETWORK {
         TRANSPORT, "KIND", Kind::Word(|text| text.parse::<TransportChoice>().map(drop)), Network::default().transport;
-        "What carries the data: tcp, verbs, shm (memory, between processes of one user on one host), or auto (shm where both ends are on one host, else verbs where all nodes of the job have it, else tcp)"
+        "What carries the data: auto (shm where both ends are on one host, else verbs where all nodes of the job have it, else tcp), tcp, verbs, or shm (memory, between processes of one user on one host)"
         INTERFACE, "NAME|IP|CIDR", Kind::Word(|_| Ok(())), Network::default().interface;
         "Network interface to bind, by name, by IP address, or by a network that it has an address in"
         PORT_RANGE, "A-B", Kind::Word(|_| Ok(())), ANY;

@@ -3,6 +3,7 @@
 //! A fold adds the pieces one after the other, to +0 or to the sum so far. One pass over many pieces therefore gives the
 //! bits of many passes over one each.
 
+use std::mem::discriminant;
 use std::ops::Range;
 
 use super::generic::Fold;
@@ -89,21 +90,22 @@ unsafe fn fold_by(table: &Table, task: Fold, pieces: &[Input<'_>], first: usize)
 struct Ways<'a> {
     ways: [*const u8; WAYS],
     count: usize,
-    format: Option<Input<'a>>,
+    /// One of that format.
+    format: Option<&'a Input<'a>>,
 }
 
 impl<'a> Ways<'a> {
-    fn gather(pieces: &[Input<'a>], first: usize) -> Ways<'a> {
+    /// Looks at where each piece lies, and copies none whole: 16 bytes that were stored as two words can be loaded only when all stores before
+    /// them are done, those of the last block's step, too. (That was a twentieth of a step of two workers' pieces.)
+    fn gather(pieces: &'a [Input<'a>], first: usize) -> Ways<'a> {
         let mut ways = [std::ptr::null(); WAYS];
         let mut count = 0;
-        let format = pieces.first().copied();
-        for (way, piece) in ways.iter_mut().zip(pieces) {
-            *way = match (piece, format) {
-                (Input::F32(v), Some(Input::F32(_))) => v.as_ptr().wrapping_add(first).cast(),
-                (Input::F16(v), Some(Input::F16(_))) | (Input::Bf16(v), Some(Input::Bf16(_))) => {
-                    v.as_ptr().wrapping_add(first).cast()
-                }
-                _ => break,
+        let format = pieces.first();
+        let same = |piece: &&Input<'_>| format.is_some_and(|f| discriminant(*piece) == discriminant(f));
+        for (way, piece) in ways.iter_mut().zip(pieces.iter().take_while(same)) {
+            *way = match piece {
+                Input::F32(v) => v.as_ptr().wrapping_add(first).cast(),
+                Input::F16(v) | Input::Bf16(v) => v.as_ptr().wrapping_add(first).cast(),
             };
             count += 1;
         }

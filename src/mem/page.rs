@@ -48,15 +48,12 @@ impl Page {
     }
 
     fn touch(&self, bytes: usize) -> bool {
-        let taken = self.state.take();
-        if taken {
-            for at in (0..bytes.min(self.length)).step_by(SMALL) {
-                // SAFETY: `new` has proved the range, which holds zeros and which nobody else uses while it is taken.
-                unsafe { self.arena.at(self.at + at, 1).write_volatile(0) };
-            }
-            self.state.finish();
+        let Some(_taken) = self.state.take() else { return false };
+        for at in (0..bytes.min(self.length)).step_by(SMALL) {
+            // SAFETY: `new` has proved the range, which holds zeros and which nobody else uses while it is taken.
+            unsafe { self.arena.at(self.at + at, 1).write_volatile(0) };
         }
-        taken
+        true
     }
 
     /// Makes it its owner's for good. While another thread has it supplied this one sleeps, and leaves it the CPU. True when it was supplied without that.
@@ -78,14 +75,9 @@ impl State {
         State(AtomicU32::new(OFFERED))
     }
 
-    fn take(&self) -> bool {
-        self.0.compare_exchange(OFFERED, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
-    }
-
-    /// Release: whoever claims it writes after the one that had taken it.
-    fn finish(&self) {
-        self.0.store(DONE, Ordering::Release);
-        wake(&self.0);
+    fn take(&self) -> Option<Taken<'_>> {
+        let taken = self.0.compare_exchange(OFFERED, TAKEN, Ordering::Acquire, Ordering::Relaxed);
+        taken.is_ok().then(|| Taken(self))
     }
 
     fn claim(&self) -> bool {
@@ -103,9 +95,36 @@ impl State {
     }
 }
 
+/// A page is this one's until it goes, also by a panic: its owner waits for that.
+struct Taken<'a>(&'a State);
+
+impl Drop for Taken<'_> {
+    /// Release: whoever claims it writes after the one that had taken it.
+    fn drop(&mut self) {
+        self.0.0.store(DONE, Ordering::Release);
+        wake(&self.0.0);
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_page_whose_taker_has_panicked() {
+        let state = std::sync::Arc::new(State::new());
+        let (shared, (taken, is_taken)) = (state.clone(), std::sync::mpsc::channel());
+        let taker = std::thread::spawn(move || {
+            let _taken = shared.take();
+            assert!(shared.take().is_none());
+            assert_eq!(shared.0.load(Ordering::Relaxed), TAKEN, "who does not get it changes nothing");
+            taken.send(()).unwrap();
+            panic!("on purpose");
+        });
+        is_taken.recv().unwrap();
+        state.claim();
+        assert!(taker.join().is_err() && state.claim() && state.take().is_none());
+    }
 
     #[test]
     fn a_page_is_supplied_once_and_by_nobody_when_it_is_in_use() {
@@ -144,10 +163,9 @@ mod loom_tests {
         loom::model(|| {
             let shared = Arc::new((State::new(), UnsafeCell::new(0)));
             let supply = |(state, page): &(State, UnsafeCell<u32>)| {
-                if state.take() {
+                if let Some(_taken) = state.take() {
                     // SAFETY: loom's cell checks what is claimed here: whoever has taken the page has it alone.
                     page.with_mut(|value| unsafe { *value += 1 });
-                    state.finish();
                 }
             };
             let others: Vec<_> = (0..2)

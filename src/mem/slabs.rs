@@ -13,8 +13,8 @@ const BLOCK: usize = 16 << 20;
 /// What the system zeroes and maps at a time where it gives huge pages.
 const HUGE: usize = 2 << 20;
 
-/// Huge pages that are supplied ahead, at most: one for each four that are used. A thread that has them supplied may so fall behind for
-/// a while.
+/// Huge pages that are supplied ahead, at most: one for each four that are used, or as many as were reached at once before. A thread that
+/// has them supplied may so fall behind for a while, and who needs several at once finds them from the second time on.
 const AHEAD: usize = 8;
 
 /// What at least lies between blocks that are mapped by themselves, and is not asked onto huge pages: otherwise the system would make one
@@ -39,6 +39,10 @@ pub struct Slabs<T> {
     ahead: VecDeque<(usize, Arc<Page>)>,
     /// A slab has reached a page that was not supplied.
     waited: bool,
+    /// The first page that no slab had reached when [`Slabs::next_to_supply`] looked last, and the most that were reached from one look to the
+    /// next.
+    seen: usize,
+    leap: usize,
 }
 
 /// Where the slabs of a block begin; the arena keeps them mapped.
@@ -68,6 +72,8 @@ impl<T: bytemuck::Pod> Slabs<T> {
             offered: 1,
             ahead: VecDeque::new(),
             waited: false,
+            seen: 0,
+            leap: 0,
         }
     }
 
@@ -83,7 +89,7 @@ impl<T: bytemuck::Pod> Slabs<T> {
 
     /// One more slab; its number. Memory that can't be had ends the process, as with `Vec`.
     pub fn add(&mut self) -> u32 {
-        let slab = self.used;
+        let (slab, (next, _)) = (self.used, self.next_page());
         if slab as usize == self.blocks.len() << self.shift
             && let Err(layout) = self.map()
         {
@@ -92,9 +98,13 @@ impl<T: bytemuck::Pod> Slabs<T> {
         self.used += 1;
         let (block, number) = self.locate(slab);
         let last = block * self.pages() + ((number + 1) * self.bytes() - 1) / HUGE;
+        // The first page, a small one, is nobody's to wait for.
+        let mut reached = (last + 1).saturating_sub(next.max(1));
         while let Some((_, page)) = self.ahead.pop_front_if(|(page, _)| *page <= last) {
             self.waited |= !page.claim();
+            reached -= 1;
         }
+        self.waited |= reached > 0; // pages that were never offered
         slab
     }
 
@@ -105,7 +115,9 @@ impl<T: bytemuck::Pod> Slabs<T> {
             return None;
         }
         let (next, _) = self.next_page();
-        self.offer(next + (1 + next / 4).min(AHEAD))
+        self.leap = self.leap.max(next - self.seen);
+        self.seen = next;
+        self.offer(next + (1 + next / 4).max(self.leap).min(AHEAD))
     }
 
     /// Has the system supply the next huge page, if half of the one before it is used and nobody else has begun to. True when it did: that
@@ -380,6 +392,23 @@ mod tests {
         assert_eq!(ahead[1], (513, 1));
         let most = |first: u32| ahead.iter().find(|(slab, _)| *slab > first * 512).map(|(_, pages)| *pages);
         assert_eq!([3, 4, 7, 8, 26, 27, 39].map(most), [2, 2, 3, 3, 7, 8, 8].map(Some));
+    }
+
+    /// Who once reached three pages at once finds three the next time, though few are in use.
+    #[test]
+    fn what_was_needed_at_once_is_supplied_ahead_from_then_on() {
+        let mut slabs = Slabs::<u64>::new(512);
+        let mut waited = Vec::new();
+        for _ in 0..4 {
+            for _ in 0..512 * 5 / 2 {
+                slabs.add();
+            }
+            waited.push(slabs.has_waited());
+            while let Some(page) = slabs.next_to_supply() {
+                assert!(page.supply());
+            }
+        }
+        assert_eq!(waited, [true, false, false, false]);
     }
 
     /// Nobody waits for two pages: what was waited for keeps the next one from being got ready.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::handshake::SessionKey;
 use crate::config::TransportKind;
 use crate::error::{Error, Result};
-use crate::types::{Clock, Rank, Role, ServerInfo, TableId, TableSpec, View};
+use crate::types::{Clock, Offer, Rank, Role, ServerInfo, TableId, TableSpec, View};
 
 /// The longest body of a frame, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
@@ -206,17 +206,12 @@ pub enum ControlMessage {
 
     // Node to Coordinator and back.
     /// Ahead of Join: what this node can carry data by. Without it tcp.
-    Offer {
-        /// The best first; at most [`MAX_TRANSPORTS`].
-        transports: Vec<TransportKind>,
-        /// Why not what is better, where the user left the choice open.
-        lacks: String,
-    },
+    Offer(Offer),
     /// Ahead of the View: what the data of the job travels by.
     Agreed {
         /// The best that all nodes offer.
         transport: TransportKind,
-        /// All nodes can share memory too, and do where they are on one host.
+        /// Nodes on one host share memory too: all can, and some worker is on a server's host.
         local: bool,
         /// Why nothing better, naming the node; empty when nobody offers or misses that.
         reason: String,
@@ -446,7 +441,7 @@ impl ControlMessage {
             ControlMessage::EndpointRefused { .. } => "EndpointRefused",
             ControlMessage::StatsQuery { .. } => "StatsQuery",
             ControlMessage::Stats { .. } => "Stats",
-            ControlMessage::Offer { .. } => "Offer",
+            ControlMessage::Offer(_) => "Offer",
             ControlMessage::Agreed { .. } => "Agreed",
             ControlMessage::EndpointLost { .. } => "EndpointLost",
             ControlMessage::CheckIn { .. } => "CheckIn",
@@ -476,9 +471,10 @@ impl ControlMessage {
                 within("address", address.as_ref().map_or(0, String::len), MAX_NAME)?;
                 within("threads", *threads as usize, MAX_NODES)
             }
-            ControlMessage::Offer { transports, lacks } => {
-                within("transports", transports.len(), MAX_TRANSPORTS)?;
-                within("lacks", lacks.len(), MAX_REASON)
+            ControlMessage::Offer(offer) => {
+                within("kinds", offer.kinds.len(), MAX_TRANSPORTS)?;
+                within("lacks", offer.lacks.len(), MAX_TRANSPORTS)?;
+                offer.lacks.iter().try_for_each(|lack| within("why", lack.why.len(), MAX_REASON))
             }
             ControlMessage::Heartbeat { status, .. } => within("status", status.len(), MAX_STATUS),
             ControlMessage::TableFailed { reason, .. }

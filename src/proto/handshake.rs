@@ -31,7 +31,7 @@ use crate::types::{Identity, Role};
 /// First bytes of every Hello.
 pub const MAGIC: [u8; 8] = *b"windlass";
 /// Nodes whose major numbers differ refuse each other.
-pub const VERSION_MAJOR: u16 = 3;
+pub const VERSION_MAJOR: u16 = 4;
 /// Counts compatible additions.
 pub const VERSION_MINOR: u16 = 0;
 /// What one side may send before it is authenticated, in bytes.

@@ -118,12 +118,12 @@ fn another_job_is_refused_without_telling_ours() {
 
 #[test]
 fn another_version_names_both() {
-    let hello = encode_hello(&worker(), (4, 5), &[1; 32]);
+    let hello = encode_hello(&worker(), (5, 5), &[1; 32]);
     let mut out = Vec::new();
     let error = acceptor(coordinator()).feed(&hello, &mut out).unwrap_err().to_string();
-    assert!(error.contains("version 4.5, expected 3.0"), "{error}");
+    assert!(error.contains("version 5.5, expected 4.0"), "{error}");
     let error = dialler(worker(), &mut Vec::new()).feed(&out, &mut Vec::new()).unwrap_err().to_string();
-    assert!(error.contains("version 4.5, expected 3.0"), "{error}");
+    assert!(error.contains("version 5.5, expected 4.0"), "{error}");
 }
 
 #[test]
@@ -272,11 +272,11 @@ fn golden_messages() {
     assert_eq!(hex(&encode_refuse(RefuseCode::Secret, "no")), "06000503".to_owned() + "02006e6f");
 }
 
-const GOLDEN_HELLO: &str = "54000177696e646c6173730300000003006a6f6202010300000005000000000000000600686f73743a370101010101010101010101010101010101010101010101010101010101010101020300637263040066703136";
-const GOLDEN_CHALLENGE: &str = "4700020300000000000000000005000000000000000600686f73743a370202020202020202020202020202020202020202020202020202020202020202020300637263040066703136";
-const GOLDEN_PROOF: &str = "210003ddbc2f7933db7b644b5adda335f9b419dc8279aa81967ab3aad79c7472ca1aa1";
-const GOLDEN_ACCEPT: &str = "210004336cb8364a115ad87e9453f0d4c6e9a5b46b209db671d0b8f6735645cc9e2ab0";
-const GOLDEN_EXPORT: &str = "543560420cf9c64618da6b8d8224c722470b6a383df95cabd167582b5207a01e";
+const GOLDEN_HELLO: &str = "54000177696e646c6173730400000003006a6f6202010300000005000000000000000600686f73743a370101010101010101010101010101010101010101010101010101010101010101020300637263040066703136";
+const GOLDEN_CHALLENGE: &str = "4700020400000000000000000005000000000000000600686f73743a370202020202020202020202020202020202020202020202020202020202020202020300637263040066703136";
+const GOLDEN_PROOF: &str = "210003614f6807f95e7bbe49190d310dfc1c38a6f878bf52454cf51b8d0448a6e56aff";
+const GOLDEN_ACCEPT: &str = "210004ed804945dfe493391e454cfeb4eadc6fe100479a979c58999b9c783f42e1f90e";
+const GOLDEN_EXPORT: &str = "0469816dc0fcbdb75997cd6c4d8901a093e939c78705dadb2fa278d84196ffcd";
 
 #[test]
 fn what_would_not_fit_is_refused_before_anything_is_said() {

@@ -14,7 +14,6 @@ use super::cuts::{Cuts, Places, Verifying, no_folder};
 use super::disks::DiskThreads;
 use super::reactor::{Command, CutOrder, OpenRequest, Report, Reports};
 use crate::checkpoint::Cut;
-use crate::config::Network;
 use crate::control::{Event, Hub, LinkId};
 use crate::error::{Error, Result};
 use crate::mem::RemoteRegion;
@@ -22,7 +21,7 @@ use crate::proto::control::{ControlMessage, RegionBytes, reason};
 use crate::proto::handshake::derive_endpoint_key;
 use crate::proto::{HEADER, ThreadStats};
 use crate::transport::{SessionKey, choice};
-use crate::types::{Clock, Identity, Rank, Role, TableId, View};
+use crate::types::{Clock, Identity, Offer, Rank, Role, TableId, View};
 
 /// How long the links may take to close at the end, and the Coordinator to let us go.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -44,8 +43,7 @@ pub struct Control {
     reports: Receiver<(u32, Report)>,
     stopping: Arc<AtomicBool>,
     stop_timeout: Duration,
-    network: Network,
-    offer: choice::Offer,
+    offer: Offer,
     /// What the job's data travels by: our best until the Coordinator has said it.
     agreed: choice::Agreed,
     leaving: Option<Leaving>,
@@ -113,7 +111,7 @@ impl Control {
         (threads, first): (Vec<ServerThread>, u32),
         reports: Receiver<(u32, Report)>,
         (stopping, stop_timeout): (Arc<AtomicBool>, Duration),
-        (network, offer): (Network, choice::Offer),
+        offer: Offer,
         places: Places,
         reporter: Reports,
     ) -> Control {
@@ -127,8 +125,7 @@ impl Control {
             reports,
             stopping,
             stop_timeout,
-            network,
-            agreed: offer.best(),
+            agreed: choice::Agreed::untold(&offer),
             offer,
             leaving: None,
             view: None,
@@ -230,8 +227,7 @@ impl Control {
     fn on_event(&mut self, event: Event) -> Result<bool> {
         match event {
             Event::Up { link, .. } if link == self.coordinator => {
-                let choice::Offer { kinds, lacks } = self.offer.clone();
-                let offer = ControlMessage::Offer { transports: kinds, lacks };
+                let offer = ControlMessage::Offer(self.offer.clone());
                 let join = ControlMessage::Join {
                     role: Role::Server,
                     rank: self.rank,
@@ -306,9 +302,9 @@ impl Control {
             ControlMessage::JoinRefused { reason } => {
                 return Err(Error::Refused { peer: "the coordinator".to_owned(), reason });
             }
-            ControlMessage::Agreed { transport, local, reason } => {
+            // The Coordinator has said why by nothing better.
+            ControlMessage::Agreed { transport, local, .. } => {
                 self.agreed = choice::Agreed { kind: transport, local };
-                choice::warn_of_fallback(&self.network, self.agreed, &reason);
             }
             ControlMessage::View(view) => {
                 info!("server {}: {} servers, {} workers", self.name(), view.servers.len(), view.workers);

@@ -157,8 +157,8 @@ pub struct CoordinatorServer {
     secret: Secret,
     job: String,
     clock: SystemTime,
-    /// It has said that the job does not use the best transport.
-    warned: bool,
+    /// It has said by what the job's data travels.
+    told: bool,
 }
 
 impl CoordinatorServer {
@@ -194,7 +194,7 @@ impl CoordinatorServer {
             secret,
             job,
             clock: SystemTime,
-            warned: false,
+            told: false,
         })
     }
 
@@ -328,14 +328,18 @@ impl CoordinatorServer {
         }
     }
 
-    /// Says once that what carries the data is not the best that some node has or wants.
-    fn warn_of_fallback(&mut self, output: &Output) {
+    /// Says once what carries the data, and as a warning where that is not the best that some node has or wants.
+    fn tell_of_transport(&mut self, output: &Output) {
         let Output::Send { message: ControlMessage::Agreed { transport, local, reason }, .. } = output else {
             return;
         };
-        if !reason.is_empty() && !std::mem::replace(&mut self.warned, true) {
-            let agreed = Agreed { kind: *transport, local: *local };
-            tracing::warn!("coordinator: the job's data travels by {agreed}: {reason}");
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        let agreed = Agreed { kind: *transport, local: *local };
+        match reason.as_str() {
+            "" => tracing::info!("coordinator: the job's data travels by {agreed}"),
+            why => tracing::warn!("coordinator: the job falls back to {agreed}: {why}"),
         }
     }
 
@@ -343,7 +347,7 @@ impl CoordinatorServer {
     fn apply(&mut self, out: &mut Vec<Output>) {
         let mut todo: VecDeque<Output> = out.drain(..).collect();
         while let Some(output) = todo.pop_front() {
-            self.warn_of_fallback(&output);
+            self.tell_of_transport(&output);
             match output {
                 Output::Send { link, message } => match self.hub.send(LinkId(link), &message) {
                     Ok(()) => {}

@@ -44,6 +44,7 @@ use cuts::{Places, folder};
 use pin::Plan;
 use reactor::{Command, Reactor, Reports};
 use signal::Watcher;
+use supply::Supplier;
 
 pub use pin::Place;
 
@@ -269,8 +270,8 @@ impl ServerBuilder {
         let reports_of = |thread| Reports::new(thread, reports_in.clone(), asker.clone());
         let mut threads = Vec::new();
         for thread in 0..self.threads {
-            let cpu = cpus.get(thread as usize).copied();
-            threads.push(self.spawn_reactor(thread, offer.kinds.clone(), cpu, reports_of(thread))?);
+            let place = cpus.get(thread as usize).cloned();
+            threads.push(self.spawn_reactor(thread, offer.kinds.clone(), place, reports_of(thread))?);
         }
         let stop_timeout = self.limits.stop_timeout;
         let ends = (stopping.clone(), stop_timeout);
@@ -282,7 +283,7 @@ impl ServerBuilder {
             (threads, first),
             reports,
             ends,
-            (self.network.clone(), offer),
+            offer,
             self.checkpoints,
             reports_of(0),
         );
@@ -295,8 +296,8 @@ impl ServerBuilder {
         Ok(ServerHandle { stopping, waker: hub_waker, thread: Mutex::new(Some(handle)), _sigterm: sigterm })
     }
 
-    /// The CPU of each thread; none where they are not pinned. The log says where each sits, and why.
-    fn cpus(&self, rails: &[RailPort]) -> Result<Vec<usize>> {
+    /// The CPU of each thread, with those of who works beside it; none where they are not pinned. The log says where each sits, and why.
+    fn cpus(&self, rails: &[RailPort]) -> Result<Vec<Cpus>> {
         let topology = Topology::read(&self.sysfs);
         let near: Vec<&[usize]> = rails.iter().map(|rail| topology.cpus_near(&rail.device)).collect();
         let allowed = cpus::allowed();
@@ -311,7 +312,8 @@ impl ServerBuilder {
             }
         };
         let first = self.place.first(self.threads);
-        if let Some(far) = pin::far(&cpus, first, &allowed.unwrap_or_default(), &near) {
+        let allowed = allowed.unwrap_or_default();
+        if let Some(far) = pin::far(&cpus, first, &allowed, &near) {
             tracing::warn!("not all server threads run next to their NICs: {far}");
         }
         for thread in 0..self.threads {
@@ -326,14 +328,15 @@ impl ServerBuilder {
                 "over verbs server thread {thread} has rail {rail}, {port} (NUMA node {node}), completion vector {vector}, {cpu}"
             );
         }
-        Ok(cpus)
+        let beside = |cpu| pin::beside(&allowed, topology.beside(cpu));
+        Ok(cpus.into_iter().map(|own| Cpus { own, beside: beside(own) }).collect())
     }
 
     fn spawn_reactor(
         &self,
         thread: u32,
         kinds: Vec<TransportKind>,
-        cpu: Option<usize>,
+        place: Option<Cpus>,
         reports: Reports,
     ) -> Result<ServerThread> {
         let (commands, inbox) = bounded(COMMANDS);
@@ -354,8 +357,9 @@ impl ServerBuilder {
                 let _ = cpus::wake_politely();
             }
             let build = |&kind: &TransportKind| choice::build(&network, kind, seat);
-            let transports = cpu
-                .map_or(Ok(()), cpus::pin_to)
+            let transports = place
+                .as_ref()
+                .map_or(Ok(()), |place| cpus::pin_to(place.own))
                 .and_then(|()| kinds.iter().map(build).collect::<Result<Vec<_>>>());
             let mut transports = match transports {
                 Ok(transports) => transports,
@@ -370,6 +374,7 @@ impl ServerBuilder {
                 network,
                 limits,
                 optimizers,
+                Supplier::new(place.map(|place| place.beside).unwrap_or_default()),
                 inbox,
                 stopped,
                 woken,
@@ -383,6 +388,14 @@ impl ServerBuilder {
             Err(_) => Err(Error::Aborted { reason: format!("server thread {thread} panicked at its start") }),
         }
     }
+}
+
+/// Where a pinned server thread runs, and who works beside it.
+#[derive(Clone)]
+struct Cpus {
+    own: usize,
+    /// As [`pin::beside`] gives them.
+    beside: Vec<usize>,
 }
 
 /// A NUMA node, for messages.

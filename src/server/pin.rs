@@ -98,6 +98,12 @@ fn nearest(threads: usize, allowed: &[usize], near: &[&[usize]]) -> Vec<usize> {
     (0..threads).map(choose).collect()
 }
 
+/// The CPUs of a thread that works beside a pinned server thread and makes memory for it: those that the process may use of that one's NUMA
+/// `node`, whose CPUs these are; all where it is not known.
+pub fn beside(allowed: &[usize], node: Option<&[usize]>) -> Vec<usize> {
+    allowed.iter().copied().filter(|other| node.is_none_or(|node| node.contains(other))).collect()
+}
+
 /// Which of a server's threads, the first of which has the number `first`, run on a CPU that is not next to its rail, and why.
 pub fn far(cpus: &[usize], first: u32, allowed: &[usize], near: &[&[usize]]) -> Option<String> {
     let far = |(thread, cpu): (u32, &usize)| {
@@ -229,6 +235,13 @@ mod tests {
     }
 
     const ALL: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7];
+
+    #[test]
+    fn who_works_beside_a_server_thread_stays_on_its_node_and_in_the_mask() {
+        assert_eq!(beside(ALLOWED, Some(SOCKETS[1])), [4, 5]);
+        assert_eq!(beside(ALLOWED, Some(SOCKETS[0])), [1]);
+        assert_eq!(beside(ALLOWED, None), ALLOWED);
+    }
 
     proptest::proptest! {
         /// Every thread of a host gets one CPU of the mask that no other has, whichever server finds it out, and a CPU next to its rail

@@ -171,6 +171,7 @@ impl Reactor {
         network: Network,
         limits: ServerLimits,
         optimizers: Optimizers,
+        supplier: Supplier,
         commands: Receiver<Command>,
         stop: Arc<AtomicBool>,
         waker: Waker,
@@ -194,7 +195,7 @@ impl Reactor {
             failed: Vec::new(),
             reopening: Vec::new(),
             beside: Beside::new(),
-            supplier: Supplier::new(),
+            supplier,
             draining: false,
             turns: 0,
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::reactor::{Command, OpenRequest, Opened, Reactor, Report, Reports};
+use super::supply::Supplier;
 use crate::config::{Network, Polling, ServerLimits, TransportKind};
 use crate::error::Result;
 use crate::mem::RemoteRegion;
@@ -31,6 +32,8 @@ pub(crate) enum Fault {
     KeepsDuplicates,
     /// Keys that are kept in place of others find the rows of those.
     KeepsPositions,
+    /// The thread that supplies memory panics.
+    SupplyPanics,
 }
 
 /// What came of lists of keys.
@@ -52,8 +55,13 @@ pub(crate) fn needed(needed: u64) -> u64 {
     match FAULT.get() {
         Fault::AnswersEarly => needed.saturating_sub(1),
         Fault::NeverAnswers => u64::MAX,
-        Fault::None | Fault::KeepsDuplicates | Fault::KeepsPositions => needed,
+        Fault::None | Fault::KeepsDuplicates | Fault::KeepsPositions | Fault::SupplyPanics => needed,
     }
+}
+
+/// Gives this server thread a fault.
+pub(crate) fn set(fault: Fault) {
+    FAULT.set(fault);
 }
 
 /// Whether this server thread has a fault.
@@ -111,7 +119,7 @@ pub(crate) fn serve(
     ends: Ends,
     fault: Fault,
 ) -> Result<Listed> {
-    FAULT.set(fault);
+    set(fault);
     // Whoever reads the reports listens to their channel.
     let reports = Reports::new(id.thread, ends.outbox, Arc::new(|| {}));
     let network = Network { polling: Polling::Block, ..Network::default() };
@@ -123,6 +131,7 @@ pub(crate) fn serve(
         network,
         limits,
         optimizers,
+        Supplier::new(Vec::new()),
         ends.inbox,
         ends.stop,
         Waker::new()?,

@@ -280,7 +280,7 @@ mod tests {
             index.insert(key, row);
             assert!(index.moved - before <= (u64::from(TOGETHER) + 2) * FULL as u64);
         }
-        assert!(index.directory.len() <= keys.len() * 4 / FULL << TOGETHER, "{}", index.directory.len());
+        assert!(index.directory.len() <= (keys.len() * 4 / FULL) << TOGETHER, "{}", index.directory.len());
         assert!((0..).zip(&keys).all(|(row, &key)| index.find(key) == row));
     }
 

@@ -106,8 +106,7 @@ impl Sparse {
     }
 
     /// Sees after each push that made rows that the next one need not wait for memory: none waits for more than one huge page, but
-    /// one whose rows reach over a whole page. See
-    /// [`Slabs::get_ready`].
+    /// one whose rows reach over a whole page where that was not supplied: the first of such pushes. See [`Slabs::get_ready`].
     pub fn get_ready(&mut self) {
         let (rows, index) = (self.memory.rows.slabs(), self.memory.index.slabs());
         let waited = rows.has_waited() | index.has_waited();

@@ -1,7 +1,8 @@
 //! What a node can carry data by, and how a transport of a kind is made.
 //!
 //! All connections of a job are of one kind, but for those within one host, which share memory where all nodes can. Each node offers what it can use, the Coordinator takes the best of what all of them offer
-//! and says so with the View. A node that is told to use one kind offers nothing else, and fails at once where it can't.
+//! and says so with the View, and once why by nothing better where that is worth a word. A node that is told to use one kind offers nothing
+//! else, and fails at once where it can't.
 
 use std::fmt;
 
@@ -14,25 +15,8 @@ use super::topology::RailPort;
 use super::verbs::{self, Verbs, VerbsConfig};
 use super::{Transport, tcp};
 use crate::config::{Network, TransportChoice, TransportKind};
-#[cfg(any(test, not(feature = "verbs")))]
-use crate::error::Error;
-use crate::error::Result;
-
-/// What one node can use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    /// The best first.
-    pub kinds: Vec<TransportKind>,
-    /// Why not what is better, where the choice was left to us; else empty.
-    pub lacks: String,
-}
-
-impl Offer {
-    /// What a node uses that is told of no agreement.
-    pub fn best(&self) -> Agreed {
-        Agreed { kind: self.kinds[0], local: false }
-    }
-}
+use crate::error::{Error, Result};
+use crate::types::{Lack, Offer};
 
 /// What a job uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +25,19 @@ pub struct Agreed {
     pub kind: TransportKind,
     /// Nodes on one host share memory instead.
     pub local: bool,
+}
+
+impl Agreed {
+    /// What a node uses that is told of no agreement.
+    pub fn untold(offer: &Offer) -> Agreed {
+        Agreed { kind: offer.kinds[0], local: false }
+    }
+
+    /// What two processes on this host use that both offer this, where nobody else takes part.
+    pub fn alone(offer: &Offer) -> Agreed {
+        let kind = offer.kinds[0];
+        Agreed { kind, local: kind != TransportKind::Shm && offer.has(TransportKind::Shm) }
+    }
 }
 
 impl fmt::Display for Agreed {
@@ -52,37 +49,56 @@ impl fmt::Display for Agreed {
 
 /// What this build and this machine can give of what `network` allows.
 pub fn offer(network: &Network) -> Result<Offer> {
-    offer_by(network.transport, |kind| check(network, kind))
+    // A host that does not say which it is shares memory with nobody, as `shm::check` finds.
+    let host = shm::boot_id().unwrap_or_default();
+    offer_by(network.transport, host, |kind| check(network, kind))
 }
 
-fn offer_by(choice: TransportChoice, check: impl Fn(TransportKind) -> Result<()>) -> Result<Offer> {
+fn offer_by(
+    choice: TransportChoice,
+    host: [u8; 16],
+    check: impl Fn(TransportKind) -> Result<(), (Error, Lack)>,
+) -> Result<Offer> {
     match choice {
         TransportChoice::Only(kind) => {
-            check(kind).map(|()| Offer { kinds: vec![kind], lacks: String::new() })
+            check(kind).map(|()| Offer { host, ..Offer::only(kind) }).map_err(|(error, _)| error)
         }
         TransportChoice::Auto => {
             let (mut kinds, mut lacks) = (Vec::new(), Vec::new());
             for kind in TransportKind::ALL {
                 match check(kind) {
                     Ok(()) => kinds.push(kind),
-                    Err(error) => lacks.push(error.to_string()),
+                    Err((_, lack)) => {
+                        tracing::debug!("transport auto: no {kind}: {}", lack.why);
+                        lacks.push(lack);
+                    }
                 }
             }
-            Ok(Offer { kinds, lacks: lacks.join("; ") })
+            Ok(Offer { kinds, lacks, host })
         }
     }
 }
 
-/// Refuses a kind that this build or machine can't give, with what is missing.
-fn check(network: &Network, kind: TransportKind) -> Result<()> {
-    match kind {
+/// Refuses a kind that this build or machine can't give: who asked for it is told the one, who left the choice open the other.
+fn check(network: &Network, kind: TransportKind) -> Result<(), (Error, Lack)> {
+    let found = match kind {
         TransportKind::Tcp => Ok(()),
         #[cfg(feature = "verbs")]
-        TransportKind::Verbs => super::verbs::check(network),
+        TransportKind::Verbs => verbs::check(network),
         #[cfg(not(feature = "verbs"))]
         TransportKind::Verbs => without_verbs(network),
         TransportKind::Shm => shm::check(),
-    }
+    };
+    found.map_err(|error| {
+        let (absent, why) = match kind {
+            #[cfg(feature = "verbs")]
+            TransportKind::Verbs => (!verbs::are_there(), error.to_string()),
+            #[cfg(not(feature = "verbs"))]
+            TransportKind::Verbs => (true, NO_VERBS.to_owned()),
+            TransportKind::Tcp | TransportKind::Shm => (false, error.to_string()),
+        };
+        (error, Lack { kind, absent, why })
+    })
 }
 
 /// For whom a transport is.
@@ -170,29 +186,31 @@ fn build_verbs(network: &Network, seat: Seat) -> Result<Box<dyn Transport>> {
 }
 
 #[cfg(not(feature = "verbs"))]
-fn without_verbs<T>(network: &Network) -> Result<T> {
-    Err(Error::config(
-        "transport",
-        "tcp or shm (this build lacks the feature `verbs`: build with `cargo build --release --features verbs`)",
-        network.transport,
-    ))
-}
+const NO_VERBS: &str = "this build lacks the feature `verbs`";
 
-/// Warns that a job whose nodes left the choice open does not use the best there is.
-pub fn warn_of_fallback(network: &Network, agreed: Agreed, why: &str) {
-    if network.transport == TransportChoice::Auto && !why.is_empty() {
-        tracing::warn!("transport auto: the job falls back to {agreed}: {why}");
-    }
+#[cfg(not(feature = "verbs"))]
+fn without_verbs<T>(network: &Network) -> Result<T> {
+    let expected =
+        format!("auto, tcp or shm ({NO_VERBS}: build with `cargo build --release --features verbs`)");
+    Err(Error::config("transport", expected, network.transport))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn only_tcp(kind: TransportKind) -> Result<()> {
+    const HOST: [u8; 16] = [7; 16];
+
+    fn lack(kind: TransportKind) -> Lack {
+        Lack { kind, absent: kind == TransportKind::Verbs, why: format!("no {kind} here") }
+    }
+
+    fn only_tcp(kind: TransportKind) -> Result<(), (Error, Lack)> {
         match kind {
             TransportKind::Tcp => Ok(()),
-            TransportKind::Verbs | TransportKind::Shm => Err(Error::config("device", "one", "none")),
+            TransportKind::Verbs | TransportKind::Shm => {
+                Err((Error::config("device", "one", "none"), lack(kind)))
+            }
         }
     }
 
@@ -207,15 +225,26 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told_where_the_choice_is_open_and_fails_where_it_is_not() {
-        let fallen = offer_by(TransportChoice::Auto, only_tcp).unwrap();
-        assert_eq!(fallen.kinds, [TransportKind::Tcp]);
-        let none = "device: expected one, found none";
-        assert_eq!(fallen.lacks, format!("{none}; {none}"));
-        let both = offer_by(TransportChoice::Auto, |_| Ok(())).unwrap();
-        assert_eq!(both, Offer { kinds: TransportKind::ALL.to_vec(), lacks: String::new() });
-        let tcp = offer_by(TransportChoice::Only(TransportKind::Tcp), only_tcp).unwrap();
-        assert_eq!(tcp, Offer { kinds: vec![TransportKind::Tcp], lacks: String::new() });
-        let error = offer_by(TransportChoice::Only(TransportKind::Verbs), only_tcp).unwrap_err();
-        assert_eq!(error.to_string(), none);
+        let by = |choice, check: &dyn Fn(TransportKind) -> _| offer_by(choice, HOST, check);
+        let fallen = by(TransportChoice::Auto, &only_tcp).unwrap();
+        let lacks = vec![lack(TransportKind::Verbs), lack(TransportKind::Shm)];
+        assert_eq!(fallen, Offer { kinds: vec![TransportKind::Tcp], lacks, host: HOST });
+        let all = by(TransportChoice::Auto, &|_| Ok(())).unwrap();
+        assert_eq!(all, Offer { kinds: TransportKind::ALL.to_vec(), lacks: Vec::new(), host: HOST });
+        let tcp = by(TransportChoice::Only(TransportKind::Tcp), &only_tcp).unwrap();
+        assert_eq!(tcp, Offer { kinds: vec![TransportKind::Tcp], lacks: Vec::new(), host: HOST });
+        let error = by(TransportChoice::Only(TransportKind::Verbs), &only_tcp).unwrap_err();
+        assert_eq!(error.to_string(), "device: expected one, found none");
+    }
+
+    #[test]
+    fn two_alone_on_a_host_share_memory_where_they_can() {
+        let alone = |kinds: &[TransportKind]| {
+            Agreed::alone(&Offer { kinds: kinds.to_vec(), lacks: Vec::new(), host: HOST })
+        };
+        use TransportKind::{Shm, Tcp, Verbs};
+        assert_eq!(alone(&[Verbs, Tcp, Shm]), Agreed { kind: Verbs, local: true });
+        assert_eq!(alone(&[Tcp]), Agreed { kind: Tcp, local: false });
+        assert_eq!(alone(&[Shm]), Agreed { kind: Shm, local: false });
     }
 }

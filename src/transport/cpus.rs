@@ -2,6 +2,7 @@
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use super::topology::show;
 use crate::error::{Error, Result};
 
 /// The CPUs that the calling thread may run on, in order; `None` when the host has more than a mask here holds.
@@ -21,11 +22,15 @@ pub fn allowed_count() -> usize {
 
 /// From now on the calling thread runs on `cpu` alone.
 pub fn pin_to(cpu: usize) -> Result<()> {
+    run_on(&[cpu])
+}
+
+/// From now on the calling thread, and those that it starts, run on these CPUs alone, which need not be among those that it may use now.
+pub fn run_on(cpus: &[usize]) -> Result<()> {
     let mut mask = CpuSet::new();
-    if cpu < CpuSet::MAX_CPU {
-        mask.set(cpu);
-    }
-    sched_setaffinity(None, &mask).map_err(|e| Error::io("sched_setaffinity", format!("CPU {cpu}"), e.into()))
+    cpus.iter().filter(|&&cpu| cpu < CpuSet::MAX_CPU).for_each(|&cpu| mask.set(cpu));
+    let named = || format!("CPU {}", show(cpus));
+    sched_setaffinity(None, &mask).map_err(|e| Error::io("sched_setaffinity", named(), e.into()))
 }
 
 /// From now on the calling thread, when it wakes, does not take its CPU from whoever runs there, but waits for its turn (SCHED_BATCH).
@@ -71,10 +76,20 @@ mod tests {
     #[test]
     fn a_pinned_thread_may_use_one_cpu_and_no_cpu_that_is_not_there() {
         std::thread::spawn(|| {
-            let last = *allowed().unwrap().last().unwrap();
+            let all = allowed().unwrap();
+            let last = *all.last().unwrap();
             pin_to(last).unwrap();
             assert_eq!(allowed().unwrap(), [last]);
+            // So does a thread that it starts, which may have others again.
+            let started = std::thread::spawn(move || {
+                let inherited = allowed().unwrap();
+                run_on(&all).unwrap();
+                (inherited, allowed().unwrap() == all)
+            });
+            assert_eq!(started.join().unwrap(), (vec![last], true));
+            assert_eq!(allowed().unwrap(), [last]);
             assert!(pin_to(usize::MAX).is_err());
+            assert!(run_on(&[]).is_err());
         })
         .join()
         .unwrap();

@@ -79,6 +79,8 @@ pub struct Several {
     /// Endpoints that are, or may be, connected by the other transport.
     wide_open: usize,
     polls: u32,
+    /// It was said that a peer on this host is not reached by memory: what is in the way of one is, as a rule, in the way of all.
+    warned: bool,
     inbox: Vec<Completion>,
 }
 
@@ -106,6 +108,7 @@ impl Several {
             ours: HashMap::new(),
             wide_open: 0,
             polls: 0,
+            warned: false,
             inbox: Vec::new(),
         })
     }
@@ -174,14 +177,17 @@ impl Several {
 
     /// Memory has failed an endpoint that is not connected: the other transport's turn.
     fn fall_back(&mut self, id: EndpointId, why: &Error) -> Result<()> {
+        let warned = self.warned;
         let Some(endpoint) = self.get(id) else { return Ok(()) };
         if let (Some(wide), Some((address, key))) = (endpoint.wide, endpoint.next.take()) {
+            let (near, peer) = (endpoint.near, &endpoint.peer);
             // To another host there is nothing better; within this one something is in the way.
-            if endpoint.near {
-                tracing::warn!("{} is on this host, but not reached by shared memory: {why}", endpoint.peer);
+            if near && !warned {
+                tracing::warn!("{peer} is on this host, but not reached by shared memory: {why} (said once)");
             } else {
-                tracing::debug!("{} is not reached by shared memory: {why}", endpoint.peer);
+                tracing::debug!("{peer} is not reached by shared memory: {why}");
             }
+            self.warned |= near;
             return self.wide.connect(wide, &address, &key);
         }
         Ok(())

@@ -99,6 +99,11 @@ impl Topology {
     pub fn node_of(&self, cpu: usize) -> Option<u32> {
         self.nodes.iter().find(|(_, cpus)| cpus.contains(&cpu)).map(|(node, _)| *node)
     }
+
+    /// The CPUs of its node.
+    pub fn beside(&self, cpu: usize) -> Option<&[usize]> {
+        self.nodes.values().find(|cpus| cpus.contains(&cpu)).map(Vec::as_slice)
+    }
 }
 
 fn device(path: &Path, nodes: &BTreeMap<u32, Vec<usize>>) -> Device {

@@ -1,7 +1,8 @@
-//! A job in this process: coordinator and servers over loopback TCP.
+//! A job in this process.
 
 use std::thread::JoinHandle;
 
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::server::coordinator::{CoordinatorServer, CoordinatorServerConfig, Outcome};
 use windlass::{Client, ClientConfig, Result, Secret, Server, ServerBuilder, ServerHandle};
 
@@ -11,6 +12,8 @@ pub struct Job {
     pub secret: Secret,
     pub coordinator: JoinHandle<Result<Outcome>>,
     pub servers: Vec<ServerHandle>,
+    /// Of all of its nodes, unless a test sets another.
+    pub network: Network,
     workers: u32,
 }
 
@@ -22,14 +25,28 @@ impl Job {
         workers: u32,
         set: impl Fn(ServerBuilder) -> ServerBuilder,
     ) -> Job {
+        Job::over(super::transport(), servers, expected, workers, set)
+    }
+
+    fn over(
+        transport: TransportChoice,
+        servers: u32,
+        expected: u32,
+        workers: u32,
+        set: impl Fn(ServerBuilder) -> ServerBuilder,
+    ) -> Job {
         let secret = Secret::generate().unwrap();
         let config = CoordinatorServerConfig::new(secret.clone(), "", expected, Some(workers));
         let coordinator = CoordinatorServer::bind(config).unwrap();
         let address = coordinator.address().to_string();
-        let start = |_| set(Server::builder(&address, secret.clone())).start().unwrap();
+        let network = Network { transport, ..Network::default() };
+        let start = |_| {
+            let server = Server::builder(&address, secret.clone()).network(network.clone());
+            set(server).start().unwrap()
+        };
         let servers = (0..servers).map(start).collect();
         let coordinator = std::thread::spawn(move || coordinator.run());
-        Job { address, secret, coordinator, servers, workers }
+        Job { address, secret, coordinator, servers, network, workers }
     }
 
     /// All servers are started here, as `set` says.
@@ -42,9 +59,16 @@ impl Job {
         Job::start_with(servers, workers, |server| server.threads(threads))
     }
 
+    /// The same, whatever is the default, over TCP.
+    pub fn over_tcp(servers: u32, threads: u32, workers: u32) -> Job {
+        let tcp = TransportChoice::Only(TransportKind::Tcp);
+        Job::over(tcp, servers, servers, workers, |server| server.threads(threads))
+    }
+
     /// How worker `rank` joins.
     pub fn config(&self, rank: u32) -> ClientConfig {
-        ClientConfig::new(&self.address, self.secret.clone(), rank, self.workers)
+        let config = ClientConfig::new(&self.address, self.secret.clone(), rank, self.workers);
+        ClientConfig { network: self.network.clone(), ..config }
     }
 
     /// Joins as a worker; blocks until all others have, too.

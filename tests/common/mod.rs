@@ -18,17 +18,40 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use windlass::config::TransportChoice;
 
 /// After which a test that waits gives up: long, since other tests load the same cores.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The variable that marks a test's processes.
 const MARK: &str = "TEST_MARK";
 
+/// What [`over_tcp`] sets.
+const TRANSPORT: &str = "WINDLASS_TEST_TRANSPORT";
+
+/// What the data of a job travels by where the test does not say: as by default, or as [`over_tcp`] has it.
+pub fn transport() -> TransportChoice {
+    std::env::var(TRANSPORT).map_or_else(|_| TransportChoice::default(), |text| text.parse().unwrap())
+}
+
+/// Runs all tests of this program once more, in a process of its own, over TCP where they don't say what their jobs' data travels by.
+pub fn over_tcp() {
+    if std::env::var_os(TRANSPORT).is_some() {
+        return;
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.env(TRANSPORT, "tcp");
+    let ended = Process::start(again).end(5 * PATIENCE).expect(0);
+    assert!(ended.stdout.contains(" 0 failed"), "{}", ended.stdout);
+}
+
 /// The program with these arguments, in an environment without settings of ours.
 pub fn windlass<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_windlass"));
     for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("WINDLASS_")) {
         command.env_remove(name);
+    }
+    if std::env::var_os(TRANSPORT).is_some() {
+        command.env("WINDLASS_TRANSPORT", transport().to_string());
     }
     command.args(arguments);
     command

@@ -19,7 +19,7 @@ const COMPARED: u64 = 64;
 const FILLED: u64 = 1 << 16;
 /// Lists that are drawn at a time while the clock stands. After each pause the caches, which may be another virtual machine's too, and
 /// the translations of addresses have to be filled anew: half a millisecond before each list costs a tenth to a quarter.
-const DRAWN: u64 = 64;
+const DRAWN: u64 = 16;
 
 /// Keys as they come from a worker: by bucket, ascending within each.
 struct List {

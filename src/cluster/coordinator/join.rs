@@ -150,8 +150,7 @@ impl Coordinator {
         self.state = State::Running;
         self.resume(out);
         let view = View { epoch: 1, servers: self.servers.values().cloned().collect(), workers };
-        let (transport, reason) = self.agreed();
-        let local = self.share_memory(transport);
+        let (transport, local, reason) = self.agreed();
         for &link in self.server_links.values().chain(self.worker_links.values()) {
             let agreed = ControlMessage::Agreed { transport, local, reason: reason.clone() };
             out.push(Output::Send { link, message: agreed });

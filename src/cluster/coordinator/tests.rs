@@ -1,5 +1,5 @@
 use super::*;
-use crate::types::mix64;
+use crate::types::{Lack, mix64};
 
 type M = ControlMessage;
 
@@ -109,21 +109,16 @@ fn the_view_waits_for_the_last_and_lists_the_servers_by_rank() {
 }
 
 /// What a job with one server and one worker agrees on, or why the worker, who comes last, is refused.
-fn agreed(
-    server: (&[TransportKind], &str),
-    worker: (&[TransportKind], &str),
-) -> Result<(TransportKind, String), String> {
+fn agreed(server: &Offer, worker: &Offer) -> Result<(TransportKind, bool, String), String> {
     let mut rig = Rig::new(1, Some(1));
-    for (link, role, (kinds, lacks)) in [(100, Role::Server, server), (0, Role::Worker, worker)] {
+    for (link, role, offer) in [(100, Role::Server, server), (0, Role::Worker, worker)] {
         rig.up(link, role, Some(0));
-        rig.say(link, M::Offer { transports: kinds.to_vec(), lacks: lacks.to_owned() });
+        rig.say(link, M::Offer(offer.clone()));
         rig.say(link, join(role, Some(0), Some(1)));
     }
     match &rig.sent(0)[..] {
         [M::Joined { .. }, M::Agreed { transport, local, reason }, M::View(_)] => {
-            let both_share = [server.0, worker.0].iter().all(|kinds| kinds.contains(&TransportKind::Shm));
-            assert_eq!(*local, both_share && *transport != TransportKind::Shm);
-            Ok((*transport, reason.clone()))
+            Ok((*transport, *local, reason.clone()))
         }
         [M::JoinRefused { reason }] => Err(reason.clone()),
         other => panic!("{other:?}"),
@@ -133,30 +128,55 @@ fn agreed(
 #[test]
 fn data_travels_by_the_best_that_all_offer_and_a_fallback_has_a_reason() {
     use TransportKind::{Shm, Tcp, Verbs};
-    let (both, no_device) = ((&[Verbs, Tcp][..], ""), (&[Tcp][..], "this machine has no RDMA device"));
-    let (tcp, verbs) = ((&[Tcp][..], ""), (&[Verbs][..], ""));
+    let of = |kinds: &[TransportKind]| Offer { kinds: kinds.to_vec(), ..Offer::only(Tcp) };
+    let lacking = |absent, why: &str| Offer {
+        lacks: vec![Lack { kind: Verbs, absent, why: why.to_owned() }],
+        ..of(&[Tcp])
+    };
+    let (both, tcp, verbs, only) = (of(&[Verbs, Tcp]), of(&[Tcp]), of(&[Verbs]), of(&[Shm]));
+    let (no_device, down) = (lacking(true, "this machine has no RDMA device"), lacking(false, "port down"));
     let name = |role| identity(role, Some(0), if role == Role::Server { 100 } else { 0 }).to_string();
-    assert_eq!(agreed(both, both), Ok((Verbs, String::new())));
-    assert_eq!(agreed(verbs, both), Ok((Verbs, String::new())));
-    assert_eq!(agreed(tcp, tcp), Ok((Tcp, String::new())));
-    let missing = |role| format!("{}: this machine has no RDMA device", name(role));
-    assert_eq!(agreed(both, no_device), Ok((Tcp, missing(Role::Worker))));
-    assert_eq!(agreed(no_device, both), Ok((Tcp, missing(Role::Server))));
-    assert_eq!(agreed(no_device, no_device).unwrap().0, Tcp);
-    assert_eq!(agreed(tcp, both), Ok((Tcp, format!("{} offers tcp alone", name(Role::Server)))));
-    let (local, only) = ((&[Tcp, Shm][..], ""), (&[Shm][..], ""));
-    assert_eq!(agreed(local, local), Ok((Tcp, String::new())));
-    assert_eq!(agreed(local, tcp), Ok((Tcp, String::new())));
-    assert_eq!(agreed(only, local), Ok((Shm, String::new())));
-    let refused = agreed(verbs, no_device).unwrap_err();
+    let (server, worker) = (name(Role::Server), name(Role::Worker));
+    assert_eq!(agreed(&both, &both), Ok((Verbs, false, String::new())));
+    assert_eq!(agreed(&verbs, &both), Ok((Verbs, false, String::new())));
+    assert_eq!(agreed(&tcp, &tcp), Ok((Tcp, false, String::new())));
+    let fallen = |why: String| Ok((Tcp, false, why));
+    let why = |name| format!("no verbs: {name}: this machine has no RDMA device");
+    assert_eq!(agreed(&both, &no_device), fallen(why(&worker)));
+    assert_eq!(agreed(&no_device, &both), fallen(why(&server)));
+    assert_eq!(agreed(&tcp, &both), fallen(format!("no verbs: {server} offers tcp alone")));
+    assert_eq!(agreed(&down, &down), fallen(format!("no verbs: {worker}: port down")));
+    // Nobody misses what nobody has.
+    assert_eq!(agreed(&no_device, &no_device), fallen(String::new()));
+    assert_eq!(agreed(&only, &of(&[Tcp, Shm])), Ok((Shm, false, String::new())));
+    let refused = agreed(&verbs, &no_device).unwrap_err();
     assert!(refused.contains("offers the transport tcp") && refused.contains("offers verbs"), "{refused}");
+}
+
+#[test]
+fn memory_is_shared_where_some_worker_is_on_a_servers_host_and_all_can() {
+    use TransportKind::{Shm, Tcp};
+    let on =
+        |kinds: &[TransportKind], host| Offer { kinds: kinds.to_vec(), lacks: Vec::new(), host: [host; 16] };
+    let (here, there, unknown) = (on(&[Tcp, Shm], 1), on(&[Tcp, Shm], 2), on(&[Tcp, Shm], 0));
+    assert_eq!(agreed(&here, &here), Ok((Tcp, true, String::new())));
+    assert_eq!(agreed(&here, &there), Ok((Tcp, false, String::new())));
+    assert_eq!(agreed(&unknown, &unknown), Ok((Tcp, false, String::new())));
+    assert_eq!(agreed(&on(&[Shm], 1), &on(&[Shm], 1)), Ok((Shm, false, String::new())));
+    // Who says tcp alone is in the way of those beside it, and of nobody else.
+    let server = identity(Role::Server, Some(0), 100);
+    assert_eq!(agreed(&on(&[Tcp], 1), &here), Ok((Tcp, false, format!("no shm: {server} offers tcp alone"))));
+    assert_eq!(agreed(&on(&[Tcp], 1), &there), Ok((Tcp, false, String::new())));
+    let lacks = vec![Lack { kind: Shm, absent: false, why: "no memfd".to_owned() }];
+    let barred = Offer { lacks, ..on(&[Tcp], 1) };
+    assert_eq!(agreed(&barred, &here), Ok((Tcp, false, format!("no shm: {server}: no memfd"))));
 }
 
 #[test]
 fn an_offer_comes_ahead_of_join() {
     let mut rig = Rig::new(1, Some(1));
     rig.join(0, Role::Worker, Some(0), Some(1));
-    rig.say(0, M::Offer { transports: vec![TransportKind::Verbs], lacks: String::new() });
+    rig.say(0, M::Offer(Offer::only(TransportKind::Verbs)));
     assert!(rig.failure().contains("after Join"), "{}", rig.failure());
 }
 

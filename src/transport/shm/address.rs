@@ -45,7 +45,7 @@ impl Address {
 }
 
 /// This kernel's boot id.
-pub(super) fn boot_id() -> Result<BootId> {
+pub fn boot_id() -> Result<BootId> {
     const FILE: &str = "/proc/sys/kernel/random/boot_id";
     let text = std::fs::read_to_string(FILE).map_err(|e| Error::io("read", FILE, e))?;
     parse(&text).ok_or_else(|| Error::config(FILE, "32 hexadecimal digits", text.trim()))

@@ -46,6 +46,7 @@ mod rx;
 mod socket;
 mod tx;
 
+pub use address::boot_id;
 pub use config::ShmConfig;
 
 use std::collections::VecDeque;

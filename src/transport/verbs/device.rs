@@ -219,6 +219,11 @@ impl Drop for DeviceList {
     }
 }
 
+/// Whether this machine has any device, usable or not. True also where it can't be asked: then something is in the way.
+pub fn are_there() -> bool {
+    !device_names().is_ok_and(|names| names.is_empty())
+}
+
 fn device_names() -> Result<Vec<String>> {
     Ok(DeviceList::new()?.iter().map(|(_, name)| name).collect())
 }

@@ -41,7 +41,7 @@ mod post;
 mod qp;
 
 pub use super::pairing::GidKind;
-pub use device::{DeviceInfo, Gid, available, rails};
+pub use device::{DeviceInfo, Gid, are_there, available, rails};
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;

@@ -8,8 +8,8 @@ use windlass::mem::RemoteRegion;
 use windlass::proto::control::{ControlMessage, FrameReader, FrameWriter, MAX_BODY};
 use windlass::store::{Optimizers, Shard};
 use windlass::types::{
-    Consistency, Identity, Initializer, Late, NonFinite, OptimizerSpec, PartitionMap, Quorum, Role,
-    ServerInfo, ShardId, Stale, TableSpec, View,
+    Consistency, Identity, Initializer, Lack, Late, NonFinite, Offer, OptimizerSpec, PartitionMap, Quorum,
+    Role, ServerInfo, ShardId, Stale, TableSpec, View,
 };
 
 use super::Bytes;
@@ -111,7 +111,11 @@ fn examples() -> Vec<ControlMessage> {
             threads: 2,
             first: 2,
         },
-        ControlMessage::Offer { transports: TransportKind::ALL.to_vec(), lacks: "no device".into() },
+        ControlMessage::Offer(Offer {
+            kinds: TransportKind::ALL.to_vec(),
+            lacks: vec![Lack { kind: TransportKind::Verbs, absent: true, why: "no device".into() }],
+            host: [7; 16],
+        }),
         ControlMessage::Agreed { transport: TransportKind::Tcp, local: true, reason: "no device".into() },
         ControlMessage::EndpointLost { thread: 1 },
         ControlMessage::Heartbeat { clock: 9, status: vec![1; 8] },

@@ -7,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use super::{PEER, Way, Words, fresh_key, measure, respond};
 use crate::app::bench::Verdict;
 use crate::app::bench::options::Options;
-use crate::config::{Environment, Network};
+use crate::config::Environment;
 use crate::error::{Error, Result};
-use crate::transport::{SessionKey, choice};
+use crate::transport::SessionKey;
+use crate::transport::choice::{self, Agreed};
 
 /// The process that measures, or, with `--responder`, the other one.
 pub fn run(options: &Options, environment: &Environment) -> Result<Verdict> {
@@ -17,17 +18,16 @@ pub fn run(options: &Options, environment: &Environment) -> Result<Verdict> {
     options.check_alone()?;
     let network = options.node.network.network(environment, 2)?;
     let offer = choice::offer(&network)?;
-    let way = Way { network: &network, agreed: offer.best() };
+    let way = Way { network: &network, agreed: Agreed::alone(&offer) };
     if options.responder {
         return respond(options, &way, &mut Pipes::of_this_process()?);
     }
-    warn(&network, &offer);
+    // There is no Coordinator that would say it.
+    for lack in offer.lacks.iter().filter(|lack| !lack.absent) {
+        tracing::warn!("transport auto: no {}: {}", lack.kind, lack.why);
+    }
     let mut responder = Responder::start()?;
     measure(options, &way, &mut responder.pipes)
-}
-
-fn warn(network: &Network, offer: &choice::Offer) {
-    choice::warn_of_fallback(network, offer.best(), &offer.lacks);
 }
 
 /// A line for each thing said.
