@@ -142,7 +142,7 @@ pub(super) struct Table {
 
 pub(super) enum Body {
     Dense(Dense),
-    Sparse(Sparse),
+    Sparse(Box<Sparse>),
 }
 
 /// A table that is to be made.
@@ -176,7 +176,7 @@ impl Making {
         let rule = optimizer.as_ref();
         let body = match &spec.kind {
             TableKind::Dense { .. } => Body::Dense(Dense::new(&spec, &buckets, rule, memory, generation)?),
-            TableKind::Sparse { .. } => Body::Sparse(Sparse::new(&spec, &buckets, rule)),
+            TableKind::Sparse { .. } => Body::Sparse(Box::new(Sparse::new(&spec, &buckets, rule))),
         };
         Ok(Made { id, table: Table { spec, optimizer, body, touched: Vec::new() }, bytes })
     }
@@ -453,7 +453,7 @@ impl Shard {
             return Err(Malformed::new("values", (piece.keys.len() * dim).to_string(), piece.values.len()));
         }
         if intake != Intake::Drop && positions.is_empty() {
-            sparse.resolve(piece.directory, piece.keys, positions);
+            sparse.resolve(piece.keys, positions);
         }
         let mut rejection: Option<Rejection> = None;
         let (mut done, known) = (0, self.parameter_bytes);

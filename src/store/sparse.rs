@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::index::{Index, MISSING, Probe, Segments, hash};
+use super::index::{Index, MISSING, Probe};
 use super::optimizer::Optimizer;
 use super::rows::{Parts, Rows, Shape};
 use super::step::{AHEAD, Steps};
@@ -32,17 +32,16 @@ pub struct Sparse {
     steps: Steps,
 }
 
-/// Where all buckets of a table have their places and rows.
+/// The rows of all buckets.
 struct Memory {
-    segments: Segments,
+    /// The position of each key's row: a key is in one bucket, and found without knowing in which.
+    index: Index,
     rows: Rows,
 }
 
 /// The rows of one bucket, and what the open clock brought them.
 #[derive(Default)]
 struct Bucket {
-    /// The position of each key's row.
-    index: Index,
     parts: Parts,
     /// Rows, by their positions, that the open clock pushed to, and in the same order their sums. Each row knows its place there.
     touched: Vec<u32>,
@@ -80,7 +79,7 @@ impl Sparse {
             initial: Initial::new(spec.initializer, &spec.name),
             place_of,
             touched: Vec::new(),
-            memory: Memory { segments: Segments::default(), rows },
+            memory: Memory { index: Index::default(), rows },
             steps: Steps::default(),
         }
     }
@@ -109,15 +108,15 @@ impl Sparse {
     /// Sees after each push that made rows that the next one need not wait for memory: none waits for more than one huge page, but
     /// one whose rows reach over a whole page where that was not supplied: the first of such pushes. See [`Slabs::get_ready`].
     pub fn get_ready(&mut self) {
-        let (rows, segments) = (self.memory.rows.slabs(), self.memory.segments.slabs());
-        let waited = rows.has_waited() | segments.has_waited();
-        let _ = waited || rows.get_ready() || segments.get_ready();
+        let (rows, index) = (self.memory.rows.slabs(), self.memory.index.slabs());
+        let waited = rows.has_waited() | index.has_waited();
+        let _ = waited || rows.get_ready() || index.get_ready();
     }
 
     /// See [`Slabs::next_to_supply`].
     pub fn next_to_supply(&mut self) -> Option<Arc<Page>> {
-        let Memory { rows, segments } = &mut self.memory;
-        rows.slabs().next_to_supply().or_else(|| segments.slabs().next_to_supply())
+        let Memory { rows, index } = &mut self.memory;
+        rows.slabs().next_to_supply().or_else(|| index.slabs().next_to_supply())
     }
 
     /// The buckets that were touched.
@@ -133,13 +132,13 @@ impl Sparse {
         Some(SparseBucket { bucket, memory: &self.memory })
     }
 
-    /// The position of each key's row, [`MISSING`] where there is none. `directory` has been checked: its counts add up.
-    pub fn resolve(&self, directory: &[DirectoryEntry], keys: &[Key], positions: &mut Vec<u32>) {
-        self.look_up(directory, keys, positions, false, |_, _| ());
+    /// The position of each key's row, [`MISSING`] where there is none.
+    pub fn resolve(&self, keys: &[Key], positions: &mut Vec<u32>) {
+        self.look_up(keys, positions, false, |_, _| ());
     }
 
     /// Writes the row of each key to `into`, `dim` for each; rows that do not exist read as they would begin, and are not made. Gives
-    /// the largest version. `directory` has been checked; `positions` is left with those of the rows.
+    /// the largest version of the buckets in `directory`; `positions` is left with those of the rows.
     pub fn gather(
         &self,
         directory: &[DirectoryEntry],
@@ -149,7 +148,7 @@ impl Sparse {
     ) -> Version {
         let rows = &self.memory.rows;
         let dim = rows.shape().dim;
-        self.look_up(directory, keys, positions, true, |some, positions| {
+        self.look_up(keys, positions, true, |some, positions| {
             let into = into[some.start * dim..some.end * dim].chunks_exact_mut(dim);
             for ((&key, &position), into) in keys[some].iter().zip(positions).zip(into) {
                 if position == MISSING {
@@ -164,12 +163,11 @@ impl Sparse {
         versions.map(SparseBucket::version).max().unwrap_or(0)
     }
 
-    /// Looks keys up, window by window, so that their cache misses overlap: while the places of one window are fetched, so are, where
+    /// Looks keys up, window by window, so that their cache misses overlap: while the lines of one window are fetched, so are, where
     /// `with_rows`, the rows of the window before, and `found` is told of the window before that, whose rows have come meanwhile.
     #[inline(always)]
     fn look_up(
         &self,
-        directory: &[DirectoryEntry],
         keys: &[Key],
         positions: &mut Vec<u32>,
         with_rows: bool,
@@ -178,9 +176,11 @@ impl Sparse {
         positions.resize(keys.len(), MISSING);
         let window = |n: usize| (n * WINDOW).min(keys.len())..((n + 1) * WINDOW).min(keys.len());
         let mut probes = [[Probe::NOTHING; WINDOW]; 2];
-        let mut runs = Runs { entries: directory.iter(), bucket: 0, left: 0 };
         for n in 0..keys.len().div_ceil(WINDOW) + 2 {
-            self.begin(&mut runs, &keys[window(n)], &mut probes[n % 2]);
+            for (&key, probe) in keys[window(n)].iter().zip(&mut probes[n % 2]) {
+                *probe = self.memory.index.probe(key);
+                probe.prefetch();
+            }
             if let Some(n) = n.checked_sub(1) {
                 for ((&key, probe), at) in keys[window(n)].iter().zip(&probes[n % 2]).zip(window(n)) {
                     positions[at] = probe.find(key);
@@ -194,27 +194,6 @@ impl Sparse {
             }
         }
     }
-
-    /// Has the CPU fetch the places where the next keys would be.
-    #[inline(always)]
-    fn begin<'a>(&'a self, runs: &mut Runs<'_>, keys: &[Key], probes: &mut [Probe<'a>; WINDOW]) {
-        let mut rest = keys;
-        let mut probes = probes.iter_mut();
-        while !rest.is_empty() {
-            let (bucket, count) = runs.next(rest.len());
-            let (run, behind) = rest.split_at(count);
-            rest = behind;
-            let index = self.index_of(bucket);
-            for (&key, probe) in run.iter().zip(&mut probes) {
-                *probe = index.map_or(Probe::NOTHING, |index| index.probe(&self.memory.segments, hash(key)));
-                probe.prefetch();
-            }
-        }
-    }
-
-    fn index_of(&self, bucket: BucketId) -> Option<&Index> {
-        self.get(bucket).map(|bucket| &bucket.bucket.index)
-    }
 }
 
 /// Copies a row: the most usual width without a call.
@@ -223,28 +202,6 @@ fn copy_row(to: &mut [f32], from: &[f32]) {
     match (<&mut [f32; 16]>::try_from(&mut *to), <&[f32; 16]>::try_from(from)) {
         (Ok(to), Ok(from)) => *to = *from,
         _ => to.copy_from_slice(from),
-    }
-}
-
-/// Goes through the keys of a directory, some at a time.
-struct Runs<'a> {
-    entries: std::slice::Iter<'a, DirectoryEntry>,
-    bucket: BucketId,
-    /// Keys of this bucket that were not given yet.
-    left: usize,
-}
-
-impl Runs<'_> {
-    /// The bucket of the next key, and how many of the next `most` keys are of it.
-    fn next(&mut self, most: usize) -> (BucketId, usize) {
-        while self.left == 0 {
-            // A checked directory has them all.
-            let Some(entry) = self.entries.next() else { return (BucketId::MAX, most) };
-            (self.bucket, self.left) = (entry.bucket, entry.keys as usize);
-        }
-        let count = self.left.min(most);
-        self.left -= count;
-        (self.bucket, count)
     }
 }
 
@@ -384,7 +341,7 @@ impl SparseBucketMut<'_> {
             return Err(Malformed::new("rows", expected, rows.len()));
         }
         for (&key, values) in keys.iter().zip(rows.chunks_exact(stride)) {
-            if self.bucket.index.find(&self.memory.segments, hash(key), key) != MISSING {
+            if self.memory.index.find(key) != MISSING {
                 return Err(Malformed::new("keys", "different keys", key));
             }
             let position = self.add(key);
@@ -410,11 +367,11 @@ impl SparseBucketMut<'_> {
 
     /// Makes the row of a key that has none.
     fn add(&mut self, key: Key) -> u32 {
-        let Memory { segments, rows } = self.memory;
+        let Memory { index, rows } = self.memory;
         let position = rows.add(&mut self.bucket.parts, key);
         let dim = rows.shape().dim;
         self.initial.fill_row(key, &mut rows.get_mut(position)[..dim]);
-        self.bucket.index.insert(segments, hash(key), key, position);
+        index.insert(key, position);
         position
     }
 }
