@@ -27,6 +27,8 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Time between two looks at what a server that leaves has answered.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long one takes at most: a call may wait for the engine.
+const LONGEST_LOOK: Duration = Duration::from_millis(5);
 /// How long the links may take to close at the end.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -90,7 +92,10 @@ impl Shared {
         if let Some(driver) = driver.filter(|driver| driver.waiting() == 0)
             && let Some(mut engine) = driver.try_engine()
         {
-            let _ = engine.progress();
+            driver.rouse();
+            // A poll takes no more than a ring holds, which for answers that could not be shown is little.
+            let until = Instant::now() + LONGEST_LOOK;
+            while engine.progress().is_ok_and(|more| more) && Instant::now() < until {}
         }
     }
 
@@ -338,8 +343,20 @@ struct State {
     lost: Option<(Instant, Error)>,
 }
 
+/// Callers would wait until they are late for what a thread that panicked was to tell them.
+struct TellsOfPanic(Arc<Shared>);
+
+impl Drop for TellsOfPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Error::Aborted { reason: "this worker's control thread panicked".to_owned() });
+        }
+    }
+}
+
 impl State {
     fn run(mut self) {
+        let _told = TellsOfPanic(self.shared.clone());
         if let Err(error) = self.serve() {
             // So that the others hear the reason, and not just that a link closed.
             let _ =

@@ -4,7 +4,7 @@
 
 use std::cell::LazyCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,17 +29,29 @@ pub struct Driver {
     shared: Arc<Shared>,
     /// Callers inside [`Driver::drive`].
     waiting: AtomicU32,
+    /// The progress thread sleeps until the transport wakes it.
+    asleep: AtomicBool,
+    /// What wakes it, too.
+    rouser: OnceLock<Waker>,
 }
 
 impl Driver {
     /// Nobody drives yet.
     pub fn new(engine: Engine, shared: Arc<Shared>) -> Driver {
-        Driver { engine: Mutex::new(engine), shared, waiting: AtomicU32::new(0) }
+        let (waiting, asleep, rouser) = (AtomicU32::new(0), AtomicBool::new(false), OnceLock::new());
+        Driver { engine: Mutex::new(engine), shared, waiting, asleep, rouser }
     }
 
     /// How many calls wait.
     pub fn waiting(&self) -> u32 {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Whoever has the engine and polls says so: who is polled need not wake anybody, so the progress thread must not rely on that.
+    pub fn rouse(&self) {
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            self.rouser.get().into_iter().for_each(Waker::wake);
+        }
     }
 
     /// The engine, for a call that does not wait.
@@ -89,6 +101,7 @@ impl Driver {
             if let Some(result) = done(&mut engine)? {
                 return Ok(result);
             }
+            self.rouse();
             // What is waited for may still be here.
             engine.flush();
             // In the first turn something may have to leave before anything can come.
@@ -200,6 +213,8 @@ impl ProgressThread {
     pub fn start(driver: Arc<Driver>) -> Result<ProgressThread> {
         let (stop, waker) = (Arc::new(AtomicBool::new(false)), Waker::new()?);
         let (stopping, woken) = (stop.clone(), waker.clone());
+        // There is one progress thread.
+        let _ = driver.rouser.set(waker.clone());
         let thread = std::thread::Builder::new()
             .name("wl-prog".to_owned())
             .spawn(move || run(&driver, &stopping, &woken))
@@ -236,8 +251,11 @@ fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
                 continue;
             }
             let [transport, shared] = engine.descriptors();
+            // Under the lock: who polls from here on finds it.
+            driver.asleep.store(true, Ordering::Relaxed);
             drop(engine);
             let parked = park(&[waker.fd(), transport, shared], IDLE_NAP);
+            driver.asleep.store(false, Ordering::Relaxed);
             if driver.waiting.load(Ordering::Relaxed) == 0 {
                 // Nobody else would, and the next sleep would end at once.
                 driver.shared.waker.drain();

@@ -321,6 +321,7 @@ impl Client {
     /// it has nothing else to do, or something is waited for; this sends them now. Does not block.
     pub fn flush(&self) -> Result<()> {
         let mut engine = self.inner.driver.engine();
+        self.inner.driver.rouse();
         engine.flush();
         engine.progress().map(drop)
     }

@@ -10,7 +10,7 @@ use super::{Buffer, Inner, Ticket};
 use crate::config::PullMode;
 use crate::error::{Error, Result};
 use crate::proto::{Chain, Chains, NO_BASE, RequestKind};
-use crate::types::{KeyRange, NonFinite, PartitionMap, SortedKeys, TableId, TableSpec, Version};
+use crate::types::{Consistency, KeyRange, NonFinite, PartitionMap, SortedKeys, TableId, TableSpec, Version};
 
 /// A blocking pull has so many windows under way, so that the server threads never run out of work before they hear of more;
 /// fewer where the receive memory could not hold their answers.
@@ -388,7 +388,10 @@ impl Table {
         };
         let source = Source::Buffer(from);
         match (self.spec.consistency.folds_by_rank(), self.chains.pull.is_empty()) {
-            (false, true) => self.push_pull_in_turns(range, source, into, check),
+            // Under Ssp a pull may be held back, and would hold up the pushes behind it.
+            (false, true) if self.spec.consistency == Consistency::Asp => {
+                self.push_pull_in_turns(range, source, into, check)
+            }
             // Under Bsp it waits for its clock's mark anyway. There it is queued first where filters need receive memory for it:
             // what does not fit is refused before anything is pushed.
             (true, false) => {
@@ -397,7 +400,7 @@ impl Table {
                 self.both(push, pull)
             }
             // Behind the push on every link.
-            (true, true) | (false, false) => {
+            (true, true) | (false, _) => {
                 let push = self.push_dense(RequestKind::Push, range, source, (None, true), check)?;
                 self.both(push, self.pull_span(range, into, true, |_| Ok(()))?)
             }

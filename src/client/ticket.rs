@@ -43,6 +43,7 @@ impl Ticket {
     pub fn test(&mut self) -> Result<bool> {
         let Some(id) = self.id else { return Ok(true) };
         let Some(mut engine) = self.inner.driver.try_engine() else { return Ok(false) };
+        self.inner.driver.rouse();
         engine.flush();
         // A failure does not undo what is done; of what is not, `is_done` tells it.
         let _ = engine.progress();

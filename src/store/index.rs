@@ -11,6 +11,9 @@
 //! Strong, TODS 1979). So no insertion moves more than a few segments' keys, however many there are, and a key is always looked for in
 //! one place. Twice as many segments need a directory of twice the length: 4 bytes for each of them are copied.
 //!
+//! ```text
+//!  hash   first 8 bits: the group, which has a directory of its own │ that directory's entry: the segment │ … │ last 8 bits: the line
+//! ```
 //! All buckets of a table have one index. The first bits of a hash tell a key's bucket from others as [`mix64`] does: keys of one bucket
 //! follow each other in a frame, and lie in the same few segments. So they are found without knowing their bucket, and in what the
 //! caches hold already where a frame has many of one.
@@ -25,10 +28,12 @@ use crate::types::{Key, mix64};
 /// Where a key without a row would be.
 pub const MISSING: u32 = u32::MAX;
 
-/// Lines of a segment: 16 KiB. The directory of ten million keys takes 64 KiB, and stays in a cache.
+/// Lines of a segment: 16 KiB. The directories of ten million keys take 64 KiB, and stay in a cache.
 const SEGMENT: usize = 256;
 /// Keys of a segment, at most.
 const FULL: usize = SEGMENT * 3;
+/// Keys of an index that has no segment yet, at most.
+const FEW: usize = 64;
 
 /// Keys that one line holds.
 const WAYS: usize = 5;
@@ -62,14 +67,31 @@ impl Line {
 /// The positions of rows by key.
 #[derive(Debug)]
 pub struct Index {
-    /// By the leading `bits` of the hash: the segment. Empty as long as there is no key.
-    directory: Vec<u32>,
-    bits: u32,
+    /// All keys as long as they are few: such a table needs no mapping for its index.
+    few: Option<Box<[Line; SEGMENT]>>,
+    /// By the first [`TOGETHER`] bits of the hash. Empty before the first segment.
+    groups: Vec<Group>,
     segments: Vec<Segment>,
     lines: Slabs<Line>,
     /// Keys that were put elsewhere so far, to make room.
     #[cfg(test)]
     moved: u64,
+}
+
+/// The keys whose hashes have their first [`TOGETHER`] bits in common. A server thread may have keys of one group only, and many.
+#[derive(Debug, Clone)]
+struct Group {
+    /// By the next `bits` of the hash: the segment. One that is alone may be that of other groups, too.
+    directory: Vec<u32>,
+    bits: u32,
+}
+
+impl Group {
+    /// The entry for a hash.
+    #[inline(always)]
+    fn entry(&self, hash: u64) -> usize {
+        (hash << TOGETHER >> 1 >> (63 - self.bits)) as usize
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,8 +104,8 @@ struct Segment {
 impl Default for Index {
     fn default() -> Index {
         Index {
-            directory: Vec::new(),
-            bits: 0,
+            few: None,
+            groups: Vec::new(),
             segments: Vec::new(),
             lines: Slabs::new(SEGMENT),
             #[cfg(test)]
@@ -133,9 +155,9 @@ impl Index {
     #[inline(always)]
     pub fn probe(&self, key: Key) -> Probe<'_> {
         let hash = hash(key);
-        let segment = self.directory.get(self.entry(hash));
+        let segment = self.groups.get(group(hash)).and_then(|group| group.directory.get(group.entry(hash)));
         let lines = segment.and_then(|&segment| self.lines.get(segment).first_chunk());
-        Probe { lines: lines.unwrap_or(&NO_LINES), at: first(hash) }
+        Probe { lines: lines.or(self.few.as_deref()).unwrap_or(&NO_LINES), at: first(hash) }
     }
 
     /// Its row; [`MISSING`] if it has none.
@@ -146,16 +168,31 @@ impl Index {
     /// Gives `key`, which must not be there, the row at this position, below [`MISSING`].
     pub fn insert(&mut self, key: Key, row: u32) {
         let hash = hash(key);
-        if self.directory.is_empty() {
-            let segment = self.add_segment(0);
-            self.directory.push(segment);
+        if self.groups.is_empty() && !self.begin(hash, key, row) {
+            return;
         }
-        let mut segment = self.directory[self.entry(hash)];
+        let mut segment = self.segment(hash);
         while usize::from(self.segments[segment as usize].keys) >= FULL {
             self.split(segment, hash);
-            segment = self.directory[self.entry(hash)];
+            segment = self.segment(hash);
         }
         self.put(segment, hash, key, row);
+    }
+
+    /// Puts a key beside few others; true, and it is not put, where these are the first segment now.
+    fn begin(&mut self, of: u64, key: Key, row: u32) -> bool {
+        let few = self.few.get_or_insert_with(|| Box::new([EMPTY; SEGMENT]));
+        if few.iter().flat_map(Line::iter).count() < FEW {
+            put(&mut few[..], of, key, row);
+            return false;
+        }
+        let segment = self.add_segment(0);
+        self.groups = vec![Group { directory: vec![segment], bits: 0 }; 1 << TOGETHER];
+        let few = self.few.take();
+        for (key, row) in few.iter().flat_map(|few| few.iter()).flat_map(Line::iter) {
+            self.put(segment, hash(key), key, row);
+        }
+        true
     }
 
     /// Its memory.
@@ -163,10 +200,10 @@ impl Index {
         &mut self.lines
     }
 
-    /// The directory's entry for a hash.
-    #[inline(always)]
-    fn entry(&self, hash: u64) -> usize {
-        (hash >> 1 >> (63 - self.bits)) as usize
+    /// That of a hash, once there is one.
+    fn segment(&self, hash: u64) -> u32 {
+        let group = &self.groups[group(hash)];
+        group.directory[group.entry(hash)]
     }
 
     fn add_segment(&mut self, bits: u8) -> u32 {
@@ -177,11 +214,6 @@ impl Index {
     /// Gives half of the keys of a segment, that of a key with this hash, to a new one.
     fn split(&mut self, old: u32, of: u64) {
         let bits = self.segments[old as usize].bits + 1;
-        if u32::from(bits) > self.bits {
-            // 2^32 segments would be beyond what their numbers count: memory ends long before.
-            self.bits = u32::from(bits);
-            self.directory = self.directory.iter().flat_map(|&segment| [segment; 2]).collect();
-        }
         let new = self.add_segment(bits);
         let mut lines = [EMPTY; SEGMENT];
         lines.copy_from_slice(self.lines.get(old));
@@ -194,24 +226,52 @@ impl Index {
         }
         #[cfg(test)]
         (self.moved += FULL as u64);
-        // The entries of the old segment follow each other; the upper half of them becomes the new one's.
-        let entries = 1usize << (self.bits - u32::from(bits) + 1);
-        let first = self.entry(of) / entries * entries;
-        self.directory[first + entries / 2..first + entries].fill(new);
+        self.give_half(new, u32::from(bits), of);
+    }
+
+    /// A new segment, whose keys have `bits` leading bits in common with each other, and one less with this hash, takes the upper half of
+    /// the places that lead to the old one: they follow each other.
+    fn give_half(&mut self, new: u32, bits: u32, of: u64) {
+        let upper = |place: usize, places: usize| {
+            let first = place / places * places;
+            first + places / 2..first + places
+        };
+        let Some(deep) = bits.checked_sub(TOGETHER).filter(|&deep| deep > 0) else {
+            let groups = upper(group(of), 2 << (TOGETHER - bits));
+            return self.groups[groups].iter_mut().for_each(|group| group.directory[0] = new);
+        };
+        let group = &mut self.groups[group(of)];
+        if deep > group.bits {
+            // 2^32 segments would be beyond what their numbers count: memory ends long before.
+            group.bits = deep;
+            group.directory = group.directory.iter().flat_map(|&segment| [segment; 2]).collect();
+        }
+        let entries = upper(group.entry(of), 2 << (group.bits - deep));
+        group.directory[entries].fill(new);
     }
 
     /// Puts a key that is not there into a segment that has room.
     fn put(&mut self, segment: u32, hash: u64, key: Key, row: u32) {
         self.segments[segment as usize].keys += 1;
-        let lines = self.lines.get_mut(segment);
-        let mut at = first(hash);
-        while lines[at].is_full() {
-            at = (at + 1) % SEGMENT;
-        }
-        let line = &mut lines[at];
-        let taken = line.iter().count();
-        (line.keys[taken], line.rows[taken]) = (key, row + 1);
+        put(self.lines.get_mut(segment), hash, key, row);
     }
+}
+
+/// Puts a key that is not there into lines that have room.
+fn put(lines: &mut [Line], hash: u64, key: Key, row: u32) {
+    let mut at = first(hash);
+    while lines[at].is_full() {
+        at = (at + 1) % SEGMENT;
+    }
+    let line = &mut lines[at];
+    let taken = line.iter().count();
+    (line.keys[taken], line.rows[taken]) = (key, row + 1);
+}
+
+/// The group of a hash.
+#[inline(always)]
+fn group(hash: u64) -> usize {
+    (hash >> (64 - TOGETHER)) as usize
 }
 
 /// The line of a segment at which the search for a key begins.
@@ -221,7 +281,7 @@ fn first(hash: u64) -> usize {
 }
 
 /// Bits of a hash that keep keys of one bucket together, where there are not many more buckets than these tell apart. Whoever chooses keys
-/// that have all of them in common makes the directory 2^8 times as long, 2 bytes for a key, and nothing slow.
+/// that have all of them in common fills one group, whose directory is then as long as those of all groups would be.
 const TOGETHER: u32 = 8;
 
 /// A hash of which nobody outside this process can predict more than the first [`TOGETHER`] bits, so that no worker can choose keys that
@@ -258,6 +318,13 @@ mod tests {
         x ^ x >> 30 ^ x >> 60
     }
 
+    impl Index {
+        /// Of all directories.
+        fn entries(&self) -> usize {
+            self.groups.iter().map(|group| group.directory.len()).sum()
+        }
+    }
+
     #[test]
     fn keys_chosen_to_collide_do_not() {
         let keys: Vec<Key> = (0..4096u64).map(|i| unmix(i << 32)).collect();
@@ -280,7 +347,7 @@ mod tests {
             index.insert(key, row);
             assert!(index.moved - before <= (u64::from(TOGETHER) + 2) * FULL as u64);
         }
-        assert!(index.directory.len() <= (keys.len() * 4 / FULL) << TOGETHER, "{}", index.directory.len());
+        assert!(index.entries() <= keys.len() * 4 / FULL + (1 << TOGETHER), "{}", index.entries());
         assert!((0..).zip(&keys).all(|(row, &key)| index.find(key) == row));
     }
 
@@ -320,7 +387,8 @@ mod tests {
         }
         // Twice a segment's, if all keys of one had the next bit in common.
         assert!(most <= 2 * FULL as u64, "{most}");
-        assert!(splits >= 511 && index.directory.len() >= 512, "{splits} {}", index.directory.len());
+        assert!(splits >= 511 && index.entries() >= 512, "{splits} {}", index.entries());
+        assert!(index.entries() <= 300_000 * 4 / FULL, "{}", index.entries());
         for row in 0..300_000u32 {
             assert_eq!(index.find(mix64(u64::from(row))), row);
         }

@@ -86,7 +86,8 @@ pub struct Several {
 
 impl Several {
     /// Of two transports without endpoints and arenas.
-    pub fn new(memory: Shm, wide: Box<dyn Transport>) -> Result<Several> {
+    pub fn new(mut memory: Shm, wide: Box<dyn Transport>) -> Result<Several> {
+        memory.stand_beside();
         let epoll = park::any_of(&[memory.waitable(), wide.waitable()])?;
         let (a, b) = (memory.caps(), wide.caps());
         let mut caps = Caps {

@@ -110,6 +110,8 @@ pub struct Shm {
     unsent: bool,
     /// Completions in the order in which they came about.
     outbox: Vec<Completion>,
+    /// There is another way to every peer.
+    beside: bool,
     /// Peers with whom memory can't be shared: to connect to them anew would soon end as it did.
     unfit: Vec<Unfit>,
 }
@@ -164,6 +166,7 @@ impl Shm {
             unasked: 0,
             unsent: false,
             outbox: Vec::new(),
+            beside: false,
             unfit: Vec::new(),
             config,
         })
@@ -198,6 +201,11 @@ impl Shm {
             Some(known) => self.arenas.grant_as(&mut known.grants, region, range, rights, key),
             None => Self::misuse("authorise", "the endpoint is closed"),
         }
+    }
+
+    /// Says that another transport reaches every peer, too.
+    pub(super) fn stand_beside(&mut self) {
+        self.beside = true;
     }
 
     /// Shares no memory with a peer for a while.

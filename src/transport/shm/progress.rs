@@ -216,8 +216,10 @@ impl Shm {
         let Some(endpoint) = self.endpoints.remove(index) else { return };
         let id = endpoint.id;
         self.turns.retain(|turn| *turn != index);
-        // Not the peer's fault, nor an accident: what it shows, its rings or more, has no room in this process.
-        if let Some(why @ (Error::Limit { .. } | Error::Io { .. })) = &reason {
+        // Not the peer's fault, nor an accident: what it shows has no room in this process. Where not even its rings have, the same may be
+        // tried again, unless there is another way, which the peer has given up by then.
+        let lasts = matches!(endpoint.state, State::Connected(_)) || self.beside;
+        if let Some(why @ (Error::Limit { .. } | Error::Io { .. })) = reason.as_ref().filter(|_| lasts) {
             self.bar(endpoint.peer, why);
         }
         match endpoint.state {
