@@ -1,4 +1,4 @@
-//! Many requests leave no memory behind, neither at the worker nor at the server.
+//! Many requests over TCP leave no memory behind, neither at the worker nor at the server.
 //!
 //! `WINDLASS_TEST_REQUESTS` is how many are made (200 000); the memory is read after a tenth of them, and at the end.
 
@@ -9,6 +9,7 @@ mod common;
 use std::fs;
 
 use common::{PATIENCE, Process, huge_pages, scratch, secret_file, text, windlass};
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::types::Consistency;
 use windlass::{Client, ClientConfig, KeyRange, Secret, SortedKeys, Table, TableSpec};
 
@@ -59,9 +60,11 @@ fn memory_does_not_grow_with_requests() {
     };
     let coordinator = node(&["coordinator", "--listen", "127.0.0.1:0", "--servers", "1", "--workers", "1"]);
     let address = coordinator.until_says("windlass coordinator: listening on ");
-    let server = node(&["server", "--coordinator", &address]);
-    let config = ClientConfig::new(&address, secret, 0, 1);
+    let server = node(&["server", "--coordinator", &address, "--transport", "tcp"]);
+    let network = Network { transport: TransportChoice::Only(TransportKind::Tcp), ..Network::default() };
+    let config = ClientConfig { network, ..ClientConfig::new(&address, secret, 0, 1) };
     let client = Client::connect(config).unwrap();
+    assert!(client.transport().starts_with("tcp"), "{}", client.transport());
     let tables: Vec<(Table, Table)> = [Consistency::Bsp, Consistency::Ssp { staleness: 1 }, Consistency::Asp]
         .into_iter()
         .map(|consistency| {
