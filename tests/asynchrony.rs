@@ -59,6 +59,7 @@ impl Job {
     fn client(&self, rank: u32, progress: Progress) -> Client {
         let mut config = ClientConfig::new(&self.address, self.secret.clone(), rank, self.workers);
         config.network.peer_timeout = SILENCE;
+        config.network.transport = common::transport();
         config.progress = progress;
         Client::connect(config).unwrap()
     }
@@ -474,4 +475,9 @@ fn what_is_urgent_overtakes_what_waits_for_a_slot() {
     assert!(others.iter_mut().all(|ticket| ticket.test().unwrap()), "the last call is the last done");
     assert_eq!([pulled(&plain, 0), pulled(&plain, 1), pulled(&urgent, 0)], [33.0, 32.0, 1.0]);
     job.end([client]);
+}
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
 }

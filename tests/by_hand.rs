@@ -57,7 +57,9 @@ impl Job {
     /// A worker in this process.
     fn client(&self, rank: u32, workers: u32) -> Client {
         let secret = Secret::from_file(&self.secret).unwrap();
-        Client::connect(ClientConfig::new(&self.address, secret, rank, workers)).unwrap()
+        let mut config = ClientConfig::new(&self.address, secret, rank, workers);
+        config.network.transport = common::transport();
+        Client::connect(config).unwrap()
     }
 
     /// Worker `rank` of 3.
@@ -482,6 +484,7 @@ fn waits_keep_their_deadline_while_the_coordinator_stands_still() {
     let client = |rank| {
         let mut config = ClientConfig::new(&job.address, Secret::from_file(&job.secret).unwrap(), rank, 2);
         config.network.peer_timeout = Duration::from_secs(600);
+        config.network.transport = common::transport();
         config.wait_timeout = GIVEN;
         Client::connect(config).unwrap()
     };
@@ -516,4 +519,10 @@ fn waits_keep_their_deadline_while_the_coordinator_stands_still() {
     assert!(in_time(&mut || one.barrier().unwrap_err()), "barrier");
     kill(job.coordinator.pid(), Signal::CONT);
     drop((push, table, one, other, server));
+}
+
+/// Deaths and stops, which sockets and shared memory tell of in ways of their own.
+#[test]
+fn what_dies_or_stands_still_over_tcp_too() {
+    common::these_over_tcp(&["killed", "sigterm", "stands_still", "until_its_deadline"]);
 }

@@ -109,21 +109,28 @@ impl Training {
 
 #[test]
 fn a_run_that_was_killed_ends_with_the_weights_of_an_undisturbed_one() {
-    let kills = [(Role::Other, 0), (Role::Server, 1), (Role::Worker, 2), (Role::Server, 0)];
+    // Over memory and over sockets in turn: a death looks different on each.
+    let kills = [
+        ((Role::Other, 0), "auto"),
+        ((Role::Server, 1), "tcp"),
+        ((Role::Worker, 2), "auto"),
+        ((Role::Server, 0), "tcp"),
+    ];
     let mut kinds = Vec::new();
     for table in ["dense", "sparse"] {
         kinds.extend(["ftrl", "adam"].map(|optimizer| (table, optimizer)));
     }
-    for ((table, optimizer), killed) in kinds.into_iter().zip(kills) {
+    for ((table, optimizer), (killed, transport)) in kinds.into_iter().zip(kills) {
         let directory = scratch();
         let data = data(directory.path());
         let arguments =
             ["--data", &data, "--table", table, "--optimizer", optimizer, "--segment-bytes", "64"];
         let more = ["--workers", "3", "--batch", "2", "--epochs", "20", "--l1", "0.001"];
-        let training = Training::new(directory.path(), &[&arguments[..], &more].concat());
+        let by = ["--transport", transport];
+        let training = Training::new(directory.path(), &[&arguments[..], &more, &by].concat());
         let (expected, _) = training.weights(&[]);
         let found = training.interrupted(&directory.path().join("kept"), killed);
-        assert_eq!(found, expected, "{table}, {optimizer}, {killed:?} killed");
+        assert_eq!(found, expected, "{table}, {optimizer}, {transport}, {killed:?} killed");
     }
 }
 

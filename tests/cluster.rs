@@ -1,4 +1,4 @@
-//! A whole job in one process: coordinator, servers and workers over loopback TCP.
+//! A whole job in one process: coordinator, servers and workers, over shared memory and over loopback TCP.
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
@@ -83,7 +83,7 @@ fn unread_answers_of_a_worker_at_a_barrier_keep_nobody_from_it() {
     let limits = ServerLimits { slots: 64, reply_buffers: 1, ..ServerLimits::default() };
     let job = Job::start_with(1, 2, |server| server.limits(limits));
     let threads = [0, 1].map(|rank| {
-        let mut config = ClientConfig::new(&job.address, job.secret.clone(), rank, 2);
+        let mut config = job.config(rank);
         config.wait_timeout = Duration::from_secs(60);
         thread::spawn(move || {
             let client = Client::connect(config).unwrap();

@@ -280,3 +280,8 @@ fn a_quorum_goes_on_under_ssp_and_late_pieces_are_dropped() {
 fn a_quorum_goes_on_under_ssp_and_late_pieces_are_applied() {
     quorum(Consistency::Ssp { staleness: 2 }, Late::Apply);
 }
+
+#[test]
+fn all_of_it_over_tcp_too() {
+    common::over_tcp();
+}

@@ -462,7 +462,7 @@ fn files_that_are_slow_to_open_cost_no_node() {
     let peer_timeout = Duration::from_secs(3);
     let slow = [Slow::by(peer_timeout * 3 / 2), Slow::by(peer_timeout * 3 / 2)];
     let disks: [Arc<dyn Storage>; 2] = [slow[0].clone(), slow[1].clone()];
-    let network = Network { peer_timeout, ..Network::default() };
+    let network = Network { peer_timeout, transport: common::transport(), ..Network::default() };
     let setup = Setup { network, disks, ..Setup::default() };
     let job = Job::with(directory.path(), (1, 1), 1, None, setup);
     slow.iter().for_each(|disk| disk.ask());

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use common::proc::listeners;
 use common::{PATIENCE, Process, scratch, secret_file, text, until, windlass};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::types::{OptimizerSpec, mix64};
 use windlass::{Client, ClientConfig, KeyRange, Secret, SortedKeys, TableSpec};
 
@@ -25,7 +26,7 @@ const SERVERS: usize = 2;
 /// Idle connections at the control ports, and as many at the data ports.
 const IDLE: usize = 1000;
 
-/// Three workers of this process in a job of real processes. They stop at clock `last`; the noise gets the job's ports.
+/// Three workers of this process in a job of real processes, over TCP: its data ports carry all data. They stop at clock `last`; the noise gets the job's ports.
 /// Gives the weights, and the clock at which the workers stopped.
 fn job(last: u64, noise: impl FnOnce(&Ports, &Progress)) -> (Vec<u32>, u64) {
     let directory = scratch();
@@ -37,13 +38,17 @@ fn job(last: u64, noise: impl FnOnce(&Ports, &Progress)) -> (Vec<u32>, u64) {
     };
     let coordinator = node(&["coordinator", "--listen", "127.0.0.1:0", "--servers", "2", "--workers", "3"]);
     let address = coordinator.until_says("windlass coordinator: listening on ");
-    let servers: [Process; SERVERS] =
-        std::array::from_fn(|_| node(&["server", "--coordinator", &address, "--threads", "2"]));
+    let servers: [Process; SERVERS] = std::array::from_fn(|_| {
+        node(&["server", "--coordinator", &address, "--threads", "2", "--transport", "tcp"])
+    });
+    let transport = TransportChoice::Only(TransportKind::Tcp);
+    let network = Network { transport, ..Network::default() };
     let progress = Progress { clock: AtomicU64::new(0), last: AtomicU64::new(last) };
     let weights = thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS)
             .map(|rank| {
                 let config = ClientConfig::new(&address, secret.clone(), rank, WORKERS);
+                let config = ClientConfig { network: network.clone(), ..config };
                 let progress = &progress;
                 scope.spawn(move || work(Client::connect(config).unwrap(), progress))
             })
@@ -81,6 +86,7 @@ impl Progress {
 }
 
 fn work(client: Client, progress: &Progress) -> Vec<u32> {
+    assert!(client.transport().starts_with("tcp"), "{}", client.transport());
     let rule = OptimizerSpec::ftrl(0.1, 1.0, 0.0, 0.0);
     let spec = TableSpec::dense("dense", &[20_000]).segment_bytes(4096).optimizer(rule.clone());
     let dense = client.table(&spec).unwrap();

@@ -63,10 +63,8 @@ fn a_killed_server_ends_the_run_and_is_named() {
 
 #[test]
 fn a_node_that_shares_its_memory_and_is_killed_ends_the_run_and_is_named() {
-    for transport in ["shm", "auto"] {
-        killed(endless(&["--transport", transport]), Role::Worker, 1, "worker 1");
-        killed(endless(&["--transport", transport, "--table", "dense"]), Role::Server, 0, "server 0");
-    }
+    killed(endless(&["--transport", "shm"]), Role::Worker, 1, "worker 1");
+    killed(endless(&["--transport", "shm", "--table", "dense"]), Role::Server, 0, "server 0");
 }
 
 /// A worker that may map less than a server shows says so, and goes on by TCP where there is that.
@@ -286,4 +284,10 @@ fn a_keeper_outlives_the_signals_to_a_job_but_not_its_task() {
     task.wait().unwrap();
     assert_eq!(keeper.wait().unwrap().code(), Some(0));
     drop(connection);
+}
+
+/// Deaths and stops, which sockets and shared memory tell of in ways of their own.
+#[test]
+fn what_dies_or_stands_still_over_tcp_too() {
+    common::these_over_tcp(&["a_killed_", "silent", "stuck", "interrupted"]);
 }

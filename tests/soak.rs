@@ -1,6 +1,6 @@
 //! Many requests leave no memory behind, neither at the worker nor at the server.
 //!
-//! `WINDLASS_TEST_REQUESTS` is how many are made (200 000); the memory is read after a tenth of them, and at the end.
+//! `WINDLASS_TEST_REQUESTS` is how many are made over each transport (200 000); the memory is read after a tenth of them, and at the end.
 
 #![allow(clippy::unwrap_used)] // in a test a failure is a panic
 
@@ -9,6 +9,7 @@ mod common;
 use std::fs;
 
 use common::{PATIENCE, Process, huge_pages, scratch, secret_file, text, windlass};
+use windlass::config::{Network, TransportChoice, TransportKind};
 use windlass::types::Consistency;
 use windlass::{Client, ClientConfig, KeyRange, Secret, SortedKeys, Table, TableSpec};
 
@@ -50,6 +51,12 @@ fn memory_does_not_grow_with_requests() {
     let requests = std::env::var("WINDLASS_TEST_REQUESTS").map_or(200_000, |n| n.parse().unwrap());
     // The kernel makes small pages huge while time goes by, and counts all of them as touched.
     huge_pages(false);
+    // One after the other: both look at the memory of this process.
+    [TransportKind::Tcp, TransportKind::Shm].into_iter().for_each(|kind| job(kind, requests));
+}
+
+/// Makes so many requests in a job of one worker over this transport, and compares the memory.
+fn job(kind: TransportKind, requests: u64) {
     let directory = scratch();
     let file = directory.path().join("secret");
     let secret = Secret::generate().unwrap();
@@ -59,9 +66,11 @@ fn memory_does_not_grow_with_requests() {
     };
     let coordinator = node(&["coordinator", "--listen", "127.0.0.1:0", "--servers", "1", "--workers", "1"]);
     let address = coordinator.until_says("windlass coordinator: listening on ");
-    let server = node(&["server", "--coordinator", &address]);
-    let config = ClientConfig::new(&address, secret, 0, 1);
+    let server = node(&["server", "--coordinator", &address, "--transport", kind.name()]);
+    let network = Network { transport: TransportChoice::Only(kind), ..Network::default() };
+    let config = ClientConfig { network, ..ClientConfig::new(&address, secret, 0, 1) };
     let client = Client::connect(config).unwrap();
+    assert!(client.transport().starts_with(kind.name()), "{}", client.transport());
     let tables: Vec<(Table, Table)> = [Consistency::Bsp, Consistency::Ssp { staleness: 1 }, Consistency::Asp]
         .into_iter()
         .map(|consistency| {
@@ -78,7 +87,8 @@ fn memory_does_not_grow_with_requests() {
     work(&client, &tables, &mut made, requests);
     let late = memory();
     for (((name, _), early), late) in processes.iter().zip(early).zip(late) {
-        let line = format!("{name}: {early} KiB after {} requests, {late} KiB after {made}", requests / 10);
+        let line =
+            format!("{kind}, {name}: {early} KiB after {} requests, {late} KiB after {made}", requests / 10);
         eprintln!("{line}");
         assert!(late <= early + SLACK, "{line}");
     }

@@ -35,13 +35,24 @@ pub fn transport() -> TransportChoice {
 
 /// Runs all tests of this program once more, in a process of its own, over TCP where they don't say what their jobs' data travels by.
 pub fn over_tcp() {
+    these_over_tcp(&[]);
+}
+
+/// The same with those tests only whose names have one of these texts in them; each text must be in one.
+pub fn these_over_tcp(texts: &[&str]) {
     if std::env::var_os(TRANSPORT).is_some() {
         return;
     }
     let mut again = Command::new(std::env::current_exe().unwrap());
-    again.env(TRANSPORT, "tcp");
+    again.env(TRANSPORT, "tcp").args(texts);
     let ended = Process::start(again).end(5 * PATIENCE).expect(0);
-    assert!(ended.stdout.contains(" 0 failed"), "{}", ended.stdout);
+    let said = &ended.stdout;
+    assert!(said.contains(" 0 failed"), "{said}");
+    let ran: Vec<&str> =
+        said.lines().filter(|line| line.starts_with("test ") && line.ends_with(" ok")).collect();
+    for text in texts {
+        assert!(ran.iter().any(|line| line.contains(text)), "no test with {text:?} in its name ran:\n{said}");
+    }
 }
 
 /// The program with these arguments, in an environment without settings of ours.

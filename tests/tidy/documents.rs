@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
+use windlass::proto::handshake::{VERSION_MAJOR, VERSION_MINOR};
+
 use crate::assert_none;
 use crate::source::{Source, read, root, words};
 
@@ -217,6 +219,27 @@ fn a_test_that_is_gone_is_found() {
     let text = "`all_is_well`, `all_was_well` (`tests/x_y_z.rs`); `ibv_post_send`, `on_verbs`";
     let sources = [Source::new("src/x.rs", "fn all_is_well() {}")];
     assert_eq!(missing_tests(text, &sources), ["there is no test all_was_well"]);
+}
+
+/// What a description of the handshake says its version is, where that is not `version`.
+fn stale_version(text: &str, version: &str) -> Option<String> {
+    let said = text.split_once("The present version is ").and_then(|(_, rest)| rest.split_once(';'));
+    let said = said.map_or("nothing", |(said, _)| said);
+    (said != version).then(|| format!("the version of the handshake is {version}, not {said}"))
+}
+
+#[test]
+fn the_document_of_the_wire_has_the_version_of_the_code() {
+    let text = fs::read_to_string(root().join("docs/wire.md")).unwrap();
+    assert_none(stale_version(&text, &format!("{VERSION_MAJOR}.{VERSION_MINOR}")).into_iter().collect());
+}
+
+#[test]
+fn a_stale_version_is_found() {
+    let text = "The present version is 4.0; others";
+    assert_eq!(stale_version(text, "4.0"), None);
+    assert_eq!(stale_version(text, "4.1").unwrap(), "the version of the handshake is 4.1, not 4.0");
+    assert_eq!(stale_version("", "4.0").unwrap(), "the version of the handshake is 4.0, not nothing");
 }
 
 /// Examples that are only compiled, or not even that, in the library's documents. One that must not compile (`compile_fail`) is tried.
