@@ -54,6 +54,11 @@ impl Driver {
         }
     }
 
+    #[cfg(test)]
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+
     /// The engine, for a call that does not wait.
     pub fn engine(&self) -> MutexGuard<'_, Engine> {
         match self.engine.lock() {

@@ -567,6 +567,29 @@ fn the_progress_thread_forgets_a_wake_that_nobody_waited_for() {
     assert!(!shared.waker.drain(), "the wake is still there");
 }
 
+/// A caller that polls may make the transport forget whom to wake: the progress thread arms it again and does not sleep out its nap.
+#[test]
+fn whoever_polls_rouses_the_progress_thread() {
+    let Rig { engine, polls, .. } = Rig::new(Consistency::Asp, 8);
+    let shared = engine.shared.clone();
+    let driver = Arc::new(Driver::new(engine, shared));
+    let _thread = ProgressThread::start(driver.clone()).unwrap();
+    for _ in 0..3 {
+        while !driver.is_asleep() {
+            std::thread::yield_now();
+        }
+        let before = polls.load(Ordering::Relaxed);
+        let none = || Deadline::after(Instant::now(), Duration::ZERO);
+        let outcome: Result<()> = driver.drive(none, |_| "nothing".to_owned(), |_| Ok(None));
+        assert!(outcome.is_err());
+        // It has not come to it yet, or has looked and sleeps again.
+        assert!(!driver.is_asleep() || polls.load(Ordering::Relaxed) >= before + 2);
+        while polls.load(Ordering::Relaxed) < before + 2 {
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// What a server thread says of what it publishes is held against what it must be.
 #[test]
 fn a_server_that_publishes_nonsense_is_named() {
