@@ -71,6 +71,8 @@ pub struct Index {
     few: Option<Box<[Line; SEGMENT]>>,
     /// By the first [`TOGETHER`] bits of the hash. Empty before the first segment.
     groups: Vec<Group>,
+    /// The directories of all groups: segments. What one has left for a place of twice the length is not used again.
+    directory: Vec<u32>,
     segments: Vec<Segment>,
     lines: Slabs<Line>,
     /// Keys that were put elsewhere so far, to make room.
@@ -79,17 +81,24 @@ pub struct Index {
 }
 
 /// The keys whose hashes have their first [`TOGETHER`] bits in common. A server thread may have keys of one group only, and many.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Group {
-    /// By the next `bits` of the hash: the segment. One that is alone may be that of other groups, too.
-    directory: Vec<u32>,
+    /// Where its directory begins, which has an entry for each value of the next `bits` of the hash. The segment of one that is alone may be
+    /// that of other groups, too.
+    first: u32,
     bits: u32,
 }
 
 impl Group {
     /// The entry for a hash.
     #[inline(always)]
-    fn entry(&self, hash: u64) -> usize {
+    fn entry(self, hash: u64) -> usize {
+        self.first as usize + self.place(hash)
+    }
+
+    /// The same, counted from the first.
+    #[inline(always)]
+    fn place(self, hash: u64) -> usize {
         (hash << TOGETHER >> 1 >> (63 - self.bits)) as usize
     }
 }
@@ -106,6 +115,7 @@ impl Default for Index {
         Index {
             few: None,
             groups: Vec::new(),
+            directory: Vec::new(),
             segments: Vec::new(),
             lines: Slabs::new(SEGMENT),
             #[cfg(test)]
@@ -155,7 +165,7 @@ impl Index {
     #[inline(always)]
     pub fn probe(&self, key: Key) -> Probe<'_> {
         let hash = hash(key);
-        let segment = self.groups.get(group(hash)).and_then(|group| group.directory.get(group.entry(hash)));
+        let segment = self.groups.get(group(hash)).and_then(|group| self.directory.get(group.entry(hash)));
         let lines = segment.and_then(|&segment| self.lines.get(segment).first_chunk());
         Probe { lines: lines.or(self.few.as_deref()).unwrap_or(&NO_LINES), at: first(hash) }
     }
@@ -187,7 +197,8 @@ impl Index {
             return false;
         }
         let segment = self.add_segment(0);
-        self.groups = vec![Group { directory: vec![segment], bits: 0 }; 1 << TOGETHER];
+        self.groups = (0..1 << TOGETHER).map(|first| Group { first, bits: 0 }).collect();
+        self.directory = vec![segment; 1 << TOGETHER];
         let few = self.few.take();
         for (key, row) in few.iter().flat_map(|few| few.iter()).flat_map(Line::iter) {
             self.put(segment, hash(key), key, row);
@@ -202,8 +213,7 @@ impl Index {
 
     /// That of a hash, once there is one.
     fn segment(&self, hash: u64) -> u32 {
-        let group = &self.groups[group(hash)];
-        group.directory[group.entry(hash)]
+        self.directory[self.groups[group(hash)].entry(hash)]
     }
 
     fn add_segment(&mut self, bits: u8) -> u32 {
@@ -237,17 +247,22 @@ impl Index {
             first + places / 2..first + places
         };
         let Some(deep) = bits.checked_sub(TOGETHER).filter(|&deep| deep > 0) else {
-            let groups = upper(group(of), 2 << (TOGETHER - bits));
-            return self.groups[groups].iter_mut().for_each(|group| group.directory[0] = new);
+            // Groups whose directories have one entry each, which lie where they lay at first.
+            return self.directory[upper(group(of), 2 << (TOGETHER - bits))].fill(new);
         };
         let group = &mut self.groups[group(of)];
         if deep > group.bits {
-            // 2^32 segments would be beyond what their numbers count: memory ends long before.
-            group.bits = deep;
-            group.directory = group.directory.iter().flat_map(|&segment| [segment; 2]).collect();
+            let (first, length) = (group.first as usize, 1 << group.bits);
+            // 2^32 entries would lead to more keys than positions can count: memory ends long before.
+            *group = Group { first: self.directory.len() as u32, bits: deep };
+            self.directory.reserve(2 * length);
+            for entry in first..first + length {
+                self.directory.extend([self.directory[entry]; 2]);
+            }
         }
-        let entries = upper(group.entry(of), 2 << (group.bits - deep));
-        group.directory[entries].fill(new);
+        let entries = upper(group.place(of), 2 << (group.bits - deep));
+        let first = group.first as usize;
+        self.directory[first + entries.start..first + entries.end].fill(new);
     }
 
     /// Puts a key that is not there into a segment that has room.
@@ -321,7 +336,9 @@ mod tests {
     impl Index {
         /// Of all directories.
         fn entries(&self) -> usize {
-            self.groups.iter().map(|group| group.directory.len()).sum()
+            let used = self.groups.iter().map(|group| 1 << group.bits).sum();
+            assert!(self.directory.len() <= 2 * used, "{} for {used}", self.directory.len());
+            used
         }
     }
 
