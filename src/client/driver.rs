@@ -242,8 +242,10 @@ impl Drop for ProgressThread {
 /// Never spins: a caller that waits spins better, on its own CPU. Ends with the engine's first failure, which every later
 /// call of the client gives, too.
 fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
+    let mut roused = false;
     while !stop.load(Ordering::Acquire) {
-        let parked = if driver.waiting.load(Ordering::Relaxed) > 0 {
+        // Who polled may do so again at once, and would find the engine taken.
+        let parked = if roused || driver.waiting.load(Ordering::Relaxed) > 0 {
             park(&[waker.fd()], ASIDE).map(drop)
         } else {
             let mut engine = driver.engine();
@@ -270,5 +272,7 @@ fn run(driver: &Driver, stop: &AtomicBool, waker: &Waker) {
         if parked.is_err() {
             return;
         }
+        // An end is found at the loop's head.
+        roused = waker.drain();
     }
 }

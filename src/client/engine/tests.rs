@@ -588,6 +588,11 @@ fn whoever_polls_rouses_the_progress_thread() {
             std::thread::yield_now();
         }
     }
+    // And then it sleeps: a wake is heard once.
+    let before = polls.load(Ordering::Relaxed);
+    (0..10_000).for_each(|_| std::thread::yield_now());
+    let looks = polls.load(Ordering::Relaxed) - before;
+    assert!(looks < 100, "{looks}");
 }
 
 /// What a server thread says of what it publishes is held against what it must be.
