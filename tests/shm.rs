@@ -17,7 +17,7 @@ use windlass::transport::park::park;
 use windlass::transport::shm::{Shm, ShmConfig};
 use windlass::transport::{Completion, Side, Transport};
 use windlass::types::{Consistency, NonFinite, OptimizerSpec};
-use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, TableSpec};
+use windlass::{Client, ClientConfig, Error, KeyRange, Secret, Server, Table, TableSpec};
 
 /// Two workers on a server of two threads; gives what each returned.
 fn job<T: Send + 'static>(
@@ -274,12 +274,7 @@ fn with_little_address_space() {
             setrlimit(Resource::As, Rlimit { current: Some(size + (64 << 20)), ..limit }).unwrap();
         }
         client.barrier().unwrap();
-        let range = KeyRange::new(ELEMENTS as u64 - 100_000, ELEMENTS as u64).unwrap();
-        table.push_range(range, &[1.0; 100_000]).unwrap().wait().unwrap();
-        client.barrier().unwrap();
-        let mut values = vec![0.0; 100_000];
-        table.pull_range(range, &mut values).unwrap();
-        values.iter().all(|v| *v == 2.0)
+        both_push_the_end(client, &table, ELEMENTS as u64)
     });
     assert_eq!(ends, [true, true]);
 }
@@ -287,6 +282,16 @@ fn with_little_address_space() {
 #[test]
 fn a_worker_without_address_space_goes_on_over_tcp() {
     by_itself("with_little_address_space");
+}
+
+/// Whether a worker finds both workers' pushes to the end of a table.
+fn both_push_the_end(client: &Client, table: &Table, length: u64) -> bool {
+    let range = KeyRange::new(length - 100_000, length).unwrap();
+    table.push_range(range, &[1.0; 100_000]).unwrap().wait().unwrap();
+    client.barrier().unwrap();
+    let mut values = vec![0.0; 100_000];
+    table.pull_range(range, &mut values).unwrap();
+    values.iter().all(|v| *v == 2.0)
 }
 
 /// Runs an ignored test in a process of its own: limits are a process's.
@@ -347,12 +352,7 @@ fn with_small_files_and_tcp() {
         client.barrier().unwrap();
         let spec = TableSpec::dense("w", &[LONG]).optimizer(OptimizerSpec::new("sum", &[]));
         let table = client.table(&spec.consistency(Consistency::Asp)).unwrap();
-        let range = KeyRange::new(LONG - 100_000, LONG).unwrap();
-        table.push_range(range, &[1.0; 100_000]).unwrap().wait().unwrap();
-        client.barrier().unwrap();
-        let mut values = vec![0.0; 100_000];
-        table.pull_range(range, &mut values).unwrap();
-        values.iter().all(|v| *v == 2.0)
+        both_push_the_end(client, &table, LONG)
     });
     assert_eq!(ends, [true, true]);
 }
