@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::handshake::SessionKey;
 use crate::config::TransportKind;
 use crate::error::{Error, Result};
-use crate::types::{Clock, Offer, Rank, Role, ServerInfo, TableId, TableSpec, View};
+use crate::types::{Clock, Offer, Rank, Role, ServerInfo, TableId, TableSpec, View, shortened};
 
 /// The longest body of a frame, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
@@ -559,12 +559,7 @@ fn check_view(
 
 /// A reason cut to what a message may carry.
 pub fn reason(text: impl Into<String>) -> String {
-    let mut text = text.into();
-    if text.len() > MAX_REASON {
-        text.truncate(super::wire::cut(&text, MAX_REASON - 4).len());
-        text.push_str(" …");
-    }
-    text
+    shortened(text.into(), MAX_REASON)
 }
 
 /// Encodes the frames of one direction.

@@ -17,7 +17,7 @@ pub use ids::{IdHasher, IdMap};
 pub use initializer::{Initial, Initializer};
 pub use key::{Key, KeyRange, SortedKeys, mix64};
 pub use node::{Identity, Rank, Role, ServerInfo, View};
-pub use offer::{Lack, MAX_WHY, Offer};
+pub use offer::{Lack, MAX_WHY, Offer, shortened};
 pub use partition::{PartitionMap, ShardId};
 pub use table::{
     Aggregate, BucketId, DEFAULT_SEGMENT_BYTES, DEFAULT_SPARSE_BUCKETS, DirectoryEntry, MAX_TABLES,

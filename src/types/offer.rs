@@ -34,13 +34,18 @@ pub const MAX_WHY: usize = 1024;
 impl Lack {
     /// Of `kind`, for this reason, which is cut where it is long.
     pub fn new(kind: TransportKind, absent: bool, why: &str) -> Lack {
-        let mut why = why.to_owned();
-        if why.len() > MAX_WHY {
-            why.truncate(why.floor_char_boundary(MAX_WHY - 4));
-            why.push_str(" …");
-        }
-        Lack { kind, absent, why }
+        Lack { kind, absent, why: shortened(why.to_owned(), MAX_WHY) }
     }
+}
+
+/// A text of at most `most` bytes, which says so where it was longer.
+pub fn shortened(mut text: String, most: usize) -> String {
+    const CUT: &str = " …";
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most.saturating_sub(CUT.len())));
+        text.push_str(CUT);
+    }
+    text
 }
 
 impl Offer {
